@@ -1,0 +1,176 @@
+"""Every pytree that crosses a file. Imports nothing of ours.
+
+Dimension key, used in every shape comment of the project:
+
+    B  problems in a batch              R  rows of a tree (every step ever sampled for it)
+    N  nodes that mctx expands          S  tokens of a step, at most
+    A  candidate steps of a node        L  tokens of a sequence, at most (prompt and all steps)
+    D  steps of a trace, at most        M  examples of an update
+    C  rows that a replay can hold      P  tokens of a prompt, at most
+
+A *step* is a piece of reasoning, never a gradient step (that is an *update*). *Finished* means that the final answer
+has been given (an end token), *ended* that the branch cannot grow (finished, or cut by the step or depth limit).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array | np.ndarray
+Params = Any  # nested dict of arrays
+
+
+class Kind(IntEnum):
+    """What a row of a tree is."""
+
+    EMPTY = 0  # never sampled
+    CANDIDATE = 1  # a step sampled when its parent was expanded
+    ROLLOUT = 2  # a step of a Monte Carlo rollout
+    DUPLICATE = 3  # a candidate whose text an earlier sibling has already; never searched, never labelled
+
+
+class Verdict(IntEnum):
+    """The task's word on a finished trace."""
+
+    NONE = 0  # not a finished trace
+    CORRECT = 1
+    WRONG = 2
+    UNPARSABLE = 3  # finished without an answer that can be read; wrong for every purpose but the counts
+    ERROR = 4  # the verifier failed; counted, never trained on
+
+
+@struct.dataclass
+class Prompts:
+    """Encoded problems, right-padded. A row with problem_id -1 is padding of the batch."""
+
+    tokens: Array  # [B P] int32
+    length: Array  # [B] int32
+    problem_id: Array  # [B] int32
+
+
+@struct.dataclass
+class Steps:
+    """Steps sampled from the policy; lane axes lead (`...` is `[B A]` in a search). Tokens past `length` are 0."""
+
+    tokens: Array  # [... S] int32, the terminator included
+    length: Array  # [...] int32, 0 where the lane was not live
+    is_finished: Array  # [...] bool, ended by an end token
+    is_cut: Array  # [...] bool, ended by the step limit
+    is_ok: Array  # [...] bool, every logit was finite
+
+
+@struct.dataclass
+class Tree:
+    """A finished search over one prompt, in rows that no engine's internals show through.
+
+    A row is one sampled step. Its parent row always has a smaller index; parent -1 is the prompt itself.
+    """
+
+    problem_id: Array  # [B] int32
+    parent: Array  # [B R] int32
+    kind: Array  # [B R] int32, a Kind
+    tokens: Array  # [B R S] int32
+    length: Array  # [B R] int32
+    score: Array  # [B R] float32, the PRM's value of the prefix that ends with this step
+    visits: Array  # [B R] int32
+    value: Array  # [B R] float32, after back-up; the score where nothing was backed up
+    is_ended: Array  # [B R] bool
+    is_finished: Array  # [B R] bool
+    chosen: Array  # [B] int32, the row that the search answers with, -1 if it has no finished one
+    is_ok: Array  # [B] bool, False: a logit or a score was not finite and the problem is set aside
+    num_simulations: Array  # [B] int32, expansions and re-visits of ended leaves
+    num_wasted: Array  # [B] int32, simulations spent on leaves that had ended
+    policy_tokens: Array  # [B] int32, tokens the policy computed (prefill and samples, padding not)
+    prm_tokens: Array  # [B] int32, tokens the PRM computed
+    lane_tokens: Array  # [B] int32, token slots that decoding held open; useful ones are `length` summed
+
+
+@struct.dataclass
+class Labels:
+    """What every row of a tree is worth, given the verdicts on its finished traces (stage 3)."""
+
+    verdict: Array  # [B R] int32, a Verdict
+    distance: Array  # [B R] int32, further steps to a correct answer
+    is_correct: Array  # [B R] bool, a correct answer is reached here or below
+    target: Array  # [B R] float32, the quality value in [0, 1]
+    is_labelled: Array  # [B R] bool
+
+
+@struct.dataclass
+class Traces:
+    """Verified traces: what the policy learns from. Rows with iteration -1 are empty."""
+
+    tokens: Array  # [C L] int32, prompt and all steps
+    prompt_length: Array  # [C] int32
+    length: Array  # [C] int32
+    problem_id: Array  # [C] int32
+    iteration: Array  # [C] int32, the iteration that made the row, with the policy of the one before
+
+
+@struct.dataclass
+class Paths:
+    """Root-to-leaf paths with a value target at step ends: what the PRM learns from. Rows with iteration -1 are empty.
+
+    A step that several paths share carries its weight on one of them only, so each label counts once.
+    """
+
+    tokens: Array  # [C L] int32
+    length: Array  # [C] int32
+    step_end: Array  # [C D] int32, index of each step's last token
+    target: Array  # [C D] float32
+    weight: Array  # [C D] float32, 0: no step there, or labelled on another path
+    is_correct: Array  # [C] bool, the path ends with a correct answer
+    problem_id: Array  # [C] int32
+    iteration: Array  # [C] int32
+
+
+@struct.dataclass
+class Replay:
+    """The rounds kept, bounded, newest rounds first to stay."""
+
+    traces: Traces
+    paths: Paths
+
+
+@struct.dataclass
+class PolicyBatch:
+    """Rows for one policy update; loss on the tokens in [prompt_length, length)."""
+
+    tokens: Array  # [M L] int32
+    prompt_length: Array  # [M] int32
+    length: Array  # [M] int32
+
+
+@struct.dataclass
+class PrmBatch:
+    """Rows for one PRM update; squared error at `step_end` where `weight` is not 0."""
+
+    tokens: Array  # [M L] int32
+    length: Array  # [M] int32
+    step_end: Array  # [M D] int32
+    target: Array  # [M D] float32
+    weight: Array  # [M D] float32
+
+
+@struct.dataclass
+class Learner:
+    """A network with its optimizer."""
+
+    params: Params
+    opt_state: Any
+    num_updates: Array  # [] int32
+
+
+@struct.dataclass
+class State:
+    """All that an iteration hands to the next one."""
+
+    iteration: Array  # [] int32
+    policy: Learner
+    prm: Learner
+    replay: Replay
