@@ -54,6 +54,14 @@ class Prompts:
 
 
 @struct.dataclass
+class Prefix:
+    """A partial solution: the prompt followed by the steps so far, right-padded."""
+
+    tokens: Array  # [B L] int32
+    length: Array  # [B] int32
+
+
+@struct.dataclass
 class Steps:
     """Steps sampled from the policy; lane axes lead (`...` is `[B A]` in a search). Tokens past `length` are 0."""
 

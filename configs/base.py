@@ -1,0 +1,12 @@
+"""Every key and its default, gathered from the dataclasses beside the code they govern (see their remarks there)."""
+
+from dataclasses import asdict
+
+from ml_collections import ConfigDict
+
+from jaxtrain.build import Config
+
+
+def get_config() -> ConfigDict:
+    """Return the defaults."""
+    return ConfigDict(asdict(Config()), convert_dict=True)

@@ -1,0 +1,197 @@
+"""Make the compiled functions of a run, once, in one place. Stands between the stages and the iteration.
+
+Every function is pure and knows its shardings: search runs per shard of the batch on whole weights, updates run over
+the whole mesh. Closures capture config and modules, never arrays. Each is compiled at its first call, and the
+compilation is announced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxtrain import labels, search, sharding, updates
+from jaxtrain.checkpoints import CheckpointsConfig
+from jaxtrain.datasets import DatasetsConfig, empty_replay
+from jaxtrain.errors import UserError
+from jaxtrain.evaluation import EvaluationConfig
+from jaxtrain.nn.heads import ValueHead
+from jaxtrain.nn.sampling import fold_in, make_sample_steps, make_score_steps
+from jaxtrain.nn.transformer import ModelConfig, Transformer
+from jaxtrain.progress import Progress
+from jaxtrain.prompts import PromptsConfig
+from jaxtrain.search import SearchConfig
+from jaxtrain.sharding import ShardingConfig
+from jaxtrain.structs import Array, Params, State
+from jaxtrain.tasks import TasksConfig
+from jaxtrain.tokenizers import Tokenizer
+from jaxtrain.updates import UpdatesConfig
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The loop around the stages."""
+
+    num_iterations: int = 3  # after iteration 0, the warm start; may be raised to continue a finished run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of; `configs/base.py` turns it into flags."""
+
+    seed: int = 0  # of all draws but the task's problems
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
+    updates: UpdatesConfig = field(default_factory=UpdatesConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    @property
+    def max_length(self) -> int:
+        """L: a prompt and all its steps."""
+        return self.prompts.max_prompt_tokens + self.search.max_steps * self.search.max_step_tokens
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The compiled functions; a grow is (policy_params, prm_params, prompts, keys, temperature) -> Tree."""
+
+    init_policy: Callable[[Array], Any]  # key data [2] -> Learner
+    init_prm: Callable[[Params], Any]  # policy params -> Learner, the PRM starting from the policy's weights
+    grow: Callable  # training trees
+    solve: Callable  # trees that answer evaluation problems
+    sample: Callable  # independent traces
+    greedy: Callable  # one trace
+    back_up: Callable  # (tree, verdicts) -> Labels
+    update_policy: Callable
+    update_prm: Callable
+    problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
+    abstract_state: State  # shapes, dtypes and shardings
+
+
+def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions:
+    """Build everything a run will call. Raises UserError where the config does not fit the devices."""
+    mesh = sharding.make_mesh(config.sharding)
+    check_divisible(config, mesh)
+    whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
+    model, head = Transformer(config.model, tokenizer.vocab_size), ValueHead()
+    c = config.search
+    sample_steps = make_sample_steps(model, tokenizer.newline_id, tokenizer.end_id, c.max_step_tokens)
+    score_steps = make_score_steps(model)
+
+    def logits_fn(params: Params, tokens: Array, length: Array) -> Array:
+        return model.apply({"params": params}, read(params, tokens, length), method="logits")
+
+    def values_fn(params: Params, tokens: Array, length: Array, step_end: Array) -> Array:
+        hidden = read(params["backbone"], tokens, length)
+        at_ends = jnp.take_along_axis(hidden, step_end[..., None], axis=1)
+        return head.apply({"params": params["head"]}, at_ends)
+
+    def read(params: Params, tokens: Array, length: Array) -> Array:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return model.apply({"params": params}, tokens, positions, positions < length[:, None])[0]
+
+    optimizer = updates.make_optimizer(config.updates.policy), updates.make_optimizer(config.updates.prm)
+
+    def new_policy(key: Array):
+        one = jnp.zeros((1, 1), jnp.int32)
+        params = model.init(jax.random.wrap_key_data(key), one, one, one == 0)["params"]
+        return updates.init_learner(params, optimizer[0])
+
+    def new_prm(policy_params: Params):
+        head_params = head.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]
+        return updates.init_learner({"backbone": policy_params, "head": head_params}, optimizer[1])
+
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    policy = jax.eval_shape(new_policy, key)
+    prm = jax.eval_shape(new_prm, policy.params)
+    placed = sharding.tree_shardings(mesh, policy), sharding.tree_shardings(mesh, prm)
+
+    def compiled(name: str, fn: Callable, **jit_options) -> Callable:
+        return Announced(name, jax.jit(fn, **jit_options), progress)
+
+    def grower(name: str, search_config: SearchConfig) -> Callable:
+        fn = search.make_grow(search_config, sample_steps, score_steps)
+        per_shard = sharding.per_shard(fn, mesh, num_params=2, num_batched=2)
+        return compiled(name, per_shard, in_shardings=(placed[0].params, placed[1].params, split, split, whole))
+
+    def updater(name: str, loss: Callable, fn: Callable, which: int) -> Callable:
+        update = updates.make_update(lambda params, batch: loss(fn, params, batch), optimizer[which])
+        learner = placed[which]
+        return compiled(
+            name, update, in_shardings=(learner, split, whole), out_shardings=(learner, whole), donate_argnums=0
+        )
+
+    e = config.evaluation
+    samples = replace(c, method="sample", num_samples=e.num_samples)
+    solving = replace(c, method="mcts_star", num_simulations=e.num_simulations, num_candidates=e.num_candidates)
+    abstract = State(
+        iteration=np.zeros((), np.int32),
+        policy=policy,
+        prm=prm,
+        replay=empty_replay(config.datasets, config.max_length, c.max_steps),
+    )
+    shardings = State(whole, *placed, jax.tree.map(lambda _: whole, abstract.replay))
+    return Functions(
+        init_policy=compiled("policy init", new_policy, out_shardings=placed[0]),
+        init_prm=compiled("PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]),
+        grow=grower("search", c),
+        solve=grower("solving search", solving),
+        sample=grower("sampling", samples),
+        greedy=grower("greedy decoding", replace(samples, num_samples=1)),
+        back_up=compiled("back-up", labels.back_up),
+        update_policy=updater("policy update", updates.policy_loss, logits_fn, 0),
+        update_prm=updater("PRM update", updates.prm_loss, values_fn, 1),
+        problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
+        abstract_state=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        ),
+    )
+
+
+def problem_keys(seed: int, iteration: Array, purpose: Array, problem_id: Array) -> Array:
+    """Derive raw keys [B 2]: a function of (seed, iteration, purpose, problem) alone, so batches may be cut anyhow."""
+    key = jax.random.key(seed)
+    for data in (iteration, purpose):
+        key = jax.random.fold_in(key, data)
+    raw = jnp.broadcast_to(jax.random.key_data(key), (*problem_id.shape, 2))
+    return fold_in(raw, problem_id)
+
+
+def check_divisible(config: Config, mesh: Mesh) -> None:
+    """Refuse batches that the mesh cannot split evenly."""
+    shards = sharding.num_shards(mesh)
+    for key, size in (
+        ("prompts.batch_size", config.prompts.batch_size),
+        ("updates.policy.batch_size", config.updates.policy.batch_size),
+        ("updates.prm.batch_size", config.updates.prm.batch_size),
+    ):
+        if size % shards:
+            raise UserError(
+                f"--config.{key}={size} cannot be split over data x fsdp = {shards} devices; choose a multiple"
+            )
+
+
+class Announced:
+    """A jitted function that says when it compiles, once for every shape of arguments."""
+
+    def __init__(self, name: str, jitted: Any, progress: Progress):
+        self._name, self._jitted, self._progress, self._compiled = name, jitted, progress, {}
+
+    def __call__(self, *args):
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args))
+        if shapes not in self._compiled:
+            with self._progress.compiling(self._name):
+                self._compiled[shapes] = self._jitted.lower(*args).compile()
+        return self._compiled[shapes](*args)

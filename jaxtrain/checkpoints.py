@@ -1,0 +1,54 @@
+"""Stage 6 of 7. State to disk and back.
+
+One orbax checkpoint an iteration holds everything the next one needs: both learners and the replay. It is restored
+through the abstract state (shapes, dtypes, shardings) that also shaped its initialisation, so another number of devices
+is no matter. A checkpoint is committed whole or not at all; what a killed save left behind is swept at the next start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxtrain.structs import State
+
+
+@dataclass(frozen=True)
+class CheckpointsConfig:
+    """What stays on disk."""
+
+    num_kept: int = 3  # newest checkpoints; iteration 0, the warm start, always stays
+
+
+class Checkpoints:
+    """The folder `checkpoints/<iteration>/state` of a run."""
+
+    def __init__(self, folder: Path, config: CheckpointsConfig):
+        policy = ocp.checkpoint_managers.preservation_policy
+        keep = policy.AnyPreservationPolicy([policy.LatestN(config.num_kept), policy.CustomSteps([0])])
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def newest(self) -> int | None:
+        """Return the newest iteration on disk, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint; it is on disk when this returns."""
+        self._manager.save(int(state.iteration), args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+
+    def restore(self, iteration: int, abstract: Any) -> State:
+        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the replay comes as numpy."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        state: State = self._manager.restore(iteration, args=args)["state"]
+        return state.replace(replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration))

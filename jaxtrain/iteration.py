@@ -1,0 +1,273 @@
+"""The seven stages composed: `iterate` is one turn of the loop, `run` all of them.
+
+Iteration 0 is the warm start, checkpointed and scored like the others. The iteration is the atom of resume: what was
+interrupted is done again with the same keys, finished shards of trees are reused, and every draw is a function of
+(seed, iteration, purpose, problem). So a resumed run ends where an undisturbed one does, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
+from jaxtrain.build import Config, Functions, build
+from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.progress import Phase, Progress
+from jaxtrain.report import write_report
+from jaxtrain.structs import Kind, Labels, Learner, Paths, Prompts, State, Traces, Tree, Verdict
+from jaxtrain.tasks import Problem, Task
+from jaxtrain.updates import FitConfig
+from jaxtrain.workdir import Workdir
+
+NUM_REPORTED_TRACES = 10
+
+
+class Purpose(IntEnum):
+    """What a key or a random generator is for; part of every seed."""
+
+    INIT = 0
+    SEARCH = 1
+    SOLVE = 2
+    SAMPLE = 3
+    GREEDY = 4
+    FIT_POLICY = 5
+    FIT_PRM = 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works with besides its State: functions, the task, and where things are told."""
+
+    config: Config
+    task: Task
+    fns: Functions
+    workdir: Workdir
+    log: MetricsLog
+    progress: Progress
+
+    @cached_property
+    def problems(self) -> dict[int, Problem]:
+        return {p.id: p for p in (*self.task.train, *self.task.dev, *self.task.test)}
+
+    def verify(self, problem_id: int, tokens: np.ndarray) -> Verdict:
+        return self.task.verify(self.problems[problem_id], self.task.tokenizer.decode(tokens.tolist()))
+
+    def answer(self, problem_id: int, tokens: np.ndarray) -> str | None:
+        return self.task.answer(self.task.tokenizer.decode(tokens.tolist()))
+
+    def encode(self, problems: Sequence[Problem]) -> tuple[list[Prompts], int]:
+        c = self.config.prompts
+        return prompts.encode(problems, self.task.tokenizer, c.max_prompt_tokens, c.batch_size)
+
+    def policy_batches(self, i: int, traces: Traces) -> Callable:
+        rng = np.random.default_rng((self.config.seed, i, int(Purpose.FIT_POLICY)))
+        return lambda num_updates, batch_size: datasets.policy_batches(traces, num_updates, batch_size, rng)
+
+    def prm_batches(self, i: int, paths: Paths) -> Callable:
+        rng = np.random.default_rng((self.config.seed, i, int(Purpose.FIT_PRM)))
+        is_balanced = self.config.datasets.balance_outcomes
+        return lambda num_updates, batch_size: datasets.prm_batches(paths, num_updates, batch_size, rng, is_balanced)
+
+
+def iterate(state: State, run: Run) -> State:
+    """Turn the loop once: prompts, search, labels, datasets, updates. Checkpoint and evaluation are `run_loop`'s."""
+    i, c, fns = int(state.iteration) + 1, run.config, run.fns
+    problems = prompts.draw(run.task.train, c.prompts.num_problems, c.seed, i)
+    batches, num_too_long = run.encode(problems)
+    shards = grow(run, i, batches, state.policy, state.prm)
+    replay, kept = datasets.add(state.replay, shards, i, c.datasets, c.seed)
+    run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", kept)})
+    policy = fit(run, i, "policy", fns.update_policy, state.policy, run.policy_batches(i, replay.traces))
+    prm = fit(run, i, "prm", fns.update_prm, state.prm, run.prm_batches(i, replay.paths))
+    return State(np.asarray(i, np.int32), policy, prm, replay)
+
+
+def warm_start(run: Run) -> State:
+    """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's first trees (D_V0)."""
+    c, fns, tokenizer = run.config, run.fns, run.task.tokenizer
+    pairs = [(tokenizer.encode(d.prompt), [*tokenizer.encode(d.response), tokenizer.end_id]) for d in run.task.demonstrations]
+    rows, num_too_long = datasets.demonstration_rows(pairs, c.max_length)
+    key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
+    policy = fit(run, 0, "policy", fns.update_policy, fns.init_policy(key), run.policy_batches(0, rows))
+    prm = fns.init_prm(policy.params)
+
+    problems = prompts.draw(run.task.train, c.prompts.num_first_problems, c.seed, 0)
+    batches, num_prompts_too_long = run.encode(problems)
+    shards = grow(run, 0, batches, policy, prm)
+    replay, kept = datasets.add(datasets.empty_replay(c.datasets, c.max_length, c.search.max_steps), shards, 0, c.datasets, c.seed)
+    counts = {"prompts/num_too_long": num_prompts_too_long, "prompts/num_demonstrations_too_long": num_too_long}
+    run.log.append(0, {**counts, **named("tasks", dict(run.task.counts)), **named("datasets", kept)})
+    prm = fit(run, 0, "prm", fns.update_prm, prm, run.prm_batches(0, replay.paths))
+    return State(np.asarray(0, np.int32), policy, prm, replay)
+
+
+def run_loop(config: Config, task: Task, workdir: Workdir, progress: Progress) -> State:
+    """Run to the last iteration, from wherever the run folder stands."""
+    fns = build(config, task.tokenizer, progress)
+    with Checkpoints(workdir.checkpoints, config.checkpoints) as checkpoints, MetricsLog(workdir.path) as log:
+        run = Run(config, task, fns, workdir, log, progress)
+        newest = checkpoints.newest()
+        is_scored = log.truncate(-1 if newest is None else newest)
+        state = None if newest is None else checkpoints.restore(newest, fns.abstract_state)
+        if state is not None:
+            progress.note(f"resuming after iteration {newest} in {workdir.path}")
+            if not is_scored:
+                score(state, run)
+        while state is None or int(state.iteration) < config.loop.num_iterations:
+            state = warm_start(run) if state is None else iterate(state, run)
+            checkpoints.save(state)
+            score(state, run)
+    return state
+
+
+def grow(run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Learner) -> list[datasets.Shard]:
+    """Grow and judge an iteration's trees batch by batch; a batch that is on disk already is not grown again."""
+    shards, counts = [], []
+    with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
+        for k, batch in enumerate(batches):
+            tree = run.workdir.load_trees(i, k)
+            if tree is None:
+                tree = explore(run, run.fns.grow, i, Purpose.SEARCH, batch, policy, prm, run.config.search.temperature)
+                run.workdir.save_trees(i, k, tree)
+            shards.append((batch, tree, judge(run, tree)))
+            counts.append(labels.counts(tree, shards[-1][2]))
+            tally(phase, tree, counts[-1])
+    totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
+    metrics = {**named("search", search_totals([tree for _, tree, _ in shards])), **named("labels", totals)}
+    run.log.append(i, {**metrics, "time/search": phase.seconds})
+    return shards
+
+
+def explore(run: Run, grow_fn: Callable, i: int, purpose: Purpose, batch: Prompts, policy, prm, temperature) -> Tree:
+    """Call one of the compiled searches on a batch, with the keys of its purpose. Returns host arrays."""
+    keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
+    return jax.device_get(grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature)))
+
+
+def judge(run: Run, tree: Tree) -> Labels:
+    """Ask the task about every finished trace, then infer what every step is worth."""
+    return jax.device_get(run.fns.back_up(tree, labels.judge(tree, run.verify)))
+
+
+def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, make_batches: Callable) -> Learner:
+    """Fit one network to `make_batches(num_updates, batch_size)`."""
+    c: FitConfig = getattr(run.config.updates, name)
+    num_updates = c.num_updates if i else c.num_first_updates
+    with run.progress.phase(f"{name} updates", iteration=i, total=num_updates, unit="updates") as phase:
+        batches = make_batches(num_updates, c.batch_size)
+        rates = updates.learning_rates(c, num_updates)
+        learner, info = updates.fit(update, learner, batches, rates, lambda loss: phase.advance(loss=loss))
+    if info["is_skipped_fit"]:
+        run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
+    run.log.append(i, {**named(f"updates/{name}", info), f"time/{name}_updates": phase.seconds})
+    return learner
+
+
+def score(state: State, run: Run) -> None:
+    """Measure an iteration on held-out problems, log it as one event, and write the report."""
+    i, c, fns = int(state.iteration), run.config.evaluation, run.fns
+    problems = getattr(run.task, c.split)[: c.num_problems]
+    batches, num_too_long = run.encode(problems)
+    methods = {
+        "greedy": (fns.greedy, Purpose.GREEDY, 0.0),
+        "sample": (fns.sample, Purpose.SAMPLE, c.temperature),
+        "mcts": (fns.solve, Purpose.SOLVE, run.config.search.temperature),
+    }
+    found: dict[str, list[tuple[Prompts, Tree, Labels]]] = {name: [] for name in methods}
+    total = len(methods) * num_problems(batches)
+    with run.progress.phase("evaluation", iteration=i, total=total) as phase:
+        for name, (grow_fn, purpose, temperature) in methods.items():
+            for batch in batches:
+                tree = explore(run, grow_fn, i, purpose, batch, state.policy, state.prm, temperature)
+                found[name].append((batch, tree, judge(run, tree)))
+                tally(phase, tree, labels.counts(tree, found[name][-1][2]))
+        joined = {name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()}
+        metrics = measure(state, joined, run.answer)
+    metrics |= {"evaluation/num_too_long": num_too_long, "time/evaluation": phase.seconds}
+    run.log.append(i, metrics)
+    samples = [*reported_traces(run, *joined["mcts"], "mcts"), *reported_traces(run, *joined["greedy"], "greedy")]
+    write_report(run.workdir.report, asdict(run.config), run.log.read(), samples, run.workdir.manifest)
+
+
+def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable) -> evaluation.Metrics:
+    """Turn judged trees of the three searches into the accuracy table and the PRM's report."""
+    (prompt, greedy, greedy_labels), (_, sampled, sample_labels) = found["greedy"], found["sample"]
+    _, solved, solve_labels = found["mcts"]
+    table = evaluation.accuracy_table(
+        evaluation.read_samples(greedy, greedy_labels.verdict, prompt.length, answer_fn),
+        evaluation.read_samples(sampled, sample_labels.verdict, prompt.length, answer_fn),
+        evaluation.read_choice(solved, solve_labels.verdict, answer_fn),
+    )
+    paths = state.replay.paths
+    _, depth = np.nonzero(paths.weight)
+    baseline = evaluation.fit_baseline(paths.target[paths.weight > 0], depth)
+    return {**table, **evaluation.prm_report(solved, solve_labels, baseline)}
+
+
+def reported_traces(run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str) -> list[dict[str, Any]]:
+    """Take the answers to the first problems of the split for the report, each step with its score and target."""
+    samples = []
+    for b in range(min(NUM_REPORTED_TRACES // 2, len(tree.chosen))):
+        problem = run.problems[int(prompt.problem_id[b])]
+        last = tree.chosen[b] if tree.chosen[b] >= 0 else np.flatnonzero(tree.kind[b] != Kind.EMPTY)[-1]
+        rows = trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]
+        steps = [
+            {
+                "text": run.task.tokenizer.decode(tree.tokens[b, r, : tree.length[b, r]].tolist()).rstrip("\n"),
+                "score": float(tree.score[b, r]),
+                "value": float(tree.value[b, r]),
+                "target": float(labelled.target[b, r]) if labelled.is_labelled[b, r] else None,
+            }
+            for r in rows
+        ]
+        verdict = Verdict(int(labelled.verdict[b, last])).name.lower()
+        samples.append({"problem": problem.prompt, "gold": problem.gold, "steps": steps, "verdict": verdict, "method": method})
+    return samples
+
+
+def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
+    """Count what a search cost and how much of it was of use."""
+    if not grown:
+        return {}
+    names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
+    totals: dict[str, float] = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
+    num_steps = sum(int((t.kind != Kind.EMPTY).sum()) for t in grown)
+    num_duplicates = sum(int((t.kind == Kind.DUPLICATE).sum()) for t in grown)
+    useful = sum(int(t.length.sum()) for t in grown)
+    return totals | {
+        "num_steps": num_steps,
+        "num_duplicates": num_duplicates,
+        "sampled_tokens": useful,
+        "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
+        "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
+        "share_duplicates": num_duplicates / max(num_steps, 1),
+    }
+
+
+def tally(phase: Phase, tree: Tree, counts: dict[str, int]) -> None:
+    """Tell the progress what a batch of trees was."""
+    phase.advance(
+        counts["num_trees"],
+        simulations=int(tree.num_simulations.sum()),
+        tokens=int(tree.policy_tokens.sum() + tree.prm_tokens.sum()),
+        solved=counts["num_trees_solved"],
+        attempted=counts["num_trees"],
+    )
+
+
+def num_problems(batches: Sequence[Prompts]) -> int:
+    """Count the problems of batches, padding apart."""
+    return sum(int((batch.problem_id >= 0).sum()) for batch in batches)
+
+
+def named(stage: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Put the stage in front of every key."""
+    return {f"{stage}/{key}": value for key, value in metrics.items()}

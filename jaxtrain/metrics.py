@@ -1,0 +1,145 @@
+"""The metrics log: metrics.jsonl is the record, the TensorBoard events are a copy of it.
+
+One line of metrics.jsonl per event: a JSON object with `iteration` (int) and keys `stage/name`. How the log stays
+without gap or duplicate when the run is killed at any instant:
+
+1. An event is one line, appended and synced to the disk before `append` returns. A line torn by a kill is dropped.
+2. What an iteration computes before its checkpoint is appended before that checkpoint is saved. So a checkpoint that
+   exists has all those rows, and rows of an iteration without one are cut by `truncate` and made again.
+3. What comes after the checkpoint (the evaluation) is appended as one event, so it is there whole or not at all:
+   `truncate` says which, and the caller scores the restored iteration again where it is missing.
+
+TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from jaxtrain.errors import UserError
+from jaxtrain.workdir import write_atomic
+
+Row = dict[str, Any]  # "iteration" and the values, plain JSON
+
+
+class MetricsLog:
+    """Read and append events of `metrics.jsonl` and `tensorboard/` in a run folder.
+
+    Before the first `append`, call `truncate` with the iteration that was restored, -1 for none: it makes the two
+    agree. Reading alone changes nothing.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = folder / "metrics.jsonl"
+        self._tensorboard = folder / "tensorboard"
+        self._rows = _read(self._path)
+        self._writer: SummaryWriter | None = None
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the TensorBoard file; metrics.jsonl needs no closing."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def truncate(self, iteration: int) -> bool:
+        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events from the rest.
+
+        Returns:
+          Whether the restored iteration has its evaluation; if not, it is for the caller to score it again.
+        """
+        self._rows = [row for row in self._rows if row["iteration"] <= iteration]
+        write_atomic(self._path, "".join(map(_line, self._rows)).encode())
+        self.close()
+        self._tensorboard.mkdir(exist_ok=True)
+        for events in self._tensorboard.glob("events.out.tfevents.*"):
+            events.unlink()
+        self._writer = SummaryWriter(str(self._tensorboard), flush_secs=5)
+        for row in self._rows:
+            self._copy(row)
+        return self.has(iteration, "evaluation/")
+
+    def append(self, iteration: int, metrics: Mapping[str, Any]) -> None:
+        """Append one event, synced to the disk when this returns.
+
+        Args:
+          iteration: the iteration that the event belongs to.
+          metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are taken as such,
+            and a float that is not finite is stored as null. Scalars also go to TensorBoard, with step = iteration.
+        """
+        if self._writer is None:
+            raise RuntimeError("call truncate(restored iteration, or -1) before the first append")
+        for key in metrics:
+            if "/" not in key:
+                raise ValueError(f"metric {key!r} is not of the form stage/name")
+        row: Row = {"iteration": int(iteration)} | {key: _plain(value) for key, value in metrics.items()}
+        with self._path.open("ab") as file:
+            file.write(_line(row).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows.append(row)
+        self._copy(row)
+
+    def read(self) -> list[Row]:
+        """Return all rows, oldest first."""
+        return [dict(row) for row in self._rows]
+
+    def has(self, iteration: int, prefix: str) -> bool:
+        """Return whether some row of the iteration has a key that starts with the prefix."""
+        return any(row["iteration"] == iteration and any(key.startswith(prefix) for key in row) for row in self._rows)
+
+    def _copy(self, row: Row) -> None:
+        assert self._writer is not None
+        for key, value in row.items():
+            if key != "iteration" and isinstance(value, int | float):
+                self._writer.add_scalar(key, value, row["iteration"])
+
+
+def _read(path: Path) -> list[Row]:
+    """Return the rows of a log; its last line may be torn, no other may."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    whole, rows = lines[:-1], []
+    for number, line in enumerate(whole, start=1):
+        try:
+            row = json.loads(line)
+            rows.append({"iteration": int(row["iteration"])} | row)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(whole):
+                break
+            raise UserError(
+                f"{path}:{number} is no row of metrics ({error}); remove that line, then start again"
+            ) from error
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "dtype"):
+        array = np.asarray(value)
+        # bfloat16 and its kin (kind V) have no Python number of their own.
+        return _plain((array.astype(np.float64) if array.dtype.kind == "V" else array).tolist())
+    raise TypeError(f"a metric is a number, a string, None or a list of those, not {type(value).__name__}")

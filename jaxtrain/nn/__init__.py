@@ -1,0 +1,1 @@
+"""Networks as pure functions of (params, arrays): one transformer, its value head, and how steps are drawn from it."""

@@ -1,0 +1,161 @@
+"""Drawing steps from the policy and scoring them with the PRM: the two functions that search is handed.
+
+One decoder serves everything: it writes up to `max_steps` steps behind a prefix. A search draws one step for each of
+its candidates, the plain sampler a whole trace for each of its lanes. The prefix is computed once for all lanes of a
+problem. A lane's draws depend on its problem's key, its number and its tokens alone, so they do not change with the
+company it keeps in a batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtrain.nn.heads import ValueHead
+from jaxtrain.nn.transformer import Segment, Transformer
+from jaxtrain.structs import Array, Params, Prefix, Steps
+
+
+class _Lanes(NamedTuple):
+    """Decoding state of `b` lanes, K steps of at most S tokens each."""
+
+    num_tokens: Array  # [] int32, tokens sampled so far in every live lane
+    token: Array  # [b] int32, the newest
+    is_live: Array  # [b] bool
+    is_ok: Array  # [b] bool
+    step: Array  # [b] int32, the step being written
+    tokens: Array  # [b K S] int32
+    length: Array  # [b K] int32
+    is_finished: Array  # [b K] bool
+    is_cut: Array  # [b K] bool
+    own: Segment  # of the K*S tokens written at most
+
+
+def read(model: Transformer, params: Params, prefix: Prefix) -> tuple[Segment, Array]:
+    """Read prefixes [B L]. Returns (their segment, hidden state at each one's last token [B width])."""
+    positions = jnp.broadcast_to(jnp.arange(prefix.tokens.shape[1]), prefix.tokens.shape)
+    mask = positions < prefix.length[:, None]
+    hidden, segment = model.apply({"params": params}, prefix.tokens, positions, mask)
+    last = jnp.maximum(prefix.length - 1, 0)[:, None, None]
+    return segment, jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+
+
+def draw(logits: Array, keys: Array, temperature: Array) -> Array:
+    """Draw a token a lane: logits [b V] float32, keys uint32 [b 2]. Temperature 0 takes the most likely."""
+    warm = logits / jnp.maximum(temperature, 1e-6)
+    drawn = jax.vmap(jax.random.categorical)(jax.random.wrap_key_data(keys), warm)
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+def fold_in(keys: Array, data: Array) -> Array:
+    """Fold integers into raw threefry keys: uint32 [... 2] and int [...] give uint32 [... 2]."""
+    fold = jnp.vectorize(
+        lambda key, n: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), n)), signature="(k),()->(k)"
+    )
+    return fold(keys, data)
+
+
+def make_sample_steps(model: Transformer, newline_id: int, end_id: int, max_step_tokens: int):
+    """Make the function that draws steps.
+
+    Returns `sample_steps(params, prefix, keys [B 2] uint32, is_live [B], temperature [], num_lanes, max_steps)` ->
+    (Steps with fields [B num_lanes max_steps ...], token slots held open a problem [] int32).
+    """
+    size = max_step_tokens
+
+    def record(lanes: _Lanes, logits: Array, lane_keys: Array, temperature: Array) -> _Lanes:
+        rows = jnp.arange(lanes.token.shape[0])
+        is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
+        is_live = lanes.is_live & is_ok
+        logits = jnp.where(is_ok[:, None], logits, 0.0)
+        keys = fold_in(lane_keys, jnp.broadcast_to(lanes.num_tokens, rows.shape))
+        token = jnp.where(is_live, draw(logits, keys, temperature), 0)
+        at = lanes.length[rows, lanes.step]
+        tokens = lanes.tokens.at[rows, lanes.step, jnp.minimum(at, size - 1)].add(token)
+        length = lanes.length.at[rows, lanes.step].add(is_live)
+        is_finished = is_live & (token == end_id)
+        is_over = is_live & (token == newline_id)
+        is_cut = is_live & ~is_finished & ~is_over & (at + 1 >= size)
+        is_last = lanes.step + 1 >= lanes.tokens.shape[1]
+        return lanes._replace(
+            num_tokens=lanes.num_tokens + 1,
+            token=token,
+            is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
+            is_ok=is_ok,
+            step=jnp.where(is_over & ~is_last, lanes.step + 1, lanes.step),
+            tokens=tokens,
+            length=length,
+            is_finished=lanes.is_finished.at[rows, lanes.step].max(is_finished),
+            is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
+        )
+
+    def sample_steps(params: Params, prefix: Prefix, keys, is_live, temperature, num_lanes: int, max_steps: int):
+        num_problems, most = prefix.length.shape[0], max_steps * size
+        b = num_problems * num_lanes
+        segment, hidden = read(model, params, prefix)
+        logits = jnp.repeat(model.apply({"params": params}, hidden, method="logits"), num_lanes, axis=0)
+        lane_keys = fold_in(keys[:, None], jnp.arange(num_lanes)).reshape(b, 2)
+        start = jnp.repeat(prefix.length, num_lanes)
+        empty = tuple(jnp.zeros((b, k.shape[1], most, k.shape[3]), k.dtype) for k in segment.k)
+        lanes = _Lanes(
+            num_tokens=jnp.zeros((), jnp.int32),
+            token=jnp.zeros(b, jnp.int32),
+            is_live=jnp.repeat(is_live, num_lanes),
+            is_ok=jnp.ones(b, bool),
+            step=jnp.zeros(b, jnp.int32),
+            tokens=jnp.zeros((b, max_steps, size), jnp.int32),
+            length=jnp.zeros((b, max_steps), jnp.int32),
+            is_finished=jnp.zeros((b, max_steps), bool),
+            is_cut=jnp.zeros((b, max_steps), bool),
+            own=Segment(empty, empty, jnp.zeros((b, most), bool)),
+        )
+
+        def next_token(lanes: _Lanes) -> _Lanes:
+            at = lanes.num_tokens - 1
+            mask = jnp.ones((b, 1), bool)
+            positions = (start + at)[:, None]
+            hidden, own = model.apply(
+                {"params": params}, lanes.token[:, None], positions, mask, (segment,), lanes.own, at
+            )
+            logits = model.apply({"params": params}, hidden[:, 0], method="logits")
+            return record(lanes._replace(own=own), logits, lane_keys, temperature)
+
+        lanes = record(lanes, logits, lane_keys, temperature)
+        lanes = jax.lax.while_loop(lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes)
+
+        def shaped(x: Array) -> Array:
+            return x.reshape(num_problems, num_lanes, *x.shape[1:])
+
+        is_ok = jnp.repeat(shaped(lanes.is_ok)[..., None], max_steps, axis=-1)
+        steps = Steps(
+            shaped(lanes.tokens), shaped(lanes.length), shaped(lanes.is_finished), shaped(lanes.is_cut), is_ok
+        )
+        return steps, lanes.num_tokens * num_lanes
+
+    return sample_steps
+
+
+def make_score_steps(model: Transformer):
+    """Make the function that scores steps.
+
+    Returns `score_steps(params, prefix, steps)` -> float32 [B lanes K]: the PRM's raw value of the prefix that ends
+    with each step, all steps of a lane read in one causal pass behind the shared prefix.
+    """
+
+    def score_steps(params: Params, prefix: Prefix, steps: Steps) -> Array:
+        num_problems, num_lanes, max_steps, size = steps.tokens.shape
+        b = num_problems * num_lanes
+        segment, _ = read(model, params["backbone"], prefix)
+        length = steps.length.reshape(b, max_steps)
+        mask = (jnp.arange(size) < length[..., None]).reshape(b, max_steps * size)
+        positions = jnp.repeat(prefix.length, num_lanes)[:, None] + jnp.cumsum(mask, axis=1) - 1
+        tokens = steps.tokens.reshape(b, max_steps * size)
+        hidden, _ = model.apply({"params": params["backbone"]}, tokens, positions, mask, (segment,))
+        ends = jnp.arange(max_steps) * size + jnp.maximum(length - 1, 0)
+        at_ends = jnp.take_along_axis(hidden, ends[..., None], axis=1)
+        values = ValueHead().apply({"params": params["head"]}, at_ends)
+        return values.reshape(num_problems, num_lanes, max_steps)
+
+    return score_steps

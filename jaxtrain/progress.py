@@ -1,0 +1,227 @@
+"""Live progress: what the run is doing, how fast, and when it will be done.
+
+A run is never silent for long: besides the loop, which reports what is finished, a thread beats every second and shows
+the state again while the loop is inside a long compiled call or the compiler (both leave the interpreter free). On a
+terminal that is one live bar below the finished phases; elsewhere (a log, a notebook, CI) it is a plain line every few
+seconds. Progress decides nothing: it never fails a run, and no number of it goes back into the computation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TextIO
+
+import rich.progress
+from rich.console import Console
+
+Clock = Callable[[], float]
+BEAT = 1.0  # seconds between two looks of the thread, at most
+SUMS = ("simulations", "tokens", "solved", "attempted")
+
+
+@dataclass
+class Phase:
+    """A stretch of the loop whose work can be counted; made by `Progress.phase`."""
+
+    name: str
+    iteration: int | None
+    total: int | None
+    unit: str
+    clock: Clock
+    start: float
+    done: int = 0
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
+    loss: float | None = None
+    compile_seconds: float = 0.0  # spent in the phase, but no part of its speed
+    seconds: float = 0.0  # of the whole phase, compilation included, once it has ended
+    worked_seconds: float = 0.0  # without compilation, until the last advance
+
+    def advance(
+        self,
+        amount: int = 1,
+        *,
+        simulations: int = 0,
+        tokens: int = 0,
+        solved: int = 0,
+        attempted: int = 0,
+        loss: float | None = None,
+    ) -> None:
+        """Count what has just been done; `loss` is a Python float, the newest one is shown."""
+        self.done += amount
+        for name, count in zip(SUMS, (simulations, tokens, solved, attempted), strict=True):
+            self.sums[name] += count
+        self.loss = self.loss if loss is None else loss
+        self.worked_seconds = max(self.clock() - self.start - self.compile_seconds, 1e-9)
+
+    def describe(self) -> list[str]:
+        """Return the parts of a line about the phase: speed, solve rate, loss."""
+        if not self.done:
+            return []
+        # Work arrives in chunks: a speed as of the last one does not sag while the next is under way.
+        parts = [f"{_rate(self.done / self.worked_seconds)} {self.unit}/s"]
+        parts += [
+            f"{_rate(self.sums[n] / self.worked_seconds)} {n}/s" for n in ("simulations", "tokens") if self.sums[n]
+        ]
+        if self.sums["attempted"]:
+            parts.append(f"solved {self.sums['solved'] / self.sums['attempted']:.1%}")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4g}")
+        return parts
+
+    def outlook(self) -> str:
+        """Return "ETA 0:12" where the work so far allows to say so, else "0:12 so far"."""
+        seconds = self.clock() - self.start - self.compile_seconds
+        if not self.total or not self.done:
+            return f"{_duration(seconds)} so far"
+        needed = self.total * self.worked_seconds / self.done
+        return f"ETA {_duration(max(needed - seconds, 0))}"
+
+
+class Progress:
+    """Show phases on a stream: bars on a terminal, elsewhere plain lines at most `interval` seconds apart.
+
+    with Progress(num_iterations) as progress:
+        with progress.phase("search", iteration=2, total=2048, unit="problems") as phase:
+            phase.advance(256, simulations=4096, tokens=70_000, solved=31, attempted=256)
+        with progress.compiling("updates"):
+            ...
+    """
+
+    def __init__(
+        self, num_iterations: int, stream: TextIO | None = None, interval: float = 5.0, clock: Clock = time.monotonic
+    ):
+        self._num_iterations = num_iterations
+        self._stream = stream or sys.stderr
+        self._interval = interval
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last = self._idle_since = clock()  # when something was last written; when the last phase ended
+        self._phase: Phase | None = None
+        self._compiling: tuple[str, float] | None = None
+        self._bar: rich.progress.Progress | None = None
+        if self._stream.isatty():
+            self._bar = _make_bar(self._stream)
+            self._task = self._bar.add_task("starting", total=None, facts="")
+            self._bar.start()
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, name="progress", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread and take the bar off the terminal."""
+        self._is_closed.set()
+        self._thread.join()
+        if self._bar:
+            self._bar.update(self._task, visible=False)
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Write one line at once."""
+        with self._lock:
+            self._write(text)
+
+    @contextlib.contextmanager
+    def phase(
+        self, name: str, *, total: int | None = None, unit: str = "problems", iteration: int | None = None
+    ) -> Iterator[Phase]:
+        """Show a phase while the block runs, and one line about it at its end. Phases do not nest."""
+        phase = Phase(name, iteration, total, unit, self._clock, self._clock())
+        self._phase = phase
+        self.beat()
+        word = "stopped"
+        try:
+            yield phase
+            word = "done"
+        finally:
+            self._phase, self._idle_since = None, self._clock()
+            phase.seconds = self._idle_since - phase.start
+            took = f"{word} in {_duration(phase.seconds)}"
+            self.note(" | ".join([self._head(phase), took, *phase.describe()]))
+            self.beat()
+
+    @contextlib.contextmanager
+    def compiling(self, name: str) -> Iterator[None]:
+        """Announce a compilation, and say at the end how long it took; its time is kept out of the phase's speed."""
+        start = self._clock()
+        self._compiling = (name, start)
+        self.note(f"compiling {name} ...")
+        try:
+            yield
+        finally:
+            self._compiling = None
+            seconds = self._clock() - start
+            if self._phase:
+                self._phase.compile_seconds += seconds
+        self.note(f"compiled {name} in {seconds:.1f} s")
+
+    def beat(self) -> None:
+        """Show the state again: on a terminal at once, elsewhere if `interval` seconds have passed in silence."""
+        compiling, phase = self._compiling, self._phase  # read once: the loop may end either meanwhile
+        with self._lock:
+            if self._bar:
+                head, *facts = self._describe(compiling, phase)
+                total, done = (phase.total, phase.done) if phase and not compiling else (None, 0)
+                self._bar.update(
+                    self._task, description=head, facts=" | ".join(facts), total=total, completed=done, refresh=True
+                )
+            elif self._clock() - self._last >= self._interval:
+                self._write(" | ".join(self._describe(compiling, phase)))
+
+    def _keep_beating(self) -> None:
+        while not self._is_closed.wait(min(BEAT, self._interval / 2)):
+            self.beat()
+
+    def _describe(self, compiling: tuple[str, float] | None, phase: Phase | None) -> list[str]:
+        if compiling:
+            name, start = compiling
+            return [f"compiling {name} ... {_duration(self._clock() - start)}"]
+        if phase is None:
+            return [f"working ... {_duration(self._clock() - self._idle_since)}"]
+        return [self._head(phase), *phase.describe(), phase.outlook()]
+
+    def _head(self, phase: Phase) -> str:
+        where = f"iteration {phase.iteration}/{self._num_iterations}: " if phase.iteration is not None else ""
+        total = f"/{phase.total:,}" if phase.total else ""
+        return f"{where}{phase.name} {phase.done:,}{total} {phase.unit}"
+
+    def _write(self, text: str) -> None:
+        self._last = self._clock()
+        # Whoever reads the progress may have gone (`| head`); the run goes on.
+        with contextlib.suppress(OSError, ValueError):
+            if self._bar:
+                self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                self._stream.write(text + "\n")
+                self._stream.flush()
+
+
+def _make_bar(stream: TextIO) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.TextColumn("{task.fields[facts]}", markup=False),
+        console=Console(file=stream),
+        refresh_per_second=4,
+    )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,83 @@
+"""Stage 1 of 7. Task in, Prompts out.
+
+Which problems an iteration sees, and in which fixed shape. A prompt over the limit is left out and counted, never
+truncated; the last batch is filled with rows of problem id -1, so every batch has one shape and one compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from jaxtrain.structs import Prompts
+
+
+class Problem(Protocol):
+    """What this stage reads of a task's problem."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def prompt(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What this stage needs of a task's tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """How many problems an iteration searches, and in what shape."""
+
+    num_problems: int = 1024  # problems an iteration draws from the train split; 0: all of them
+    num_first_problems: int = 512  # problems of iteration 0, whose trees start the PRM (D_V0)
+    max_prompt_tokens: int = 64  # P; a longer prompt is left out and counted
+    batch_size: int = 128  # B: problems searched at once, over all devices
+
+
+def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: int) -> list[Problem]:
+    """Draw an iteration's problems without replacement; each epoch over the set is a permutation of its own.
+
+    Iteration i takes the i-th run of `num_problems` from the endless concatenation of the epochs, so every problem is
+    seen equally often. 0 takes all.
+    """
+    total = len(problems)
+    size = min(num_problems, total) if num_problems else total
+    first = iteration * size
+    drawn: list[int] = []
+    while len(drawn) < size:
+        epoch, skip = divmod(first + len(drawn), total)
+        order = np.random.default_rng((seed, 1, epoch)).permutation(total)
+        # A problem that the last epoch's end already gave to this iteration waits for its next turn.
+        fresh = [int(i) for i in order[skip:] if i not in set(drawn)]
+        drawn += fresh[: size - len(drawn)]
+    return [problems[i] for i in drawn]
+
+
+def encode(
+    problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt_tokens: int, batch_size: int
+) -> tuple[list[Prompts], int]:
+    """Encode problems into batches of one shape. Returns (batches, number of prompts over the limit)."""
+    encoded = [(problem.id, tokenizer.encode(problem.prompt)) for problem in problems]
+    fitting = [(i, ids) for i, ids in encoded if len(ids) <= max_prompt_tokens]
+    batches = [_batch(fitting[at : at + batch_size], max_prompt_tokens, batch_size) for at in _starts(fitting, batch_size)]
+    return batches, len(encoded) - len(fitting)
+
+
+def _starts(rows: Sequence, batch_size: int) -> Iterator[int]:
+    return iter(range(0, len(rows), batch_size))
+
+
+def _batch(rows: Sequence[tuple[int, list[int]]], max_prompt_tokens: int, batch_size: int) -> Prompts:
+    tokens = np.zeros((batch_size, max_prompt_tokens), np.int32)
+    # A padding row has one token, so that no network ever reads an empty row.
+    length, problem_id = np.ones(batch_size, np.int32), np.full(batch_size, -1, np.int32)
+    for row, (i, ids) in enumerate(rows):
+        tokens[row, : len(ids)] = ids
+        length[row], problem_id[row] = len(ids), i
+    return Prompts(tokens, length, problem_id)

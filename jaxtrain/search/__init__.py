@@ -1,0 +1,49 @@
+"""Stage 2 of 7. Prompts in, Tree out.
+
+`make_grow` returns the one function of the stage, whatever the method: a pure function of arrays that grows a batch of
+trees. Search sees the PRM and never a gold answer: it is handed `sample_steps` and `score_steps`, no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import chex
+
+from jaxtrain.errors import UserError
+from jaxtrain.search.expand import SearchConfig
+from jaxtrain.search.mcts import grow_mcts_star
+from jaxtrain.search.sample import grow_samples
+
+METHODS = {"mcts_star": grow_mcts_star, "sample": grow_samples}
+
+
+def make_grow(config: SearchConfig, sample_steps: Callable, score_steps: Callable) -> Callable:
+    """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
+
+    sample_steps(params, prefix, keys, is_live, temperature, num_lanes, max_steps) -> (Steps, slots) and
+    score_steps(params, prefix, steps) -> [B lanes K] float32 are the only sight of the networks. Raises UserError for an unknown method or setting.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"config.search.method is {config.method!r}; known methods: {', '.join(sorted(METHODS))}")
+    if config.stop not in ("never", "threshold"):
+        raise UserError(f"config.search.stop is {config.stop!r}; use 'never' (full budget) or 'threshold'")
+    if config.rollout_floor not in ("paper", "self"):
+        raise UserError(f"config.search.rollout_floor is {config.rollout_floor!r}; use 'paper' or 'self'")
+    grow_fn = METHODS[config.method]
+
+    def grow(policy_params, prm_params, prompts, keys, temperature):
+        chex.assert_shape(keys, (prompts.length.shape[0], 2))
+
+        def sample(*args, **kwargs):
+            return sample_steps(policy_params, *args, **kwargs)
+
+        def score(*args):
+            return score_steps(prm_params, *args)
+
+        return grow_fn(config, sample, score, prompts, keys, temperature)
+
+    return grow
+
+
+__all__ = ["METHODS", "SearchConfig", "make_grow"]

@@ -1,0 +1,100 @@
+"""Where arrays live: one mesh `(data, fsdp, tp)`, one table from parameter path to PartitionSpec.
+
+Batches are split over data and fsdp, weights over fsdp and tp. The same table shapes init, restore and every jitted
+function. Axes are Auto: the compiler places the tensor-parallel collectives; search is written per shard (`per_shard`),
+so that its loop holds none of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxtrain.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+
+# First match wins; a parameter (or its optimizer moment) that nothing matches is replicated.
+TABLE = (
+    (r"embedding", PartitionSpec("tp", "fsdp")),
+    (r"w[qkv]", PartitionSpec("fsdp", "tp", None)),
+    (r"wo", PartitionSpec("tp", None, "fsdp")),
+    (r"gate|up", PartitionSpec("fsdp", "tp")),
+    (r"down", PartitionSpec("tp", "fsdp")),
+)
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    """Sizes of the mesh axes; one of them may be -1, the rest of the devices."""
+
+    data: int = -1  # copies of the weights, batch split
+    fsdp: int = 1  # weights and batch split
+    tp: int = 1  # heads and MLP width split
+
+
+def make_mesh(config: ShardingConfig) -> Mesh:
+    """Build the mesh over all devices. Raises UserError where the sizes do not multiply to their number."""
+    sizes, total = [config.data, config.fsdp, config.tp], jax.device_count()
+    known = 1
+    for size in sizes:
+        known *= max(size, 1)
+    if -1 in sizes and total % known == 0:
+        sizes[sizes.index(-1)] = total // known
+    if -1 in sizes or sizes[0] * sizes[1] * sizes[2] != total:
+        raise UserError(
+            f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not make {total} devices; "
+            "set --config.sharding.data, .fsdp and .tp so that their product does (-1 is the rest)"
+        )
+    return jax.make_mesh(sizes, ("data", "fsdp", "tp"), axis_types=(AxisType.Auto,) * 3)
+
+
+def num_shards(mesh: Mesh) -> int:
+    """Count the parts that a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Look up a parameter; an axis that its dimension is not divisible by stays whole."""
+    for pattern, spec in TABLE:
+        if re.fullmatch(pattern, path.split("/")[-1]) and len(spec) == len(shape):
+            axes = [a if a is None or n % mesh.shape[a] == 0 else None for a, n in zip(spec, shape, strict=True)]
+            return PartitionSpec(*axes)
+    return PartitionSpec()
+
+
+def tree_shardings(mesh: Mesh, shapes: Any) -> Any:
+    """Map a tree of shapes (params, optimizer state, whole learners) to a tree of NamedSharding."""
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split the leading axis over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def per_shard(fn: Callable, mesh: Mesh, num_params: int, num_batched: int) -> Callable:
+    """Wrap `fn(*params, *batched, scalar)` so that each shard of the batch runs it alone on whole weights.
+
+    Weights are gathered over data and fsdp once, before `fn`; tensor parallelism stays with the compiler. Every output
+    must have a leading batch axis.
+    """
+    whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    return jax.shard_map(
+        fn,
+        mesh=mesh,
+        axis_names=set(BATCH_AXES),
+        in_specs=(whole,) * num_params + (split,) * num_batched + (whole,),
+        out_specs=split,
+        check_vma=False,
+    )

@@ -1,0 +1,23 @@
+"""Problems whose answers can be checked. Stands below the seven stages.
+
+`make_task` is the face of this folder; a new kind of problem is a file beside these and a line in `MAKERS`.
+"""
+
+from __future__ import annotations
+
+from jaxtrain.errors import UserError
+from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig
+from jaxtrain.tasks.countdown import countdown_task
+from jaxtrain.tasks.jsonl import jsonl_task
+
+MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task}
+
+
+def make_task(config: TasksConfig) -> Task:
+    """Make the task that `config.name` names. Raises UserError for a name that is not known and for bad input."""
+    if config.name not in MAKERS:
+        raise UserError(f"--config.tasks.name={config.name}: unknown task; known are {', '.join(sorted(MAKERS))}")
+    return MAKERS[config.name](config)
+
+
+__all__ = ["Demonstration", "Problem", "Task", "TasksConfig", "make_task"]

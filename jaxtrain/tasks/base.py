@@ -1,0 +1,133 @@
+"""What a task is: problems whose answers can be checked. Stands below the seven stages.
+
+A task owns its problems, its text format and the word on a finished trace. Nothing of the loop knows more about it than
+this file says, so another kind of problem is another subclass of `Task`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from jaxtrain.errors import UserError
+from jaxtrain.structs import Verdict
+from jaxtrain.tokenizers import Tokenizer
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    name: str = "countdown"  # countdown | jsonl
+    path: str = ""  # jsonl: the train file
+    test_path: str = ""  # jsonl: the test file; empty: the test problems are held out of the train file
+    num_train: int = 0  # problems to self-train on; 0: all that the other sets leave
+    num_dev: int = 256  # problems to tune on
+    num_test: int = 512  # problems to report on; 0: all of test_path
+    num_demonstrations: int = 8000  # traces of D_S0; their problems are in no other set
+    demonstrations_per_problem: int = 8  # countdown: traces of the weak player on each such problem
+    demonstration_skill: float = 1.0  # countdown: chance that the weak player's second move is its best one
+    max_number: int = 12  # countdown: numbers are drawn from 1 to this
+    max_target: int = 99  # countdown: targets lie between 1 and this
+    seed: int = 0  # draws the problems and the sets; not the seed of the run
+    max_row_bytes: int = 16384  # jsonl: a longer line is a bad row
+    is_annotated: bool = False  # jsonl: keep the calculator annotations <<...>> in the demonstrations
+    max_bad_share: float = 0.01  # jsonl: skip bad rows up to this share of a file, then refuse the file
+
+    def __post_init__(self):
+        for name in ("num_train", "num_dev", "num_test", "num_demonstrations"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--config.tasks.{name}={getattr(self, name)}: must be 0 or more")
+        for name in ("demonstrations_per_problem", "max_number", "max_target", "max_row_bytes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--config.tasks.{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("demonstration_skill", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--config.tasks.{name}={getattr(self, name)}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its gold answer. Ids are unique across the sets of a task and do not depend on their sizes."""
+
+    id: int
+    prompt: str  # ends with a newline: the response starts on a line of its own
+    gold: str
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A trace that the warm start imitates. It need not be correct: the task says what its demonstrations are."""
+
+    prompt: str
+    response: str  # steps separated by newlines, without the end token
+
+
+@dataclass(frozen=True)
+class Task:
+    """Hold the problems of a task; subclasses add `verify` and `answer`."""
+
+    name: str
+    tokenizer: Tokenizer
+    train: tuple[Problem, ...]
+    dev: tuple[Problem, ...]
+    test: tuple[Problem, ...]
+    demonstrations: tuple[Demonstration, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)  # rows read and dropped, by reason; reported as metrics
+    skipped: tuple[str, ...] = ()  # one line "file:line: reason" for each bad row
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """Judge a finished response: all its steps, separated by newlines, without the end token.
+
+        Total: any text gets CORRECT, WRONG or UNPARSABLE, in time linear in its length.
+        """
+        raise NotImplementedError
+
+    def answer(self, text: str) -> str | None:
+        """Return what votes are counted over, None where there is no answer.
+
+        Two responses to a problem that have the same answer have the same verdict.
+        """
+        raise NotImplementedError
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Length of the longest prompt in tokens, over all sets and the demonstrations."""
+        prompts = [row.prompt for row in (*self.train, *self.dev, *self.test, *self.demonstrations)]
+        return max((len(self.tokenizer.encode(prompt)) for prompt in prompts), default=0)
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Length of the demonstrations' longest step in tokens, its terminator included."""
+        steps = [step for row in self.demonstrations for step in row.response.split("\n")]
+        return max((len(self.tokenizer.encode(step)) + 1 for step in steps), default=0)
+
+
+class Sets(NamedTuple):
+    test: Sequence
+    dev: Sequence
+    demonstrations: Sequence
+    train: Sequence
+
+
+def draw_sets(rows: Sequence[Row], sizes: tuple[int, int, int, int], seed: int, what: str) -> Sets:
+    """Draw disjoint sets of the given sizes (test, dev, demonstrations, train) from rows, in an order of the seed's.
+
+    A train size of 0 takes all that is left; train comes last, so that its size changes no other set. `what` names the
+    rows in the UserError that says there are too few.
+    """
+    num_test, num_dev, num_demonstrations, num_train = sizes
+    num_asked = num_test + num_dev + num_demonstrations + max(num_train, 1)
+    if num_asked > len(rows):
+        raise UserError(
+            f"--config.tasks: the sets need {num_asked} problems (test {num_test}, dev {num_dev}, demonstrations "
+            f"{num_demonstrations}, train at least {max(num_train, 1)}), but only {len(rows)} exist: {what}; "
+            "ask for fewer"
+        )
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    dev, demonstrations = num_test + num_dev, num_test + num_dev + num_demonstrations
+    end = demonstrations + num_train if num_train else len(rows)
+    return Sets(shuffled[:num_test], shuffled[num_test:dev], shuffled[dev:demonstrations], shuffled[demonstrations:end])

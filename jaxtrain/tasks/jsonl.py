@@ -1,0 +1,179 @@
+"""Word problems from a file, in the form of GSM8K. Stands below the seven stages.
+
+One JSON object a line: `question`, and `answer`, which is lines of reasoning and then `#### ` with the gold number. The
+prompt is the question between two short marks; a response is lines, the last of which gives the answer in the same way.
+Any file of this form works: a row that breaks the form is skipped, named and counted, and only a file with too many of
+them is refused. Bytes are the tokens, so no text is out of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jaxtrain.errors import UserError
+from jaxtrain.structs import Verdict
+from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, draw_sets
+from jaxtrain.tokenizers import byte_tokenizer
+from jaxtrain.verifiers.numbers import MARKER, extract_answer, read_number
+
+ANNOTATION = re.compile("<<[^<>]*>>")
+REASONS = {
+    "too_long": "longer than --config.tasks.max_row_bytes",
+    "not_utf8": "not valid UTF-8",
+    "empty": "empty line or empty question",
+    "not_json": "not JSON",
+    "no_fields": 'not an object with the texts "question" and "answer"',
+    "not_text": "a NUL or half of a surrogate pair in the text",
+    "no_gold": f'no number after the last "{MARKER}" of the answer',
+    "duplicate": "the question stands in an earlier line",
+}
+NUM_NAMED = 3  # bad rows that an error names
+
+
+@dataclass(frozen=True)
+class Row:
+    line: int  # from 1
+    question: str
+    reasoning: str
+    gold: str
+
+    @property
+    def key(self) -> str:
+        """The question by which rows are compared: white space does not make another question."""
+        return " ".join(self.question.split())
+
+
+class JsonlTask(Task):
+    """Questions with a number for an answer; see the module for the format."""
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """Compare the number that a response gives with the gold one, exactly. UNPARSABLE if it gives none."""
+        answer = self.answer(text)
+        if answer is None:
+            return Verdict.UNPARSABLE
+        return Verdict.CORRECT if answer == str(read_number(problem.gold)) else Verdict.WRONG
+
+    def answer(self, text: str) -> str | None:
+        """Return the number that a response gives in lowest terms, None if it gives none."""
+        given = extract_answer(text)
+        number = None if given is None else read_number(given)
+        return None if number is None else str(number)
+
+
+def jsonl_task(config: TasksConfig) -> JsonlTask:
+    """Make the task that a config describes from its one or two files.
+
+    Train rows whose question is in the test file are dropped and counted. A problem's id is its row's place in the file
+    (the test file's follow the train file's), the demonstrations are the reference solutions of rows kept for
+    them. Raises UserError for a missing file, too many bad rows, or fewer rows than the sets ask for.
+    """
+    rows, num_lines, counts, skipped = _read_rows("path", config)
+    test_rows, num_held_out, num_in_test = [], config.num_test, 0
+    if config.test_path:
+        test_rows, _, test_counts, test_skipped = _read_rows("test_path", config)
+        counts, skipped = counts + test_counts, skipped + test_skipped
+        test_keys = {row.key for row in test_rows}
+        num_in_test = sum(row.key in test_keys for row in rows)
+        rows = [row for row in rows if row.key not in test_keys]
+        test_rows = _draw_test([replace(row, line=num_lines + row.line) for row in test_rows], config)
+        num_held_out = 0
+    elif config.num_test == 0:
+        raise UserError("--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path names none")
+
+    sizes = (num_held_out, config.num_dev, config.num_demonstrations, config.num_train)
+    sets = draw_sets(rows, sizes, config.seed, f"good rows of {config.path} that are not in the test file")
+    return JsonlTask(
+        name="jsonl",
+        tokenizer=byte_tokenizer(),
+        train=tuple(_problem(row) for row in sets.train),
+        dev=tuple(_problem(row) for row in sets.dev),
+        test=tuple(_problem(row) for row in (test_rows or sets.test)),
+        demonstrations=tuple(
+            Demonstration(_problem(row).prompt, _response(row, config.is_annotated)) for row in sets.demonstrations
+        ),
+        counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
+        skipped=tuple(skipped),
+    )
+
+
+def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
+    if config.num_test > len(rows) or not rows:
+        raise UserError(
+            f"--config.tasks.num_test={config.num_test}: {config.test_path} has {len(rows)} good rows; "
+            "ask for fewer, or 0 for all"
+        )
+    return random.Random(config.seed).sample(rows, config.num_test) if config.num_test else rows
+
+
+def _problem(row: Row) -> Problem:
+    return Problem(id=row.line - 1, prompt=f"Q: {row.question}\nA:\n", gold=row.gold)
+
+
+def _response(row: Row, is_annotated: bool) -> str:
+    reasoning = row.reasoning if is_annotated else ANNOTATION.sub("", row.reasoning)
+    steps = [line.strip() for line in reasoning.split("\n")]
+    return "\n".join([*filter(None, steps), f"{MARKER} {row.gold}"])
+
+
+def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[str], list[str]]:
+    """Return the good rows of a file, its number of lines, the counts of rows and reasons, and the bad rows named."""
+    path = getattr(config, key)
+    lines = _read_lines(path, key)
+    rows, counts, skipped, seen = [], Counter(rows=len(lines)), [], set()
+    for number, line in enumerate(lines, start=1):
+        row = _read_row(line, number, config.max_row_bytes)
+        if isinstance(row, Row) and row.key in seen:
+            row = "duplicate"
+        if isinstance(row, Row):
+            seen.add(row.key)
+            rows.append(row)
+        else:
+            counts[row] += 1
+            skipped.append(f"{path}:{number}: {REASONS[row]}")
+    if len(skipped) > config.max_bad_share * len(lines):
+        raise UserError(
+            f"{len(skipped)} of {len(lines)} rows ({len(skipped) / len(lines):.1%}) of {path} are bad, more than "
+            f"--config.tasks.max_bad_share={config.max_bad_share} allows; the first: {'; '.join(skipped[:NUM_NAMED])}"
+        )
+    return rows, len(lines), counts, skipped
+
+
+def _read_lines(path: str, key: str) -> list[bytes]:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read '{path}': {error.strerror}; name a JSON-lines file with --config.tasks.{key}=..."
+        ) from None
+    # Not splitlines: a line of JSON may hold other line separators.
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return lines[:-1] if lines[-1] == b"" else lines
+
+
+def _read_row(line: bytes, number: int, max_bytes: int) -> Row | str:
+    """Return the row that a line holds, or the reason why it holds none."""
+    if len(line) > max_bytes:
+        return "too_long"
+    try:
+        text = line.decode("utf-8")
+        fields = json.loads(text) if text.strip() else {"question": "", "answer": ""}
+    except UnicodeDecodeError:
+        return "not_utf8"
+    except (ValueError, RecursionError):
+        return "not_json"
+    question, answer = (fields.get(name) if isinstance(fields, dict) else None for name in ("question", "answer"))
+    if not isinstance(question, str) or not isinstance(answer, str):
+        return "no_fields"
+    if not question.strip():
+        return "empty"
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in question + answer):
+        return "not_text"
+    reasoning, marker, gold = answer.rpartition(MARKER)
+    if not marker or read_number(gold) is None:
+        return "no_gold"
+    return Row(number, question.strip(), reasoning, gold.strip())

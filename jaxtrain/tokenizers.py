@@ -1,0 +1,92 @@
+"""Text to token ids and back. Stands below the tasks; imports nothing of ours but the error.
+
+Both tokenizers are one class: a table of the bytes they know, after two special ids. A byte tokenizer knows all 256; a
+character tokenizer knows the few ASCII characters of a task, which keeps a small vocabulary small. Ids are `pad_id`,
+`end_id`, then the table in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtrain.errors import UserError
+
+NUM_SPECIALS = 2
+NOT_TEXT = 0xFF  # occurs in no UTF-8 text, so it always decodes to U+FFFD
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Map text to ids, one id for each byte of its UTF-8 form.
+
+    pad_id fills rows to their shape and is never used to tell padding from text: lengths are. end_id follows a
+    finished response, newline_id ends a step.
+    """
+
+    alphabet: bytes  # the bytes that have an id, each once, newline among them
+    pad_id: int = 0
+    end_id: int = 1
+
+    @property
+    def newline_id(self) -> int:
+        return NUM_SPECIALS + self.alphabet.index(b"\n")
+
+    @property
+    def vocab_size(self) -> int:
+        return NUM_SPECIALS + len(self.alphabet)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without an end id.
+
+        Raises UserError for a character outside the alphabet, and for half of a surrogate pair, which is no text.
+        """
+        try:
+            return [self._ids[byte] for byte in text.encode("utf-8")]
+        except (KeyError, UnicodeEncodeError):
+            position, character = next(pair for pair in enumerate(text) if not self._knows(pair[1]))
+            raise UserError(
+                f"tokenizer: character {character!a} at position {position} of {text[:40]!a} is not in the alphabet; "
+                "remove it or use the byte tokenizer"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text before the first end id, or before the trailing padding where there is no end.
+
+        Any other id that stands for no text, a pad id inside the text too, becomes U+FFFD: what a policy sampled must
+        not vanish on the way to the verifier.
+        """
+        ids = [int(i) for i in ids]
+        if self.end_id in ids:
+            ids = ids[: ids.index(self.end_id)]
+        else:
+            while ids and ids[-1] == self.pad_id:
+                ids.pop()
+        return bytes(self._bytes.get(i, NOT_TEXT) for i in ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def _ids(self) -> dict[int, int]:
+        return {byte: NUM_SPECIALS + index for index, byte in enumerate(self.alphabet)}
+
+    @cached_property
+    def _bytes(self) -> dict[int, int]:
+        return {index: byte for byte, index in self._ids.items()}
+
+    def _knows(self, character: str) -> bool:
+        try:
+            return all(byte in self.alphabet for byte in character.encode("utf-8"))
+        except UnicodeEncodeError:
+            return False
+
+
+def character_tokenizer(alphabet: str) -> Tokenizer:
+    """Make a tokenizer of a few ASCII characters, newline among them. Raises UserError for any other alphabet."""
+    if not alphabet.isascii() or "\n" not in alphabet or len(set(alphabet)) != len(alphabet):
+        raise UserError(f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline among them")
+    return Tokenizer(alphabet.encode("ascii"))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Make a tokenizer that can encode any text."""
+    return Tokenizer(bytes(range(256)))

@@ -1,0 +1,145 @@
+"""Stage 5 of 7. Batches in, Learner out.
+
+A *fit* is a fixed number of updates from a stream of batches; an *update* is one jitted, pure step
+`(learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh. The learning rate is an argument and its
+schedule spans exactly one fit, so the warm start and every later fit have a horizon of their own while Adam's moments
+live on. An update whose loss or gradient is not finite leaves the learner as it was and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One network's fit."""
+
+    num_updates: int = 400  # updates of a fit in iterations 1, 2, ...
+    num_first_updates: int = 800  # updates of iteration 0: the policy on demonstrations, the PRM on D_V0
+    batch_size: int = 64  # M, over all devices
+    learning_rate: float = 1e-3  # peak
+    warmup: float = 0.05  # share of a fit in which the rate rises from 0; a cosine to `final` follows
+    final: float = 0.1  # last rate, as a share of the peak
+    b1: float = 0.9
+    b2: float = 0.98
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # of the whole gradient
+
+
+@dataclass(frozen=True)
+class UpdatesConfig:
+    """Fits of the two networks."""
+
+    policy: FitConfig = field(default_factory=FitConfig)
+    prm: FitConfig = field(default_factory=FitConfig)
+
+
+def policy_loss(logits_fn: Callable, params: Params, batch: PolicyBatch) -> Array:
+    """Mean negative log-likelihood of the response tokens, those in [prompt_length, length) of each row.
+
+    logits_fn(params, tokens [M L], length [M]) -> [M L V] float32. Returns [] float32.
+    """
+    logits = logits_fn(params, batch.tokens, batch.length)[:, :-1]
+    target, at = batch.tokens[:, 1:], jnp.arange(1, batch.tokens.shape[1])
+    is_response = (at >= batch.prompt_length[:, None]) & (at < batch.length[:, None])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    return jnp.sum(loss * is_response) / jnp.maximum(jnp.sum(is_response), 1)
+
+
+def prm_loss(values_fn: Callable, params: Params, batch: PrmBatch) -> Array:
+    """Mean squared error of the raw values at step ends (Eq. 37), each label counted once by its weight.
+
+    values_fn(params, tokens [M L], length [M], step_end [M D]) -> [M D] float32. Returns [] float32.
+    """
+    values = values_fn(params, batch.tokens, batch.length, batch.step_end)
+    # The mask stands inside: an unread position may hold anything, and 0 * inf is NaN.
+    error = jnp.where(batch.weight > 0, values - batch.target, 0.0)
+    return jnp.sum(batch.weight * error**2) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+
+
+def make_optimizer(config: FitConfig) -> optax.GradientTransformation:
+    """AdamW behind gradient clipping, without its learning rate: an update multiplies by it."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2),
+        optax.add_decayed_weights(config.weight_decay),
+    )
+
+
+def init_learner(params: Params, optimizer: optax.GradientTransformation) -> Learner:
+    """Wrap fresh parameters."""
+    return Learner(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def make_update(loss_fn: Callable[[Params, Any], Array], optimizer: optax.GradientTransformation) -> Callable:
+    """Make the pure update; jit it with shardings.
+
+    Returns `update(learner, batch, learning_rate)` -> (learner, {loss, grad_norm, is_skipped}).
+    """
+
+    def update(learner: Learner, batch: Any, learning_rate: Array) -> tuple[Learner, dict[str, Array]]:
+        loss, grads = jax.value_and_grad(loss_fn)(learner.params, batch)
+        norm = optax.global_norm(grads)
+        is_ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, learner.params, direction)
+        new = Learner(params, opt_state, learner.num_updates + 1)
+        learner = jax.tree.map(partial(jnp.where, is_ok), new, learner)
+        return learner, {"loss": loss, "grad_norm": norm, "is_skipped": ~is_ok}
+
+    return update
+
+
+def learning_rates(config: FitConfig, num_updates: int) -> np.ndarray:
+    """Lay the schedule over one fit: [num_updates] float32."""
+    warmup = max(1, round(config.warmup * num_updates))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, max(num_updates, warmup + 1), config.final * config.learning_rate
+    )
+    return np.asarray(jax.vmap(schedule)(jnp.arange(1, num_updates + 1)), np.float32)
+
+
+def fit(
+    update: Callable,
+    learner: Learner,
+    batches: Iterable[Any],
+    rates: np.ndarray,
+    on_update: Callable[[float | None], None] = lambda loss: None,
+    report_every: int = 20,
+) -> tuple[Learner, dict[str, float]]:
+    """Run one update for every batch. Returns the learner and means over the fit; no batches skip it, and say so.
+
+    on_update is told of every update, and of the loss at every `report_every`-th, which alone waits for the device.
+    """
+    infos = []
+    for i, (batch, rate) in enumerate(zip(batches, rates, strict=False)):
+        learner, info = update(learner, batch, rate)
+        infos.append(info)
+        on_update(float(info["loss"]) if i % report_every == 0 else None)
+    if not infos:
+        return learner, {"num_updates": 0, "is_skipped_fit": 1}
+    infos = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(infos))
+    is_ok, tail = ~infos["is_skipped"], slice(-max(1, len(infos["loss"]) // 10), None)
+    return learner, {
+        "num_updates": len(is_ok),
+        "num_skipped": int(np.sum(~is_ok)),
+        "is_skipped_fit": 0,
+        "loss": _mean(infos["loss"][is_ok]),
+        "loss_last_tenth": _mean(infos["loss"][tail][is_ok[tail]]),
+        "grad_norm": _mean(infos["grad_norm"][is_ok]),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

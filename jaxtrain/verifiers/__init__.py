@@ -1,0 +1,1 @@
+"""Judging text that a model wrote, safely. Stands below the tasks."""

@@ -1,0 +1,71 @@
+"""Find and read the number that a text gives as its answer. Stands below the tasks; imports nothing of ours.
+
+What a model wrote is hostile input. Only a bounded tail is searched, only a bounded piece of it is read, digits are
+ASCII after normalisation, and what is not surely a number is none: a verifier that guesses rewards whoever fools it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+
+MARKER = "####"
+BOX = "\\boxed{"
+MAX_TAIL = 4096  # characters at the end of a text in which an answer is looked for
+MAX_NUMBER = 64  # characters of an answer; a longer one is no number
+
+CURRENCY = r"(?:\\?\$|[\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{INDIAN RUPEE SIGN}])?"
+DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+NUMBER = re.compile(
+    rf"(?P<sign>[-+]?){CURRENCY} ?(?P<sign2>[-+]?)"
+    rf"(?:(?P<decimal>{DIGITS}(?:\.[0-9]+)?|\.[0-9]+)|(?P<over>{DIGITS})/(?P<under>{DIGITS}))"
+    rf" ?{CURRENCY}%?\.?"
+)
+# Other compatibility characters change the number they stand in: NFKC reads a superscript as a further digit.
+SAFE_FORMS = ("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>")
+
+
+def extract_answer(text: str) -> str | None:
+    """Return what a text gives as its answer, None if it gives none.
+
+    It is the rest of the line after the last `####`, or without one what the last `\\boxed{...}` holds, braces counted.
+    Only the last MAX_TAIL characters are searched.
+    """
+    tail = text[-MAX_TAIL:]
+    if MARKER in tail:
+        return tail.rpartition(MARKER)[2].partition("\n")[0].strip()
+    if BOX in tail:
+        return _until_closed(tail.rpartition(BOX)[2])
+    return None
+
+
+def read_number(text: str) -> Fraction | None:
+    """Return the exact value of an integer, a decimal or a fraction `a/b`, None for anything else.
+
+    Leaves out commas between thousands, one currency sign, a percent sign (50% reads as 50) and a trailing period.
+    """
+    text = text.strip()
+    if len(text) > MAX_NUMBER:
+        return None
+    forms = (unicodedata.decomposition(character).split(" ")[0] for character in text)
+    if any(form.startswith("<") and form not in SAFE_FORMS for form in forms):
+        return None
+    text = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
+    match = NUMBER.fullmatch(text)
+    if match is None or (match["sign"] and match["sign2"]):
+        return None
+    over, under = (match["over"] or match["decimal"]).replace(",", ""), (match["under"] or "1").replace(",", "")
+    if int(under) == 0:
+        return None
+    value = Fraction(over) / int(under)
+    return -value if "-" in match["sign"] + match["sign2"] else value
+
+
+def _until_closed(text: str) -> str | None:
+    depth = 1
+    for index, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return text[:index].strip()
+    return None

@@ -1,0 +1,288 @@
+import random
+from collections import defaultdict
+from dataclasses import replace
+from itertools import permutations, product
+
+import pytest
+
+from jaxtrain.errors import UserError
+from jaxtrain.structs import Verdict
+from jaxtrain.tasks import Problem, TasksConfig, make_task
+from jaxtrain.tasks.countdown import ALPHABET, legal_moves, solutions, weak_trace
+
+SMALL = TasksConfig(max_number=6, max_target=40, num_train=100, num_dev=20, num_test=30, num_demonstrations=120, seed=3)
+PROBLEM = Problem(id=0, prompt="4 6 7=31\n", gold="31")
+RIGHT = "4*6=24|7 24\n7+24=31|31"
+
+CORRECT, WRONG, UNPARSABLE = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE
+CHEATS = [
+    ("nothing", "", UNPARSABLE),
+    ("the target alone", "31", UNPARSABLE),
+    ("the target as the whole remainder", "31=31|31", UNPARSABLE),
+    ("only the last line", "7+24=31|31", UNPARSABLE),
+    ("only the first line", "4*6=24|7 24", UNPARSABLE),
+    ("no remainders", "4*6=24\n7+24=31", UNPARSABLE),
+    ("a third line", RIGHT + "\n31*1=31|31", UNPARSABLE),
+    ("the solution twice", RIGHT + "\n" + RIGHT, UNPARSABLE),
+    ("a wrong try first", "4+6=10|7 10\n7+10=17|17\n" + RIGHT, UNPARSABLE),
+    ("the prompt before the solution", PROBLEM.prompt + RIGHT, UNPARSABLE),
+    ("false first line", "4+6=24|7 24\n7+24=31|31", WRONG),
+    ("false last line", "4*6=24|7 24\n7-24=31|31", WRONG),
+    ("result and remainder differ at the end", "4*6=24|7 24\n7+24=31|32", WRONG),
+    ("target written instead of the result", "4+6=10|7 10\n7+10=17|31", WRONG),
+    ("target reached by a false sum", "4+6=10|7 10\n7+10=31|31", WRONG),
+    ("true but another target", "4+6=10|7 10\n7+10=17|17", WRONG),
+    ("operands from nowhere", "3*8=24|7 24\n7+24=31|31", WRONG),
+    ("a number used twice", "6+6=12|7 12\n7+12=19|19", WRONG),
+    ("a number used twice to reach the target", "6*4=24|7 24\n24+7=31|7", WRONG),
+    ("an operand kept in the remainder", "4*6=24|6 24\n6+24=30|30", WRONG),
+    ("the untouched number changed", "4+6=10|21 10\n21+10=31|31", WRONG),
+    ("a number smuggled into the remainder", "4+6=10|7 10 21\n10+21=31|31", UNPARSABLE),
+    ("a number dropped from the remainder", "4*6=24|24\n7+24=31|31", UNPARSABLE),
+    ("the result not in the remainder", "4*6=24|7 25\n7+25=32|32", WRONG),
+    ("a spent number used on the last line", "4*6=24|7 24\n6+25=31|31", WRONG),
+    ("inexact division", "7/6=1|4 1\n4-1=3|3", WRONG),
+    ("a decimal", "7/4=1.75|6 1.75\n6+1.75=7.75|7.75", UNPARSABLE),
+    ("a negative result", "4-6=-2|7 -2\n7+-2=5|5", UNPARSABLE),
+    ("a subtraction turned round", "4-6=2|7 2\n7+2=9|9", WRONG),
+    ("zero", "4*0=0|7 0\n31+0=31|31", WRONG),
+    ("division by zero", "4/0=24|7 24\n7+24=31|31", WRONG),
+    ("leading zero", "04*6=24|7 24\n7+24=31|31", UNPARSABLE),
+    ("a sign", "+4*6=24|7 24\n7+24=31|31", UNPARSABLE),
+    ("a space in a line", "4*6 =24|7 24\n7+24=31|31", UNPARSABLE),
+    ("two spaces in the remainder", "4*6=24|7  24\n7+24=31|31", UNPARSABLE),
+    ("a newline at the end", RIGHT + "\n", UNPARSABLE),
+    ("a newline at the start", "\n" + RIGHT, UNPARSABLE),
+    ("a carriage return", RIGHT.replace("\n", "\r\n"), UNPARSABLE),
+    ("text after the target", RIGHT + " ok", UNPARSABLE),
+    ("a sampled pad id", RIGHT + "\ufffd", UNPARSABLE),
+    ("a NUL", RIGHT + "\0", UNPARSABLE),
+    ("power", "4**6=4096|7 4096\n7+24=31|31", UNPARSABLE),
+    ("brackets", "(4*6)=24|7 24\n7+24=31|31", UNPARSABLE),
+    ("two operations on a line", "4*6+7=31|31", UNPARSABLE),
+    ("full-width digits", RIGHT.replace("4", "\uff14"), UNPARSABLE),
+    ("Arabic-Indic digits", RIGHT.replace("7", "\u0667"), UNPARSABLE),
+    ("another multiplication sign", RIGHT.replace("*", "\u00d7"), UNPARSABLE),
+    ("hexadecimal", "4*6=0x18|7 24\n7+24=31|31", UNPARSABLE),
+    ("Python", "__import__('os')|31", UNPARSABLE),
+    ("thirty thousand digits", "4*6=" + "2" * 30_000 + "|7 24\n7+24=31|31", UNPARSABLE),
+    ("a million operators", "+" * 1_000_000, UNPARSABLE),
+    ("a hundred thousand lines", RIGHT + "\n7+24=31|31" * 100_000, UNPARSABLE),
+]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task(SMALL)
+
+
+def read_prompt(prompt):
+    numbers, target = prompt.split("=")
+    return tuple(map(int, numbers.split())), int(target)
+
+
+def reachable(numbers):
+    """Oracle: all results of the two shapes of expression over three numbers, positive integers throughout."""
+
+    def apply(a, op, b):
+        if a is None or b is None:
+            return None
+        value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if a % b == 0 else 0}[op]
+        return value if value > 0 else None
+
+    results = set()
+    for (a, b, c), op, op2 in product(permutations(numbers), "+-*/", "+-*/"):
+        results |= {apply(apply(a, op, b), op2, c), apply(a, op, apply(b, op2, c))}
+    return results - {None}
+
+
+@pytest.mark.parametrize(("text", "verdict"), [case[1:] for case in CHEATS], ids=[case[0] for case in CHEATS])
+def test_cheating_does_not_pay(task, text, verdict):
+    assert task.verify(PROBLEM, text) == verdict
+
+
+def test_the_cheats_are_many_and_distinct():
+    assert len({text for _, text, _ in CHEATS}) == len(CHEATS) >= 20
+
+
+@pytest.mark.parametrize("text", [RIGHT, "6*4=24|24 7\n24+7=31|31"])
+def test_a_solution_is_correct_with_its_numbers_in_any_order(task, text):
+    assert task.verify(PROBLEM, text) == CORRECT
+
+
+def test_equal_numbers_are_distinct_pieces(task):
+    problem = Problem(id=0, prompt="4 4 4=20\n", gold="20")
+    assert task.verify(problem, "4*4=16|4 16\n4+16=20|20") == CORRECT
+    assert task.verify(problem, "4*4=16|16 16\n4+16=20|20") == WRONG
+
+
+def test_every_solution_verifies(task):
+    for problem in task.train + task.dev + task.test:
+        found = solutions(*read_prompt(problem.prompt))
+        assert found
+        assert {task.verify(problem, text) for text in found} == {CORRECT}
+
+
+def test_after_a_change_only_a_solution_verifies(task):
+    rng = random.Random(0)
+    num_correct = 0
+    for problem in task.test:
+        found = solutions(*read_prompt(problem.prompt))
+        canonical = {task.answer(text) for text in found}
+        for _ in range(300):
+            text = rng.choice(found)
+            i = rng.randrange(len(text))
+            text = text[:i] + rng.choice(ALPHABET) + text[i + rng.randrange(2) :]
+            is_solution = task.answer(text) in canonical
+            num_correct += is_solution
+            assert (task.verify(problem, text) == CORRECT) == is_solution
+    assert num_correct > 100  # a character replaced by itself, at least
+
+
+def test_problems_are_exactly_the_pairs_that_brute_force_solves():
+    everything = make_task(
+        TasksConfig(max_number=5, max_target=30, num_test=1, num_dev=1, num_demonstrations=8, num_train=0)
+    )
+    prompts = {problem.prompt for problem in everything.train + everything.dev + everything.test}
+    prompts |= {demonstration.prompt for demonstration in everything.demonstrations}
+    expected = {
+        f"{a} {b} {c}={target}\n"
+        for a, b, c in product(range(1, 6), repeat=3)
+        if a <= b <= c
+        for target in reachable((a, b, c))
+        if target <= 30
+    }
+    assert prompts == expected
+    assert everything.counts["solvable"] == len(expected)
+
+
+def test_solutions_exist_where_brute_force_finds_one():
+    rng = random.Random(1)
+    for _ in range(100):
+        numbers = tuple(sorted(rng.choices(range(1, 13), k=3)))
+        results = reachable(numbers)
+        for target in range(1, 100):
+            assert bool(solutions(numbers, target)) == (target in results)
+
+
+def test_sets_share_no_problem(task):
+    sets = [{row.prompt for row in rows} for rows in (task.train, task.dev, task.test, task.demonstrations)]
+    assert [len(rows) for rows in sets] == [100, 20, 30, 15]
+    assert len(set.union(*sets)) == 165
+
+
+def test_ids_are_unique_and_independent_of_the_sizes(task):
+    problems = task.train + task.dev + task.test
+    assert len({problem.id for problem in problems}) == len(problems)
+    larger = make_task(replace(SMALL, num_train=200))
+    assert (larger.dev, larger.test, larger.demonstrations) == (task.dev, task.test, task.demonstrations)
+    assert larger.train[:100] == task.train
+
+
+def test_the_seed_decides_the_draw(task):
+    assert make_task(SMALL) == task
+    assert make_task(replace(SMALL, seed=4)).test != task.test
+
+
+def test_every_demonstration_is_whole_and_legal(task):
+    assert len(task.demonstrations) == SMALL.num_demonstrations
+    for demonstration in task.demonstrations:
+        numbers, _ = read_prompt(demonstration.prompt)
+        reached = int(demonstration.response.rpartition("|")[2])
+        assert demonstration.response in solutions(numbers, reached)
+
+
+def test_demonstrations_are_sometimes_correct_and_mostly_not(task):
+    verdicts = [task.verify(Problem(0, row.prompt, ""), row.response) for row in task.demonstrations]
+    assert set(verdicts) == {CORRECT, WRONG}
+    assert verdicts.count(CORRECT) < len(verdicts) / 2
+
+
+def test_weak_player_draws_any_first_move_and_takes_the_nearest_second():
+    rng = random.Random(0)
+    firsts = set()
+    for _ in range(2000):
+        first, second = weak_trace((2, 3, 7), 40, 1.0, rng).split("\n")
+        firsts.add(first)
+        pair = tuple(int(number) for number in first.partition("|")[2].split(" "))
+        nearest = min(abs(move.result - 40) for move in legal_moves(pair))
+        assert abs(int(second.partition("|")[2]) - 40) == nearest
+    # Both orders of + and * for three pairs, three subtractions, and no exact division among 2, 3 and 7.
+    assert len(firsts) == len(legal_moves((2, 3, 7))) == 15
+
+
+def test_without_skill_the_second_move_is_any():
+    rng = random.Random(0)
+    seconds = defaultdict(set)
+    for _ in range(4000):
+        first, second = weak_trace((2, 3, 7), 40, 0.0, rng).split("\n")
+        seconds[first].add(second)
+    assert seconds["2+3=5|7 5"] == {
+        "5+7=12|12",
+        "7+5=12|12",
+        "5*7=35|35",
+        "7*5=35|35",
+        "7-5=2|2",
+    }
+
+
+def test_commuted_solutions_vote_together(task):
+    assert task.answer("6*4=24|24 7\n24+7=31|31") == task.answer(RIGHT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["4+6=10|7 10\n7+24=31|31", "4*6=25|7 24\n7+24=31|31", "4*6=24|7 25\n7+24=31|31", "4*6=24|7 24\n24-7=17|17"],
+)
+def test_different_claims_do_not_vote_together(task, text):
+    assert task.answer(text) not in (None, task.answer(RIGHT))
+
+
+def test_the_order_of_a_subtraction_counts(task):
+    assert task.answer("7-4=3|6 3\n6-3=3|3") != task.answer("4-7=3|6 3\n6-3=3|3")
+
+
+def test_an_answer_decides_the_verdict(task):
+    rng = random.Random(2)
+    verdicts = defaultdict(set)
+    for _ in range(20_000):
+        a, b, c, d, e, f = (rng.choice([4, 6, 7, 24, 31]) for _ in range(6))
+        text = f"{a}*{b}=24|{c} {d}\n{e}{rng.choice('+-')}{f}=31|31"
+        verdicts[task.answer(text)].add(task.verify(PROBLEM, text))
+    assert all(len(found) == 1 for found in verdicts.values())
+    assert {CORRECT} in verdicts.values()
+
+
+def test_an_unparsable_response_has_no_vote(task):
+    assert [task.answer(text) for _, text, verdict in CHEATS if verdict == UNPARSABLE and task.answer(text)] == []
+
+
+def test_every_text_of_the_task_is_in_its_alphabet(task):
+    for row in task.demonstrations:
+        assert task.tokenizer.decode(task.tokenizer.encode(row.prompt + row.response)) == row.prompt + row.response
+
+
+def test_bounds_hold_the_longest_prompt_and_step(task):
+    prompts = [row.prompt for row in task.train + task.dev + task.test + task.demonstrations]
+    assert task.max_prompt_tokens == max(map(len, prompts))
+    steps = [step for row in task.demonstrations for step in row.response.split("\n")]
+    assert task.max_step_tokens == max(map(len, steps)) + 1
+
+
+def test_too_large_sets_are_refused_with_the_number_that_exists():
+    with pytest.raises(UserError, match=r"need 9769 problems .* only 4739 exist: solvable, with numbers up to 12"):
+        make_task(TasksConfig(num_train=8001, num_demonstrations=8000))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_dev", -1), ("max_number", 0), ("max_number", 51), ("demonstration_skill", 1.5), ("max_bad_share", -0.1)],
+)
+def test_a_value_out_of_range_is_named_with_its_key(key, value):
+    with pytest.raises(UserError, match=rf"--config.tasks.{key}={value}"):
+        make_task(TasksConfig(**{key: value}))
+
+
+def test_an_unknown_task_names_the_known_ones():
+    with pytest.raises(UserError, match=r"--config.tasks.name=chess: unknown task; known are countdown, jsonl"):
+        make_task(TasksConfig(name="chess"))

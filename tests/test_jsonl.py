@@ -1,0 +1,269 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxtrain.errors import UserError
+from jaxtrain.structs import Verdict
+from jaxtrain.tasks import Problem, TasksConfig, make_task
+
+GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
+PROBLEM = Problem(id=0, prompt="Q: How many?\nA:\n", gold="1,200")
+
+
+def row(number, question=None, answer=None):
+    question = f"Ada has {number} boxes of 3 pens. How many pens?" if question is None else question
+    answer = (
+        f"Each box has 3.\n{number}*3=<<{number}*3={3 * number}>>{3 * number}.\n#### {3 * number}"
+        if answer is None
+        else answer
+    )
+    return {"question": question, "answer": answer}
+
+
+def write(path, rows):
+    path.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows))
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Forty good train rows and ten test rows."""
+    return TasksConfig(
+        name="jsonl",
+        path=write(tmp_path / "train.jsonl", [row(number) for number in range(40)]),
+        test_path=write(tmp_path / "test.jsonl", [row(number) for number in range(100, 110)]),
+        num_dev=5,
+        num_test=0,
+        num_demonstrations=7,
+    )
+
+
+def numbers_of(rows):
+    return {int(row.prompt.split()[3]) for row in rows}
+
+
+def test_sets_share_no_problem_and_use_every_row(config):
+    task = make_task(config)
+    train, dev, shown = numbers_of(task.train), numbers_of(task.dev), numbers_of(task.demonstrations)
+    assert (len(train), len(dev), len(shown)) == (28, 5, 7)
+    assert train | dev | shown == set(range(40))
+    assert numbers_of(task.test) == set(range(100, 110))
+
+
+def test_without_a_test_file_the_test_set_is_held_out(config):
+    task = make_task(replace(config, test_path="", num_test=6))
+    assert len(task.test) == 6
+    assert numbers_of(task.train).isdisjoint(numbers_of(task.test))
+    assert len(task.train) == 40 - 5 - 6 - 7
+
+
+def test_the_seed_decides_the_draw(config):
+    config = replace(config, num_test=4)
+    assert make_task(config) == make_task(config)
+    other = make_task(replace(config, seed=1))
+    assert other.dev != make_task(config).dev
+    assert other.test != make_task(config).test
+
+
+def test_an_id_is_the_place_of_the_row(config):
+    task = make_task(config)
+    assert all(problem.id == int(problem.prompt.split()[3]) for problem in task.train + task.dev)
+    assert {problem.id for problem in task.test} == set(range(40, 50))
+
+
+def test_prompt_gold_and_reference_are_written_in_one_form(config):
+    task = make_task(config)
+    problem = task.train[0]
+    number = int(problem.prompt.split()[3])
+    assert problem.prompt == f"Q: Ada has {number} boxes of 3 pens. How many pens?\nA:\n"
+    assert problem.gold == str(3 * number)
+    shown = task.demonstrations[0]
+    number = int(shown.prompt.split()[3])
+    assert shown.response == f"Each box has 3.\n{number}*3={3 * number}.\n#### {3 * number}"
+
+
+def test_calculator_annotations_are_kept_on_request(config):
+    shown = make_task(replace(config, is_annotated=True)).demonstrations[0]
+    assert "<<" in shown.response
+
+
+def test_blank_lines_are_no_steps(config, tmp_path):
+    rows = [row(number, answer=f"One.\n\n  \n Two.\r\n#### {number}\n") for number in range(20)]
+    task = make_task(replace(config, path=write(tmp_path / "blank.jsonl", rows)))
+    assert all(shown.response.split("\n")[:2] == ["One.", "Two."] for shown in task.demonstrations)
+    assert all(len(shown.response.split("\n")) == 3 for shown in task.demonstrations)
+
+
+def test_the_last_marker_of_a_row_is_its_gold(config, tmp_path):
+    rows = [row(number, answer="Not #### 1\n#### 2") for number in range(20)]
+    task = make_task(replace(config, path=write(tmp_path / "marks.jsonl", rows)))
+    assert {problem.gold for problem in task.train} == {"2"}
+    assert {shown.response for shown in task.demonstrations} == {"Not #### 1\n#### 2"}
+
+
+GOOD = [row(number) for number in range(20)]
+BAD_ROWS = [
+    ("not_json", b'{"question": "a", "answer": "#### 1"', "not JSON"),
+    ("not_json", b"[" * 10_000, "not JSON"),
+    ("not_json", b'{"question": "a", "answer": ' + b"1" * 5_000 + b"}", "not JSON"),
+    ("no_fields", ["question", "answer"], "not an object"),
+    ("no_fields", None, "not an object"),
+    ("no_fields", {"question": "a"}, "not an object"),
+    ("no_fields", {"answer": "#### 1"}, "not an object"),
+    ("no_fields", {"question": "a", "answer": 72}, "not an object"),
+    ("no_gold", {"question": "a", "answer": "It is 72."}, "no number after"),
+    ("no_gold", {"question": "a", "answer": "#### "}, "no number after"),
+    ("no_gold", {"question": "a", "answer": "#### many"}, "no number after"),
+    ("no_gold", {"question": "a", "answer": "#### 1\nor #### 2?\n#### 3 4"}, "no number after"),
+    ("no_gold", {"question": "a", "answer": ""}, "no number after"),
+    ("empty", b"", "empty"),
+    ("empty", b"  \r", "empty"),
+    ("empty", {"question": " \n", "answer": "#### 1"}, "empty"),
+    ("duplicate", GOOD[0], "earlier line"),
+    ("duplicate", {"question": " " + GOOD[0]["question"].replace(" ", "\n "), "answer": "#### 5"}, "earlier line"),
+    ("too_long", {"question": "a" * 20_000, "answer": "#### 1"}, "max_row_bytes"),
+    ("not_utf8", b'{"question": "a\xff", "answer": "#### 1"}', "UTF-8"),
+    ("not_text", {"question": "a\0b", "answer": "#### 1"}, "NUL"),
+    ("not_text", {"question": "a", "answer": "half \ud83d\n#### 1"}, "surrogate"),
+]
+
+
+@pytest.mark.parametrize(("reason", "bad", "words"), BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_a_bad_row_is_skipped_counted_and_named(config, tmp_path, reason, bad, words):
+    path = write(tmp_path / "some.jsonl", [*GOOD, bad, row(21)])
+    task = make_task(replace(config, path=path, max_bad_share=0.05))
+    assert [task.counts[name] for name in ("rows", reason)] == [32, 1]
+    assert sum(task.counts.values()) == 33
+    (line,) = task.skipped
+    assert line.startswith(f"{path}:21: ")
+    assert words in line
+    assert len(task.train) + len(task.dev) + len(task.demonstrations) == 21
+
+
+def test_more_bad_rows_than_the_stated_share_refuse_the_file(config, tmp_path):
+    path = write(tmp_path / "bad.jsonl", [*GOOD, b"{", b"", b"[1]", b"nan"])
+    with pytest.raises(UserError) as error:
+        make_task(replace(config, path=path, max_bad_share=0.1))
+    message = str(error.value)
+    assert f"4 of 24 rows (16.7%) of {path} are bad, more than --config.tasks.max_bad_share=0.1" in message
+    assert f"{path}:21: not JSON; {path}:22: empty line or empty question; {path}:23: not an object" in message
+    assert "\n" not in message and f"{path}:24" not in message
+
+
+def test_bad_rows_of_the_test_file_count_too(config, tmp_path):
+    path = write(tmp_path / "bad.jsonl", [*GOOD[:10], b"{"])
+    assert make_task(replace(config, path=config.path, test_path=path, max_bad_share=0.1)).counts["not_json"] == 1
+    with pytest.raises(UserError, match=r"bad\.jsonl are bad"):
+        make_task(replace(config, test_path=path, max_bad_share=0.05))
+
+
+def test_questions_of_the_test_file_are_never_trained_on(config, tmp_path):
+    same = [row(3), row(0, question="  Ada has 4  boxes of 3 pens.\nHow many pens?"), row(200)]
+    task = make_task(replace(config, test_path=write(tmp_path / "same.jsonl", same)))
+    assert task.counts["in_test_file"] == 2
+    assert len(task.test) == 3
+    assert numbers_of(task.train + task.dev) | numbers_of(task.demonstrations) == set(range(40)) - {3, 4}
+
+
+def test_other_line_separators_stay_inside_a_row(config, tmp_path):
+    rows = [f'{{"question": "a\u2028b\u0085 {n}", "answer": "#### {n}"}}'.encode() for n in range(20)]
+    task = make_task(replace(config, path=write(tmp_path / "lines.jsonl", rows)))
+    assert task.counts["rows"] == 30
+    assert "a\u2028b\u0085" in task.train[0].prompt
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_error(config, tmp_path):
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(r).encode() for r in GOOD))
+    assert make_task(replace(config, path=str(path))).skipped == ()
+
+
+@pytest.mark.parametrize("key", ["path", "test_path"])
+def test_a_missing_file_is_named_with_its_key(config, key):
+    with pytest.raises(UserError, match=rf"cannot read 'nowhere\.jsonl': No such file .* --config\.tasks\.{key}="):
+        make_task(replace(config, **{key: "nowhere.jsonl"}))
+
+
+def test_no_path_at_all_names_the_key(config):
+    with pytest.raises(UserError, match=r"cannot read ''.* --config\.tasks\.path="):
+        make_task(replace(config, path=""))
+
+
+def test_no_test_file_and_no_number_of_test_problems_is_an_error(config):
+    with pytest.raises(UserError, match=r"num_test=0 .* --config\.tasks\.test_path"):
+        make_task(replace(config, test_path=""))
+
+
+def test_too_few_rows_say_how_many_there_are(config):
+    with pytest.raises(UserError, match=r"need 51 problems .* only 40 exist: good rows of .*train\.jsonl"):
+        make_task(replace(config, num_train=39))
+    with pytest.raises(UserError, match=r"num_test=11: .*test\.jsonl has 10 good rows"):
+        make_task(replace(config, num_test=11))
+
+
+def test_empty_files_are_errors(config, tmp_path):
+    empty = write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(UserError, match="only 0 exist"):
+        make_task(replace(config, path=empty))
+    with pytest.raises(UserError, match="has 0 good rows"):
+        make_task(replace(config, test_path=empty))
+
+
+VERDICTS = [
+    ("Think.\n#### 1200", Verdict.CORRECT),
+    ("#### $1,200.", Verdict.CORRECT),
+    ("#### 2400/2", Verdict.CORRECT),
+    (r"So \boxed{1200}", Verdict.CORRECT),
+    ("#### 5\n#### 1200", Verdict.CORRECT),
+    ("#### 1200\n#### 5", Verdict.WRONG),
+    ("#### 120", Verdict.WRONG),
+    ("#### -1200", Verdict.WRONG),
+    ("#### 1200.0001", Verdict.WRONG),
+    ("", Verdict.UNPARSABLE),
+    ("1200", Verdict.UNPARSABLE),
+    ("####", Verdict.UNPARSABLE),
+    ("#### 1200 or 5", Verdict.UNPARSABLE),
+    ("#### 12e2", Verdict.UNPARSABLE),
+    ("#### 600*2", Verdict.UNPARSABLE),
+    ("#### \u0661\u0662\u0660\u0660", Verdict.UNPARSABLE),
+    ("#### 1200\ufffd", Verdict.UNPARSABLE),
+    ("#### " + "," * 20_000, Verdict.UNPARSABLE),
+    ("#### " + "9" * 30_000, Verdict.UNPARSABLE),
+    (r"\boxed{" * 100_000, Verdict.UNPARSABLE),
+]
+
+
+@pytest.mark.parametrize(("text", "verdict"), VERDICTS, ids=range(len(VERDICTS)))
+def test_the_verdict_compares_the_last_answer_exactly(config, text, verdict):
+    task = make_task(config)
+    assert task.verify(PROBLEM, text) == verdict
+    assert (task.answer(text) is None) == (verdict == Verdict.UNPARSABLE)
+
+
+def test_equal_numbers_vote_together(config):
+    task = make_task(config)
+    assert task.answer("Half.\n#### 0.50") == task.answer("#### 2/4") == "1/2"
+
+
+def test_every_reference_is_correct(config):
+    task = make_task(replace(config, num_demonstrations=30, num_dev=0))
+    for shown in task.demonstrations:
+        number = int(shown.prompt.split()[3])
+        assert task.verify(Problem(0, shown.prompt, str(3 * number)), shown.response) == Verdict.CORRECT
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"the GSM8K files are not beside the checkout, in {GSM8K}")
+def test_every_row_of_gsm8k_is_read_and_its_reference_is_correct():
+    paths = [GSM8K / "train.jsonl", GSM8K / "test.jsonl"]
+    task = make_task(
+        TasksConfig(
+            name="jsonl", path=str(paths[0]), test_path=str(paths[1]), num_dev=0, num_test=0, num_demonstrations=0
+        )
+    )
+    assert (len(task.train), len(task.test), task.counts["rows"]) == (7473, 1319, 8792)
+    rows = [json.loads(line) for path in paths for line in path.read_text("utf-8").split("\n") if line]
+    for problem in task.train + task.test:
+        assert rows[problem.id]["question"].strip() in problem.prompt
+        assert task.verify(problem, rows[problem.id]["answer"]) == Verdict.CORRECT

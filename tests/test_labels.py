@@ -1,0 +1,244 @@
+"""Labels: the paper's golden trees, Eq. 1-2 as an oracle in plain Python, and what must never be labelled."""
+
+import logging
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from forest import Row, grow_at_random, plant
+
+from jaxtrain import labels
+from jaxtrain.structs import Kind, Verdict
+
+C, W, NONE = Verdict.CORRECT, Verdict.WRONG, Verdict.NONE
+
+# Figure 3 of the paper: two dice, the probability that their sum is 4 (1/12).
+DICE = """
+name parent leaf m v
+A    -      -    2 .333333333
+B    -      W    3 0
+C    -      -    3 0
+C1   C      W    3 0
+A1   A      -    1 .666666667
+A1c  A1     C    0 1
+A1w  A1     W    1 .5
+A2   A      -    2 .555555556
+A2a  A2     -    1 .777777778
+A2b  A2a    C    0 1
+"""
+
+# Figure 1; s_1 is drawn as the start, so it is the prompt here.
+FIGURE = """
+name parent leaf m v
+s2   -      -    3 .25
+s31  s2     -    2 .5
+s41  s31    -    1 .75
+A1   s41    C    0 1
+s42  s31    -    2 .333333333
+A2   s42    W    2 .111111111
+"""
+
+
+def read_table(table: str) -> tuple[list[Row], list[int], list[float]]:
+    lines = [line.split() for line in table.strip().splitlines()[1:]]
+    index = {"-": -1} | {line[0]: i for i, line in enumerate(lines)}
+    leaf = {"-": NONE, "C": C, "W": W}
+    rows = [Row(index[parent], (i,), leaf[kind]) for i, (_, parent, kind, _, _) in enumerate(lines)]
+    return rows, [int(line[3]) for line in lines], [float(line[4]) for line in lines]
+
+
+def oracle(rows: list[Row]) -> dict[int, tuple[int, bool, float]]:
+    """Section 3.2 in recursion and float64: {row: (m, correct below, v)} of the labelled rows."""
+    usable = [row.kind in (Kind.CANDIDATE, Kind.ROLLOUT) for row in rows]
+    children = {i: [c for c, row in enumerate(rows) if row.parent == i and usable[c]] for i in range(-1, len(rows))}
+
+    def is_kept(i: int) -> bool:
+        return rows[i].verdict in (C, W, Verdict.UNPARSABLE) or any(map(is_kept, children[i]))
+
+    def distance(i: int) -> float:
+        if i >= 0 and rows[i].verdict == C:
+            return 0
+        return 1 + min(map(distance, children[i]), default=float("inf"))
+
+    found = {}
+
+    def descend(i: int, m_parent: float, v_parent: float) -> None:
+        r = int(distance(i) == float("inf"))  # the error: 1 where nothing correct was reached
+        m = m_parent if r else distance(i)
+        w = (1 - v_parent) / (m + 1) * (1 - 2 * r)
+        v = max(v_parent + w, 0)
+        found[i] = (int(m), not r, v)
+        for child in filter(is_kept, children[i]):
+            descend(child, m, v)
+
+    if distance(-1) < float("inf"):
+        for child in filter(is_kept, children[-1]):
+            descend(child, distance(-1), 0.0)
+    return found
+
+
+def words(known: dict[int, Verdict]):
+    """A verifier that knows traces by their last token."""
+    return lambda problem_id, tokens: known[int(tokens[-1])]
+
+
+@pytest.mark.parametrize("table", [DICE, FIGURE])
+def test_golden_trees(table):
+    rows, distance, value = read_table(table)
+    tree, _ = plant([rows])
+    verdict = labels.judge(tree, words({i: row.verdict for i, row in enumerate(rows)}))
+    made = labels.back_up(tree, verdict)
+    assert made.is_labelled.all()
+    np.testing.assert_array_equal(made.distance[0], distance)
+    np.testing.assert_allclose(made.target[0], value, atol=1e-6, rtol=0)
+
+
+def test_reverse_pass_equals_recursion_on_equations_1_and_2():
+    rng = np.random.default_rng(1)
+    back_up = jax.jit(labels.back_up)
+    num_labelled = 0
+    for _ in range(10):
+        forest = [grow_at_random(rng, 40) for _ in range(30)]
+        tree, verdict = plant(forest)
+        made = jax.device_get(back_up(tree, verdict))
+        for b, rows in enumerate(forest):
+            found = oracle(rows)
+            num_labelled += len(found)
+            assert np.flatnonzero(made.is_labelled[b]).tolist() == sorted(found)
+            for r, (m, is_correct, v) in found.items():
+                assert (made.distance[b, r], made.is_correct[b, r]) == (m, is_correct)
+                assert made.target[b, r] == pytest.approx(v, abs=1e-6)
+    assert num_labelled > 2000
+
+
+def test_values_are_bounded_and_only_correct_answers_reach_one():
+    rng = np.random.default_rng(2)
+    tree, verdict = plant([grow_at_random(rng, 60) for _ in range(100)])
+    made = labels.back_up(tree, verdict)
+    target, is_labelled = np.asarray(made.target), np.asarray(made.is_labelled)
+    assert ((target >= 0) & (target <= 1)).all()
+    assert (target[is_labelled & (verdict == C)] == 1).all()
+    assert (target[is_labelled & (verdict != C)] < 1).all()
+    assert not target[~is_labelled].any() and (np.asarray(made.distance)[~is_labelled] == -1).all()
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 8])
+def test_clean_solution_rises_evenly_and_a_wrong_step_follows_equation_22(num_steps):
+    clean = [Row(i - 1, (i,), C if i == num_steps - 1 else NONE) for i in range(num_steps)]
+    made = labels.back_up(*plant([[*clean, Row(k - 1, (99,), W)] for k in range(num_steps)]))
+    for k in range(num_steps):
+        wrong_value = max(0, (k - 1) / num_steps + 1 / (num_steps * (num_steps - k + 1)))
+        expected = [*(np.arange(1, num_steps + 1) / num_steps), wrong_value]
+        np.testing.assert_allclose(made.target[k], expected, atol=1e-6)
+
+
+def test_unfinished_and_unjudged_branches_are_pruned():
+    rows = [Row(-1), Row(0, (1,), C), Row(0), Row(2), Row(-1), Row(4, (2,), Verdict.ERROR), Row(4, (3,), W)]
+    made = labels.back_up(*plant([rows]))
+    assert np.flatnonzero(made.is_labelled[0]).tolist() == [0, 1, 4, 6]
+
+
+def test_tree_without_a_correct_trace_gives_no_labels():
+    rows = [Row(-1), Row(0, (1,), W), Row(0, (2,), Verdict.UNPARSABLE), Row(0, (3,), Verdict.ERROR)]
+    made = labels.back_up(*plant([rows]))
+    assert not made.is_labelled.any() and not made.is_correct.any() and not made.target.any()
+
+
+@pytest.mark.parametrize("kind", [Kind.DUPLICATE, Kind.EMPTY])
+def test_a_verdict_on_an_unusable_row_counts_for_nothing(kind):
+    made = labels.back_up(*plant([[Row(-1), Row(0, (1,), W), Row(0, (1,), C, kind)]]))
+    assert not made.is_labelled.any() and (made.verdict != C).all()
+
+
+def test_unparsable_answer_is_a_wrong_one():
+    trees = [[Row(-1), Row(0, (1,), C), Row(0, (2,), verdict)] for verdict in (W, Verdict.UNPARSABLE)]
+    made = labels.back_up(*plant(trees))
+    np.testing.assert_array_equal(made.target[0], made.target[1])
+    assert made.is_labelled.all()
+
+
+def test_trees_set_aside_and_padding_are_neither_judged_nor_labelled():
+    rows = [Row(-1), Row(0, (1,), C)]
+    tree, verdict = plant([rows, rows, rows], problem_ids=[0, -1, 2])
+    tree = replace(tree, is_ok=np.array([True, True, False]))
+    judged = labels.judge(tree, words({1: C}))
+    assert judged.tolist() == [[NONE, C], [NONE, NONE], [NONE, NONE]]
+    assert labels.back_up(tree, verdict).is_labelled.tolist() == [[True, True], [False, False], [False, False]]
+
+
+def test_only_finished_distinct_rows_are_judged_on_their_whole_response():
+    rows = [
+        Row(-1, (1, 2)),
+        Row(0, (3,), W),
+        Row(0, (3,), W, Kind.DUPLICATE),
+        Row(0, (), W, Kind.EMPTY),
+        Row(0, (4, 5)),
+    ]
+    asked = []
+
+    def verify(problem_id, tokens):
+        asked.append((problem_id, tokens.tolist()))
+        return W
+
+    judged = labels.judge(plant([rows], problem_ids=[17])[0], verify)
+    assert judged.tolist() == [[NONE, W, NONE, NONE, NONE]]
+    assert asked == [(17, [1, 2, 3])]
+
+
+def test_equal_texts_of_a_problem_are_judged_once():
+    rows = [Row(-1, (1,), C), Row(-1, (1,), C), Row(-1, (2,), C)]
+    asked = []
+
+    def verify(problem_id, tokens):
+        asked.append(problem_id)
+        return C
+
+    judged = labels.judge(plant([rows, rows])[0], verify)
+    assert (judged == C).all()
+    assert asked == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("answer", [True, 1, None, "correct", Verdict.NONE])
+def test_whatever_is_no_verdict_is_an_error(answer):
+    judged = labels.judge(plant([[Row(-1, (1,), C)]])[0], lambda problem_id, tokens: answer)
+    assert judged.tolist() == [[Verdict.ERROR]]
+
+
+def test_verifier_that_raises_is_an_error_of_that_trace_alone(caplog):
+    def verify(problem_id, tokens):
+        if tokens[-1] == 1:
+            raise RecursionError("hostile")
+        return C
+
+    with caplog.at_level(logging.WARNING):
+        tree, _ = plant([[Row(-1, (1,), W), Row(-1, (2,), C)]])
+        judged = labels.judge(tree, verify)
+    assert judged.tolist() == [[Verdict.ERROR, C]]
+    assert "hostile" in caplog.text
+    assert labels.back_up(tree, judged).is_labelled.tolist() == [[False, True]]
+
+
+def test_counts_add_up():
+    forest = [
+        [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0), Row(-1, (3,), Verdict.ERROR)],
+        [Row(-1, (1,), Verdict.UNPARSABLE), Row(-1)],
+        [Row(-1, (1,), C)],
+        [Row(-1, (1,), C)],
+    ]
+    tree, _ = plant(forest, problem_ids=[0, 1, 2, -1])
+    tree = replace(tree, is_ok=np.array([True, True, False, True]))
+    known = {(b, row.tokens[-1]): row.verdict for b, rows in enumerate(forest) for row in rows if row.verdict}
+    verdict = labels.judge(tree, lambda problem_id, tokens: known[problem_id, tokens[-1]])
+    assert labels.counts(tree, labels.back_up(tree, verdict)) == {
+        "num_trees": 3,
+        "num_set_aside": 1,
+        "num_trees_solved": 1,
+        "num_trees_without_correct": 1,
+        "num_correct": 1,
+        "num_wrong": 1,
+        "num_unparsable": 1,
+        "num_errors": 1,
+        "num_labelled": 3,
+        "num_unlabelled": 4,
+    }

@@ -1,0 +1,211 @@
+"""The metrics log: no gap, no duplicate, wherever the run was killed."""
+
+import json
+import math
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (made at import)
+
+from jaxtrain import metrics as metrics_lib
+from jaxtrain.errors import UserError
+from jaxtrain.metrics import MetricsLog
+
+
+def tensorboard_scalars(folder):
+    """All (tag, step, value) of the TensorBoard files, read record by record: length, crc, event, crc."""
+    scalars = []
+    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        data, position = path.read_bytes(), 0
+        while position < len(data):
+            (length,) = struct.unpack_from("<Q", data, position)
+            event = Event.FromString(data[position + 12 : position + 12 + length])
+            scalars += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            position += length + 16
+    return sorted(scalars)
+
+
+def expected_scalars(rows):
+    """What TensorBoard must show for the rows: one point for each number."""
+    return sorted(
+        (key, row["iteration"], float(np.float32(value)))
+        for row in rows
+        for key, value in row.items()
+        if key != "iteration" and isinstance(value, int | float)
+    )
+
+
+def open_log(folder, iteration=-1):
+    log = MetricsLog(folder)
+    log.truncate(iteration)
+    return log
+
+
+def play(folder, stop_after):
+    """Run a toy loop to its end as the real one would, killed after `stop_after` durable events; True if it got there.
+
+    A checkpoint is a file named for its iteration. Events and checkpoints are the only things that a kill can separate.
+    """
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    budget = [stop_after]
+
+    def spend():
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise KeyboardInterrupt
+
+    def evaluate(log, iteration):
+        spend()
+        log.append(
+            iteration, {"evaluation/greedy/accuracy": 0.1 * iteration, "evaluation/mcts/accuracy": 0.2 * iteration}
+        )
+
+    restored = max((int(path.name) for path in checkpoints.iterdir()), default=-1)
+    with MetricsLog(folder) as log:
+        is_scored = log.truncate(restored)
+        try:
+            if restored >= 0 and not is_scored:
+                evaluate(log, restored)
+            for iteration in range(restored + 1, 4):
+                for stage in ("search", "updates"):
+                    spend()
+                    log.append(iteration, {f"{stage}/count": iteration * 10})
+                spend()
+                (checkpoints / str(iteration)).touch()
+                evaluate(log, iteration)
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def test_event_is_one_line_with_its_iteration(tmp_path):
+    with open_log(tmp_path) as log:
+        log.append(2, {"search/num_trees": 300, "tasks/name": "countdown", "evaluation/best_of_k/curve": [[1, 0.5]]})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.count("\n") == 1
+    assert json.loads(text) == {
+        "iteration": 2,
+        "search/num_trees": 300,
+        "tasks/name": "countdown",
+        "evaluation/best_of_k/curve": [[1, 0.5]],
+    }
+
+
+def test_numpy_jax_and_non_finite_values_become_plain_json(tmp_path):
+    values = {
+        "a/float": np.float32(0.5),
+        "a/int": np.int64(7),
+        "a/jax": jnp.asarray(1.5, jnp.bfloat16),
+        "a/list": (np.float64("nan"), [jnp.arange(2)]),
+        "a/nan": float("nan"),
+        "a/infinite": jnp.asarray(-jnp.inf),
+        "a/flag": np.bool_(True),
+        "a/none": None,
+    }
+    with open_log(tmp_path) as log:
+        log.append(0, values)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {
+        "iteration": 0,
+        "a/float": 0.5,
+        "a/int": 7,
+        "a/jax": 1.5,
+        "a/list": [None, [[0, 1]]],
+        "a/nan": None,
+        "a/infinite": None,
+        "a/flag": True,
+        "a/none": None,
+    }
+
+
+def test_event_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
+    path, synced, fsync = tmp_path / "metrics.jsonl", [], metrics_lib.os.fsync
+
+    def record(number):
+        synced.append(path.read_text())
+        fsync(number)
+
+    with open_log(tmp_path) as log:
+        monkeypatch.setattr(metrics_lib.os, "fsync", record)
+        log.append(0, {"a/b": 1})
+        assert '{"iteration": 0, "a/b": 1}\n' in synced
+
+
+@pytest.mark.parametrize("key", ["accuracy", "iteration"])
+def test_key_without_stage_is_refused(tmp_path, key):
+    with open_log(tmp_path) as log, pytest.raises(ValueError, match="stage/name"):
+        log.append(0, {key: 1})
+
+
+def test_append_before_truncate_is_refused(tmp_path):
+    with MetricsLog(tmp_path) as log, pytest.raises(RuntimeError, match="truncate"):
+        log.append(0, {"a/b": 1})
+
+
+def test_truncate_cuts_newer_rows_and_says_whether_the_evaluation_is_there(tmp_path):
+    with open_log(tmp_path) as log:
+        log.append(0, {"evaluation/greedy/accuracy": 0.1})
+        log.append(1, {"search/num_trees": 3})
+        log.append(2, {"search/num_trees": 4, "evaluation/greedy/accuracy": 0.2})
+    with MetricsLog(tmp_path) as log:
+        assert log.truncate(1) is False
+        assert [row["iteration"] for row in log.read()] == [0, 1]
+        assert log.has(1, "search/") and not log.has(2, "search/")
+        assert log.truncate(0) is True
+        assert log.truncate(-1) is False
+        assert log.read() == []
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_torn_last_line_is_dropped_at_every_length(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with open_log(tmp_path) as log:
+        log.append(0, {"a/b": 1})
+        log.append(0, {"a/c": "xyz"})
+        rows = log.read()
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    for length in range(start, len(whole)):
+        path.write_bytes(whole[:length])
+        with open_log(tmp_path, 0) as log:
+            log.append(0, {"a/c": "xyz"})
+        assert path.read_bytes() == whole
+        assert MetricsLog(tmp_path).read() == rows
+
+
+def test_damaged_last_line_is_dropped_and_damage_elsewhere_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"iteration": 0, "a/b": 1}\n\0\0\0\0\n')
+    assert MetricsLog(tmp_path).read() == [{"iteration": 0, "a/b": 1}]
+    path.write_bytes(b'{"iteration": 0, "a/b": 1}\n[1]\n{"iteration": 1, "a/b": 1}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no row of metrics"):
+        MetricsLog(tmp_path)
+
+
+def test_tensorboard_shows_every_number_once(tmp_path):
+    with open_log(tmp_path) as log:
+        log.append(0, {"a/b": 1, "a/text": "no scalar", "a/nan": math.nan, "a/list": [1, 2]})
+        log.append(1, {"a/b": 0.5})
+    assert tensorboard_scalars(tmp_path) == [("a/b", 0, 1.0), ("a/b", 1, 0.5)]
+
+
+def test_killed_anywhere_metrics_have_no_gap_and_no_duplicate(tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert play(whole, stop_after=100)
+    expected = (whole / "metrics.jsonl").read_bytes()
+    assert len(expected.splitlines()) == 12
+    for first in range(16):
+        for second in (0, 1, 3):
+            folder = tmp_path / f"{first}-{second}"
+            folder.mkdir()
+            play(folder, stop_after=first)
+            with (folder / "metrics.jsonl").open("ab") as file:
+                file.write(b'{"iteration": 9, "torn')
+            play(folder, stop_after=second)
+            assert play(folder, stop_after=100)
+            assert (folder / "metrics.jsonl").read_bytes() == expected
+            assert tensorboard_scalars(folder) == expected_scalars(MetricsLog(folder).read())

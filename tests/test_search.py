@@ -1,0 +1,432 @@
+"""The search on the accelerator against an independent one in plain Python, and what one tree owes its neighbours.
+
+Toy worlds stand in for the two networks: steps and scores are hashes of the tokens before them, written twice, here in
+jnp and in `oracle_mcts_star` with Python integers. Topology, tokens, flags, visits and counters must be equal exactly;
+scores are multiples of 1/grid and equal exactly too; values are means and blends, so float32 may round them. Where
+a decision hangs on less than that rounding (`ROUNDING`), either outcome is right and the tree is left out; ties that
+float32 computes without rounding are not left out: there the first candidate must win.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_mcts_star as oracle
+import pytest
+
+from jaxtrain.search import SearchConfig, make_grow
+from jaxtrain.structs import Kind, Prompts, Steps, Tree
+
+NUM_TREES = 192  # a setting
+MAX_PROMPT_TOKENS = 3
+FIRST_PROMPT_TOKEN = 100
+HEALTHY = np.int32(-1)
+
+
+# --- the toy world again, for the accelerator ---
+
+
+def mix(value):
+    value = value ^ value >> 16
+    value = value * jnp.uint32(0x85EBCA6B)
+    value = value ^ value >> 13
+    value = value * jnp.uint32(0xC2B2AE35)
+    return value ^ value >> 16
+
+
+def fingerprint(tokens, length, start):
+    """Hash tokens [... L] of which `length` count and the first stands at place `start` (both broadcast to [...])."""
+    place = jnp.arange(tokens.shape[-1], dtype=jnp.uint32)
+    place_in_prefix = start.astype(jnp.uint32)[..., None] + place
+    terms = mix(tokens.astype(jnp.uint32) + jnp.uint32(oracle.GOLDEN) * (place_in_prefix + 1))
+    return jnp.sum(jnp.where(place < length[..., None].astype(jnp.uint32), terms, 0), axis=-1, dtype=jnp.uint32)
+
+
+def sample_steps(params, prefix, keys, is_live, temperature, num_lanes, max_steps, *, world, is_keyed=False):
+    """Draw one step a lane from a HashWorld; `is_keyed` makes it depend on the random key, as a policy's does."""
+    assert max_steps == 1, "a tree search asks for single steps"
+    start = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))
+    if is_keyed:
+        start = mix(start ^ mix(keys[:, 0] ^ mix(keys[:, 1])))
+    bits = mix(start[:, None] + jnp.uint32(oracle.GOLDEN) * jnp.arange(1, num_lanes + 1, dtype=jnp.uint32))  # [B A]
+    lot, num_words = bits % 16, (bits >> 4) % world.max_step_tokens
+    is_finished = lot < world.finished_of_16
+    is_cut = ~is_finished & (lot < world.finished_of_16 + world.cut_of_16)
+    place = jnp.arange(world.max_step_tokens, dtype=jnp.uint32)
+    words = oracle.FIRST_WORD + (bits[..., None] >> (8 + 2 * place)) % world.num_words
+    terminator = jnp.where(is_finished, oracle.END, oracle.NEWLINE).astype(jnp.uint32)[..., None]
+    until_end = jnp.where(place < num_words[..., None], words, 0)
+    tokens = jnp.where(place == num_words[..., None], terminator, until_end)
+    tokens = jnp.where(is_cut[..., None], words, tokens)
+    length = jnp.where(is_cut, world.max_step_tokens, num_words + 1)
+    lane = is_live[:, None]
+    steps = Steps(
+        tokens=jnp.where(lane[..., None], tokens, 0).astype(jnp.int32),
+        length=jnp.where(lane, length, 0).astype(jnp.int32),
+        is_finished=is_finished & lane,
+        is_cut=is_cut & lane,
+        is_ok=jnp.ones_like(is_cut),
+    )
+    return jax.tree.map(lambda x: x[:, :, None], steps), jnp.int32(num_lanes * world.max_step_tokens)
+
+
+def score_steps(params, prefix, steps, *, world):
+    """Score steps as a HashWorld does; `params` is a first prompt token: behind it, one step in 16 scores NaN."""
+    before = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))[:, None]
+    start = jnp.broadcast_to(prefix.length[:, None], steps.length.shape[:2])
+    bits = mix((before + fingerprint(steps.tokens[:, :, 0], steps.length[:, :, 0], start)) ^ jnp.uint32(oracle.GOLDEN))
+    share = ((bits >> 8) % (world.grid + 1)).astype(jnp.float32) / world.grid
+    score = share * (1 + 2 * world.overshoot) - world.overshoot
+    is_poisoned = (prefix.tokens[:, :1] == params) & (bits % 16 == 0)
+    return jnp.where(is_poisoned, jnp.nan, score)[:, :, None]
+
+
+@cache
+def hash_grow(config: SearchConfig, world: oracle.HashWorld, is_keyed: bool = False):
+    """Compile a search of a HashWorld, once for all tests that ask for the same."""
+    sample_fn = partial(sample_steps, world=world, is_keyed=is_keyed)
+    score_fn = partial(score_steps, world=world)
+    grow = jax.jit(make_grow(config, sample_fn, score_fn))
+
+    def run(prompts: Prompts, poisoned=HEALTHY) -> Tree:
+        keys = np.stack([prompts.problem_id, prompts.problem_id + 1], axis=1).astype(np.uint32)
+        return jax.tree.map(np.asarray, grow((), poisoned, prompts, keys, np.float32(1.0)))
+
+    return run
+
+
+def make_prompts(num: int, seed: int) -> Prompts:
+    """Make prompts of 1 to 3 tokens, the first of them different in each."""
+    rng = np.random.default_rng(seed)
+    length = rng.integers(1, MAX_PROMPT_TOKENS + 1, num).astype(np.int32)
+    tokens = rng.integers(3, 100, (num, MAX_PROMPT_TOKENS)).astype(np.int32)
+    tokens[:, 0] = FIRST_PROMPT_TOKEN + rng.permutation(num)
+    tokens[np.arange(MAX_PROMPT_TOKENS) >= length[:, None]] = 0
+    return Prompts(tokens, length, np.arange(num, dtype=np.int32))
+
+
+# --- one tree against the oracle ---
+
+
+def candidate_paths(tree: Tree, b: int) -> dict[tuple[int, ...], int]:
+    """Name each candidate's row by the numbers of the candidates from the root to it."""
+    paths, number, taken = {-1: ()}, {}, Counter()
+    for row in np.flatnonzero(np.isin(tree.kind[b], (Kind.CANDIDATE, Kind.DUPLICATE))).tolist():
+        parent = int(tree.parent[b, row])
+        assert parent < row, f"tree {b}: row {row} stands before its parent {parent}"
+        number[row] = taken[parent]
+        taken[parent] += 1
+        paths[row] = (*paths[parent], number[row])
+    return {path: row for row, path in paths.items() if row >= 0}
+
+
+def step_tokens(tree: Tree, b: int, row) -> tuple[int, ...]:
+    return tuple(tree.tokens[b, row, : tree.length[b, row]].tolist())
+
+
+def text(tree: Tree, b: int, row) -> tuple[int, ...]:
+    """Concatenate the steps from the root to a row."""
+    parent = int(tree.parent[b, row])
+    return (text(tree, b, parent) if parent >= 0 else ()) + step_tokens(tree, b, row)
+
+
+def oracle_paths(node: oracle.Node, path: tuple[int, ...] = ()) -> dict[tuple[int, ...], oracle.Node]:
+    """Name each candidate as `candidate_paths` does."""
+    found: dict[tuple[int, ...], oracle.Node] = {}
+    for number, child in enumerate(node.children):
+        found |= {(*path, number): child} | oracle_paths(child, (*path, number))
+    return found
+
+
+def assert_same(tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Search) -> None:
+    """Compare tree `b` of a batch with the oracle's."""
+    rows, nodes = candidate_paths(tree, b), oracle_paths(search.root)
+    assert rows.keys() == nodes.keys(), f"tree {b}: {rows.keys() ^ nodes.keys()} are in one tree only"
+    for path, row in rows.items():
+        node, kind = nodes[path], tree.kind[b, row]
+        mine = step_tokens(tree, b, row), tree.visits[b, row], tree.score[b, row], kind == Kind.DUPLICATE
+        assert mine == (node.tokens, node.visits, node.score, node.is_duplicate), f"tree {b}, step {path}"
+        flags = tree.is_ended[b, row], tree.is_finished[b, row]
+        assert flags == (node.is_ended, node.is_finished), f"tree {b}, step {path}: ended, finished {flags}"
+        assert tree.value[b, row] == pytest.approx(node.value, abs=2e-6), f"tree {b}, step {path}: value"
+    assert rollout_rows(tree, b, prompt) == Counter(
+        (step.prefix, step.tokens, step.score, step.value, step.is_ended, step.is_finished, 0)
+        for step in oracle.rollouts(search)
+    ), f"tree {b}: rollout steps"
+    assert (tree.num_simulations[b], tree.num_wasted[b]) == (search.num_simulations, search.num_wasted), f"tree {b}"
+    assert tree.is_ok[b]
+    assert tree.chosen[b] == expected_answer(tree, b, rows, nodes, search), f"tree {b}: chosen"
+
+
+def rollout_rows(tree: Tree, b: int, prompt: tuple[int, ...]) -> Counter:
+    """Count the rollout steps by text, step, score, value, ended, finished and visits."""
+    found = Counter()
+    for row in np.flatnonzero(tree.kind[b] == Kind.ROLLOUT).tolist():
+        assert tree.parent[b, row] < row, f"tree {b}: row {row} stands before its parent"
+        numbers = [x[b, row].item() for x in (tree.score, tree.value, tree.is_ended, tree.is_finished, tree.visits)]
+        found[prompt + text(tree, b, row), step_tokens(tree, b, row), *numbers] += 1
+    return found
+
+
+def expected_answer(tree: Tree, b: int, rows: dict, nodes: dict, search: oracle.Search) -> int:
+    """Return the deciding leaf's row, or the first of the finished rows of the highest value; -1 without any.
+
+    The rows have been compared already, so their order, the one thing that is the search's own, is taken from them. A
+    finished row's value is its clipped score: nothing below it is ever backed up, and its blend is with itself.
+    """
+    if search.chosen is not None:
+        return next(rows[path] for path, node in nodes.items() if node is search.chosen)
+    is_answer = tree.is_finished[b] & np.isin(tree.kind[b], (Kind.CANDIDATE, Kind.ROLLOUT))
+    return int(np.argmax(np.where(is_answer, tree.score[b].clip(0, 1), -1))) if is_answer.any() else -1
+
+
+# --- tests ---
+
+BASE = SearchConfig(
+    max_steps=4,
+    max_step_tokens=3,
+    num_simulations=16,
+    num_candidates=4,
+    exploration=0.5,
+    unvisited_bonus=0.5,
+    num_rollout_steps=1,
+    num_rollout_candidates=2,
+    rollout_blend=0.5,
+)
+COARSE, FINE = oracle.HashWorld(grid=8), oracle.HashWorld(grid=2**24)
+SETTINGS = {
+    "ties": (BASE, COARSE),
+    "deep": (replace(BASE, max_steps=5, num_simulations=24, num_rollout_steps=2, unvisited_bonus=0.25), FINE),
+    "no rollout": (
+        replace(BASE, max_steps=3, num_rollout_steps=0, num_candidates=5, exploration=0.99),
+        oracle.HashWorld(),
+    ),
+    "stop": (
+        replace(BASE, max_steps=5, num_simulations=24, stop="threshold", end_threshold=0.9),
+        oracle.HashWorld(overshoot=0.125),
+    ),
+    # A blend with itself must leave a finished leaf's score as it is, or it misses a threshold that it meets exactly.
+    "stop on a tie": (
+        replace(BASE, max_steps=3, stop="threshold", end_threshold=0.875, rollout_blend=0.35, num_rollout_candidates=1),
+        oracle.HashWorld(grid=16),
+    ),
+    "early finishes, floor self": (
+        replace(BASE, max_steps=5, num_simulations=12, num_candidates=2, num_rollout_steps=2, rollout_floor="self"),
+        oracle.HashWorld(finished_of_16=6, num_words=4),
+    ),
+    "shallow, scores outside [0, 1]": (
+        replace(BASE, max_steps=2, num_simulations=7, num_candidates=3, num_rollout_steps=2),
+        oracle.HashWorld(grid=8, overshoot=0.5),
+    ),
+    "root only": (replace(BASE, max_steps=2, num_simulations=1), COARSE),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_mcts_star_equals_oracle(name):
+    config, world = SETTINGS[name]
+    prompts = make_prompts(NUM_TREES, seed=len(name))
+    tree = hash_grow(config, world)(prompts)
+    num_compared = 0
+    for b in range(NUM_TREES):
+        prompt = tuple(prompts.tokens[b, : prompts.length[b]].tolist())
+        search = oracle.run(world, prompt, config)
+        if search.closest > oracle.ROUNDING:
+            assert_same(tree, b, prompt, search)
+            num_compared += 1
+    assert num_compared >= 0.95 * NUM_TREES, f"{NUM_TREES - num_compared} trees hang on rounding: choose another seed"
+    if config.num_simulations > 8:  # else the comparison has seen no ended leaf twice
+        assert tree.num_wasted.sum() > NUM_TREES
+
+
+HAND = replace(BASE, max_steps=3, max_step_tokens=1, exploration=1.0)
+
+
+def callback_grow(config: SearchConfig, world: oracle.TableWorld) -> Tree:
+    """Search behind the prompt "?" in a world that answers in Python; slow, for trees worked by hand."""
+
+    def prefixes(tokens, length):
+        return [tuple(row[:n].tolist()) for row, n in zip(np.asarray(tokens), np.asarray(length), strict=True)]
+
+    def draw(tokens, length, is_live, num_lanes):
+        drawn = np.zeros((3, len(tokens), num_lanes), np.int32)
+        for b, prefix in enumerate(prefixes(tokens, length)):
+            if is_live[b]:
+                steps = [world.draw(prefix, candidate) for candidate in range(num_lanes)]
+                drawn[:, b] = np.array([(*step.tokens, step.is_finished, step.is_cut) for step in steps]).T
+        return drawn
+
+    def score(tokens, length, letters):
+        scores = np.zeros(letters.shape, np.float32)
+        for b, prefix in enumerate(prefixes(tokens, length)):
+            scores[b] = [world.score((*prefix, letter)) if letter else 0 for letter in np.asarray(letters[b]).tolist()]
+        return scores
+
+    def sample_fn(params, prefix, keys, is_live, temperature, num_lanes, max_steps):
+        shape = jax.ShapeDtypeStruct((3, len(keys), num_lanes), jnp.int32)
+        drawn = jax.pure_callback(partial(draw, num_lanes=num_lanes), shape, prefix.tokens, prefix.length, is_live)
+        letters, is_finished, is_cut = drawn[..., None]
+        is_ok = jnp.ones(letters.shape, bool)
+        steps = Steps(letters[..., None], (letters > 0).astype(jnp.int32), is_finished > 0, is_cut > 0, is_ok)
+        return steps, jnp.int32(num_lanes)
+
+    def score_fn(params, prefix, steps):
+        letters = steps.tokens[:, :, 0, 0]
+        shape = jax.ShapeDtypeStruct(letters.shape, jnp.float32)
+        return jax.pure_callback(score, shape, prefix.tokens, prefix.length, letters)[..., None]
+
+    grow = jax.jit(make_grow(config, sample_fn, score_fn))
+    prompt = Prompts(np.array([[ord("?")]], np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
+    return jax.tree.map(np.asarray, grow((), (), prompt, np.zeros((1, 2), np.uint32), np.float32(1)))
+
+
+def table_of(tree: Tree) -> list[tuple]:
+    """Spell every row of the first tree: path, kind, visits, value."""
+    rows = np.flatnonzero(tree.kind[0] != Kind.EMPTY).tolist()
+    kinds = [Kind(tree.kind[0, row]).name.lower() for row in rows]
+    numbers = [(tree.visits[0, row].item(), pytest.approx(tree.value[0, row].item(), abs=1e-6)) for row in rows]
+    return sorted(
+        (oracle.spell(text(tree, 0, row)), kind, *pair) for row, kind, pair in zip(rows, kinds, numbers, strict=True)
+    )
+
+
+def test_tree_worked_by_hand():
+    """Three iterations, eps 1, bonus 1/2, alpha 1/2, one rollout step of two draws.
+
+    1. The root draws a b a: the second a is a duplicate. Rollout from a sees c d: v_a = (.5 + .75) / 2, n_a = 1; n = 1.
+    2. a has .625 + sqrt(ln 1), b has .25 + .5, so b. It draws f g h; f is finished, so v_f stays .5. v_b = .5, n_b = 1.
+    3. a has .625 + sqrt(ln 2), b has .5 + sqrt(ln 2), so a. It draws c d e; rollout from d sees i = 1: v_d = .875. Then
+       v_a = .875, n_a = 2.
+    """
+    world = oracle.TableWorld(
+        {
+            "?": [("a", 0.5, ""), ("b", 0.25, ""), ("a", 0.5, "")],
+            "?a": [("c", 0.25, ""), ("d", 0.75, ""), ("e", 0.125, "")],
+            "?b": [("f", 0.5, "finished"), ("g", 0.125, ""), ("h", 0.0625, "cut")],
+            "?ad": [("i", 1.0, "finished"), ("j", 0.25, "")],
+        }
+    )
+    config = replace(HAND, num_simulations=3, num_candidates=3)
+    tree = callback_grow(config, world)
+    assert table_of(tree) == [
+        # path, kind, visits, value
+        ("a", "candidate", 2, 0.875),
+        ("a", "duplicate", 0, 0.5),
+        ("ac", "candidate", 0, 0.25),
+        ("ac", "rollout", 0, 0.25),
+        ("ad", "candidate", 1, 0.875),
+        ("ad", "rollout", 0, 0.75),
+        ("adi", "rollout", 0, 1.0),
+        ("adj", "rollout", 0, 0.25),
+        ("ae", "candidate", 0, 0.125),
+        ("b", "candidate", 1, 0.5),
+        ("bf", "candidate", 1, 0.5),
+        ("bg", "candidate", 0, 0.125),
+        ("bh", "candidate", 0, 0.0625),
+    ]
+    assert oracle.spell(text(tree, 0, tree.chosen[0])) == "adi"
+    assert (tree.num_simulations[0], tree.num_wasted[0]) == (3, 0)
+    assert_same(tree, 0, (ord("?"),), oracle.run(world, (ord("?"),), config))
+
+
+@pytest.mark.parametrize(
+    ("stop", "visits", "num_simulations", "num_wasted"), [("never", [3, 2], 5, 4), ("threshold", [1, 1], 2, 1)]
+)
+def test_ended_leaves_are_visited_again_and_counted(stop, visits, num_simulations, num_wasted):
+    """All that the root draws has ended: x finished at .5, y cut at .25. Expanding visits x; then y: .25 + .5 beats .5.
+
+    From there UCB1 with eps 1 takes x (n 2, equal visits), y (.25 + sqrt(ln 3 / 1) = 1.30 beats .5 + sqrt(ln 3 / 2) =
+    1.24), x (equal visits). With the threshold at .5, x decides at its first selection, and y never could.
+    """
+    world = oracle.TableWorld({"?": [("x", 0.5, "finished"), ("y", 0.25, "cut")]})
+    config = replace(HAND, num_simulations=5, num_candidates=2, stop=stop, end_threshold=0.5)
+    tree = callback_grow(config, world)
+    assert tree.visits[0].tolist()[:2] == visits
+    assert np.count_nonzero(tree.kind[0]) == 2
+    assert (tree.num_simulations[0], tree.num_wasted[0], tree.chosen[0]) == (num_simulations, num_wasted, 0)
+
+
+def take(tree, rows):
+    return jax.tree.map(lambda x: np.asarray(x)[rows], tree)
+
+
+def assert_bit_equal(one: Tree, other: Tree) -> None:
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), one, other)
+
+
+@pytest.fixture(scope="module")
+def keyed():
+    """A search whose draws depend on the random keys, prompts for it, and their trees."""
+    config = replace(BASE, num_simulations=12, stop="threshold", end_threshold=0.9)
+    grow, prompts = hash_grow(config, FINE, is_keyed=True), make_prompts(NUM_TREES, seed=0)
+    return grow, prompts, grow(prompts)
+
+
+def test_a_tree_does_not_depend_on_its_neighbours(keyed):
+    grow, prompts, trees = keyed
+    rows = np.random.default_rng(1).permutation(NUM_TREES)
+    rows[NUM_TREES // 2 :] = rows[0]  # other neighbours too: half of the batch is gone
+    assert_bit_equal(grow(take(prompts, rows)), take(trees, rows))
+
+
+def test_a_tree_does_not_depend_on_the_size_of_its_batch(keyed):
+    grow, prompts, trees = keyed
+    assert_bit_equal(grow(take(prompts, slice(5, 8))), take(trees, slice(5, 8)))
+
+
+def test_every_draw_has_a_key_of_its_own():
+    """A node's key is its parent's with its candidate number folded in: a function of the path, not of the search."""
+
+    def sample_fn(params, prefix, keys, is_live, temperature, num_lanes, max_steps):
+        """Spell the key into the steps."""
+        key = jnp.broadcast_to(jax.lax.bitcast_convert_type(keys, jnp.int32)[:, None], (len(keys), num_lanes, 2))
+        lane = jnp.broadcast_to(jnp.arange(num_lanes)[:, None], (len(keys), num_lanes, 1))
+        length = jnp.broadcast_to(jnp.where(is_live, 3, 0)[:, None], (len(keys), num_lanes))
+        steps = Steps(jnp.concatenate([lane, key], axis=-1), length, length > 3, length > 3, length <= 3)
+        return jax.tree.map(lambda x: x[:, :, None], steps), jnp.int32(3 * num_lanes)
+
+    config = replace(BASE, max_steps=5, num_rollout_steps=2, num_rollout_candidates=1)
+    prompts = make_prompts(1, seed=0)
+    grow = jax.jit(make_grow(config, sample_fn, partial(score_steps, world=FINE)))
+    tree = jax.tree.map(np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1)))
+
+    keys = {(): jax.random.wrap_key_data(np.array([3, 4], np.uint32))}
+    for path, row in sorted(candidate_paths(tree, 0).items(), key=lambda item: len(item[0])):
+        above = keys[path[:-1]]
+        keys[path] = jax.random.fold_in(above, path[-1])
+        assert step_tokens(tree, 0, row)[1:] == tuple(jax.random.key_data(above).view(np.int32).tolist())
+    spelt = [step_tokens(tree, 0, row)[1:] for row in np.flatnonzero(tree.kind[0] == Kind.ROLLOUT)]
+    expanded = {tuple(jax.random.key_data(key).view(np.int32).tolist()) for key in keys.values()}
+    assert len(spelt) > config.num_simulations and len(set(spelt)) == len(spelt)
+    assert expanded.isdisjoint(spelt)
+
+
+def test_padding_of_the_batch_grows_nothing(keyed):
+    grow, prompts, trees = keyed
+    is_padding = np.arange(NUM_TREES) % 3 == 0
+    tree = grow(prompts.replace(problem_id=np.where(is_padding, -1, prompts.problem_id)))
+    assert_bit_equal(take(tree, ~is_padding), take(trees, ~is_padding))
+    padding = take(tree, is_padding)
+    assert not padding.kind.any() and not padding.num_simulations.any() and not padding.policy_tokens.any()
+    assert not padding.is_ok.any() and (padding.chosen == -1).all()
+
+
+def test_a_score_that_is_not_finite_sets_only_its_problem_aside(keyed):
+    grow, prompts, trees = keyed
+    when = set()
+    for b in range(24):
+        tree = grow(prompts, poisoned=prompts.tokens[b, 0])
+        others = np.arange(NUM_TREES) != b
+        assert_bit_equal(take(tree, others), take(trees, others))
+        if not tree.is_ok[b]:
+            when.add(min(int(tree.num_simulations[b]), 3))
+            assert np.isfinite(tree.score[b]).all() and np.isfinite(tree.value[b]).all()
+        else:
+            assert_bit_equal(take(tree, b), take(trees, b))  # the search never met the score
+    assert {1, 3} <= when, "the cases must cover a root that is set aside, and a tree that has grown"
+    assert trees.is_ok.all()

@@ -1,0 +1,275 @@
+"""The run folder: one owner, one config, and files that are complete or absent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxtrain import workdir as workdir_lib
+from jaxtrain.errors import UserError
+from jaxtrain.structs import Tree
+from jaxtrain.workdir import open_workdir, read_json, write_atomic
+
+CONFIG = {
+    "seed": 3,
+    "loop": {"num_iterations": 3},
+    "search": {"num_simulations": 16, "sizes": (1, 2)},
+    "progress": {"interval": 5.0},
+}
+FACTS = {"train_sha256": "abc"}
+
+
+def make_tree(num_problems: int = 2, seed: int = 0) -> Tree:
+    """A tree of random values; only that every field comes back matters here."""
+    rng = np.random.default_rng(seed)
+    shapes = {"tokens": (num_problems, 3, 4)} | dict.fromkeys(
+        (
+            "problem_id",
+            "chosen",
+            "is_ok",
+            "num_simulations",
+            "num_wasted",
+            "policy_tokens",
+            "prm_tokens",
+            "lane_tokens",
+        ),
+        (num_problems,),
+    )
+    arrays = {}
+    for field in fields(Tree):
+        shape = shapes.get(field.name, (num_problems, 3))
+        if field.name.startswith("is_"):
+            arrays[field.name] = rng.random(shape) < 0.5
+        elif field.name in ("score", "value"):
+            arrays[field.name] = rng.random(shape, np.float32)
+        else:
+            arrays[field.name] = rng.integers(0, 9, shape, dtype=np.int32)
+    return Tree(**arrays)
+
+
+def equal(left: Tree, right: Tree) -> bool:
+    pairs = [(getattr(left, field.name), getattr(right, field.name)) for field in fields(Tree)]
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+def change(config: dict, dotted: str, value: object) -> dict:
+    config = json.loads(json.dumps(config))
+    *path, last = dotted.split(".")
+    inner = config
+    for name in path:
+        inner = inner[name]
+    inner[last] = value
+    return config
+
+
+def test_new_folder_describes_itself(tmp_path):
+    with open_workdir(tmp_path / "a" / "run", CONFIG, FACTS) as workdir:
+        assert read_json(workdir.path / "config.json") == json.loads(json.dumps(CONFIG))
+        manifest = workdir.manifest
+    assert manifest["seed"] == 3
+    assert manifest["facts"] == FACTS
+    assert manifest["versions"]["jax"]
+    assert manifest["devices"]["count"] >= 1
+    assert len(manifest["config_sha256"]) == 64
+    assert len(manifest["starts"]) == 1
+
+
+def test_config_json_is_sorted_and_indented(tmp_path):
+    open_workdir(tmp_path / "run", {"seed": 0, "b": 1, "a": {"d": 2, "c": 3}}, {}).close()
+    text = (tmp_path / "run" / "config.json").read_text()
+    assert text == '{\n  "a": {\n    "c": 3,\n    "d": 2\n  },\n  "b": 1,\n  "seed": 0\n}\n'
+
+
+def test_same_config_opens_again_and_free_keys_may_change(tmp_path):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    longer = change(change(CONFIG, "loop.num_iterations", 9), "progress.interval", 1.0)
+    with open_workdir(tmp_path, longer, FACTS) as workdir:
+        assert read_json(tmp_path / "config.json")["loop"]["num_iterations"] == 9
+        assert workdir.notices == ()
+        assert len(workdir.manifest["starts"]) == 2
+
+
+def test_free_key_frees_no_longer_name(tmp_path):
+    config = CONFIG | {"reporting": 1}
+    open_workdir(tmp_path, config, FACTS).close()
+    with pytest.raises(UserError, match="reporting 1 -> 2"):
+        open_workdir(tmp_path, config | {"reporting": 2}, FACTS)
+
+
+def test_other_config_is_refused_in_one_line_and_nothing_changes(tmp_path):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    other = change(change(CONFIG, "seed", 4), "search.num_simulations", 64) | {"extra": True}
+    with pytest.raises(UserError) as caught:
+        open_workdir(tmp_path, other, FACTS)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "extra (absent) -> true, search.num_simulations 16 -> 64, seed 3 -> 4" in message
+    assert "--workdir" in message
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
+
+
+def test_other_facts_are_refused(tmp_path):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    with pytest.raises(UserError, match='train_sha256 "abc" -> "xyz"'):
+        open_workdir(tmp_path, CONFIG, {"train_sha256": "xyz"})
+
+
+def test_changed_versions_are_a_notice(tmp_path, monkeypatch):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    monkeypatch.setattr(workdir_lib, "_version", lambda package: "99" if package == "mctx" else None)
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        assert any(notice.startswith("versions.mctx") and '-> "99"' in notice for notice in workdir.notices)
+
+
+def test_foreign_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="no config.json"):
+        open_workdir(tmp_path, CONFIG, FACTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_start_killed_before_the_config_was_written_begins_anew(tmp_path):
+    (tmp_path / "run.lock").write_text("host a, pid 1, since then\n")
+    (tmp_path / "config.json.tmp").write_text("{")
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        assert read_json(workdir.path / "config.json")["seed"] == 3
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "{file}/run", "{file}"])
+def test_impossible_folder_is_one_line(tmp_path, path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --workdir"):
+        open_workdir(path.replace("{file}", str(tmp_path / "file")), CONFIG, FACTS)
+
+
+def test_damaged_config_is_one_line(tmp_path):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        open_workdir(tmp_path, CONFIG, FACTS)
+
+
+def test_live_owner_is_named_and_its_end_frees_the_folder(tmp_path):
+    workdir = open_workdir(tmp_path, CONFIG, FACTS)
+    with pytest.raises(UserError, match=rf"in use by host .*, pid {os.getpid()}, since 20"):
+        open_workdir(tmp_path, CONFIG, FACTS)
+    workdir.close()
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+
+
+def test_refused_start_gives_the_lock_back(tmp_path):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    with pytest.raises(UserError):
+        open_workdir(tmp_path, change(CONFIG, "seed", 4), FACTS)
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+
+
+def test_killed_owner_leaves_no_lock(tmp_path):
+    code = (
+        "import fcntl, signal, sys\n"
+        "lock = open(sys.argv[1], 'a+')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "print('locked', flush=True)\n"
+        "signal.pause()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="in use by"):
+            open_workdir(tmp_path, CONFIG, FACTS)
+        owner.send_signal(signal.SIGKILL)
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+
+
+def test_trees_come_back_bit_equal_by_iteration_shard_and_purpose(tmp_path):
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        places = [(i, shard, purpose) for i in (0, 1) for shard in (0, 7) for purpose in ("search", "evaluation")]
+        trees = {place: make_tree(seed=seed) for seed, place in enumerate(places)}
+        for (iteration, shard, purpose), tree in trees.items():
+            workdir.save_trees(iteration, shard, tree, purpose=purpose)
+        for place, tree in trees.items():
+            loaded = workdir.load_trees(*place[:2], purpose=place[2])
+            assert loaded is not None and equal(loaded, tree)
+        assert workdir.load_trees(2, 0) is None
+    assert (tmp_path / "trees" / "1" / "evaluation-00007.npz").exists()
+
+
+def test_trees_are_read_by_plain_numpy(tmp_path):
+    tree = make_tree()
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        workdir.save_trees(1, 0, tree)
+    with np.load(tmp_path / "trees" / "1" / "search-00000.npz", allow_pickle=False) as arrays:
+        assert sorted(arrays.files) == sorted(field.name for field in fields(Tree))
+        assert np.array_equal(arrays["tokens"], tree.tokens)
+
+
+def test_damaged_shard_is_never_believed(tmp_path):
+    """Every single flipped byte and every truncation yields None, or the very same tree."""
+    tree = make_tree(num_problems=1)
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        workdir.save_trees(1, 0, tree)
+        path = workdir.trees(1, 0)
+        whole = path.read_bytes()
+        rng = np.random.default_rng(0)
+        for position in rng.permutation(len(whole))[:600]:
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            loaded = workdir.load_trees(1, 0)
+            assert loaded is None or equal(loaded, tree)
+        for length in range(0, len(whole), 97):
+            path.write_bytes(whole[:length])
+            assert workdir.load_trees(1, 0) is None
+
+
+def test_shard_of_another_version_is_grown_again(tmp_path):
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        workdir.save_trees(1, 0, make_tree())
+        np.savez(workdir.trees(1, 0), problem_id=np.zeros(1, np.int32))
+        assert workdir.load_trees(1, 0) is None
+
+
+def test_purpose_cannot_leave_the_folder(tmp_path):
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir, pytest.raises(ValueError, match="purpose"):
+        workdir.save_trees(1, 0, make_tree(), purpose="../x")
+
+
+def test_leftovers_of_a_killed_write_are_removed(tmp_path):
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        workdir.save_trees(1, 0, make_tree())
+    leftovers = [tmp_path / "metrics.jsonl.tmp", tmp_path / "trees" / "1" / "search-00001.npz.tmp"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        assert not any(leftover.exists() for leftover in leftovers)
+        assert workdir.load_trees(1, 0) is not None
+
+
+def test_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "value.json"
+    write_atomic(path, b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_commit_is_that_of_this_checkout_or_none():
+    root = Path(workdir_lib.__file__).resolve().parents[1]
+    commit = workdir_lib._git_commit()
+    if not (root / ".git").exists():
+        assert commit is None
+    else:
+        assert commit is None or len(commit.removesuffix("-dirty")) == 40
