@@ -21,8 +21,9 @@ from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import EvaluationConfig
+from jaxtrain.keys import problem_keys
 from jaxtrain.nn.heads import ValueHead
-from jaxtrain.nn.sampling import fold_in, make_sample_steps, make_score_steps
+from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
 from jaxtrain.nn.transformer import ModelConfig, Transformer
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
@@ -158,15 +159,6 @@ def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         ),
     )
-
-
-def problem_keys(seed: int, iteration: Array, purpose: Array, problem_id: Array) -> Array:
-    """Derive raw keys [B 2]: a function of (seed, iteration, purpose, problem) alone, so batches may be cut anyhow."""
-    key = jax.random.key(seed)
-    for data in (iteration, purpose):
-        key = jax.random.fold_in(key, data)
-    raw = jnp.broadcast_to(jax.random.key_data(key), (*problem_id.shape, 2))
-    return fold_in(raw, problem_id)
 
 
 def check_divisible(config: Config, mesh: Mesh) -> None:

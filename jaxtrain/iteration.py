@@ -192,9 +192,11 @@ def score(state: State, run: Run) -> None:
         joined = {name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()}
         metrics = measure(state, joined, run.answer)
     metrics |= {"evaluation/num_too_long": num_too_long, "time/evaluation": phase.seconds}
-    run.log.append(i, metrics)
     samples = [*reported_traces(run, *joined["mcts"], "mcts"), *reported_traces(run, *joined["greedy"], "greedy")]
-    write_report(run.workdir.report, asdict(run.config), run.log.read(), samples, run.workdir.manifest)
+    # The report first: a kill in between scores the iteration again, and writes it again.
+    rows = [*run.log.read(), {"iteration": i, **metrics}]
+    write_report(run.workdir.report, asdict(run.config), rows, samples, run.workdir.manifest)
+    run.log.append(i, metrics)
 
 
 def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable) -> evaluation.Metrics:

@@ -1,127 +1,40 @@
 """The search on the accelerator against an independent one in plain Python, and what one tree owes its neighbours.
 
-Toy worlds stand in for the two networks: steps and scores are hashes of the tokens before them, written twice, here in
-jnp and in `oracle_mcts_star` with Python integers. Topology, tokens, flags, visits and counters must be equal exactly;
-scores are multiples of 1/grid and equal exactly too; values are means and blends, so float32 may round them. Where
-a decision hangs on less than that rounding (`ROUNDING`), either outcome is right and the tree is left out; ties that
-float32 computes without rounding are not left out: there the first candidate must win.
+Toy worlds stand in for the two networks: steps and scores are hashes of the tokens before them, written twice, with jnp
+in `toy_worlds` and with Python integers in `oracle_mcts_star`. Topology, tokens, flags, visits, counters and scores
+(multiples of 1/grid) must be equal exactly; values are means and blends, so float32 may round them. Where a decision
+hangs on less than that rounding (`ROUNDING`), either outcome is right and the tree is left out. Ties that float32
+computes without rounding are not left out: there the first candidate must win.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle_mcts_star as oracle
 import pytest
+from toy_worlds import HEALTHY, callback_grow, hash_grow, make_prompts, score_steps
 
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.structs import Kind, Prompts, Steps, Tree
+from jaxtrain.structs import Kind, Steps, Tree
 
 NUM_TREES = 192  # a setting
-MAX_PROMPT_TOKENS = 3
-FIRST_PROMPT_TOKEN = 100
-HEALTHY = np.int32(-1)
-
-
-# --- the toy world again, for the accelerator ---
-
-
-def mix(value):
-    value = value ^ value >> 16
-    value = value * jnp.uint32(0x85EBCA6B)
-    value = value ^ value >> 13
-    value = value * jnp.uint32(0xC2B2AE35)
-    return value ^ value >> 16
-
-
-def fingerprint(tokens, length, start):
-    """Hash tokens [... L] of which `length` count and the first stands at place `start` (both broadcast to [...])."""
-    place = jnp.arange(tokens.shape[-1], dtype=jnp.uint32)
-    place_in_prefix = start.astype(jnp.uint32)[..., None] + place
-    terms = mix(tokens.astype(jnp.uint32) + jnp.uint32(oracle.GOLDEN) * (place_in_prefix + 1))
-    return jnp.sum(jnp.where(place < length[..., None].astype(jnp.uint32), terms, 0), axis=-1, dtype=jnp.uint32)
-
-
-def sample_steps(params, prefix, keys, is_live, temperature, num_lanes, max_steps, *, world, is_keyed=False):
-    """Draw one step a lane from a HashWorld; `is_keyed` makes it depend on the random key, as a policy's does."""
-    assert max_steps == 1, "a tree search asks for single steps"
-    start = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))
-    if is_keyed:
-        start = mix(start ^ mix(keys[:, 0] ^ mix(keys[:, 1])))
-    bits = mix(start[:, None] + jnp.uint32(oracle.GOLDEN) * jnp.arange(1, num_lanes + 1, dtype=jnp.uint32))  # [B A]
-    lot, num_words = bits % 16, (bits >> 4) % world.max_step_tokens
-    is_finished = lot < world.finished_of_16
-    is_cut = ~is_finished & (lot < world.finished_of_16 + world.cut_of_16)
-    place = jnp.arange(world.max_step_tokens, dtype=jnp.uint32)
-    words = oracle.FIRST_WORD + (bits[..., None] >> (8 + 2 * place)) % world.num_words
-    terminator = jnp.where(is_finished, oracle.END, oracle.NEWLINE).astype(jnp.uint32)[..., None]
-    until_end = jnp.where(place < num_words[..., None], words, 0)
-    tokens = jnp.where(place == num_words[..., None], terminator, until_end)
-    tokens = jnp.where(is_cut[..., None], words, tokens)
-    length = jnp.where(is_cut, world.max_step_tokens, num_words + 1)
-    lane = is_live[:, None]
-    steps = Steps(
-        tokens=jnp.where(lane[..., None], tokens, 0).astype(jnp.int32),
-        length=jnp.where(lane, length, 0).astype(jnp.int32),
-        is_finished=is_finished & lane,
-        is_cut=is_cut & lane,
-        is_ok=jnp.ones_like(is_cut),
-    )
-    return jax.tree.map(lambda x: x[:, :, None], steps), jnp.int32(num_lanes * world.max_step_tokens)
-
-
-def score_steps(params, prefix, steps, *, world):
-    """Score steps as a HashWorld does; `params` is a first prompt token: behind it, one step in 16 scores NaN."""
-    before = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))[:, None]
-    start = jnp.broadcast_to(prefix.length[:, None], steps.length.shape[:2])
-    bits = mix((before + fingerprint(steps.tokens[:, :, 0], steps.length[:, :, 0], start)) ^ jnp.uint32(oracle.GOLDEN))
-    share = ((bits >> 8) % (world.grid + 1)).astype(jnp.float32) / world.grid
-    score = share * (1 + 2 * world.overshoot) - world.overshoot
-    is_poisoned = (prefix.tokens[:, :1] == params) & (bits % 16 == 0)
-    return jnp.where(is_poisoned, jnp.nan, score)[:, :, None]
-
-
-@cache
-def hash_grow(config: SearchConfig, world: oracle.HashWorld, is_keyed: bool = False):
-    """Compile a search of a HashWorld, once for all tests that ask for the same."""
-    sample_fn = partial(sample_steps, world=world, is_keyed=is_keyed)
-    score_fn = partial(score_steps, world=world)
-    grow = jax.jit(make_grow(config, sample_fn, score_fn))
-
-    def run(prompts: Prompts, poisoned=HEALTHY) -> Tree:
-        keys = np.stack([prompts.problem_id, prompts.problem_id + 1], axis=1).astype(np.uint32)
-        return jax.tree.map(np.asarray, grow((), poisoned, prompts, keys, np.float32(1.0)))
-
-    return run
-
-
-def make_prompts(num: int, seed: int) -> Prompts:
-    """Make prompts of 1 to 3 tokens, the first of them different in each."""
-    rng = np.random.default_rng(seed)
-    length = rng.integers(1, MAX_PROMPT_TOKENS + 1, num).astype(np.int32)
-    tokens = rng.integers(3, 100, (num, MAX_PROMPT_TOKENS)).astype(np.int32)
-    tokens[:, 0] = FIRST_PROMPT_TOKEN + rng.permutation(num)
-    tokens[np.arange(MAX_PROMPT_TOKENS) >= length[:, None]] = 0
-    return Prompts(tokens, length, np.arange(num, dtype=np.int32))
-
-
-# --- one tree against the oracle ---
 
 
 def candidate_paths(tree: Tree, b: int) -> dict[tuple[int, ...], int]:
     """Name each candidate's row by the numbers of the candidates from the root to it."""
-    paths, number, taken = {-1: ()}, {}, Counter()
+    paths: dict[int, tuple[int, ...]] = {-1: ()}
+    taken = Counter()
     for row in np.flatnonzero(np.isin(tree.kind[b], (Kind.CANDIDATE, Kind.DUPLICATE))).tolist():
         parent = int(tree.parent[b, row])
         assert parent < row, f"tree {b}: row {row} stands before its parent {parent}"
-        number[row] = taken[parent]
+        paths[row] = (*paths[parent], taken[parent])
         taken[parent] += 1
-        paths[row] = (*paths[parent], number[row])
     return {path: row for row, path in paths.items() if row >= 0}
 
 
@@ -185,8 +98,6 @@ def expected_answer(tree: Tree, b: int, rows: dict, nodes: dict, search: oracle.
     return int(np.argmax(np.where(is_answer, tree.score[b].clip(0, 1), -1))) if is_answer.any() else -1
 
 
-# --- tests ---
-
 BASE = SearchConfig(
     max_steps=4,
     max_step_tokens=3,
@@ -245,44 +156,6 @@ def test_mcts_star_equals_oracle(name):
 
 
 HAND = replace(BASE, max_steps=3, max_step_tokens=1, exploration=1.0)
-
-
-def callback_grow(config: SearchConfig, world: oracle.TableWorld) -> Tree:
-    """Search behind the prompt "?" in a world that answers in Python; slow, for trees worked by hand."""
-
-    def prefixes(tokens, length):
-        return [tuple(row[:n].tolist()) for row, n in zip(np.asarray(tokens), np.asarray(length), strict=True)]
-
-    def draw(tokens, length, is_live, num_lanes):
-        drawn = np.zeros((3, len(tokens), num_lanes), np.int32)
-        for b, prefix in enumerate(prefixes(tokens, length)):
-            if is_live[b]:
-                steps = [world.draw(prefix, candidate) for candidate in range(num_lanes)]
-                drawn[:, b] = np.array([(*step.tokens, step.is_finished, step.is_cut) for step in steps]).T
-        return drawn
-
-    def score(tokens, length, letters):
-        scores = np.zeros(letters.shape, np.float32)
-        for b, prefix in enumerate(prefixes(tokens, length)):
-            scores[b] = [world.score((*prefix, letter)) if letter else 0 for letter in np.asarray(letters[b]).tolist()]
-        return scores
-
-    def sample_fn(params, prefix, keys, is_live, temperature, num_lanes, max_steps):
-        shape = jax.ShapeDtypeStruct((3, len(keys), num_lanes), jnp.int32)
-        drawn = jax.pure_callback(partial(draw, num_lanes=num_lanes), shape, prefix.tokens, prefix.length, is_live)
-        letters, is_finished, is_cut = drawn[..., None]
-        is_ok = jnp.ones(letters.shape, bool)
-        steps = Steps(letters[..., None], (letters > 0).astype(jnp.int32), is_finished > 0, is_cut > 0, is_ok)
-        return steps, jnp.int32(num_lanes)
-
-    def score_fn(params, prefix, steps):
-        letters = steps.tokens[:, :, 0, 0]
-        shape = jax.ShapeDtypeStruct(letters.shape, jnp.float32)
-        return jax.pure_callback(score, shape, prefix.tokens, prefix.length, letters)[..., None]
-
-    grow = jax.jit(make_grow(config, sample_fn, score_fn))
-    prompt = Prompts(np.array([[ord("?")]], np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
-    return jax.tree.map(np.asarray, grow((), (), prompt, np.zeros((1, 2), np.uint32), np.float32(1)))
 
 
 def table_of(tree: Tree) -> list[tuple]:
@@ -395,7 +268,7 @@ def test_every_draw_has_a_key_of_its_own():
     grow = jax.jit(make_grow(config, sample_fn, partial(score_steps, world=FINE)))
     tree = jax.tree.map(np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1)))
 
-    keys = {(): jax.random.wrap_key_data(np.array([3, 4], np.uint32))}
+    keys: dict[tuple[int, ...], jax.Array] = {(): jax.random.wrap_key_data(jnp.array([3, 4], jnp.uint32))}
     for path, row in sorted(candidate_paths(tree, 0).items(), key=lambda item: len(item[0])):
         above = keys[path[:-1]]
         keys[path] = jax.random.fold_in(above, path[-1])
@@ -416,17 +289,18 @@ def test_padding_of_the_batch_grows_nothing(keyed):
     assert not padding.is_ok.any() and (padding.chosen == -1).all()
 
 
-def test_a_score_that_is_not_finite_sets_only_its_problem_aside(keyed):
+@pytest.mark.parametrize("fault", ["bad_logits", "bad_scores"])
+def test_what_is_not_finite_sets_only_its_problem_aside(keyed, fault):
     grow, prompts, trees = keyed
     when = set()
     for b in range(24):
-        tree = grow(prompts, poisoned=prompts.tokens[b, 0])
+        tree = grow(prompts, **{fault: prompts.tokens[b, 0]})
         others = np.arange(NUM_TREES) != b
         assert_bit_equal(take(tree, others), take(trees, others))
         if not tree.is_ok[b]:
             when.add(min(int(tree.num_simulations[b]), 3))
             assert np.isfinite(tree.score[b]).all() and np.isfinite(tree.value[b]).all()
         else:
-            assert_bit_equal(take(tree, b), take(trees, b))  # the search never met the score
+            assert_bit_equal(take(tree, b), take(trees, b))  # the search never met the fault
     assert {1, 3} <= when, "the cases must cover a root that is set aside, and a tree that has grown"
     assert trees.is_ok.all()

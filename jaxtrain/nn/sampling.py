@@ -13,9 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.keys import fold_in
 from jaxtrain.nn.heads import ValueHead
 from jaxtrain.nn.transformer import Segment, Transformer
 from jaxtrain.structs import Array, Params, Prefix, Steps
+
+
+LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
 
 class _Lanes(NamedTuple):
@@ -47,14 +51,6 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
     warm = logits / jnp.maximum(temperature, 1e-6)
     drawn = jax.vmap(jax.random.categorical)(jax.random.wrap_key_data(keys), warm)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-
-
-def fold_in(keys: Array, data: Array) -> Array:
-    """Fold integers into raw threefry keys: uint32 [... 2] and int [...] give uint32 [... 2]."""
-    fold = jnp.vectorize(
-        lambda key, n: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), n)), signature="(k),()->(k)"
-    )
-    return fold(keys, data)
 
 
 def make_sample_steps(model: Transformer, newline_id: int, end_id: int, max_step_tokens: int):
@@ -96,7 +92,8 @@ def make_sample_steps(model: Transformer, newline_id: int, end_id: int, max_step
         b = num_problems * num_lanes
         segment, hidden = read(model, params, prefix)
         logits = jnp.repeat(model.apply({"params": params}, hidden, method="logits"), num_lanes, axis=0)
-        lane_keys = fold_in(keys[:, None], jnp.arange(num_lanes)).reshape(b, 2)
+        # Folded twice: nodes fold an action into the same key, and a lane must not draw with the key of a child node.
+        lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
         start = jnp.repeat(prefix.length, num_lanes)
         empty = tuple(jnp.zeros((b, k.shape[1], most, k.shape[3]), k.dtype) for k in segment.k)
         lanes = _Lanes(

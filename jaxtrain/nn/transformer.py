@@ -8,8 +8,10 @@ that is stored differently later changes a gather, not the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -60,24 +62,28 @@ def attend(q: Array, keys: Sequence[Array], values: Sequence[Array], masks: Sequ
     """
     b, kv, groups, t, h = q.shape
 
-    def shared(x: Array, rows: int) -> Array:
-        return x.reshape(rows, b // rows, kv, groups, t, x.shape[-1])
+    def by_row(x: Array, rows: int) -> Array:  # [b kv groups t x] -> [rows kv n*groups*t x], n = b / rows
+        x = x.reshape(rows, b // rows, kv, groups * t, x.shape[-1])
+        return jnp.swapaxes(x, 1, 2).reshape(rows, kv, -1, x.shape[-1])
+
+    def by_query(x: Array) -> Array:  # and back
+        x = x.reshape(x.shape[0], kv, b // x.shape[0], groups * t, x.shape[-1])
+        return jnp.swapaxes(x, 1, 2).reshape(b, kv, groups, t, x.shape[-1])
 
     scores = [
-        jnp.einsum("bnkgth,bksh->bnkgts", shared(q, k.shape[0]), k, preferred_element_type=jnp.float32).reshape(
-            b, kv, groups, t, k.shape[2]
-        )
+        by_query(jnp.einsum("bkqh,bksh->bkqs", by_row(q, k.shape[0]), k, preferred_element_type=jnp.float32))
         for k in keys
     ]
     masked = [jnp.where(mask, score * h**-0.5, -1e30) for score, mask in zip(scores, masks, strict=True)]
-    top = jnp.max(jnp.stack([jnp.max(score, axis=-1) for score in masked]), axis=0)[..., None]
+    tops = [jnp.max(score, axis=-1, keepdims=True) for score in masked]
+    top = jax.lax.stop_gradient(reduce(jnp.maximum, tops))
     weights = [jnp.exp(score - top) for score in masked]
-    total = sum(jnp.sum(weight, axis=-1) for weight in weights)
+    total = sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
     mixed = sum(
-        jnp.einsum("bnkgts,bksh->bnkgth", shared(weight.astype(v.dtype), v.shape[0]), v).reshape(b, kv, groups, t, h)
+        by_query(jnp.einsum("bkqs,bksh->bkqh", by_row(weight.astype(v.dtype), v.shape[0]), v))
         for weight, v in zip(weights, values, strict=True)
     )
-    return (mixed / total[..., None]).astype(q.dtype)
+    return (mixed / total).astype(q.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -104,29 +110,31 @@ class Block(nn.Module):
         Returns (x, k, v). Writing comes before reading, so that a cache in a loop is updated in place.
         """
         c = self.config
-        dtype, head = jnp.dtype(c.dtype), c.width // c.num_heads
-        init = nn.initializers.normal(c.width**-0.5)
+        b, t, width = x.shape
+        dtype, head = jnp.dtype(c.dtype), width // c.num_heads
+        init = nn.initializers.normal(width**-0.5)
 
-        def weight(name: str, *shape: int) -> Array:
-            return self.param(name, init, shape).astype(dtype)
+        # Projections work on rows of tokens [b*t ...]: the gradient of a weight is then one plain matrix product.
+        def project(y: Array, name: str, *shape: int, num_in: int = 1) -> Array:
+            weight = self.param(name, init, shape).astype(dtype)
+            return y.reshape(b * t, -1) @ weight.reshape(math.prod(shape[:num_in]), -1)
 
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        q = rotate(jnp.einsum("bte,enh->btnh", y, weight("wq", c.width, c.num_heads, head)), positions, c.rope_theta)
-        k = rotate(jnp.einsum("bte,enh->btnh", y, weight("wk", c.width, c.num_kv_heads, head)), positions, c.rope_theta)
-        v = jnp.einsum("bte,enh->btnh", y, weight("wv", c.width, c.num_kv_heads, head))
-        b, t = x.shape[:2]
-        q = q.reshape(b, t, c.num_kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
-        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        q = project(y, "wq", width, c.num_heads, head).reshape(b, t, c.num_heads, head)
+        k = project(y, "wk", width, c.num_kv_heads, head).reshape(b, t, c.num_kv_heads, head)
+        v = project(y, "wv", width, c.num_kv_heads, head).reshape(b, t, c.num_kv_heads, head)
+        q = rotate(q, positions, c.rope_theta).reshape(b, t, c.num_kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
+        k, v = rotate(k, positions, c.rope_theta).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if own is not None:
             k = jax.lax.dynamic_update_slice_in_dim(own[0], k, own[2], axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(own[1], v, own[2], axis=2)
         keys, values, masks = zip(*past, (k, v, own_mask), strict=True)
-        mixed = attend(q, keys, values, masks).transpose(0, 3, 1, 2, 4).reshape(b, t, c.num_heads, head)
-        x = x + jnp.einsum("btnh,nhe->bte", mixed, weight("wo", c.num_heads, head, c.width))
+        mixed = attend(q, keys, values, masks).transpose(0, 3, 1, 2, 4)
+        x = x + project(mixed, "wo", c.num_heads, head, width, num_in=2).reshape(x.shape)
 
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
-        gate, up = y @ weight("gate", c.width, c.mlp_width), y @ weight("up", c.width, c.mlp_width)
-        return x + (nn.silu(gate) * up) @ weight("down", c.mlp_width, c.width), k, v
+        y = nn.silu(project(y, "gate", width, c.mlp_width)) * project(y, "up", width, c.mlp_width)
+        return x + project(y, "down", c.mlp_width, width).reshape(x.shape), k, v
 
 
 class Transformer(nn.Module):

@@ -22,7 +22,8 @@ def make_grow(config: SearchConfig, sample_steps: Callable, score_steps: Callabl
     """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
 
     sample_steps(params, prefix, keys, is_live, temperature, num_lanes, max_steps) -> (Steps, slots) and
-    score_steps(params, prefix, steps) -> [B lanes K] float32 are the only sight of the networks. Raises UserError for an unknown method or setting.
+    score_steps(params, prefix, steps) -> [B lanes K] float32 are the only sight of the networks. Raises UserError for
+    an unknown method or setting.
     """
     if config.method not in METHODS:
         raise UserError(f"config.search.method is {config.method!r}; known methods: {', '.join(sorted(METHODS))}")

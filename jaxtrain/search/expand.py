@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxtrain.keys import fold_in
 from jaxtrain.structs import Array, Prefix, Steps
 
 
@@ -111,7 +112,8 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
         at = append(prefix, pick(steps.tokens, best), pick(steps.length, best))
         is_rolling, rounds = is_live & is_ok & ~pick(is_ended, best), []
         for r in range(num_rounds):
-            round_key = rollout_key(key, config.num_candidates, r)
+            # Children use fold_in(key, action); rounds take the numbers after the actions.
+            round_key = fold_in(key, config.num_candidates + r)
             new, values, ended, ok, tokens, more = draw(at, depth + r + 1, round_key, is_rolling, temperature, width)
             choice = jnp.argmax(jnp.where(new.length > 0, values, -jnp.inf), axis=1).astype(jnp.int32)
             top = jnp.where(is_rolling, jnp.maximum(top, clip(pick(values, choice))), top)
@@ -132,7 +134,8 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
             is_ended=is_ended,
             is_valid=is_valid,
             best=best,
-            best_value=alpha * own + (1 - alpha) * top if num_rounds else own,
+            # alpha * own + (1 - alpha) * top, written so that equal values blend to themselves exactly.
+            best_value=top + alpha * (own - top) if num_rounds else own,
             rollout_tokens=rolled[0],
             rollout_length=rolled[1],
             rollout_score=rolled[2],
@@ -147,17 +150,6 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
         )
 
     return expand
-
-
-def rollout_key(key: Array, num_candidates: int, r: int) -> Array:
-    """Derive the key of rollout round r: children use fold_in(key, action), rounds the numbers after the actions."""
-    return fold_in(key, num_candidates + r)
-
-
-def fold_in(key: Array, data: Array | int) -> Array:
-    """Fold integers into raw keys: uint32 [B 2] and int [B] (or one int) give uint32 [B 2]."""
-    data = jnp.broadcast_to(jnp.asarray(data), key.shape[:1])
-    return jax.vmap(lambda k, n: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(k), n)))(key, data)
 
 
 def empty_rollout(steps: Steps, width: int) -> list[Array]:

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import mctx
 from flax import struct
 
-from jaxtrain.search.expand import Node, SearchConfig, append, clip, fold_in, make_expand, pick
+from jaxtrain.keys import fold_in
+from jaxtrain.search.expand import Node, SearchConfig, append, clip, make_expand, pick
 from jaxtrain.structs import Array, Kind, Prefix, Prompts, Tree
 
 
@@ -69,12 +70,12 @@ def grow_mcts_star(
             return key, settle(config, old, new)
 
         key, tree = carry
-        is_ok = tree.embeddings.is_ok[:, 0]
+        is_ok = tree.embeddings.is_ok[:, 0] & is_real
         tree = tree.replace(
             node_visits=tree.node_visits.at[:, 0].set(0), extra_data=tree.extra_data.replace(is_ok=is_ok)
         )
         at_root = jnp.zeros(num_problems, jnp.int32)
-        tree = back_up(open_node(config, tree, at_root, is_real & is_ok), jnp.where(is_real & is_ok, at_root, -1))
+        tree = back_up(open_node(config, tree, at_root, is_ok), jnp.where(is_ok, at_root, -1))
         return jax.lax.fori_loop(lo, hi, simulate, (key, tree))
 
     tree = mctx.search(
@@ -153,8 +154,8 @@ def back_up(tree: mctx.Tree, index: Array) -> mctx.Tree:
 def settle(config: SearchConfig, old: mctx.Tree, new: mctx.Tree) -> mctx.Tree:
     """Turn mctx's simulation into an iteration of Algorithm 2: decide, visit an ended leaf, or grow the tree.
 
-    `new` is `old` after mctx's body, which selected the leaf (parent, action) of every tree and wrote a node for it into
-    the slot after the newest.
+    `new` is `old` after mctx's body, which selected the leaf (parent, action) of every tree and wrote a node for it
+    into the slot after the newest.
     """
     progress: Progress = old.extra_data
     rows, slot = jnp.arange(progress.slot.shape[0]), progress.slot + 1
