@@ -1,6 +1,6 @@
 """Countdown from scratch on a laptop.
 
-    python -m jaxtrain.main --config configs/quickstart.py
+python -m jaxtrain.main --config configs/quickstart.py
 """
 
 from configs.base import get_config as base

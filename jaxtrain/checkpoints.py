@@ -48,7 +48,7 @@ class Checkpoints:
         self._manager.save(int(state.iteration), args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
 
     def restore(self, iteration: int, abstract: Any) -> State:
-        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the replay comes as numpy."""
+        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the replay as numpy."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state: State = self._manager.restore(iteration, args=args)["state"]
         return state.replace(replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration))

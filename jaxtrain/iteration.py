@@ -93,7 +93,9 @@ def iterate(state: State, run: Run) -> State:
 def warm_start(run: Run) -> State:
     """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's first trees (D_V0)."""
     c, fns, tokenizer = run.config, run.fns, run.task.tokenizer
-    pairs = [(tokenizer.encode(d.prompt), [*tokenizer.encode(d.response), tokenizer.end_id]) for d in run.task.demonstrations]
+    pairs = [
+        (tokenizer.encode(d.prompt), [*tokenizer.encode(d.response), tokenizer.end_id]) for d in run.task.demonstrations
+    ]
     rows, num_too_long = datasets.demonstration_rows(pairs, c.max_length)
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
     policy = fit(run, 0, "policy", fns.update_policy, fns.init_policy(key), run.policy_batches(0, rows))
@@ -102,7 +104,9 @@ def warm_start(run: Run) -> State:
     problems = prompts.draw(run.task.train, c.prompts.num_first_problems, c.seed, 0)
     batches, num_prompts_too_long = run.encode(problems)
     shards = grow(run, 0, batches, policy, prm)
-    replay, kept = datasets.add(datasets.empty_replay(c.datasets, c.max_length, c.search.max_steps), shards, 0, c.datasets, c.seed)
+    replay, kept = datasets.add(
+        datasets.empty_replay(c.datasets, c.max_length, c.search.max_steps), shards, 0, c.datasets, c.seed
+    )
     counts = {"prompts/num_too_long": num_prompts_too_long, "prompts/num_demonstrations_too_long": num_too_long}
     run.log.append(0, {**counts, **named("tasks", dict(run.task.counts)), **named("datasets", kept)})
     prm = fit(run, 0, "prm", fns.update_prm, prm, run.prm_batches(0, replay.paths))
@@ -231,7 +235,9 @@ def reported_traces(run: Run, prompt: Prompts, tree: Tree, labelled: Labels, met
             for r in rows
         ]
         verdict = Verdict(int(labelled.verdict[b, last])).name.lower()
-        samples.append({"problem": problem.prompt, "gold": problem.gold, "steps": steps, "verdict": verdict, "method": method})
+        samples.append(
+            {"problem": problem.prompt, "gold": problem.gold, "steps": steps, "verdict": verdict, "method": method}
+        )
     return samples
 
 

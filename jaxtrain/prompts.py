@@ -6,7 +6,7 @@ truncated; the last batch is filled with rows of problem id -1, so every batch h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,12 +65,9 @@ def encode(
     """Encode problems into batches of one shape. Returns (batches, number of prompts over the limit)."""
     encoded = [(problem.id, tokenizer.encode(problem.prompt)) for problem in problems]
     fitting = [(i, ids) for i, ids in encoded if len(ids) <= max_prompt_tokens]
-    batches = [_batch(fitting[at : at + batch_size], max_prompt_tokens, batch_size) for at in _starts(fitting, batch_size)]
+    starts = range(0, len(fitting), batch_size)
+    batches = [_batch(fitting[at : at + batch_size], max_prompt_tokens, batch_size) for at in starts]
     return batches, len(encoded) - len(fitting)
-
-
-def _starts(rows: Sequence, batch_size: int) -> Iterator[int]:
-    return iter(range(0, len(rows), batch_size))
 
 
 def _batch(rows: Sequence[tuple[int, list[int]]], max_prompt_tokens: int, batch_size: int) -> Prompts:

@@ -18,7 +18,6 @@ from jaxtrain.nn.heads import ValueHead
 from jaxtrain.nn.transformer import Segment, Transformer
 from jaxtrain.structs import Array, Params, Prefix, Steps
 
-
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
 

@@ -1,9 +1,9 @@
 """The one transformer: a Llama-shaped causal network that reads tokens behind any number of cached segments.
 
 It never owns a cache. A call attends to the `segments` it is given and to its own tokens, and returns its own keys and
-values, alone or written into a segment that the caller keeps; whoever calls decides what lives where. So a prompt is computed once and shared by all
-candidates of a node (a segment may have fewer rows than the queries, each shared by a run of neighbours), and a cache
-that is stored differently later changes a gather, not the model.
+values, alone or written into a segment that the caller keeps; whoever calls decides what lives where. So a prompt is
+computed once and shared by all candidates of a node (a segment may have fewer rows than the queries, each shared by a
+run of neighbours), and a cache that is stored differently later changes a gather, not the model.
 """
 
 from __future__ import annotations

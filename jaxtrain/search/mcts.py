@@ -16,6 +16,7 @@ Selection draws no noise: candidates are exchangeable samples, so taking the fir
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from flax import struct
 from jaxtrain.keys import fold_in
 from jaxtrain.search.expand import Node, SearchConfig, append, clip, make_expand, pick
 from jaxtrain.structs import Array, Kind, Prefix, Prompts, Tree
+
+MctxTree = Any  # mctx.Tree
 
 
 @struct.dataclass
@@ -59,7 +62,7 @@ def grow_mcts_star(
         node = expand(child, node.depth + 1, fold_in(node.key, action), is_live, temperature)
         return mctx.RecurrentFnOutput(reward=zeros, discount=zeros, **unused), node
 
-    def select(rng_key, tree: mctx.Tree, node_index, depth=None):
+    def select(rng_key, tree: MctxTree, node_index, depth=None):
         del rng_key, depth
         return select_candidate(config, tree, node_index)
 
@@ -98,7 +101,7 @@ def grow_mcts_star(
     return to_rows(config, prompts, tree)
 
 
-def select_candidate(config: SearchConfig, tree: mctx.Tree, node_index: Array) -> Array:
+def select_candidate(config: SearchConfig, tree: MctxTree, node_index: Array) -> Array:
     """Choose among a node's candidates by UCB1 (Eq. 33). `tree` is unbatched. Returns [] int32."""
     values, visits = tree.children_values[node_index], tree.children_visits[node_index]
     log_parent = jnp.log(jnp.maximum(tree.node_visits[node_index], 1).astype(jnp.float32))
@@ -107,7 +110,7 @@ def select_candidate(config: SearchConfig, tree: mctx.Tree, node_index: Array) -
     return jnp.argmax(jnp.where(tree.embeddings.is_valid[node_index], ucb, -jnp.inf)).astype(jnp.int32)
 
 
-def open_node(config: SearchConfig, tree: mctx.Tree, index: Array, is_new: Array) -> mctx.Tree:
+def open_node(config: SearchConfig, tree: MctxTree, index: Array, is_new: Array) -> MctxTree:
     """Give the candidates of node `index` [B] their values, and the rolled-out one its visit, where `is_new` [B]."""
     rows = jnp.arange(index.shape[0])
     node: Node = jax.tree.map(lambda x: x[rows, index], tree.embeddings)
@@ -126,7 +129,7 @@ def open_node(config: SearchConfig, tree: mctx.Tree, index: Array, is_new: Array
 
 
 @jax.vmap
-def back_up(tree: mctx.Tree, index: Array) -> mctx.Tree:
+def back_up(tree: MctxTree, index: Array) -> MctxTree:
     """Walk from node `index` [B] to the root (Eq. 35-36); -1 leaves a tree as it is.
 
     n += 1; v = sum n_c v_c / sum n_c over visited children where there are any; both copied into the parent's slot.
@@ -151,7 +154,7 @@ def back_up(tree: mctx.Tree, index: Array) -> mctx.Tree:
     return tree.replace(node_visits=n, node_values=v, children_visits=children_n, children_values=children_v)
 
 
-def settle(config: SearchConfig, old: mctx.Tree, new: mctx.Tree) -> mctx.Tree:
+def settle(config: SearchConfig, old: MctxTree, new: MctxTree) -> MctxTree:
     """Turn mctx's simulation into an iteration of Algorithm 2: decide, visit an ended leaf, or grow the tree.
 
     `new` is `old` after mctx's body, which selected the leaf (parent, action) of every tree and wrote a node for it
@@ -193,7 +196,7 @@ def settle(config: SearchConfig, old: mctx.Tree, new: mctx.Tree) -> mctx.Tree:
     return back_up(open_node(config, tree, slot, is_growing), start)
 
 
-def to_rows(config: SearchConfig, prompts: Prompts, tree: mctx.Tree) -> Tree:
+def to_rows(config: SearchConfig, prompts: Prompts, tree: MctxTree) -> Tree:
     """Read the engine-neutral rows out of mctx's arrays: T * A candidates in node order, then the rollout steps."""
     node, progress = tree.embeddings, tree.extra_data
     num_problems, num_nodes, width = node.score.shape

@@ -79,7 +79,7 @@ def countdown_task(config: TasksConfig) -> CountdownTask:
 
     rng = random.Random(f"demonstrations {config.seed}")
     demonstrations = [
-        Demonstration(problem.prompt, weak_trace(*_read_prompt(problem.prompt), config.demonstration_skill, config.max_target, rng))
+        Demonstration(problem.prompt, weak_trace(problem.prompt, config, rng))
         for problem in sets.demonstrations
         for _ in range(per_problem)
     ]
@@ -120,22 +120,23 @@ def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
     return lines
 
 
-def weak_trace(numbers: tuple[int, ...], target: int, skill: float, comfort: int, rng: random.Random) -> str:
+def weak_trace(prompt: str, config: TasksConfig, rng: random.Random) -> str:
     """Play one game of a weak player: whole, legal, and most often not correct.
 
-    The first move is drawn from all legal ones. With probability `skill` the second is the one whose result is nearest
-    to the target (ties at random), else any. Results above `comfort` are avoided where that is possible: few problems
-    need one, and the policy is spared the larger multiplication tables. Such traces teach the format and arithmetic and
-    leave the choice of the first move, which is what makes a solution, to be found by search.
+    The first move is drawn from all legal ones. With probability `demonstration_skill` the second is the one whose
+    result is nearest to the target (ties at random), else any. Results above `max_target` are avoided where that is
+    possible: few problems need one, and the policy is spared the larger multiplication tables. Such traces teach the
+    format and arithmetic and leave the choice of the first move, which is what makes a solution, to be found by search.
     """
 
     def comfortable(numbers: tuple[int, ...]) -> list[Move]:
         moves = legal_moves(numbers)
-        return [move for move in moves if move.result <= comfort] or moves
+        return [move for move in moves if move.result <= config.max_target] or moves
 
+    numbers, target = _read_prompt(prompt)
     first = rng.choice(comfortable(numbers))
     seconds = comfortable(first.remaining)
-    if rng.random() < skill:
+    if rng.random() < config.demonstration_skill:
         nearest = min(abs(move.result - target) for move in seconds)
         seconds = [move for move in seconds if abs(move.result - target) == nearest]
     return f"{_write_move(first)}\n{_write_move(rng.choice(seconds))}"
