@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtrain import labels, search, sharding, updates
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.datasets import DatasetsConfig, empty_replay
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require_at_least
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.keys import problem_keys
 from jaxtrain.nn.heads import ValueHead
@@ -30,7 +30,7 @@ from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.structs import Array, Params, State
-from jaxtrain.tasks import TasksConfig
+from jaxtrain.tasks import Task, TasksConfig
 from jaxtrain.tokenizers import Tokenizer
 from jaxtrain.updates import UpdatesConfig
 
@@ -40,6 +40,9 @@ class LoopConfig:
     """The loop around the stages."""
 
     num_iterations: int = 3  # after iteration 0, the warm start; may be raised to continue a finished run
+
+    def __post_init__(self):
+        require_at_least(0, "loop", self, "num_iterations")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--config.seed={self.seed}: must lie between 0 and 2**31 - 1")
 
     @property
     def max_length(self) -> int:
@@ -82,9 +89,8 @@ class Functions:
 
 
 def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions:
-    """Build everything a run will call. Raises UserError where the config does not fit the devices."""
+    """Build everything a run will call. Raises UserError where the mesh does not fit the devices."""
     mesh = sharding.make_mesh(config.sharding)
-    check_divisible(config, mesh)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
     model, head = Transformer(config.model, tokenizer.vocab_size), ValueHead()
     c = config.search
@@ -161,9 +167,9 @@ def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions
     )
 
 
-def check_divisible(config: Config, mesh: Mesh) -> None:
-    """Refuse batches that the mesh cannot split evenly."""
-    shards = sharding.num_shards(mesh)
+def check(config: Config, task: Task) -> None:
+    """Refuse, before anything is written, what devices or problems do not allow. Raises UserError."""
+    shards = sharding.num_shards(sharding.make_mesh(config.sharding))
     for key, size in (
         ("prompts.batch_size", config.prompts.batch_size),
         ("updates.policy.batch_size", config.updates.policy.batch_size),
@@ -172,6 +178,15 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
         if size % shards:
             raise UserError(
                 f"--config.{key}={size} cannot be split over data x fsdp = {shards} devices; choose a multiple"
+            )
+    limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
+    for name, problems in (("train", task.train), (split, getattr(task, split)[: config.evaluation.num_problems])):
+        if not problems:
+            raise UserError(f"the task has no {name} problems; set --config.tasks.num_{name} above 0")
+        if all(len(task.tokenizer.encode(problem.prompt)) > limit for problem in problems):
+            raise UserError(
+                f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems is that short; "
+                f"{task.max_prompt_tokens} takes them all"
             )
 
 

@@ -7,13 +7,14 @@ is no matter. A checkpoint is committed whole or not at all; what a killed save 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from jaxtrain.errors import require_at_least
 from jaxtrain.structs import State
 
 
@@ -22,6 +23,9 @@ class CheckpointsConfig:
     """What stays on disk."""
 
     num_kept: int = 3  # newest checkpoints; iteration 0, the warm start, always stays
+
+    def __post_init__(self):
+        require_at_least(1, "checkpoints", self, "num_kept")
 
 
 class Checkpoints:
@@ -51,4 +55,4 @@ class Checkpoints:
         """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the replay as numpy."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state: State = self._manager.restore(iteration, args=args)["state"]
-        return state.replace(replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration))
+        return replace(state, replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration))

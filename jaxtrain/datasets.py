@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from jaxtrain import trees
+from jaxtrain.errors import require_at_least
 from jaxtrain.structs import Array, Labels, Paths, PolicyBatch, PrmBatch, Prompts, Replay, Traces, Tree, Verdict
 
 Rows = TypeVar("Rows", Traces, Paths)
@@ -38,6 +39,9 @@ class DatasetsConfig:
     max_traces: int = 8192  # capacity of the replay
     max_paths: int = 16384  # capacity of the replay
     balance_outcomes: bool = True  # half of every PRM batch from paths that end correct, half from the others
+
+    def __post_init__(self):
+        require_at_least(1, "datasets", self, *(name for name in vars(self) if name != "balance_outcomes"))
 
 
 def empty_replay(config: DatasetsConfig, max_length: int, max_steps: int) -> Replay:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from jaxtrain import trees
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require_at_least, require_one_of
 from jaxtrain.intervals import auroc, auroc_interval, mean, mean_interval, wilson
 from jaxtrain.structs import Array, Kind, Labels, Tree, Verdict
 
@@ -48,11 +48,8 @@ class EvaluationConfig:
     num_candidates: int = 4  # of the search that answers
 
     def __post_init__(self):
-        if self.split not in ("test", "dev"):
-            raise UserError(f"--config.evaluation.split={self.split}: must be test or dev")
-        for name in ("num_problems", "num_samples", "num_simulations", "num_candidates"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--config.evaluation.{name}={getattr(self, name)}: must be 1 or more")
+        require_one_of("evaluation", self, split=("test", "dev"))
+        require_at_least(1, "evaluation", self, "num_problems", "num_samples", "num_simulations", "num_candidates")
         if self.temperature <= 0:
             raise UserError(f"--config.evaluation.temperature={self.temperature}: must be above 0, or all traces agree")
 

@@ -67,6 +67,11 @@ class Run:
         c = self.config.prompts
         return prompts.encode(problems, self.task.tokenizer, c.max_prompt_tokens, c.batch_size)
 
+    def demonstrations(self) -> tuple[Traces, int]:
+        encode, end_id = self.task.tokenizer.encode, self.task.tokenizer.end_id
+        pairs = [(encode(d.prompt), [*encode(d.response), end_id]) for d in self.task.demonstrations]
+        return datasets.demonstration_rows(pairs, self.config.max_length)
+
     def policy_batches(self, i: int, traces: Traces) -> Callable:
         rng = np.random.default_rng((self.config.seed, i, int(Purpose.FIT_POLICY)))
         return lambda num_updates, batch_size: datasets.policy_batches(traces, num_updates, batch_size, rng)
@@ -92,11 +97,8 @@ def iterate(state: State, run: Run) -> State:
 
 def warm_start(run: Run) -> State:
     """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's first trees (D_V0)."""
-    c, fns, tokenizer = run.config, run.fns, run.task.tokenizer
-    pairs = [
-        (tokenizer.encode(d.prompt), [*tokenizer.encode(d.response), tokenizer.end_id]) for d in run.task.demonstrations
-    ]
-    rows, num_too_long = datasets.demonstration_rows(pairs, c.max_length)
+    c, fns = run.config, run.fns
+    rows, num_too_long = run.demonstrations()
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
     policy = fit(run, 0, "policy", fns.update_policy, fns.init_policy(key), run.policy_batches(0, rows))
     prm = fns.init_prm(policy.params)
@@ -104,11 +106,11 @@ def warm_start(run: Run) -> State:
     problems = prompts.draw(run.task.train, c.prompts.num_first_problems, c.seed, 0)
     batches, num_prompts_too_long = run.encode(problems)
     shards = grow(run, 0, batches, policy, prm)
-    replay, kept = datasets.add(
-        datasets.empty_replay(c.datasets, c.max_length, c.search.max_steps), shards, 0, c.datasets, c.seed
-    )
+    empty = datasets.empty_replay(c.datasets, c.max_length, c.search.max_steps)
+    replay, kept = datasets.add(empty, shards, 0, c.datasets, c.seed)
     counts = {"prompts/num_too_long": num_prompts_too_long, "prompts/num_demonstrations_too_long": num_too_long}
-    run.log.append(0, {**counts, **named("tasks", dict(run.task.counts)), **named("datasets", kept)})
+    told = named("tasks", {**run.task.counts, "notice": run.task.notice})
+    run.log.append(0, {**counts, **told, **named("datasets", kept)})
     prm = fit(run, 0, "prm", fns.update_prm, prm, run.prm_batches(0, replay.paths))
     return State(np.asarray(0, np.int32), policy, prm, replay)
 

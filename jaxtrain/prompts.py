@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from jaxtrain.errors import require_at_least
 from jaxtrain.structs import Prompts
 
 
@@ -38,6 +39,10 @@ class PromptsConfig:
     num_first_problems: int = 512  # problems of iteration 0, whose trees start the PRM (D_V0)
     max_prompt_tokens: int = 64  # P; a longer prompt is left out and counted
     batch_size: int = 128  # B: problems searched at once, over all devices
+
+    def __post_init__(self):
+        require_at_least(0, "prompts", self, "num_problems", "num_first_problems")
+        require_at_least(1, "prompts", self, "max_prompt_tokens", "batch_size")
 
 
 def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: int) -> list[Problem]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
 
 
@@ -43,6 +44,14 @@ class UpdatesConfig:
 
     policy: FitConfig = field(default_factory=FitConfig)
     prm: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self):
+        for section, fit in (("updates.policy", self.policy), ("updates.prm", self.prm)):
+            require_at_least(0, section, fit, "num_updates", "num_first_updates", "learning_rate", "weight_decay")
+            require_at_least(1, section, fit, "batch_size")
+            require_share(section, fit, "warmup", "final", "b1", "b2")
+            if not fit.clip_norm > 0:
+                raise UserError(f"--config.{section}.clip_norm={fit.clip_norm}: must be above 0")
 
 
 def policy_loss(logits_fn: Callable, params: Params, batch: PolicyBatch) -> Array:
@@ -90,7 +99,7 @@ def make_update(loss_fn: Callable[[Params, Any], Array], optimizer: optax.Gradie
 
     def update(learner: Learner, batch: Any, learning_rate: Array) -> tuple[Learner, dict[str, Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(learner.params, batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         is_ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, learner.params, direction)

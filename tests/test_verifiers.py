@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from jaxtrain.verifiers.numbers import extract_answer, read_number
+from jaxtrain.verifiers.numerals import extract_answer, read_number
 
 NUMBERS = [
     ("72", 72),

@@ -8,16 +8,18 @@ company it keeps in a batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxtrain.keys import fold_in
 from jaxtrain.nn.heads import ValueHead
-from jaxtrain.nn.transformer import Segment, Transformer
+from jaxtrain.nn.transformer import Segment
 from jaxtrain.structs import Array, Params, Prefix, Steps
 
+Network = Any  # a Transformer, or its head; flax types what `apply` returns as if it could be mutable collections too
+HEAD: Network = ValueHead()
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
 
@@ -36,7 +38,7 @@ class _Lanes(NamedTuple):
     own: Segment  # of the K*S tokens written at most
 
 
-def read(model: Transformer, params: Params, prefix: Prefix) -> tuple[Segment, Array]:
+def read(model: Network, params: Params, prefix: Prefix) -> tuple[Segment, Array]:
     """Read prefixes [B L]. Returns (their segment, hidden state at each one's last token [B width])."""
     positions = jnp.broadcast_to(jnp.arange(prefix.tokens.shape[1]), prefix.tokens.shape)
     mask = positions < prefix.length[:, None]
@@ -52,7 +54,7 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
-def make_sample_steps(model: Transformer, newline_id: int, end_id: int, max_step_tokens: int):
+def make_sample_steps(model: Network, newline_id: int, end_id: int, max_step_tokens: int):
     """Make the function that draws steps.
 
     Returns `sample_steps(params, prefix, keys [B 2] uint32, is_live [B], temperature [], num_lanes, max_steps)` ->
@@ -133,7 +135,7 @@ def make_sample_steps(model: Transformer, newline_id: int, end_id: int, max_step
     return sample_steps
 
 
-def make_score_steps(model: Transformer):
+def make_score_steps(model: Network):
     """Make the function that scores steps.
 
     Returns `score_steps(params, prefix, steps)` -> float32 [B lanes K]: the PRM's raw value of the prefix that ends
@@ -151,7 +153,7 @@ def make_score_steps(model: Transformer):
         hidden, _ = model.apply({"params": params["backbone"]}, tokens, positions, mask, (segment,))
         ends = jnp.arange(max_steps) * size + jnp.maximum(length - 1, 0)
         at_ends = jnp.take_along_axis(hidden, ends[..., None], axis=1)
-        values = ValueHead().apply({"params": params["head"]}, at_ends)
+        values = HEAD.apply({"params": params["head"]}, at_ends)
         return values.reshape(num_problems, num_lanes, max_steps)
 
     return score_steps

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.errors import UserError, require_at_least, require_one_of
 from jaxtrain.structs import Array
 
 
@@ -33,6 +34,18 @@ class ModelConfig:
     rope_theta: float = 10_000.0  # base of the rotary position angles
     norm_eps: float = 1e-5
     dtype: str = "float32"  # of activations and caches; parameters, logits, values and losses are float32
+
+    def __post_init__(self):
+        require_at_least(1, "model", self, "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width")
+        require_at_least(0, "model", self, "rope_theta", "norm_eps")
+        require_one_of("model", self, dtype=("float32", "bfloat16"))
+        for whole, part in (("width", "num_heads"), ("num_heads", "num_kv_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise UserError(
+                    f"--config.model.{whole}={getattr(self, whole)}: must be a multiple of {part}={getattr(self, part)}"
+                )
+        if self.width // self.num_heads % 2:
+            raise UserError(f"--config.model.width={self.width}: a head ({self.width // self.num_heads}) must be even")
 
 
 class Segment(NamedTuple):
@@ -78,12 +91,12 @@ def attend(q: Array, keys: Sequence[Array], values: Sequence[Array], masks: Sequ
     tops = [jnp.max(score, axis=-1, keepdims=True) for score in masked]
     top = jax.lax.stop_gradient(reduce(jnp.maximum, tops))
     weights = [jnp.exp(score - top) for score in masked]
-    total = sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
-    mixed = sum(
+    total = reduce(jnp.add, [jnp.sum(weight, axis=-1, keepdims=True) for weight in weights])
+    mixed = [
         by_query(jnp.einsum("bkqs,bksh->bkqh", by_row(weight.astype(v.dtype), v.shape[0]), v))
         for weight, v in zip(weights, values, strict=True)
-    )
-    return (mixed / total).astype(q.dtype)
+    ]
+    return (reduce(jnp.add, mixed) / total).astype(q.dtype)
 
 
 class RMSNorm(nn.Module):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxtrain.errors import require_at_least, require_one_of, require_share
 from jaxtrain.keys import fold_in
 from jaxtrain.structs import Array, Prefix, Steps
 
@@ -32,6 +33,14 @@ class SearchConfig:
     rollout_floor: str = "paper"  # where the best value starts: paper: 0; self: the child's own value
     stop: str = "never"  # never: spend the budget; threshold: a finished leaf of end_threshold decides the tree
     end_threshold: float = 0.9  # l
+
+    def __post_init__(self):
+        at_least_one = ("max_steps", "max_step_tokens", "num_simulations", "num_candidates", "num_samples")
+        require_at_least(1, "search", self, *at_least_one, "num_rollout_candidates")
+        require_at_least(0, "search", self, "temperature", "exploration", "unvisited_bonus", "num_rollout_steps")
+        require_share("search", self, "rollout_blend", "end_threshold")
+        methods = ("mcts_star", "sample")
+        require_one_of("search", self, method=methods, stop=("never", "threshold"), rollout_floor=("paper", "self"))
 
 
 @struct.dataclass
@@ -73,7 +82,10 @@ def clip(score: Array) -> Array:
 
 
 def append(prefix: Prefix, tokens: Array, length: Array) -> Prefix:
-    """Write a step [B S] of `length` [B] behind each prefix. Room is the caller's care: L = prompt + D * S."""
+    """Write a step [B S] of `length` [B] behind each prefix; what is beyond L is dropped.
+
+    A prefix that is expanded has D - 1 steps at most, so L = P + (D - 1) * S loses nothing that is read.
+    """
     at = jnp.arange(prefix.tokens.shape[1]) - prefix.length[:, None]
     step = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), axis=1)
     is_new = (at >= 0) & (at < length[:, None])
@@ -90,9 +102,20 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
     """Make `expand(prefix, depth, key, is_live, temperature)` -> Node. Rows that are not live get no lanes."""
     num_rounds, width, alpha = config.num_rollout_steps, config.num_rollout_candidates, config.rollout_blend
 
+    def ask(prefix: Prefix, key, is_live, temperature, num_lanes: int):
+        def networks():
+            steps, slots = sample(prefix, key, is_live, temperature, num_lanes=num_lanes, max_steps=1)
+            return steps, score(prefix, steps), slots
+
+        def nothing():
+            steps, scores, slots = jax.tree.map(jnp.zeros_like, jax.eval_shape(networks))
+            return steps.replace(is_ok=~steps.is_ok), scores, slots
+
+        # Late in a search whole batches have nothing to expand or roll out.
+        return jax.lax.cond(jnp.any(is_live), networks, nothing)
+
     def draw(prefix: Prefix, depth, key, is_live, temperature, num_lanes: int):
-        steps, slots = sample(prefix, key, is_live, temperature, num_lanes=num_lanes, max_steps=1)
-        scores = score(prefix, steps)
+        steps, scores, slots = ask(prefix, key, is_live, temperature, num_lanes)
         one: Steps = jax.tree.map(lambda x: x[:, :, 0], steps)
         scores = scores[:, :, 0].astype(jnp.float32)
         is_ok = jnp.all((one.is_ok & jnp.isfinite(scores)) | (one.length == 0), axis=1) & jnp.all(one.is_ok, axis=1)

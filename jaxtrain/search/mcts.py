@@ -20,13 +20,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import mctx
+import mctx as _mctx
 from flax import struct
 
 from jaxtrain.keys import fold_in
 from jaxtrain.search.expand import Node, SearchConfig, append, clip, make_expand, pick
 from jaxtrain.structs import Array, Kind, Prefix, Prompts, Tree
 
+mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
 MctxTree = Any  # mctx.Tree
 
 
@@ -51,7 +52,7 @@ def grow_mcts_star(
     zeros = jnp.zeros(num_problems)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_problems, config.num_candidates)))
 
-    room = config.max_steps * config.max_step_tokens
+    room = (config.max_steps - 1) * config.max_step_tokens
     prefix = Prefix(jnp.pad(prompts.tokens, ((0, 0), (0, room))), prompts.length)
     root = expand(prefix, jnp.zeros(num_problems, jnp.int32), keys, is_real, temperature)
 

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Verdict
 from jaxtrain.tokenizers import Tokenizer
 
 Row = TypeVar("Row")
+
+NUM_NAMED = 3  # bad rows that a message names
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,9 @@ class TasksConfig:
     max_bad_share: float = 0.01  # jsonl: skip bad rows up to this share of a file, then refuse the file
 
     def __post_init__(self):
-        for name in ("num_train", "num_dev", "num_test", "num_demonstrations"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--config.tasks.{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("demonstrations_per_problem", "max_number", "max_target", "max_row_bytes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--config.tasks.{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("demonstration_skill", "max_bad_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--config.tasks.{name}={getattr(self, name)}: must lie between 0 and 1")
+        require_at_least(0, "tasks", self, "num_train", "num_dev", "num_test", "num_demonstrations")
+        require_at_least(1, "tasks", self, "demonstrations_per_problem", "max_number", "max_target", "max_row_bytes")
+        require_share("tasks", self, "demonstration_skill", "max_bad_share")
 
 
 @dataclass(frozen=True)
@@ -91,6 +87,12 @@ class Task:
         Two responses to a problem that have the same answer have the same verdict.
         """
         raise NotImplementedError
+
+    @property
+    def notice(self) -> str:
+        """Say which rows were skipped, the first few by name; empty where none was."""
+        first = "; ".join(self.skipped[:NUM_NAMED])
+        return f"{len(self.skipped)} bad rows skipped; the first: {first}" if self.skipped else ""
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, draw_sets
+from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Task, TasksConfig, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
-from jaxtrain.verifiers.numbers import MARKER, extract_answer, read_number
+from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number
 
 ANNOTATION = re.compile("<<[^<>]*>>")
 REASONS = {
@@ -32,7 +32,6 @@ REASONS = {
     "no_gold": f'no number after the last "{MARKER}" of the answer',
     "duplicate": "the question stands in an earlier line",
 }
-NUM_NAMED = 3  # bad rows that an error names
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""Real word problems, bytes for tokens, a network that has never read English.
+
+    python -m jaxtrain.main --config configs/gsm8k_scratch.py \
+        --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl
+"""
+
+from configs.base import get_config as base
+
+
+def get_config():
+    c = base()
+    c.tasks.name = "jsonl"
+    c.tasks.num_dev = 128
+    c.tasks.num_test = 128
+    c.tasks.num_demonstrations = 3000
+    c.model.num_heads = 2
+    c.model.num_kv_heads = 1
+    c.prompts.max_prompt_tokens = 256
+    c.prompts.batch_size = 32
+    c.prompts.num_problems = 180
+    c.prompts.num_first_problems = 180
+    c.search.max_steps = 5
+    c.search.max_step_tokens = 80
+    c.search.num_simulations = 4
+    c.search.num_candidates = 4
+    c.datasets.max_traces = 1024
+    c.datasets.max_paths = 2048
+    c.updates.policy.batch_size = 16
+    c.updates.policy.num_first_updates = 400
+    c.updates.policy.num_updates = 60
+    c.updates.policy.learning_rate = 3e-3
+    c.updates.prm.batch_size = 16
+    c.updates.prm.num_first_updates = 60
+    c.updates.prm.num_updates = 60
+    c.evaluation.num_problems = 128
+    c.evaluation.num_samples = 4
+    c.evaluation.num_simulations = 4
+    c.evaluation.num_candidates = 4
+    c.loop.num_iterations = 2
+    return c

@@ -1,0 +1,268 @@
+"""The whole loop on files in the form of GSM8K, through the command: what goes in is accounted for, to the last row.
+
+Each run is made once, and all share their shapes and a compilation cache, so that only the first has to compile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxtrain.build import Config, build
+from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.main import main, parse
+from jaxtrain.progress import Progress
+from jaxtrain.structs import Kind, Replay
+from jaxtrain.tasks import Task, make_task
+
+CONFIG = Path(__file__).parents[1] / "configs" / "gsm8k_scratch.py"
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
+TINY = {
+    "prompts.batch_size": 8,
+    "prompts.num_problems": 0,
+    "prompts.num_first_problems": 0,
+    "prompts.max_prompt_tokens": 192,
+    "model.width": 16,
+    "model.mlp_width": 32,
+    "model.num_layers": 1,
+    "search.max_steps": 2,
+    "search.max_step_tokens": 12,
+    "search.num_simulations": 2,
+    "search.num_candidates": 2,
+    "datasets.max_traces": 64,
+    "datasets.max_paths": 64,
+    "updates.policy.batch_size": 8,
+    "updates.policy.num_updates": 2,
+    "updates.policy.num_first_updates": 1,
+    "updates.prm.batch_size": 8,
+    "updates.prm.num_updates": 2,
+    "updates.prm.num_first_updates": 2,
+    "evaluation.num_problems": 32,
+    "evaluation.num_simulations": 2,
+    "evaluation.num_candidates": 2,
+    "evaluation.num_samples": 2,
+    "loop.num_iterations": 1,
+}
+OWN = {"tasks.num_dev": 0, "tasks.num_test": 0, "tasks.num_demonstrations": 8, "tasks.max_bad_share": 0.2}
+REAL = {"tasks.num_dev": 0, "tasks.num_test": 32, "tasks.num_demonstrations": 32, "tasks.num_train": 48}
+
+QUESTION = "Ada has {} pens and lends {}. How many are left?"
+LONG = "Ada, who likes pens, " * 8 + QUESTION
+BAD_ROWS = {
+    "not_json": [b'{"question": "Half', b"nan"],
+    "empty": [b""],
+    "no_fields": [b'["question", "answer"]'],
+    "no_gold": [b'{"question": "How many?", "answer": "Many."}'],
+}
+
+
+def row(number: int, question: str = QUESTION) -> bytes:
+    """One row; all have the same answer, so that a very small network can learn to solve them."""
+    answer = "It is <<7=7>>7.\n#### 7"
+    return json.dumps({"question": question.format(number, number - 7), "answer": answer}).encode()
+
+
+def own_files(folder: Path) -> tuple[Path, Path]:
+    """Write 38 train rows: 27 good ones, 5 of them too long, 5 bad ones, 2 duplicates, 4 of the 10 test questions."""
+    good = [row(number) for number in range(10, 32)] + [row(number, LONG) for number in range(40, 45)]
+    bad = [line for lines in BAD_ROWS.values() for line in lines]
+    test = [row(number) for number in range(60, 69)] + [row(70, LONG)]
+    train, twice = [*good[:11], *bad, *good[11:], *test[:4]], good[:2]
+    paths = folder / "train.jsonl", folder / "test.jsonl"
+    for path, rows in zip(paths, ([*train, *twice], test), strict=True):
+        path.write_bytes(b"".join(line + b"\n" for line in rows))
+    return paths
+
+
+def text_of(tokens: np.ndarray) -> str:
+    """Read ids without the tokenizer: a byte's id is the byte and 2."""
+    return (tokens - 2).astype(np.uint8).tobytes().decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left behind."""
+
+    config: Config
+    task: Task
+    workdir: Path
+    said: str
+
+    @cached_property
+    def metrics(self) -> dict[int, dict]:
+        """The metrics of each iteration, from all its events."""
+        merged: dict[int, dict] = {}
+        for line in (self.workdir / "metrics.jsonl").read_text().splitlines():
+            event = json.loads(line)
+            known = merged.setdefault(event.pop("iteration"), {})
+            assert not known.keys() & event.keys()
+            known |= event
+        return merged
+
+    def trees(self, iteration: int) -> dict[str, np.ndarray]:
+        """All trees of an iteration, padding apart, as the files have them."""
+        shards = [np.load(path) for path in sorted((self.workdir / "trees" / str(iteration)).glob("*.npz"))]
+        trees = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
+        return {name: values[trees["problem_id"] >= 0] for name, values in trees.items()}
+
+    @cached_property
+    def replay(self) -> Replay:
+        with Progress(0) as progress, Checkpoints(self.workdir / "checkpoints", self.config.checkpoints) as checkpoints:
+            abstract = build(self.config, self.task.tokenizer, progress).abstract_state
+            return checkpoints.restore(max(self.metrics), abstract).replay
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Let the runs of this module share what they compile."""
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {key: getattr(jax.config, key) for key in keys}
+    for key, value in zip(keys, (str(tmp_path_factory.mktemp("cache")), 0), strict=True):
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+    yield
+    for key, value in before.items():
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+
+
+def run(name: str, folder: Path, paths: tuple[Path, Path], settings: dict) -> Run:
+    """Run the command to its end, in this process."""
+    keys = TINY | settings | {"tasks.path": paths[0], "tasks.test_path": paths[1]}
+    argv = ["main", "--config", str(CONFIG), "--workdir", str(folder / name)]
+    argv += [f"--config.{key}={value}" for key, value in keys.items()]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main(argv) == 0, said.getvalue()
+    config, _ = parse(argv)
+    return Run(config, make_task(config.tasks), folder / name, said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def untrained(cache, tmp_path_factory) -> Run:
+    """A policy of one update solves nothing."""
+    folder = tmp_path_factory.mktemp("untrained")
+    return run("run", folder, own_files(folder), OWN)
+
+
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory) -> Run:
+    """The answers of our own rows are all the same: a few updates learn some of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    fit = {"updates.policy.num_first_updates": 60, "updates.policy.learning_rate": 0.02}
+    return run("run", folder, own_files(folder), OWN | fit)
+
+
+@pytest.fixture(scope="module")
+def real(cache, tmp_path_factory) -> Run:
+    if not GSM8K.is_dir():
+        pytest.skip(f"the GSM8K files are not beside the checkout, in {GSM8K}")
+    return run("run", tmp_path_factory.mktemp("real"), (GSM8K / "train.jsonl", GSM8K / "test.jsonl"), REAL)
+
+
+@pytest.fixture(params=["untrained", "trained", "real"])
+def any_run(request) -> Run:
+    return request.getfixturevalue(request.param)
+
+
+def test_every_row_of_the_files_is_counted(trained):
+    metrics = trained.metrics[0]
+    assert metrics["tasks/rows"] == 38 + 10
+    assert {name: metrics[f"tasks/{name}"] for name in BAD_ROWS} == {name: len(rows) for name, rows in BAD_ROWS.items()}
+    assert (metrics["tasks/duplicate"], metrics["tasks/in_test_file"]) == (2, 4)
+    assert len(trained.task.train) + len(trained.task.demonstrations) == 27
+    assert "7 bad rows skipped" in trained.said
+
+
+def test_every_problem_is_a_tree_or_too_long(any_run):
+    limit = any_run.config.prompts.max_prompt_tokens
+    too_long = {problem.id for problem in any_run.task.train if len(problem.prompt.encode()) > limit}
+    assert too_long
+    for i, metrics in any_run.metrics.items():
+        trees = any_run.trees(i)
+        assert sorted(trees["problem_id"]) == sorted({p.id for p in any_run.task.train} - too_long)
+        assert metrics["prompts/num_too_long"] == len(too_long)
+        assert metrics["labels/num_trees"] == len(trees["problem_id"])
+        kinds = ("solved", "without_correct")
+        assert sum(metrics[f"labels/num_trees_{kind}"] for kind in kinds) + metrics["labels/num_set_aside"] == len(
+            trees["problem_id"]
+        )
+        num_tested = metrics["evaluation/greedy/num_problems"]
+        assert num_tested + metrics["evaluation/num_too_long"] == len(any_run.task.test)
+
+
+def test_every_finished_trace_has_a_verdict_and_every_step_a_fate(any_run):
+    for i, metrics in any_run.metrics.items():
+        trees = any_run.trees(i)
+        is_real = np.isin(trees["kind"], (Kind.CANDIDATE, Kind.ROLLOUT))
+        verdicts = ("correct", "wrong", "unparsable", "errors")
+        assert sum(metrics[f"labels/num_{name}"] for name in verdicts) == (is_real & trees["is_finished"]).sum()
+        assert metrics["labels/num_labelled"] + metrics["labels/num_unlabelled"] == is_real.sum()
+        num_duplicates = (trees["kind"] == Kind.DUPLICATE).sum()
+        assert metrics["search/num_steps"] - metrics["search/num_duplicates"] == is_real.sum()
+        assert metrics["search/num_duplicates"] == num_duplicates
+
+
+def test_every_verified_trace_is_kept_or_dropped_for_a_reason(any_run):
+    for metrics in any_run.metrics.values():
+        fates = ("new", "too_long", "duplicate", "over_cap")
+        assert sum(metrics[f"datasets/num_traces_{fate}"] for fate in fates) == metrics["labels/num_correct"]
+
+
+def test_whatever_is_trained_on_is_correct_when_judged_again(trained):
+    """Read bytes and gold answers without the project's tokenizer, verifier and task."""
+    rows = [json.loads(line) for line in Path(trained.config.tasks.path).read_bytes().split(b"\n") if b"####" in line]
+    golds = {row["question"]: row["answer"].split("####")[1] for row in rows}
+    traces = trained.replay.traces
+    is_used = traces.iteration >= 0
+    assert is_used.sum() > 10
+    for tokens, length, start in zip(traces.tokens[is_used], traces.length[is_used], traces.prompt_length[is_used]):
+        assert tokens[length - 1] == 1 and not tokens[length:].any()
+        question = text_of(tokens[:start]).removeprefix("Q: ").removesuffix("\nA:\n")
+        answer = re.fullmatch(r"(?s).*####([^\n]*)(\n.*)?", text_of(tokens[start : length - 1]))
+        assert answer and int(answer[1].strip(" $.%")) == int(golds[question])
+
+
+def test_prompts_come_back_byte_for_byte(any_run):
+    prompts = {problem.id: problem.prompt for problem in any_run.task.train}
+    paths = any_run.replay.paths
+    for tokens, problem_id in zip(paths.tokens[paths.iteration >= 0], paths.problem_id[paths.iteration >= 0]):
+        start = len(prompts[problem_id].encode())
+        assert text_of(tokens[:start]) == prompts[problem_id]
+
+
+def test_both_networks_learn_from_solved_trees(trained):
+    assert all(metrics["labels/num_trees_solved"] for metrics in trained.metrics.values())
+    assert [m["updates/policy/num_updates"] for m in trained.metrics.values()] == [60, 2]
+    assert [m["updates/prm/num_updates"] for m in trained.metrics.values()] == [2, 2]
+
+
+def test_without_a_correct_leaf_both_fits_are_skipped_and_said_to_be(untrained):
+    assert [m["labels/num_trees_solved"] for m in untrained.metrics.values()] == [0, 0]
+    assert [m["updates/policy/is_skipped_fit"] for m in untrained.metrics.values()] == [0, 1]
+    assert [m["updates/prm/is_skipped_fit"] for m in untrained.metrics.values()] == [1, 1]
+    assert "the policy has no data" in untrained.said and "the prm has no data" in untrained.said
+    page = (untrained.workdir / "report.html").read_text()
+    assert "the policy had no data" in page and "the prm had no data" in page
+    assert (untrained.replay.traces.iteration < 0).all() and (untrained.replay.paths.iteration < 0).all()
+
+
+def test_the_real_files_are_read_whole(real):
+    assert real.metrics[0]["tasks/rows"] == 7473 + 1319
+    assert sorted(real.metrics) == [0, 1]
+
+
+def test_without_a_path_one_line_names_the_key(capsys, tmp_path):
+    assert main(["main", "--config", str(CONFIG), "--workdir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "--config.tasks.path=" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,141 @@
+"""The house itself: who may import whom, how long things get, and a README that tells the truth about the files."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOUSE = ROOT / "jaxtrain"
+README = ROOT / "README.md"
+FILES = sorted(HOUSE.rglob("*.py"))
+
+STAGES = ("prompts", "search", "labels", "datasets", "updates", "checkpoints", "evaluation")
+# A module imports from the rows above its own only, and a stage nothing but these words and tools.
+LAYERS = (
+    ("structs", "errors"),
+    ("keys", "intervals", "trees", "sharding", "tokenizers", "verifiers", "progress"),
+    ("tasks", "nn", "workdir"),
+    ("metrics", "report"),
+    STAGES,
+    ("build",),
+    ("iteration",),
+    ("main",),
+)
+TOOLS_OF_STAGES = {"structs", "errors", "keys", "intervals", "trees"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 70
+
+
+def room_of(path: Path) -> str:
+    """Return the module at the top level of jaxtrain/ that a file is or belongs to."""
+    return path.relative_to(HOUSE).with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the top-level modules of jaxtrain/ that a file imports, wherever in it the import stands."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("jaxtrain.")}
+    return rooms
+
+
+def test_imports_are_seen():
+    assert imports_of(HOUSE / "metrics.py") == {"errors", "workdir"}
+    assert {"labels", "search", "structs"} <= imports_of(HOUSE / "build.py")
+
+
+def test_every_module_has_its_layer():
+    rooms = {room_of(path) for path in FILES} - {"__init__"}
+    assert rooms == {name for layer in LAYERS for name in layer}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_module_imports_only_from_below(path):
+    room = room_of(path)
+    if room == "__init__":
+        assert imports_of(path) == set()
+        return
+    height = next(i for i, layer in enumerate(LAYERS) if room in layer)
+    below = {name for layer in LAYERS[:height] for name in layer}
+    assert imports_of(path) - {room} <= (TOOLS_OF_STAGES if room in STAGES else below)
+
+
+def test_no_module_shadows_the_standard_library():
+    assert [str(path) for path in FILES if path.stem in sys.stdlib_module_names] == []
+
+
+def test_files_stay_short():
+    lines = {path.name: path.read_text("utf-8").count("\n") for path in FILES}
+    assert {name: count for name, count in lines.items() if count > MAX_FILE_LINES} == {}
+
+
+def test_functions_stay_short():
+    """An inner function counts for itself, not for the one around it."""
+
+    def own_lines(function: ast.FunctionDef) -> int:
+        inner = [n for n in function.body if isinstance(n, ast.FunctionDef)]
+        return num_lines(function) - sum(map(num_lines, inner))
+
+    def num_lines(function: ast.FunctionDef) -> int:
+        assert function.end_lineno is not None
+        return function.end_lineno - function.lineno + 1
+
+    sizes = {
+        f"{path.name}:{node.name}": own_lines(node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: size for name, size in sizes.items() if size > MAX_FUNCTION_LINES} == {}
+
+
+def test_only_the_command_prints():
+    printing = {
+        str(path.relative_to(HOUSE))
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "eval", "exec")
+    }
+    assert printing <= {"main.py"}
+
+
+def test_every_module_opens_with_its_place():
+    bare = [str(path) for path in FILES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert bare == []
+    for number, stage in enumerate(STAGES, start=1):
+        path = HOUSE / stage / "__init__.py" if (HOUSE / stage).is_dir() else HOUSE / f"{stage}.py"
+        docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        assert docstring.startswith(f"Stage {number} of 7."), stage
+
+
+def test_readme_quotes_iterate_as_it_is():
+    source = (HOUSE / "iteration.py").read_text("utf-8")
+    node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "iterate")
+    quoted = ast.get_source_segment(source, node)
+    assert quoted is not None
+    assert f"```python\n{quoted}\n```" in README.read_text("utf-8")
+
+
+def test_readme_lists_exactly_the_files():
+    """In the block under "## Files", the lines below `jaxtrain/` name its files, then two spaces and what they are."""
+    files = README.read_text("utf-8").split("\n## Files\n")[1].split("```")[1]
+    listing = re.search(r"^jaxtrain/.*\n((?:[ \t]+.*\n)+)", files, re.MULTILINE)
+    assert listing is not None
+    names = [name for line in listing[1].splitlines() for name in re.split(r" {2,}", line.strip())[0].split()]
+    expected = {f"{path.name}/" if path.is_dir() else path.name for path in HOUSE.iterdir()}
+    assert sorted(names) == sorted(expected - {"__init__.py", "__pycache__/"})
+
+
+def test_readme_gives_the_two_commands():
+    text = README.read_text("utf-8")
+    assert "pip install -e . && python -m jaxtrain.main --config configs/quickstart.py" in text
+    assert "pip install -e '.[test]' && pytest" in text

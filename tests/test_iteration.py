@@ -1,0 +1,404 @@
+"""The loop whole, on a Countdown so small that a network of width 16 learns its sixteen problems by heart."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrain import iteration
+from jaxtrain.build import Config, LoopConfig, build
+from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
+from jaxtrain.datasets import DatasetsConfig
+from jaxtrain.evaluation import EvaluationConfig
+from jaxtrain.nn.transformer import ModelConfig
+from jaxtrain.progress import Progress
+from jaxtrain.prompts import PromptsConfig
+from jaxtrain.search import SearchConfig
+from jaxtrain.structs import Kind, State, Verdict
+from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
+from jaxtrain.tasks.countdown import solutions
+from jaxtrain.updates import FitConfig, UpdatesConfig
+from jaxtrain.workdir import open_workdir
+
+TASKS = TasksConfig(max_number=4, max_target=12, num_train=16, num_dev=0, num_test=8, num_demonstrations=8)
+CONFIG = Config(
+    tasks=TASKS,
+    model=ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=32),
+    prompts=PromptsConfig(num_problems=16, num_first_problems=8, max_prompt_tokens=9, batch_size=8),
+    search=SearchConfig(max_steps=2, max_step_tokens=12, num_simulations=3, num_candidates=2),
+    datasets=DatasetsConfig(max_traces=24, max_paths=32),
+    updates=UpdatesConfig(
+        policy=FitConfig(num_first_updates=120, num_updates=4, batch_size=16, learning_rate=0.02),
+        prm=FitConfig(num_first_updates=6, num_updates=4, batch_size=8),
+    ),
+    checkpoints=CheckpointsConfig(num_kept=9),
+    evaluation=EvaluationConfig(num_problems=8, num_samples=2, num_simulations=3, num_candidates=2),
+    loop=LoopConfig(num_iterations=2),
+)
+
+
+class Interrupted(Exception):
+    """Stands for a kill: nothing of the loop catches it, and whatever was not on the disk is lost."""
+
+
+class InterruptedProgress(Progress):
+    """Stop a run where `is_end(phase name, iteration, work done)` first says so."""
+
+    def __init__(self, is_end: Callable[[str, int, int], bool]):
+        super().__init__(CONFIG.loop.num_iterations, StringIO())
+        self._is_end = is_end
+
+    def phase(self, name, *, iteration=None, **kwargs):
+        progress, context = self, super().phase(name, iteration=iteration, **kwargs)
+
+        class Watched:
+            def __enter__(self):
+                phase = context.__enter__()
+                advance = phase.advance
+
+                def watched(amount=1, **sums):
+                    advance(amount, **sums)
+                    if progress._is_end(name, iteration, phase.done):
+                        raise Interrupted
+
+                phase.advance = watched
+                if progress._is_end(name, iteration, 0):
+                    raise Interrupted
+                return phase
+
+            def __exit__(self, *exception):
+                return context.__exit__(*exception)
+
+        return Watched()
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Countdown whose demonstrations are solutions of its own training problems."""
+    task = make_task(TASKS)
+
+    def solution(prompt: str) -> str:
+        numbers, target = prompt.split("=")
+        return solutions(tuple(map(int, numbers.split())), int(target))[0]
+
+    return replace(task, demonstrations=tuple(Demonstration(p.prompt, solution(p.prompt)) for p in task.train))
+
+
+@pytest.fixture(scope="module")
+def fns(task):
+    """Functions compiled once for all tests; the two searches are one here."""
+    built = build(CONFIG, task.tokenizer, Progress(0, StringIO()))
+    return replace(built, solve=built.grow)
+
+
+@pytest.fixture(scope="module")
+def run_in(fns):
+    """Run the loop in a folder, as `main` does but for the compilation."""
+
+    def run_in(folder: Path, task: Task, config: Config = CONFIG, progress: Progress | None = None) -> State:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            open_workdir(folder, {"seed": config.seed}, {}) as workdir,
+            progress or Progress(config.loop.num_iterations, StringIO()) as progress,
+        ):
+            patch.setattr(iteration, "build", lambda config, tokenizer, progress: fns)
+            return iteration.run_loop(config, task, workdir, progress)
+
+    return run_in
+
+
+@pytest.fixture(scope="module")
+def straight(run_in, task, tmp_path_factory) -> tuple[State, Path]:
+    """Run all iterations without interruption."""
+    folder = tmp_path_factory.mktemp("straight")
+    return run_in(folder, task), folder
+
+
+@pytest.fixture(scope="module")
+def warm(run_in, task, tmp_path_factory) -> Path:
+    """Run the warm start alone; what starts from a copy of its folder need not repeat it."""
+    folder = tmp_path_factory.mktemp("warm")
+    run_in(folder, task, replace(CONFIG, loop=LoopConfig(num_iterations=0)))
+    return folder
+
+
+@pytest.fixture
+def folder(warm, tmp_path) -> Path:
+    """Make a run folder that stands after iteration 0."""
+    return shutil.copytree(warm, tmp_path / "run")
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """Read the metrics log without what a clock measured."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+def assert_same_run(state: State, folder: Path, straight: tuple[State, Path]) -> None:
+    expected_state, expected_folder = straight
+    assert jax.tree.structure(state) == jax.tree.structure(expected_state)
+    for (path, leaf), expected in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected_state), strict=True
+    ):
+        assert np.array_equal(np.asarray(leaf), np.asarray(expected)), jax.tree_util.keystr(path)
+    assert read_rows(folder) == read_rows(expected_folder)
+    for path in sorted((expected_folder / "trees").glob("*/*.npz")):
+        with np.load(folder / path.relative_to(expected_folder)) as ours, np.load(path) as theirs:
+            assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.files), path
+
+
+def test_one_iteration_then_another_equals_two(run_in, task, folder, straight):
+    run_in(folder, task, replace(CONFIG, loop=LoopConfig(num_iterations=1)))
+    assert_same_run(run_in(folder, task), folder, straight)
+
+
+@pytest.mark.parametrize(("phase", "amount"), [("policy updates", 50), ("search", 8), ("evaluation", 0)])
+def test_interrupted_warm_start_ends_where_a_straight_one_does(run_in, task, tmp_path, straight, phase, amount):
+    with pytest.raises(Interrupted):
+        run_in(tmp_path, task, progress=InterruptedProgress(lambda name, i, done: (name, done) == (phase, amount)))
+    assert_same_run(run_in(tmp_path, task), tmp_path, straight)
+
+
+INTERRUPTIONS = {
+    "in search, after the first shard": lambda name, i, done: (name, i) == ("search", 1) and done > 0,
+    "after search": lambda name, i, done: (name, i) == ("policy updates", 1),
+    "in policy training": lambda name, i, done: (name, i) == ("policy updates", 1) and done == 2,
+    "in PRM training": lambda name, i, done: (name, i) == ("prm updates", 2) and done == 3,
+    "between checkpoint and evaluation": lambda name, i, done: (name, i) == ("evaluation", 1),
+    "in the last evaluation": lambda name, i, done: (name, i) == ("evaluation", 2) and done > 8,
+}
+
+
+@pytest.mark.parametrize("is_end", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
+def test_interrupted_run_ends_where_a_straight_one_does(run_in, task, folder, straight, is_end):
+    with pytest.raises(Interrupted):
+        run_in(folder, task, progress=InterruptedProgress(is_end))
+    assert_same_run(run_in(folder, task), folder, straight)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_stop_around_the_save_of_a_checkpoint(run_in, task, folder, straight, monkeypatch, moment):
+    save = Checkpoints.save
+
+    def interrupted(self, state):
+        if int(state.iteration) == 1 and moment == "before":
+            raise Interrupted
+        save(self, state)
+        if int(state.iteration) == 1:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Checkpoints, "save", interrupted)
+        run_in(folder, task)
+    assert_same_run(run_in(folder, task), folder, straight)
+
+
+def test_stop_between_report_and_log_scores_again(run_in, task, folder, straight, monkeypatch):
+    def interrupted(*args):
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(iteration, "write_report", interrupted)
+        run_in(folder, task)
+    assert_same_run(run_in(folder, task), folder, straight)
+
+
+def test_finished_run_started_again_changes_nothing(run_in, task, straight):
+    _, folder = straight
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = run_in(folder, task, progress=InterruptedProgress(lambda *phase: True))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert_same_run(again, folder, straight)
+
+
+def test_finished_shards_are_not_grown_again(run_in, task, folder, monkeypatch):
+    grown = Counter()
+    explore = iteration.explore
+
+    def counting(run, grow_fn, i, purpose, *args):
+        grown[i, purpose.name] += 1
+        return explore(run, grow_fn, i, purpose, *args)
+
+    monkeypatch.setattr(iteration, "explore", counting)
+    with pytest.raises(Interrupted):
+        run_in(folder, task, progress=InterruptedProgress(INTERRUPTIONS["in search, after the first shard"]))
+    run_in(folder, task)
+    assert grown[1, "SEARCH"] == grown[2, "SEARCH"] == 2
+
+
+def test_files_are_left_behind(straight):
+    _, folder = straight
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "report.html"):
+        assert (folder / name).stat().st_size > 0, name
+    for i, num_shards in ((0, 1), (1, 2), (2, 2)):
+        assert (folder / "checkpoints" / str(i) / "state").is_dir()
+        assert len(list((folder / "trees" / str(i)).glob("search-*.npz"))) == num_shards
+    assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 1
+
+
+METRICS = (  # names that scripts rely on
+    "evaluation/greedy/accuracy",
+    "evaluation/greedy/low",
+    "evaluation/greedy/high",
+    "evaluation/greedy/num_problems",
+    "evaluation/greedy/tokens",
+    "evaluation/self_consistency/accuracy",
+    "evaluation/best_of_k/accuracy",
+    "evaluation/weighted_vote/accuracy",
+    "evaluation/mcts/accuracy",
+    "evaluation/pass_at_k/accuracy",
+    "evaluation/prm/auroc",
+    "evaluation/prm/squared_error",
+    "evaluation/prm/squared_error_constant",
+    "evaluation/prm/squared_error_depth",
+    "evaluation/num_too_long",
+    "search/num_simulations",
+    "search/share_wasted_simulations",
+    "search/share_useful_lanes",
+    "search/share_duplicates",
+    "labels/num_trees",
+    "labels/num_set_aside",
+    "labels/num_trees_without_correct",
+    "labels/num_unparsable",
+    "labels/num_errors",
+    "datasets/num_traces",
+    "datasets/num_paths",
+    "datasets/value_histogram",
+    "prompts/num_too_long",
+    "updates/policy/loss",
+    "updates/policy/num_updates",
+    "updates/policy/num_skipped",
+    "updates/policy/is_skipped_fit",
+    "updates/prm/loss",
+    "updates/prm/num_skipped",
+)
+
+
+def test_every_iteration_has_one_row_with_each_metric(straight):
+    _, folder = straight
+    counted = Counter((row["iteration"], key) for row in read_rows(folder) for key in row)
+    assert {(i, name): counted[i, name] for i in range(3) for name in METRICS if counted[i, name] != 1} == {}
+
+
+def test_report_shows_the_last_iteration(straight):
+    _, folder = straight
+    text = (folder / "report.html").read_text()
+    assert "iteration 2 of 2" in text
+
+
+def test_all_that_the_policy_learns_from_verifies(straight, task):
+    state, _ = straight
+    traces, problems = state.replay.traces, {problem.id: problem for problem in task.train}
+    used = np.flatnonzero(traces.iteration >= 0)
+    assert len(used) >= 5
+    for row in used:
+        prompt, end = int(traces.prompt_length[row]), int(traces.length[row])
+        problem = problems[int(traces.problem_id[row])]
+        assert task.tokenizer.decode(traces.tokens[row, :prompt]) == problem.prompt
+        assert traces.tokens[row, end - 1] == task.tokenizer.end_id
+        assert task.verify(problem, task.tokenizer.decode(traces.tokens[row, prompt:end])) is Verdict.CORRECT
+
+
+def test_prm_learns_from_both_outcomes(straight):
+    """The paths come of trees that were solved, and the PRM sees wrong answers too."""
+    state, _ = straight
+    paths = state.replay.paths
+    used = paths.iteration >= 0
+    assert 0 < paths.is_correct[used].sum() < used.sum()
+    is_labelled = paths.weight[used] > 0
+    assert np.ptp(paths.target[used][is_labelled]) > 0.3
+
+
+def test_test_problems_are_never_trained_on(straight, task):
+    state, _ = straight
+    test_ids = {problem.id for problem in (*task.test, *task.dev)}
+    trained = {int(i) for rows in (state.replay.traces, state.replay.paths) for i in rows.problem_id if i >= 0}
+    assert trained and not trained & test_ids
+
+
+def test_trees_on_disk_are_those_of_the_config(straight):
+    _, folder = straight
+    c = CONFIG.search
+    with open_workdir(folder, {"seed": 0}, {}) as workdir:
+        tree = workdir.load_trees(2, 1)
+    assert tree is not None
+    assert tree.kind.shape == (8, c.num_simulations * (c.num_candidates + 1))
+    assert (tree.num_simulations == c.num_simulations).all()
+    assert (tree.kind == Kind.ROLLOUT).any()
+
+
+@pytest.fixture(scope="module")
+def unsolving(run_in, task, tmp_path_factory):
+    """A run whose task finds every answer wrong, so that no tree has a correct leaf."""
+
+    class Hopeless(type(task)):
+        def verify(self, problem, text):
+            return Verdict.WRONG
+
+    stream, folder = StringIO(), tmp_path_factory.mktemp("unsolving")
+    state = run_in(folder, Hopeless(**vars_of(task)), progress=Progress(2, stream))
+    return state, read_rows(folder), stream.getvalue(), folder
+
+
+def vars_of(task: Task) -> dict:
+    return {name: getattr(task, name) for name in task.__dataclass_fields__}
+
+
+def test_unsolved_trees_give_no_labels_and_both_fits_are_skipped(unsolving):
+    state, rows, told, _ = unsolving
+    assert (state.replay.traces.iteration == -1).all()
+    assert (state.replay.paths.iteration == -1).all()
+    merged = {i: {k: v for row in rows if row["iteration"] == i for k, v in row.items()} for i in range(3)}
+    assert [merged[i]["labels/num_trees_without_correct"] for i in range(3)] == [8, 16, 16]
+    assert [merged[i]["labels/num_labelled"] for i in range(3)] == [0, 0, 0]
+    assert [merged[i]["updates/policy/is_skipped_fit"] for i in range(3)] == [0, 1, 1]
+    assert [merged[i]["updates/prm/is_skipped_fit"] for i in range(3)] == [1, 1, 1]
+    assert merged[2]["evaluation/greedy/accuracy"] == 0
+    assert "iteration 1: the policy has no data, its fit is skipped" in told
+
+
+def test_skipped_fits_change_no_parameters(unsolving, fns):
+    state, _, _, folder = unsolving
+    with Checkpoints(folder / "checkpoints", CONFIG.checkpoints) as checkpoints:
+        first = checkpoints.restore(0, fns.abstract_state)
+    for ours, theirs in ((state.policy, first.policy), (state.prm, first.prm)):
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs)))
+
+
+def test_report_tells_of_skipped_fits(unsolving):
+    *_, folder = unsolving
+    assert "its fit was skipped" in (folder / "report.html").read_text()
+
+
+def test_no_demonstrations_and_no_prompt_that_fits(run_in, task, tmp_path):
+    """Nothing to learn and nothing to search: everything is skipped, counted, and the run ends."""
+    long = tuple(replace(problem, prompt="1" * 20 + "=1\n") for problem in task.train)
+    stream = StringIO()
+    state = run_in(tmp_path, replace(task, train=long, demonstrations=()), progress=Progress(2, stream))
+    rows = read_rows(tmp_path)
+    assert int(state.iteration) == 2
+    assert [row["prompts/num_too_long"] for row in rows if "prompts/num_too_long" in row] == [8, 16, 16]
+    assert "iteration 0: the policy has no data, its fit is skipped" in stream.getvalue()
+
+
+def test_demonstrations_that_do_not_fit_are_counted(run_in, task, tmp_path):
+    long = Demonstration(task.train[0].prompt, "1" * 99)
+    config = replace(CONFIG, loop=LoopConfig(num_iterations=0))
+    run_in(tmp_path, replace(task, demonstrations=(long, task.demonstrations[0])), config)
+    counts = [row["prompts/num_demonstrations_too_long"] for row in read_rows(tmp_path) if "tasks/solvable" in row]
+    assert counts == [1]
+
+
+def test_damaged_shard_is_grown_again(run_in, task, folder, straight):
+    with pytest.raises(Interrupted):
+        run_in(folder, task, progress=InterruptedProgress(INTERRUPTIONS["after search"]))
+    shard = folder / "trees" / "1" / "search-00000.npz"
+    shard.write_bytes(shard.read_bytes()[:-40])
+    assert_same_run(run_in(folder, task), folder, straight)

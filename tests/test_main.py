@@ -1,0 +1,299 @@
+"""The command: every mistake is one line and exit code 2, and nothing is written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from jaxtrain import main as main_lib
+from jaxtrain.build import Config
+from jaxtrain.main import load, main, parse, read_config
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.workdir import open_workdir, read_json
+
+CONFIG = """
+from configs.base import get_config as base
+
+def get_config(argument="0"):
+    c = base()
+    c.seed = int(argument)
+    c.tasks.max_number = 4
+    c.tasks.max_target = 12
+    c.tasks.num_dev = c.tasks.num_test = 8
+    c.tasks.num_demonstrations = 80
+    c.prompts.batch_size = c.updates.policy.batch_size = c.updates.prm.batch_size = 8
+    return c
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, config_file, capsys):
+    """Run the command in this process; returns its exit code, stdout and stderr."""
+
+    def run(*arguments, config=config_file):
+        code = main(["main.py", "--config", str(config), "--workdir", str(tmp_path / "run"), *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def config_of(path: Path) -> dict:
+    return asdict(read_config(load(str(path))))
+
+
+MISTAKES = {
+    "misspelt key": (
+        ["--config.search.num_simulation=32"],
+        ["--config.search.num_simulation is unknown", "keys of config.search: num_simulations, "],
+    ),
+    "misspelt section": (["--config.serach.num_simulations=32"], ["--config.serach is unknown", "config: search, "]),
+    "key of a value": (["--config.seed.x=1"], ["config.seed is a value"]),
+    "section as a value": (["--config.search=3"], ["--config.search is a section", "num_simulations"]),
+    "unknown flag": (["--wrokdir=x"], ["--wrokdir is unknown", "flags: --workdir"]),
+    "unknown flag without a key": (["--config_seed=3"], ["--config_seed is unknown", "--config"]),
+    "stray argument": (["runs/x"], ["runs/x is no flag"]),
+    "key without a value": (["--config.seed"], ["config.seed", "--help"]),
+    "word for an int": (["--config.seed=three"], ["--config.seed=three", "invalid literal for int"]),
+    "fraction for an int": (["--config.search.num_candidates=2.5"], ["--config.search.num_candidates=2.5"]),
+    "word for a float": (["--config.search.temperature=hot"], ["--config.search.temperature=hot"]),
+    "no number": (["--config.search.temperature=nan"], ["--config.search.temperature=nan", "finite"]),
+    "unknown task": (["--config.tasks.name=chess"], ["--config.tasks.name=chess", "countdown, jsonl"]),
+    "missing data file": (
+        ["--config.tasks.name=jsonl", "--config.tasks.path=no/such.jsonl"],
+        ["no/such.jsonl", "--config.tasks.path"],
+    ),
+    "too few problems": (["--config.tasks.num_test=9999"], ["config.tasks", "test 9999", "ask for fewer"]),
+    "evaluation on nothing": (
+        ["--config.tasks.num_dev=0", "--config.evaluation.split=dev"],
+        ["no dev problems", "--config.tasks.num_dev"],
+    ),
+    "prompts all too long": (
+        ["--config.prompts.max_prompt_tokens=4"],
+        ["--config.prompts.max_prompt_tokens=4", "no prompt of the train problems", "9 takes them all"],
+    ),
+    "negative seed": (["--config.seed=-1"], ["--config.seed=-1"]),
+    "unknown method": (["--config.search.method=mtcs"], ["--config.search.method=mtcs", "mcts_star or sample"]),
+    "unknown stop": (["--config.search.stop=soon"], ["--config.search.stop=soon", "never or threshold"]),
+    "no candidates": (["--config.search.num_candidates=0"], ["--config.search.num_candidates=0", "1 or more"]),
+    "no simulations": (["--config.search.num_simulations=0"], ["--config.search.num_simulations=0"]),
+    "no step tokens": (["--config.search.max_step_tokens=0"], ["--config.search.max_step_tokens=0"]),
+    "negative temperature": (["--config.search.temperature=-0.5"], ["--config.search.temperature=-0.5"]),
+    "negative rollout": (["--config.search.num_rollout_steps=-1"], ["--config.search.num_rollout_steps=-1"]),
+    "blend": (["--config.search.rollout_blend=1.5"], ["--config.search.rollout_blend=1.5", "between 0 and 1"]),
+    "greedy votes": (["--config.evaluation.temperature=0"], ["--config.evaluation.temperature=0"]),
+    "width and heads": (["--config.model.num_heads=3"], ["--config.model.width=64", "num_heads=3"]),
+    "groups of heads": (["--config.model.num_kv_heads=3"], ["--config.model.num_heads=4", "num_kv_heads=3"]),
+    "odd head": (["--config.model.width=12"], ["--config.model.width=12", "even"]),
+    "unknown dtype": (["--config.model.dtype=float8"], ["--config.model.dtype=float8", "bfloat16"]),
+    "batch of prompts": (["--config.prompts.batch_size=12"], ["--config.prompts.batch_size=12", "8 devices"]),
+    "batch of updates": (["--config.updates.prm.batch_size=9"], ["--config.updates.prm.batch_size=9", "8 devices"]),
+    "mesh": (["--config.sharding.tp=3"], ["--config.sharding", "8 devices"]),
+    "learning rate": (["--config.updates.policy.learning_rate=-1"], ["--config.updates.policy.learning_rate=-1"]),
+    "replay": (["--config.datasets.max_traces=0"], ["--config.datasets.max_traces=0", "1 or more"]),
+    "no checkpoints": (["--config.checkpoints.num_kept=0"], ["--config.checkpoints.num_kept=0"]),
+    "iterations": (["--config.loop.num_iterations=-1"], ["--config.loop.num_iterations=-1"]),
+    "workdir in a bucket": (["--workdir=gs://bucket/x"], ["gs://bucket/x", "choose another --workdir"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_one_line_and_nothing_is_written(run, tmp_path, arguments, words):
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert [word for word in words if word not in err] == [], err
+    assert not (tmp_path / "run").exists()
+
+
+FILE_MISTAKES = {
+    "no get_config": ("x = 1", ["tiny.py: has no get_config"]),
+    "get_config returns nothing": ("def get_config(): pass", ["tiny.py: has no get_config that returns a ConfigDict"]),
+    "missing module": ("import numpi", ["tiny.py:1: ModuleNotFoundError", "'numpi'"]),
+    "wrong folder": ("import configs.bsae", ["tiny.py:1: ModuleNotFoundError", "'configs.bsae'"]),
+    "syntax": ("def get_config(:", ["tiny.py: SyntaxError", "line 1"]),
+    "misspelt key": (CONFIG.replace("max_number", "max_numbr"), ["tasks.max_numbr is unknown", "max_number, "]),
+    "misspelt section": (CONFIG.replace("c.tasks.max_number", "c.taks"), ["--config.taks is unknown", "tasks, "]),
+    "wrong type": (CONFIG.replace("= 12", "= 'twelve'"), ["tiny.py:8: TypeError"]),
+    "empty value": (CONFIG.replace("= 12", "= None"), ["--config.tasks.max_target=None: must be of type int"]),
+    "missing key": (CONFIG.replace("c.tasks.max_number = 4", "del c.tasks.max_number"), ["max_number is missing"]),
+    "error in it": (CONFIG.replace("= 4", "= {}['x']"), ["tiny.py:7: KeyError: 'x'"]),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), FILE_MISTAKES.values(), ids=FILE_MISTAKES)
+def test_mistake_in_the_config_file_is_one_line(run, config_file, tmp_path, text, words):
+    config_file.write_text(text)
+    code, _, err = run()
+    assert (code, err.count("\n")) == (2, 1), err
+    assert [word for word in words if word not in err] == [], err
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_config_file_names_its_neighbours(run, config_file):
+    code, _, err = run(config=config_file.with_name("tinny.py"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "tinny.py: no such file" in err and "has tiny.py" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["configs/quickstart.py"], ["--config="]])
+def test_missing_config_says_how_to_begin(arguments, capsys):
+    assert main(["main.py", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--config is missing; for a first run: --config configs/quickstart.py" in err
+
+
+def test_config_outside_its_folder_says_where_to_start(tmp_path):
+    """In a process of its own: the repository root must not be on the path."""
+    root = Path(__file__).parents[1]
+    code = "import sys; sys.path.append(sys.argv[1]); from jaxtrain.main import main; sys.path.pop(); "
+    code += "sys.exit(main(['main.py', '--config', sys.argv[1] + '/configs/quickstart.py']))"
+    command = [sys.executable, "-c", code, str(root)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode in (0, 2)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "No module named 'configs'; start from the folder that holds configs/" in done.stderr
+
+
+def test_workdir_of_another_config_names_the_keys_that_differ(run, config_file, tmp_path):
+    open_workdir(tmp_path / "run", config_of(config_file), {}).close()
+    code, _, err = run("--config.search.num_candidates=7", "--config.seed=5")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "search.num_candidates 4 -> 7, seed 0 -> 5" in err
+
+
+def test_workdir_in_use_names_its_owner(run, config_file, tmp_path):
+    with open_workdir(tmp_path / "run", config_of(config_file), {}):
+        code, _, err = run()
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"pid {os.getpid()}" in err
+
+
+def test_flags_override_the_file_and_defaults_stay(config_file):
+    flags = ["--config.seed", "7", "--config.search.temperature=2", "--noconfig.datasets.balance_outcomes"]
+    config, path = parse(["main.py", *flags, f"--config={config_file}"])
+    assert (config.seed, config.search.temperature, config.datasets.balance_outcomes) == (7, 2.0, False)
+    assert isinstance(config.search.temperature, float)
+    assert config.tasks.max_number == 4
+    assert config.updates == Config().updates.__class__(
+        policy=config.updates.policy.__class__(batch_size=8), prm=config.updates.prm.__class__(batch_size=8)
+    )
+    assert path == "runs/tiny/seed_7"
+
+
+def test_what_follows_a_colon_goes_to_get_config(config_file):
+    config, path = parse(["main.py", "--config", f"{config_file}:3"])
+    assert config.seed == 3
+    assert path == "runs/tiny/seed_3"
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.py")), ids=lambda path: path.stem)
+def test_configs_of_the_repository_are_read(path):
+    assert isinstance(read_config(load(str(path))), Config)
+
+
+def test_help_lists_every_key_with_its_default_and_remark(capsys):
+    assert main(["main.py", "--help"]) == 0
+    out = capsys.readouterr().out
+    keys = dict(re.findall(r"^  --config\.([a-z0-9_.]+)=(\S*)  +\S", out, re.MULTILINE))
+
+    def leaves(value, prefix=""):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{prefix}{name}.") if isinstance(inner, dict) else [(prefix + name, str(inner))]
+
+    unexplained = set(dict(leaves(asdict(Config())))) - set(keys)
+    assert {key.split(".")[-1] for key in unexplained} <= NEED_NO_REMARK
+    assert keys["search.num_simulations"] == "16"
+
+
+NEED_NO_REMARK = {"num_layers", "width", "num_heads", "mlp_width", "norm_eps", "b1", "b2", "weight_decay"}
+
+
+@pytest.fixture
+def fake_loop(monkeypatch):
+    """Replace the loop by something that takes no time."""
+
+    def replace(act):
+        monkeypatch.setattr(main_lib, "run_loop", lambda config, task, workdir, progress: act(workdir))
+
+    return replace
+
+
+def test_run_ends_with_what_came_of_it(run, fake_loop, tmp_path):
+    def act(workdir):
+        with MetricsLog(workdir.path) as log:
+            log.truncate(-1)
+            for i, accuracy in enumerate((0.125, 0.25, 0.5)):
+                metrics = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1, "num_problems": 8}
+                log.append(i, {f"evaluation/greedy/{key}": value for key, value in metrics.items()})
+
+    fake_loop(act)
+    code, out, _ = run()
+    assert code == 0
+    assert "12.5% [2.5%, 22.5%] after iteration 0 -> 50.0% [40.0%, 60.0%] after iteration 2 (8 problems)" in out
+    assert str(tmp_path / "run" / "report.html") in out
+
+
+def test_data_files_are_hashed_and_bad_rows_told(run, fake_loop, tmp_path):
+    rows = [json.dumps({"question": f"{n} + 1?", "answer": f"add\n#### {n + 1}"}) for n in range(40)]
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join([*rows, "no json"]))
+    fake_loop(lambda workdir: (_ for _ in ()).throw(KeyboardInterrupt))
+    flags = ["--config.tasks.name=jsonl", f"--config.tasks.path={data}", "--config.tasks.num_demonstrations=4"]
+    flags += ["--config.tasks.max_bad_share=0.1"]
+    code, _, err = run(*flags)
+    assert code == 130
+    assert f"1 bad rows skipped; the first: {data}:41: not JSON" in err
+    assert list(read_json(tmp_path / "run" / "manifest.json")["facts"]) == ["tasks.path.sha256"]
+    data.write_text("\n".join(rows[1:] + rows[:1]))
+    code, _, err = run(*flags)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "belongs to other facts: tasks.path.sha256" in err
+
+
+def test_unexpected_error_keeps_its_traceback_and_ends_with_the_way_on(run, fake_loop, tmp_path):
+    fake_loop(lambda workdir: 1 / 0)
+    code, _, err = run("--config.seed=2")
+    lines = err.splitlines()
+    assert code == 1
+    assert "ZeroDivisionError: division by zero" in lines
+    assert str(tmp_path / "run") in lines[-1]
+    assert lines[-1].endswith(f"--workdir {tmp_path / 'run'} --config.seed=2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_signal_ends_a_compiled_call_at_once_in_one_line(config_file, tmp_path, number):
+    """The loop is inside C code that no Python signal handler can interrupt, as it is in XLA."""
+    code = (
+        "import sys, hashlib, jaxtrain.main as lib\n"
+        "def loop(config, task, workdir, progress):\n"
+        "    progress.note('in the loop')\n"
+        "    hashlib.pbkdf2_hmac('sha512', b'', b'', 2**31 - 1)\n"
+        "lib.run_loop = loop\n"
+        "sys.exit(lib.main(sys.argv))\n"
+    )
+    command = [sys.executable, "-c", code, "--config", str(config_file), "--workdir", str(tmp_path / "run")]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "in the loop\n"
+        process.send_signal(number)
+        rest = process.stderr.read()
+        code = process.wait(timeout=10)
+    assert code == 128 + number
+    told = [line for line in rest.splitlines() if not line.startswith("working ...")]
+    assert len(told) == 1, rest
+    assert told[0].startswith(f"jaxtrain: stopped by {number.name}; the same command resumes: python -m jaxtrain.main")

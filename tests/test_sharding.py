@@ -1,0 +1,302 @@
+"""The mesh, and the compiled functions of `build` on it: eight devices do what one does, and search keeps to itself."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_mcts_star as oracle
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from tiny_models import random_like
+from toy_worlds import HEALTHY, make_prompts, sample_steps, score_steps
+
+from jaxtrain import build, sharding
+from jaxtrain.build import Config, Functions
+from jaxtrain.errors import UserError
+from jaxtrain.nn.transformer import ModelConfig
+from jaxtrain.prompts import PromptsConfig
+from jaxtrain.search import SearchConfig, make_grow
+from jaxtrain.sharding import ShardingConfig, make_mesh, spec_of, tree_shardings
+from jaxtrain.structs import PolicyBatch, PrmBatch, Prompts
+from jaxtrain.tokenizers import character_tokenizer
+from jaxtrain.updates import FitConfig, UpdatesConfig
+
+TOKENIZER = character_tokenizer("\nabcde")
+VOCAB = TOKENIZER.vocab_size  # 8
+SILENT = SimpleNamespace(compiling=lambda name: nullcontext())
+FIT = FitConfig(batch_size=8)
+CONFIG = Config(
+    model=ModelConfig(num_layers=1, width=16, num_heads=4, num_kv_heads=2, mlp_width=24),
+    prompts=PromptsConfig(max_prompt_tokens=6, batch_size=16),
+    search=SearchConfig(max_steps=3, max_step_tokens=4, num_simulations=5, num_candidates=3, num_rollout_steps=0),
+    updates=UpdatesConfig(policy=FIT, prm=FIT),
+)
+LENGTH = CONFIG.max_length
+AXES = ("data", "fsdp", "tp")
+
+
+def mesh_of(*sizes):
+    """Make a mesh over the first devices; `make_mesh` always takes all of them."""
+    devices = jax.devices()[: int(np.prod(sizes))]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def build_on(*sizes) -> Functions:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda config: mesh_of(*sizes))
+        return build.build(CONFIG, TOKENIZER, SILENT)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return build_on(1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def cube():
+    return build_on(2, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def row():
+    return build_on(8, 1, 1)
+
+
+# The mesh and its table.
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 2, -1), (1, 2, 4)),
+        ((8, 1, -1), (8, 1, 1)),
+        ((2, 4, 1), (2, 4, 1)),
+    ],
+)
+def test_a_mesh_takes_all_devices(sizes, expected):
+    mesh = make_mesh(ShardingConfig(*sizes))
+    assert tuple(mesh.shape[axis] for axis in AXES) == expected
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert sharding.num_shards(mesh) == expected[0] * expected[1]
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, -1, 2), (4, 1, 1), (0, 8, 1), (-2, -4, 1)])
+def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
+    with pytest.raises(UserError, match=r"does not make 8 devices; set --config\.sharding"):
+        make_mesh(ShardingConfig(*sizes))
+
+
+def test_a_dimension_that_its_axis_does_not_divide_stays_whole():
+    mesh = mesh_of(2, 2, 2)
+    assert spec_of("embedding", (8, 16), mesh) == PartitionSpec("tp", "fsdp")
+    assert spec_of("embedding", (7, 16), mesh) == PartitionSpec(None, "fsdp")
+    assert spec_of("block_0/wk", (16, 1, 4), mesh) == PartitionSpec("fsdp", None, None)
+
+
+SPECS = {
+    "embedding": ("tp", "fsdp"),
+    "wq": ("fsdp", "tp", None),
+    "wk": ("fsdp", "tp", None),
+    "wv": ("fsdp", "tp", None),
+    "wo": ("tp", None, "fsdp"),
+    "gate": ("fsdp", "tp"),
+    "up": ("fsdp", "tp"),
+    "down": ("tp", "fsdp"),
+}
+
+
+def test_parameters_and_moments_land_on_their_specs(cube):
+    policy = cube.init_policy(np.array([1, 2], np.uint32))
+    prm = cube.init_prm(policy.params)
+    found = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path((policy, prm)):
+        name = str(getattr(path[-1], "key", ""))
+        spec = SPECS.get(name, ())
+        assert tuple(leaf.sharding.spec) == spec, jax.tree_util.keystr(path)
+        part = [n // (2 if axis else 1) for n, axis in zip(leaf.shape, spec or leaf.ndim * [None], strict=True)]
+        assert leaf.addressable_shards[0].data.shape == tuple(part)
+        found.add((name, str(getattr(path[1], "name", ""))))
+    assert {(name, part) for name in SPECS for part in ("params", "opt_state")} <= found
+
+
+def test_the_first_parameters_do_not_depend_on_the_mesh(one, cube):
+    key = np.array([1, 2], np.uint32)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8),
+        one.init_policy(key).params,
+        cube.init_policy(key).params,
+    )
+
+
+# Updates.
+
+
+def policy_batches(num):
+    rng = np.random.default_rng(1)
+    for _ in range(num):
+        prompt_length = rng.integers(2, 7, 8).astype(np.int32)
+        length = prompt_length + rng.integers(1, 13, 8).astype(np.int32)
+        yield PolicyBatch(rng.integers(1, VOCAB, (8, LENGTH)).astype(np.int32), prompt_length, length)
+
+
+def prm_batches(num):
+    rng = np.random.default_rng(2)
+    for batch in policy_batches(num):
+        step_end = np.sort(rng.integers(2, np.repeat(batch.length[:, None], 3, axis=1)), axis=1).astype(np.int32)
+        target, weight = rng.uniform(size=(2, 8, 3)).astype(np.float32)
+        yield PrmBatch(batch.tokens, batch.length, step_end, target, np.where(weight < 0.3, 0, weight))
+
+
+def start(fns: Functions, which: str):
+    policy = fns.init_policy(np.array([1, 2], np.uint32))
+    return policy if which == "policy" else fns.init_prm(policy.params)
+
+
+UPDATES = {"policy": policy_batches, "prm": prm_batches}
+
+
+@pytest.mark.parametrize("which", UPDATES)
+def test_eight_devices_learn_what_one_learns(one, cube, which):
+    losses, learners = {}, {}
+    for name, fns in (("one", one), ("cube", cube)):
+        learner, losses[name] = start(fns, which), []
+        for batch in UPDATES[which](5):
+            learner, info = getattr(fns, f"update_{which}")(learner, batch, np.float32(0.01))
+            losses[name].append(float(info["loss"]))
+        learners[name] = jax.device_get(learner)
+    assert losses["one"][-1] < 0.97 * losses["one"][0]
+    np.testing.assert_allclose(losses["cube"], losses["one"], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(learners["one"].params), jax.tree.leaves(learners["cube"].params), strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+
+
+@pytest.mark.parametrize("which", UPDATES)
+def test_what_lies_past_a_length_is_never_learnt(one, which):
+    batch = next(UPDATES[which](1))
+    past = np.arange(LENGTH) >= batch.length[:, None]
+    garbled = batch.replace(tokens=np.where(past, (batch.tokens + 3) % VOCAB, batch.tokens))
+    learners = [
+        getattr(one, f"update_{which}")(start(one, which), b, np.float32(0.01))[0] for b in (batch, garbled, batch)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *learners[:2])
+    assert not np.array_equal(learners[0].params, start(one, which).params)
+
+
+# Search.
+
+
+def grown(fns: Functions):
+    """Grow trees with random networks: (tree, text of the compiled program)."""
+    abstract = fns.abstract_state
+    params = [
+        jax.device_put(random_like(learner.params, seed=5), jax.tree.map(lambda x: x.sharding, learner.params))
+        for learner in (abstract.policy, abstract.prm)
+    ]
+    rng = np.random.default_rng(3)
+    length = rng.integers(1, 7, 16).astype(np.int32)
+    tokens = rng.integers(2, VOCAB, (16, 6)).astype(np.int32)
+    prompts = Prompts(tokens, length, np.arange(16, dtype=np.int32))
+    tree = fns.grow(*params, prompts, fns.problem_keys(0, 1, prompts.problem_id), np.float32(1))
+    (program,) = fns.grow._compiled.values()
+    return jax.device_get(tree), program.as_text()
+
+
+@pytest.fixture(scope="module")
+def grown_on_row(row):
+    return grown(row)
+
+
+def test_eight_devices_grow_the_trees_of_one(one, grown_on_row):
+    alone, _ = grown(one)
+    tree, _ = grown_on_row
+    assert len(np.unique(tree.length)) > 3 and tree.num_wasted.any() and tree.is_finished.any()
+    for name in vars(tree):
+        if name in ("score", "value"):
+            np.testing.assert_allclose(getattr(tree, name), getattr(alone, name), rtol=1e-5, atol=1e-5)
+        elif name != "lane_tokens":  # lanes wait for the longest of their own device
+            np.testing.assert_array_equal(getattr(tree, name), getattr(alone, name), err_msg=name)
+
+
+def test_search_split_over_data_holds_no_collectives(grown_on_row):
+    _, text = grown_on_row
+    assert "num_partitions=8" in text
+    assert re.findall(r" (all-|reduce-scatter|collective-)[\w-]*\(", text) == []
+
+
+def ops_in_loops(text: str) -> set[tuple[tuple[int, ...], str]]:
+    """List the (shape, operation) of everything that the loops of a compiled program compute."""
+    bodies: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            body = bodies.setdefault(line.removeprefix("ENTRY ").split()[0].lstrip("%"), [])
+        elif line.startswith("  "):
+            body.append(line)
+    waiting, seen = re.findall(r"body=%?([\w.-]+)", text), set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            called = r"(?:body|condition|calls|to_apply|\w+_computations?)=\{?(%?[\w.-]+(?:, ?%?[\w.-]+)*)"
+            for names in re.findall(called, "\n".join(bodies[name])):
+                waiting += [n.strip(" %") for n in names.split(",")]
+    found = re.findall(r"= \w+\[([\d,]*)\]\S* ([\w-]+)\(", "\n".join(line for name in seen for line in bodies[name]))
+    return {(tuple(int(n) for n in dims.split(",") if n), op) for dims, op in found}
+
+
+# An array passes through these as it is; scatter and dynamic-update-slice write a part of it in place.
+IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "fusion", "call", "scatter", "dynamic-update-slice"}
+
+
+def assert_trees_stay_in_place(text: str, num_trees: int, num_nodes: int, num_candidates: int) -> None:
+    """Require that loops touch what nodes hold, tokens of every kind, in one place a simulation and never as a whole.
+
+    Such an array leads with [trees nodes] and has more numbers a node than the statistics of its candidates. A copy, or
+    a select over the whole array, would be many times the traffic of a simulation. Fusions are looked into.
+    """
+    ops = {
+        (shape, op)
+        for shape, op in ops_in_loops(text)
+        if shape[:2] == (num_trees, num_nodes) and np.prod(shape[2:]) > num_candidates
+    }
+    assert {op for _, op in ops} & {"scatter", "dynamic-update-slice"}, "the arrays are not to be recognised any more"
+    assert {(shape, op) for shape, op in ops if op not in IN_PLACE} == set()
+
+
+def test_search_never_copies_whole_trees(grown_on_row):
+    assert_trees_stay_in_place(grown_on_row[1], num_trees=2, num_nodes=5, num_candidates=3)
+
+
+def test_search_with_rollouts_never_copies_whole_trees():
+    world = oracle.HashWorld()
+    config = SearchConfig(
+        max_steps=4,
+        max_step_tokens=3,
+        num_simulations=11,
+        num_candidates=5,
+        num_rollout_steps=2,
+        num_rollout_candidates=2,
+    )
+    grow = make_grow(config, partial(sample_steps, world=world), partial(score_steps, world=world))
+    prompts = make_prompts(7, seed=0)
+    arguments = HEALTHY, HEALTHY, prompts, np.zeros((7, 2), np.uint32), np.float32(1)
+    text = jax.jit(grow).lower(*arguments).compile().as_text()
+    assert_trees_stay_in_place(text, num_trees=7, num_nodes=11, num_candidates=5)
+
+
+@pytest.mark.parametrize("fault", ["copy", "select"])
+def test_a_whole_tree_copy_would_be_seen(fault):
+    def step(i, trees):
+        new = trees.at[:, i].set(trees[:, i - 1] + 1)
+        return jnp.where(new[:, :1, :1] > 5, trees, new) if fault == "select" else jnp.roll(new, 1, axis=0)
+
+    text = jax.jit(partial(jax.lax.fori_loop, 1, 5, step)).lower(jnp.zeros((2, 5, 9))).compile().as_text()
+    with pytest.raises(AssertionError, match="2, 5, 9"):
+        assert_trees_stay_in_place(text, num_trees=2, num_nodes=5, num_candidates=3)

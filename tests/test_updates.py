@@ -1,0 +1,248 @@
+"""Losses against plain float64 loops, and what an update and a fit promise.
+
+Where a loss is looked at alone, its network is a constant: the parameters are the logits, or the values, themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxtrain.structs import Learner, PolicyBatch, PrmBatch
+from jaxtrain.updates import (
+    FitConfig,
+    fit,
+    init_learner,
+    learning_rates,
+    make_optimizer,
+    make_update,
+    policy_loss,
+    prm_loss,
+)
+
+ROWS, LENGTH, VOCAB, STEPS = 4, 7, 5, 3
+RNG = np.random.default_rng(0)
+
+
+def constant_logits(params, tokens, length):
+    assert (tokens.shape, length.shape) == ((ROWS, LENGTH), (ROWS,))
+    return params
+
+
+def constant_values(params, tokens, length, step_end):
+    assert (tokens.shape, length.shape, step_end.shape) == ((ROWS, LENGTH), (ROWS,), (ROWS, STEPS))
+    return params
+
+
+policy_gradient = jax.jit(jax.value_and_grad(partial(policy_loss, constant_logits)))
+prm_gradient = jax.jit(jax.value_and_grad(partial(prm_loss, constant_values)))
+
+POLICY_BATCH = PolicyBatch(
+    tokens=RNG.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32),
+    prompt_length=np.array([2, 1, 3, 4], np.int32),
+    length=np.array([5, 7, 4, 4], np.int32),  # the last has no response at all
+)
+LOGITS = RNG.normal(size=(ROWS, LENGTH, VOCAB)).astype(np.float32)
+
+PRM_BATCH = PrmBatch(
+    tokens=POLICY_BATCH.tokens,
+    length=POLICY_BATCH.length,
+    step_end=np.array([[2, 4, 0], [1, 3, 6], [3, 0, 0], [0, 0, 0]], np.int32),
+    target=RNG.uniform(size=(ROWS, STEPS)).astype(np.float32),
+    weight=np.array([[1, 0.5, 0], [0, 2, 1], [1, 0, 0], [0, 0, 0]], np.float32),
+)
+VALUES = RNG.normal(size=(ROWS, STEPS)).astype(np.float32)
+
+
+def test_policy_loss_is_the_mean_over_response_tokens():
+    losses = []
+    for row in range(ROWS):
+        for at in range(POLICY_BATCH.prompt_length[row], POLICY_BATCH.length[row]):
+            logits = [float(x) for x in LOGITS[row, at - 1]]  # a token is told by the position before it
+            chosen = logits[POLICY_BATCH.tokens[row, at]]
+            losses.append(math.log(math.fsum(math.exp(x) for x in logits)) - chosen)
+    assert policy_gradient(LOGITS, POLICY_BATCH)[0] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+
+
+def test_policy_gradient_is_zero_off_the_response():
+    _, gradient = policy_gradient(LOGITS, POLICY_BATCH)
+    told = [[False] * LENGTH for _ in range(ROWS)]
+    for row in range(ROWS):
+        for at in range(POLICY_BATCH.prompt_length[row], POLICY_BATCH.length[row]):
+            told[row][at - 1] = True
+    np.testing.assert_array_equal(np.any(gradient != 0, axis=-1), told)
+
+
+def test_policy_loss_does_not_read_past_the_length():
+    past = np.arange(LENGTH) >= POLICY_BATCH.length[:, None]
+    garbled = POLICY_BATCH.replace(tokens=np.where(past, (POLICY_BATCH.tokens + 1) % VOCAB, POLICY_BATCH.tokens))
+    jax.tree.map(np.testing.assert_array_equal, policy_gradient(LOGITS, garbled), policy_gradient(LOGITS, POLICY_BATCH))
+
+
+def test_prm_loss_is_the_weighted_mean_of_squares():
+    total = weights = 0.0
+    for row in range(ROWS):
+        for step in range(STEPS):
+            weight = float(PRM_BATCH.weight[row, step])
+            total += weight * (float(VALUES[row, step]) - float(PRM_BATCH.target[row, step])) ** 2
+            weights += weight
+    assert prm_gradient(VALUES, PRM_BATCH)[0] == pytest.approx(total / weights, rel=1e-6)
+
+
+def test_prm_gradient_is_zero_where_the_weight_is():
+    _, gradient = prm_gradient(VALUES, PRM_BATCH)
+    np.testing.assert_array_equal(gradient != 0, PRM_BATCH.weight > 0)
+
+
+def test_a_value_without_weight_may_be_anything():
+    unread = PRM_BATCH.weight == 0
+    for poison in (np.nan, np.inf):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            prm_gradient(np.where(unread, poison, VALUES), PRM_BATCH),
+            prm_gradient(VALUES, PRM_BATCH),
+        )
+
+
+def test_batches_without_a_label_cost_nothing():
+    empty = POLICY_BATCH.replace(length=POLICY_BATCH.prompt_length)
+    unlabelled = PRM_BATCH.replace(weight=np.zeros_like(PRM_BATCH.weight))
+    for loss, gradient in (policy_gradient(LOGITS, empty), prm_gradient(VALUES, unlabelled)):
+        assert loss == 0 and not np.any(gradient)
+
+
+# Updates. The network of these is a straight line.
+
+CONFIG = FitConfig(learning_rate=0.1, warmup=0.2, final=0.1, weight_decay=0.05, clip_norm=0.5)
+
+
+def squares(params, batch):
+    x, y = batch
+    return jnp.mean((x @ params["slope"] + params["bias"] - y) ** 2)
+
+
+update = jax.jit(make_update(squares, make_optimizer(CONFIG)))
+
+
+def line_batches(num, seed=1):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(num, 16, 3)).astype(np.float32)
+    return list(zip(x, x @ np.array([1, -2, 3], np.float32) + 4, strict=True))
+
+
+@pytest.fixture
+def learner():
+    params = {"slope": jnp.array([0.5, 0.1, -0.2]), "bias": jnp.array(0.3)}
+    return init_learner(params, make_optimizer(CONFIG))
+
+
+def test_an_update_is_adamw_behind_clipping(learner):
+    params, state = learner.params, None
+    for i, batch in enumerate(line_batches(6)):
+        rate = 0.01 * (i + 1)
+        optimizer = optax.chain(
+            optax.clip_by_global_norm(CONFIG.clip_norm),
+            optax.adamw(rate, b1=CONFIG.b1, b2=CONFIG.b2, weight_decay=CONFIG.weight_decay),
+        )
+        state = optimizer.init(params) if state is None else state
+        gradient = jax.grad(squares)(params, batch)
+        assert optax.tree.norm(gradient) > CONFIG.clip_norm
+        steps, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, steps)
+        learner, info = update(learner, batch, np.float32(rate))
+        assert info["grad_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5), (
+            "the norm before clipping"
+        )
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), learner.params, params)
+    assert learner.num_updates == 6
+
+
+def spoilt(learner: Learner, x=0.0, y=0.0, slope=None):
+    """Make an update go wrong: (learner, batch)."""
+    batch = np.full((16, 3), x, np.float32), np.full(16, y, np.float32)
+    params = learner.params if slope is None else learner.params | {"slope": jnp.full(3, slope)}
+    return learner.replace(params=params), batch
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [dict(y=np.nan), dict(y=np.inf), dict(x=1e38, slope=1e-30), dict(slope=np.nan)],
+    ids=["loss nan", "loss inf", "gradient inf, loss finite", "parameters nan"],
+)
+def test_an_update_that_is_not_finite_leaves_the_learner_as_it_was(learner, fault):
+    for batch in line_batches(2):  # so that the moments are not zero
+        learner, info = update(learner, batch, np.float32(0.01))
+        assert not info["is_skipped"]
+    before, batch = spoilt(learner, **fault)
+    after, info = update(before, batch, np.float32(0.01))
+    assert info["is_skipped"]
+    assert np.isfinite(info["loss"]) == ("x" in fault), "the case is not what its name says"
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+# Fits.
+
+
+def test_a_fit_counts_the_updates_it_skipped(learner):
+    batches = line_batches(5)
+    for i in (1, 4):
+        batches[i] = spoilt(learner, y=np.nan)[1]
+    fitted, info = fit(update, learner, batches, np.full(5, 0.01, np.float32))
+    assert (info["num_updates"], info["num_skipped"], info["is_skipped_fit"]) == (5, 2, 0)
+    assert np.isfinite(info["loss"]) and np.isfinite(info["grad_norm"])
+    assert fitted.num_updates == 3
+    good, _ = fit(update, learner, [batches[i] for i in (0, 2, 3)], np.full(3, 0.01, np.float32))
+    jax.tree.map(np.testing.assert_array_equal, fitted, good)
+
+
+def test_a_fit_without_batches_says_so(learner):
+    fitted, info = fit(update, learner, iter(()), np.zeros(0, np.float32))
+    assert fitted is learner
+    assert (info["num_updates"], info["is_skipped_fit"]) == (0, 1)
+
+
+def test_a_fit_reports_means_and_tells_of_every_update(learner):
+    batches, rates, told = line_batches(20), np.full(20, 0.01, np.float32), []
+    _, info = fit(update, learner, batches, rates, told.append, report_every=8)
+    losses = []
+    for batch in batches:
+        learner, one = update(learner, batch, rates[0])
+        losses.append(float(one["loss"]))
+    assert told == [losses[i] if i % 8 == 0 else None for i in range(20)]
+    assert info["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert info["loss_last_tenth"] == pytest.approx(np.mean(losses[-2:]), rel=1e-6)
+
+
+def test_a_fit_of_nothing_but_faults_still_reports(learner):
+    _, info = fit(update, learner, [spoilt(learner, y=np.nan)[1]] * 3, np.full(3, 0.01, np.float32))
+    assert (info["num_skipped"], math.isnan(info["loss"])) == (3, True)
+
+
+def test_a_fit_learns(learner):
+    batches = line_batches(300)
+    fitted, info = fit(update, learner, batches, learning_rates(CONFIG, 300))
+    assert info["loss_last_tenth"] < 0.01 * squares(learner.params, batches[0])
+    np.testing.assert_allclose(fitted.params["slope"], [1, -2, 3], atol=0.1)
+
+
+@pytest.mark.parametrize("num_updates", [10, 100, 1000])
+def test_learning_rates_span_one_fit(num_updates):
+    rates = learning_rates(CONFIG, num_updates)
+    warmup = num_updates // 5
+    assert rates.shape == (num_updates,) and rates.dtype == np.float32
+    np.testing.assert_allclose(rates[:warmup], CONFIG.learning_rate * np.arange(1, warmup + 1) / warmup, rtol=1e-5)
+    share = np.arange(1, num_updates - warmup + 1) / (num_updates - warmup)
+    cosine = CONFIG.final + (1 - CONFIG.final) * (1 + np.cos(np.pi * share)) / 2
+    np.testing.assert_allclose(rates[warmup:], CONFIG.learning_rate * cosine, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_updates", [0, 1, 2])
+def test_the_shortest_fits_have_rates(num_updates):
+    rates = learning_rates(CONFIG, num_updates)
+    assert rates.shape == (num_updates,) and np.all(rates > 0) and np.all(rates <= np.float32(CONFIG.learning_rate))
