@@ -1,10 +1,10 @@
 """Greedy accuracy of the quickstart against its control: the same number of policy updates on D_S0 alone.
 
-    python benchmarks/control.py --seeds 3                  # runs whatever is not on disk yet, then prints the table
+    python -m benchmarks.control --seeds 3        # runs whatever is not on disk yet, then prints the table
 
-The arm `jaxtrain` is the plain command in runs/control/jaxtrain_<seed>; the arm `control` makes the same warm start with
-the same keys, then fits the policy to the demonstrations again wherever the loop would fit it to its own traces. Both are
-scored greedily on the same test problems.
+The arm `jaxtrain` is the plain command in runs/control/jaxtrain_<seed>. The arm `control` makes the same warm start
+with the same keys, then fits the policy to the demonstrations again wherever the loop would fit it to its own traces.
+Both are scored greedily on the same test problems.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run_control(flags: list[str], folder: Path) -> list[float]:
                 accuracies.append(sum(t["num_correct"] for t in tallies) / total)
                 low, high = wilson(sum(t["num_correct"] for t in tallies), total)
                 metrics = {"accuracy": accuracies[-1], "low": low, "high": high, "num_problems": total}
-                log.append(i, {f"evaluation/greedy/{key}": value for key, value in metrics.items()})
+                log.append(i, {f"evaluation/greedy/{name}": value for name, value in metrics.items()})
     return accuracies
 
 

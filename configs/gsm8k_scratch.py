@@ -13,28 +13,35 @@ def get_config():
     c.tasks.num_dev = 128
     c.tasks.num_test = 128
     c.tasks.num_demonstrations = 3000
+
+    # A third of the questions is longer and left out; of the lines of reasoning, a quarter is longer and cut.
+    c.prompts.max_prompt_tokens = 256
+    c.search.max_step_tokens = 80
+    c.search.max_steps = 5
+    # Reading all of that again at every expansion is most of the work, and its cost grows with the number of heads.
     c.model.num_heads = 2
     c.model.num_kv_heads = 1
-    c.prompts.max_prompt_tokens = 256
+
     c.prompts.batch_size = 32
     c.prompts.num_problems = 180
     c.prompts.num_first_problems = 180
-    c.search.max_steps = 5
-    c.search.max_step_tokens = 80
     c.search.num_simulations = 4
     c.search.num_candidates = 4
+    c.search.temperature = 0.7
     c.datasets.max_traces = 1024
     c.datasets.max_paths = 2048
-    c.updates.policy.batch_size = 16
-    c.updates.policy.num_first_updates = 400
-    c.updates.policy.num_updates = 60
+
+    c.updates.policy.batch_size = 8
+    c.updates.policy.num_first_updates = 1000
     c.updates.policy.learning_rate = 3e-3
-    c.updates.prm.batch_size = 16
-    c.updates.prm.num_first_updates = 60
-    c.updates.prm.num_updates = 60
+    # Few trees are solved: more updates would only learn these few by heart.
+    c.updates.policy.num_updates = 10
+    c.updates.prm.batch_size = 8
+    c.updates.prm.num_first_updates = 20
+    c.updates.prm.num_updates = 20
+
     c.evaluation.num_problems = 128
-    c.evaluation.num_samples = 4
-    c.evaluation.num_simulations = 4
-    c.evaluation.num_candidates = 4
+    c.evaluation.num_simulations = 2
+    c.evaluation.num_samples = 8
     c.loop.num_iterations = 2
     return c

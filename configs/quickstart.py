@@ -4,8 +4,8 @@
 
 Hardware: 2 CPU cores, no network. TIME_HERE
 
-D_S0 is the play of a weak player (tasks.demonstration_skill): whole and legal games that mostly miss the target. Tuned on
-the dev split (--config.evaluation.split=dev); the test split is scored, and nothing is chosen by it.
+D_S0 is the play of a weak player (tasks.demonstration_skill): whole and legal games that mostly miss the target. Tuned
+on the dev split (--config.evaluation.split=dev); the test split is scored, and nothing is chosen by it.
 """
 
 from configs.base import get_config as base

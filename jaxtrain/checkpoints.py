@@ -34,7 +34,9 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointsConfig):
         policy = ocp.checkpoint_managers.preservation_policy
         keep = policy.AnyPreservationPolicy([policy.LatestN(config.num_kept), policy.CustomSteps([0])])
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def __enter__(self) -> Checkpoints:

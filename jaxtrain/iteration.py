@@ -63,7 +63,7 @@ class Run:
     def answer(self, problem_id: int, tokens: np.ndarray) -> str | None:
         return self.task.answer(self.task.tokenizer.decode(tokens.tolist()))
 
-    def encode(self, problems: Sequence[Problem]) -> tuple[list[Prompts], int]:
+    def encode(self, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
         c = self.config.prompts
         return prompts.encode(problems, self.task.tokenizer, c.max_prompt_tokens, c.batch_size)
 
@@ -195,7 +195,9 @@ def score(state: State, run: Run) -> None:
                 tree = explore(run, grow_fn, i, purpose, batch, state.policy, state.prm, temperature)
                 found[name].append((batch, tree, judge(run, tree)))
                 tally(phase, tree, labels.counts(tree, found[name][-1][2]))
-        joined = {name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()}
+        joined: dict[str, datasets.Shard] = {
+            name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
+        }
         metrics = measure(state, joined, run.answer)
     metrics |= {"evaluation/num_too_long": num_too_long, "time/evaluation": phase.seconds}
     samples = [*reported_traces(run, *joined["mcts"], "mcts"), *reported_traces(run, *joined["greedy"], "greedy")]
@@ -214,6 +216,8 @@ def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable)
         evaluation.read_samples(sampled, sample_labels.verdict, prompt.length, answer_fn),
         evaluation.read_choice(solved, solve_labels.verdict, answer_fn),
     )
+    # The answers that search could have chosen from: what it misses here, no better PRM would find.
+    table["evaluation/mcts/in_tree"] = float(np.mean((solve_labels.verdict == Verdict.CORRECT).any(axis=1)))
     paths = state.replay.paths
     _, depth = np.nonzero(paths.weight)
     baseline = evaluation.fit_baseline(paths.target[paths.weight > 0], depth)
@@ -223,9 +227,10 @@ def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable)
 def reported_traces(run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str) -> list[dict[str, Any]]:
     """Take the answers to the first problems of the split for the report, each step with its score and target."""
     samples = []
-    for b in range(min(NUM_REPORTED_TRACES // 2, len(tree.chosen))):
+    for b in np.flatnonzero(prompt.problem_id >= 0)[: NUM_REPORTED_TRACES // 2]:
         problem = run.problems[int(prompt.problem_id[b])]
-        last = tree.chosen[b] if tree.chosen[b] >= 0 else np.flatnonzero(tree.kind[b] != Kind.EMPTY)[-1]
+        # The last step sampled where there is no answer; -1 where there is no step, which has no verdict either.
+        last = tree.chosen[b] if tree.chosen[b] >= 0 else max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
         rows = trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]
         steps = [
             {

@@ -46,7 +46,7 @@ def make_mesh(config: ShardingConfig) -> Mesh:
         known *= max(size, 1)
     if -1 in sizes and total % known == 0:
         sizes[sizes.index(-1)] = total // known
-    if -1 in sizes or sizes[0] * sizes[1] * sizes[2] != total:
+    if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != total:
         raise UserError(
             f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not make {total} devices; "
             "set --config.sharding.data, .fsdp and .tp so that their product does (-1 is the rest)"

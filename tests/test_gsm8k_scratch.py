@@ -67,8 +67,9 @@ BAD_ROWS = {
 
 
 def row(number: int, question: str = QUESTION) -> bytes:
-    """One row; all have the same answer, so that a very small network can learn to solve them."""
-    answer = "It is <<7=7>>7.\n#### 7"
+    """One row; every third answer is 9, the others 7: a very small network is soon right, and soon wrong, often."""
+    gold = 7 if number % 3 else 9
+    answer = f"It is <<{gold}={gold}>>{gold}.\n#### {gold}"
     return json.dumps({"question": question.format(number, number - 7), "answer": answer}).encode()
 
 
@@ -184,32 +185,28 @@ def test_every_row_of_the_files_is_counted(trained):
 
 
 def test_every_problem_is_a_tree_or_too_long(any_run):
-    limit = any_run.config.prompts.max_prompt_tokens
-    too_long = {problem.id for problem in any_run.task.train if len(problem.prompt.encode()) > limit}
+    limit, task = any_run.config.prompts.max_prompt_tokens, any_run.task
+    too_long = {problem.id for problem in task.train if len(problem.prompt.encode()) > limit}
     assert too_long
     for i, metrics in any_run.metrics.items():
-        trees = any_run.trees(i)
-        assert sorted(trees["problem_id"]) == sorted({p.id for p in any_run.task.train} - too_long)
+        ids = any_run.trees(i)["problem_id"]
+        assert sorted(ids) == sorted({problem.id for problem in task.train} - too_long)
         assert metrics["prompts/num_too_long"] == len(too_long)
-        assert metrics["labels/num_trees"] == len(trees["problem_id"])
-        kinds = ("solved", "without_correct")
-        assert sum(metrics[f"labels/num_trees_{kind}"] for kind in kinds) + metrics["labels/num_set_aside"] == len(
-            trees["problem_id"]
-        )
+        fates = ("num_trees_solved", "num_trees_without_correct", "num_set_aside")
+        assert metrics["labels/num_trees"] == sum(metrics[f"labels/{fate}"] for fate in fates) == len(ids)
         num_tested = metrics["evaluation/greedy/num_problems"]
-        assert num_tested + metrics["evaluation/num_too_long"] == len(any_run.task.test)
+        assert num_tested + metrics["evaluation/num_too_long"] == len(task.test)
 
 
-def test_every_finished_trace_has_a_verdict_and_every_step_a_fate(any_run):
+def test_every_finished_trace_has_a_verdict_and_every_step_is_labelled_or_not(any_run):
     for i, metrics in any_run.metrics.items():
         trees = any_run.trees(i)
-        is_real = np.isin(trees["kind"], (Kind.CANDIDATE, Kind.ROLLOUT))
-        verdicts = ("correct", "wrong", "unparsable", "errors")
-        assert sum(metrics[f"labels/num_{name}"] for name in verdicts) == (is_real & trees["is_finished"]).sum()
-        assert metrics["labels/num_labelled"] + metrics["labels/num_unlabelled"] == is_real.sum()
-        num_duplicates = (trees["kind"] == Kind.DUPLICATE).sum()
-        assert metrics["search/num_steps"] - metrics["search/num_duplicates"] == is_real.sum()
-        assert metrics["search/num_duplicates"] == num_duplicates
+        is_step = np.isin(trees["kind"], (Kind.CANDIDATE, Kind.ROLLOUT))
+        verdicts = ("num_correct", "num_wrong", "num_unparsable", "num_errors")
+        assert sum(metrics[f"labels/{name}"] for name in verdicts) == (is_step & trees["is_finished"]).sum()
+        assert metrics["labels/num_labelled"] + metrics["labels/num_unlabelled"] == is_step.sum()
+        assert metrics["search/num_duplicates"] == (trees["kind"] == Kind.DUPLICATE).sum()
+        assert metrics["search/num_steps"] - metrics["search/num_duplicates"] == is_step.sum()
 
 
 def test_every_verified_trace_is_kept_or_dropped_for_a_reason(any_run):
@@ -218,30 +215,32 @@ def test_every_verified_trace_is_kept_or_dropped_for_a_reason(any_run):
         assert sum(metrics[f"datasets/num_traces_{fate}"] for fate in fates) == metrics["labels/num_correct"]
 
 
-def test_whatever_is_trained_on_is_correct_when_judged_again(trained):
-    """Read bytes and gold answers without the project's tokenizer, verifier and task."""
-    rows = [json.loads(line) for line in Path(trained.config.tasks.path).read_bytes().split(b"\n") if b"####" in line]
-    golds = {row["question"]: row["answer"].split("####")[1] for row in rows}
+def test_whatever_the_policy_learns_from_is_correct_when_judged_again(trained):
+    """Read bytes and gold answers without the project's tokenizer, task and verifier."""
+    lines = Path(trained.config.tasks.path).read_bytes().split(b"\n")
+    rows = [json.loads(line) for line in lines if b"#### " in line]
+    golds = {row["question"]: row["answer"].partition("#### ")[2] for row in rows}
     traces = trained.replay.traces
-    is_used = traces.iteration >= 0
-    assert is_used.sum() > 10
-    for tokens, length, start in zip(traces.tokens[is_used], traces.length[is_used], traces.prompt_length[is_used]):
-        assert tokens[length - 1] == 1 and not tokens[length:].any()
+    used = np.flatnonzero(traces.iteration >= 0)
+    assert len(used) > 10
+    for i in used:
+        tokens, start, end = traces.tokens[i], traces.prompt_length[i], traces.length[i] - 1
+        assert tokens[end] == 1 and not tokens[end + 1 :].any()
         question = text_of(tokens[:start]).removeprefix("Q: ").removesuffix("\nA:\n")
-        answer = re.fullmatch(r"(?s).*####([^\n]*)(\n.*)?", text_of(tokens[start : length - 1]))
-        assert answer and int(answer[1].strip(" $.%")) == int(golds[question])
+        given = text_of(tokens[start:end]).rpartition("####")[2].partition("\n")[0]
+        assert re.sub(r"[ $.%]", "", given) == golds[question]
 
 
-def test_prompts_come_back_byte_for_byte(any_run):
-    prompts = {problem.id: problem.prompt for problem in any_run.task.train}
-    paths = any_run.replay.paths
-    for tokens, problem_id in zip(paths.tokens[paths.iteration >= 0], paths.problem_id[paths.iteration >= 0]):
-        start = len(prompts[problem_id].encode())
-        assert text_of(tokens[:start]) == prompts[problem_id]
+def test_paths_of_the_prm_begin_with_their_prompt_byte_for_byte(trained):
+    prompts = {problem.id: problem.prompt for problem in trained.task.train}
+    paths = trained.replay.paths
+    used = np.flatnonzero(paths.iteration >= 0)
+    assert len(used) > 10
+    assert all(text_of(paths.tokens[i, : paths.length[i]]).startswith(prompts[paths.problem_id[i]]) for i in used)
 
 
 def test_both_networks_learn_from_solved_trees(trained):
-    assert all(metrics["labels/num_trees_solved"] for metrics in trained.metrics.values())
+    assert all(metrics["labels/num_correct"] and metrics["labels/num_wrong"] for metrics in trained.metrics.values())
     assert [m["updates/policy/num_updates"] for m in trained.metrics.values()] == [60, 2]
     assert [m["updates/prm/num_updates"] for m in trained.metrics.values()] == [2, 2]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import iteration
-from jaxtrain.build import Config, LoopConfig, build
+from jaxtrain.build import Config, Functions, LoopConfig, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.evaluation import EvaluationConfig
@@ -102,7 +102,9 @@ def fns(task):
 def run_in(fns):
     """Run the loop in a folder, as `main` does but for the compilation."""
 
-    def run_in(folder: Path, task: Task, config: Config = CONFIG, progress: Progress | None = None) -> State:
+    def run_in(
+        folder: Path, task: Task, config: Config = CONFIG, progress: Progress | None = None, fns: Functions = fns
+    ) -> State:
         with (
             pytest.MonkeyPatch.context() as patch,
             open_workdir(folder, {"seed": config.seed}, {}) as workdir,
@@ -386,6 +388,30 @@ def test_no_demonstrations_and_no_prompt_that_fits(run_in, task, tmp_path):
     assert int(state.iteration) == 2
     assert [row["prompts/num_too_long"] for row in rows if "prompts/num_too_long" in row] == [8, 16, 16]
     assert "iteration 0: the policy has no data, its fit is skipped" in stream.getvalue()
+
+
+def test_network_that_has_blown_up_is_counted_and_teaches_nothing(run_in, fns, task, tmp_path):
+    def broken(key):
+        learner = fns.init_policy(key)
+        return learner.replace(params=jax.tree.map(lambda x: x * np.float32("nan"), learner.params))
+
+    state = run_in(tmp_path, task, replace(CONFIG, loop=LoopConfig(1)), fns=replace(fns, init_policy=broken))
+    merged = [{k: v for row in read_rows(tmp_path) if row["iteration"] == i for k, v in row.items()} for i in (0, 1)]
+    assert merged[0]["updates/policy/num_skipped"] == CONFIG.updates.policy.num_first_updates
+    assert [row["labels/num_set_aside"] for row in merged] == [8, 16]
+    assert [row["labels/num_labelled"] for row in merged] == [0, 0]
+    assert merged[1]["evaluation/greedy/accuracy"] == 0
+    assert (state.replay.paths.iteration == -1).all()
+    assert "labels/num_set_aside" in (tmp_path / "report.html").read_text()
+
+
+def test_fewer_evaluation_problems_than_a_report_shows(run_in, task, tmp_path):
+    config = replace(CONFIG, loop=LoopConfig(num_iterations=0), evaluation=replace(CONFIG.evaluation, num_problems=3))
+    run_in(tmp_path, task, config)
+    assert [
+        row["evaluation/mcts/num_problems"] for row in read_rows(tmp_path) if "evaluation/mcts/num_problems" in row
+    ] == [3]
+    assert (tmp_path / "report.html").read_text().count("<article>") == 6
 
 
 def test_demonstrations_that_do_not_fit_are_counted(run_in, task, tmp_path):

@@ -83,6 +83,9 @@ def _differences(row: Row) -> str:
         if is_number(row.get(key)):
             spread = interval(row, f"{key}_low", f"{key}_high", "points")
             sentences.append(f"<li>MCTS minus {name}: <b>{number(row, key, 'points')} points</b> ({spread})</li>")
+    if is_number(row.get("evaluation/mcts/in_tree")):
+        share = number(row, "evaluation/mcts/in_tree", "percent")
+        sentences.append(f"<li>a correct answer stands anywhere in MCTS's tree: <b>{share}</b> of the problems</li>")
     if not sentences:
         return ""
     head = f"Same problems, nearest equal mean tokens, iteration {row['iteration']}, 95% interval of the difference:"

@@ -1,0 +1,129 @@
+"""States to disk and back, on other meshes too, and what stays on disk."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
+from jaxtrain.datasets import DatasetsConfig, empty_replay
+from jaxtrain.sharding import tree_shardings
+from jaxtrain.structs import State
+from jaxtrain.updates import FitConfig, init_learner, make_optimizer
+
+CUBE, ROW, ONE = (2, 2, 2), (8, 1, 1), (1, 1, 1)
+
+
+def state_on(sizes, iteration=0):
+    """Make a state of random numbers, placed as a run places it: (state, abstract state)."""
+    axes, devices = ("data", "fsdp", "tp"), jax.devices()[: int(np.prod(sizes))]
+    mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    whole = NamedSharding(mesh, PartitionSpec())
+    rng = np.random.default_rng(iteration)
+
+    def random(shape):
+        return rng.integers(0, 2**32, shape, np.uint32).view(np.float32)  # any bits, NaN and denormals among them
+
+    def learner(params):
+        fresh = init_learner(params, make_optimizer(FitConfig()))
+        moments = jax.tree.map(lambda x: random(x.shape) if x.ndim else x, fresh.opt_state)
+        return fresh.replace(opt_state=moments, num_updates=np.int32(iteration))
+
+    backbone = {"embedding": random((8, 16)), "block_0": {"wq": random((16, 4, 4)), "norm": {"scale": random((16,))}}}
+    config = DatasetsConfig(max_traces=4, max_paths=6)
+    replay = jax.tree.map(lambda x: rng.integers(0, 2, x.shape).astype(x.dtype), empty_replay(config, 9, 3))
+    state = State(np.int32(iteration), learner(backbone), learner({"backbone": backbone, "head": random(16)}), replay)
+    shardings = State(
+        whole,
+        tree_shardings(mesh, state.policy),
+        tree_shardings(mesh, state.prm),
+        jax.tree.map(lambda _: whole, replay),
+    )
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    placed = state.replace(
+        policy=jax.device_put(state.policy, shardings.policy), prm=jax.device_put(state.prm, shardings.prm)
+    )
+    return placed, abstract
+
+
+def bits(x):
+    x = np.asarray(x)
+    return x.view(np.uint32) if x.dtype == np.float32 else x
+
+
+def assert_bit_equal(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b), strict=True), one, other)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with Checkpoints(tmp_path, CheckpointsConfig()) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("sizes", [CUBE, ROW, ONE])
+def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path, checkpoints, sizes):
+    state, _ = state_on(CUBE, iteration=7)
+    checkpoints.save(state)
+    _, abstract = state_on(sizes)
+    with Checkpoints(tmp_path, CheckpointsConfig()) as reopened:
+        assert reopened.newest() == 7
+        restored = reopened.restore(7, abstract)
+    assert_bit_equal(restored, state)
+    for part in ("policy", "prm"):
+        jax.tree.map(
+            lambda x, a: np.testing.assert_equal(x.sharding, a.sharding),
+            getattr(restored, part),
+            getattr(abstract, part),
+        )
+
+
+def test_the_replay_and_the_iteration_come_back_on_the_host(checkpoints):
+    state, abstract = state_on(ONE, iteration=1)
+    checkpoints.save(state)
+    restored = checkpoints.restore(1, abstract)
+    assert {type(leaf) for leaf in jax.tree.leaves((restored.replay, restored.iteration))} <= {np.ndarray, np.int32}
+
+
+def test_a_folder_without_checkpoints_has_no_newest(checkpoints):
+    assert checkpoints.newest() is None
+
+
+def on_disk(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_and_the_warm_start_stay(tmp_path):
+    with Checkpoints(tmp_path, CheckpointsConfig(num_kept=2)) as checkpoints:
+        for iteration in range(5):
+            checkpoints.save(state_on(ONE, iteration)[0])
+        assert checkpoints.newest() == 4
+        assert on_disk(tmp_path) == ["0", "3", "4"]
+        assert (tmp_path / "4" / "state").is_dir()
+        first, abstract = state_on(ONE)
+        assert_bit_equal(checkpoints.restore(0, abstract), first)
+
+
+def test_an_interrupted_save_is_no_checkpoint_and_is_swept(tmp_path, monkeypatch):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*args):
+        raise Interrupted
+
+    with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
+        checkpoints.save(state_on(ONE, 0)[0])
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(os, "rename", interrupt)
+            checkpoints.save(state_on(ONE, 1)[0])
+    assert len(on_disk(tmp_path)) == 2, "the interruption left nothing to sweep"
+    with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
+        assert checkpoints.newest() == 0
+        state, abstract = state_on(ONE, 3)
+        checkpoints.save(state)
+        assert_bit_equal(checkpoints.restore(3, abstract), state)
+    assert on_disk(tmp_path) == ["0", "3"]
