@@ -98,7 +98,7 @@ def counts(tree: Tree, labels: Labels) -> dict[str, int]:
     }
 
 
-def _back_up_tree(parent: Array, is_right: Array, is_wrong: Array) -> tuple[jax.Array, ...]:
+def _back_up_tree(parent: jax.Array, is_right: jax.Array, is_wrong: jax.Array) -> tuple[jax.Array, ...]:
     num_rows = parent.shape[0]
     far = num_rows + 1  # above every distance that a tree of this many rows can have
     parent = jnp.where(parent < 0, num_rows, parent)  # the prompt is one more row, behind the others
