@@ -202,7 +202,7 @@ def test_weak_player_draws_any_first_move_and_takes_the_nearest_second():
     rng = random.Random(0)
     firsts = set()
     for _ in range(2000):
-        first, second = weak_trace((2, 3, 7), 40, 1.0, rng).split("\n")
+        first, second = weak_trace("2 3 7=40\n", TasksConfig(demonstration_skill=1.0, max_target=99), rng).split("\n")
         firsts.add(first)
         pair = tuple(int(number) for number in first.partition("|")[2].split(" "))
         nearest = min(abs(move.result - 40) for move in legal_moves(pair))
@@ -215,7 +215,7 @@ def test_without_skill_the_second_move_is_any():
     rng = random.Random(0)
     seconds = defaultdict(set)
     for _ in range(4000):
-        first, second = weak_trace((2, 3, 7), 40, 0.0, rng).split("\n")
+        first, second = weak_trace("2 3 7=40\n", TasksConfig(demonstration_skill=0.0, max_target=99), rng).split("\n")
         seconds[first].add(second)
     assert seconds["2+3=5|7 5"] == {
         "5+7=12|12",
@@ -224,6 +224,15 @@ def test_without_skill_the_second_move_is_any():
         "7*5=35|35",
         "7-5=2|2",
     }
+
+
+def test_weak_player_avoids_large_results_where_it_can():
+    rng = random.Random(0)
+    results = set()
+    for _ in range(2000):
+        trace = weak_trace("7 8 9=40\n", TasksConfig(demonstration_skill=0.5, max_target=60), rng)
+        results |= {int(line.split("=")[1].partition("|")[0]) for line in trace.split("\n")}
+    assert max(results) <= 60 and 56 in results, "7*8 is allowed, 8*9 is not"
 
 
 def test_commuted_solutions_vote_together(task):
