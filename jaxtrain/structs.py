@@ -94,7 +94,7 @@ class Tree:
     num_wasted: Array  # [B] int32, simulations spent on leaves that had ended
     policy_tokens: Array  # [B] int32, tokens the policy computed (prefill and samples, padding not)
     prm_tokens: Array  # [B] int32, tokens the PRM computed
-    lane_tokens: Array  # [B] int32, token slots that decoding held open; useful ones are `length` summed
+    lane_tokens: Array  # [B] int32, token slots held open, which depends on the batch; `length` summed were of use
 
 
 @struct.dataclass
