@@ -48,19 +48,20 @@ class PromptsConfig:
 def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: int) -> list[Problem]:
     """Draw an iteration's problems without replacement; each epoch over the set is a permutation of its own.
 
-    Iteration i takes the i-th run of `num_problems` from the endless concatenation of the epochs, so every problem is
-    seen equally often. 0 takes all.
+    Iterations take `num_problems` at a time from the endless concatenation of the epochs, so every problem is seen
+    equally often. 0 takes all.
     """
     total = len(problems)
     size = min(num_problems, total) if num_problems else total
-    first = iteration * size
-    drawn: list[int] = []
-    while len(drawn) < size:
-        epoch, skip = divmod(first + len(drawn), total)
-        order = np.random.default_rng((seed, 1, epoch)).permutation(total)
-        # A problem that the last epoch's end already gave to this iteration waits for its next turn.
-        fresh = [int(i) for i in order[skip:] if i not in set(drawn)]
-        drawn += fresh[: size - len(drawn)]
+    drawn, left, epoch = [], [], 0
+    for _ in range(iteration + 1 if size else 0):
+        drawn, left = left[:size], left[size:]
+        if len(drawn) < size:
+            order = np.random.default_rng((seed, 1, epoch)).permutation(total)
+            # A problem that the last epoch's end already gave to this iteration waits for its next turn.
+            fresh = order[~np.isin(order, drawn)][: size - len(drawn)]
+            left, epoch = order[~np.isin(order, fresh)].tolist(), epoch + 1
+            drawn += fresh.tolist()
     return [problems[i] for i in drawn]
 
 

@@ -1,5 +1,7 @@
 """Which problems an iteration sees, and in which shape."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,13 @@ def test_an_iteration_repeats_no_problem(total, num_problems):
     for iteration in range(40):
         found = drawn(total, num_problems, iteration)
         assert len(set(found)) == len(found) == num_problems
+
+
+@pytest.mark.parametrize(("total", "num_problems"), [(10, 4), (10, 7), (7, 5), (4, 3)])
+def test_every_problem_is_drawn_equally_often(total, num_problems):
+    """Also where an iteration reaches from one epoch into the next: `total` iterations are `num_problems` epochs."""
+    counts = Counter(i for iteration in range(total) for i in drawn(total, num_problems, iteration))
+    assert set(counts.values()) == {num_problems} and len(counts) == total
 
 
 @pytest.mark.parametrize("num_problems", [0, 10, 11, 1000])
