@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxtrain.build import build
+from jaxtrain.flags import parse
 from jaxtrain.intervals import wilson
 from jaxtrain.iteration import Purpose, Run, explore, fit, judge
 from jaxtrain.labels import counts
-from jaxtrain.main import parse
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.tasks import make_task

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
-from jaxtrain.main import parse
+from jaxtrain.flags import parse
 from jaxtrain.progress import Progress
 from jaxtrain.tasks import make_task
 

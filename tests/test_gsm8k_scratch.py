@@ -20,7 +20,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxtrain.build import Config, build
 from jaxtrain.checkpoints import Checkpoints
-from jaxtrain.main import main, parse
+from jaxtrain.flags import parse
+from jaxtrain.main import main
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Kind, Replay
 from jaxtrain.tasks import Task, make_task

@@ -21,7 +21,7 @@ LAYERS = (
     ("metrics", "report"),
     STAGES,
     ("build",),
-    ("iteration",),
+    ("flags", "iteration"),
     ("main",),
 )
 TOOLS_OF_STAGES = {"structs", "errors", "keys", "intervals", "trees"}

@@ -13,7 +13,8 @@ import pytest
 
 from jaxtrain import main as main_lib
 from jaxtrain.build import Config
-from jaxtrain.main import load, main, parse, read_config
+from jaxtrain.flags import load, parse, read_config
+from jaxtrain.main import main
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.workdir import open_workdir, read_json
 

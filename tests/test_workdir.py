@@ -20,7 +20,7 @@ CONFIG = {
     "seed": 3,
     "loop": {"num_iterations": 3},
     "search": {"num_simulations": 16, "sizes": (1, 2)},
-    "progress": {"interval": 5.0},
+    "tasks": {"name": "jsonl", "path": "here.jsonl"},
 }
 FACTS = {"train_sha256": "abc"}
 
@@ -88,7 +88,7 @@ def test_config_json_is_sorted_and_indented(tmp_path):
 
 def test_same_config_opens_again_and_free_keys_may_change(tmp_path):
     open_workdir(tmp_path, CONFIG, FACTS).close()
-    longer = change(change(CONFIG, "loop.num_iterations", 9), "progress.interval", 1.0)
+    longer = change(change(CONFIG, "loop.num_iterations", 9), "tasks.path", "moved.jsonl")
     with open_workdir(tmp_path, longer, FACTS) as workdir:
         assert read_json(tmp_path / "config.json")["loop"]["num_iterations"] == 9
         assert workdir.notices == ()
@@ -96,10 +96,10 @@ def test_same_config_opens_again_and_free_keys_may_change(tmp_path):
 
 
 def test_free_key_frees_no_longer_name(tmp_path):
-    config = CONFIG | {"reporting": 1}
+    config = change(CONFIG, "tasks.pathology", 1)
     open_workdir(tmp_path, config, FACTS).close()
-    with pytest.raises(UserError, match="reporting 1 -> 2"):
-        open_workdir(tmp_path, config | {"reporting": 2}, FACTS)
+    with pytest.raises(UserError, match="tasks.pathology 1 -> 2"):
+        open_workdir(tmp_path, change(config, "tasks.pathology", 2), FACTS)
 
 
 def test_other_config_is_refused_in_one_line_and_nothing_changes(tmp_path):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from jaxtrain.errors import UserError
 from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig
 from jaxtrain.tasks.countdown import countdown_task
@@ -20,4 +22,17 @@ def make_task(config: TasksConfig) -> Task:
     return MAKERS[config.name](config)
 
 
-__all__ = ["Demonstration", "Problem", "Task", "TasksConfig", "make_task"]
+def file_hashes(config: TasksConfig) -> dict[str, str]:
+    """Hash the data files of a task: a run belongs to their content. Raises UserError for one that cannot be read."""
+    hashes = {}
+    for key, path in (("path", config.path), ("test_path", config.test_path)):
+        if path:
+            try:
+                with open(path, "rb") as file:
+                    hashes[f"tasks.{key}.sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(f"--config.tasks.{key}={path}: cannot be read ({error.strerror})") from error
+    return hashes
+
+
+__all__ = ["Demonstration", "Problem", "Task", "TasksConfig", "file_hashes", "make_task"]

@@ -1,0 +1,140 @@
+"""Flags in, a Config out: what every command shares.
+
+A config is a Python file whose `get_config` returns a ConfigDict; it becomes frozen dataclasses at once, and nothing
+else has heard of flags. Whatever is misspelt, missing or of another type is a UserError of one line that names the key
+and its neighbours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import runpy
+import traceback
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxtrain.build import Config
+from jaxtrain.errors import UserError
+
+EXAMPLE = "--config configs/quickstart.py"
+FLAGS = ("config", "workdir", "help")
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, str]:
+    """Read the command line, program name first. Returns the config and the run folder. Raises UserError."""
+    try:
+        ours = flags.FlagValues()
+        ours.set_gnu_getopt(True)
+        file = flags.DEFINE_string("config", None, "", flag_values=ours)
+        folder = flags.DEFINE_string("workdir", None, "", flag_values=ours)
+        rest = ours(list(argv), known_only=True)
+        for argument in rest[1:]:
+            check_argument(argument)
+        if not file.value:
+            raise UserError(f"--config is missing; for a first run: {EXAMPLE}")
+        overrides = flags.FlagValues()
+        overrides.set_gnu_getopt(True)
+        values = config_flags.DEFINE_config_dict("config", load(file.value), flag_values=overrides, sys_argv=rest)
+        stray = overrides(rest)[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}; --help lists all keys") from error
+    if stray:
+        raise UserError(f"{stray[0]} is no flag; a config file is named by --config, a value set by --config.key=value")
+    config = read_config(values.value)
+    stem = Path(file.value.split(":")[0]).stem
+    return config, folder.value or f"runs/{stem}/seed_{config.seed}"
+
+
+def load(file: str) -> ConfigDict:
+    """Call `get_config` of a Python file; what follows a colon in `file` is its argument. Raises UserError."""
+    path, *argument = file.split(":", 1)
+    if not Path(path).is_file():
+        others = nearest(Path(path).name, (other.name for other in Path(path).parent.glob("*.py")))
+        there = f"; {Path(path).parent} has {', '.join(others)}" if others else f"; for a first run: {EXAMPLE}"
+        raise UserError(f"--config {path}: no such file{there}")
+    try:
+        names = runpy.run_path(path)
+        value = names["get_config"](*argument) if "get_config" in names else None
+    except Exception as error:
+        lines = [f":{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        is_elsewhere = isinstance(error, ModuleNotFoundError) and error.name == "configs"
+        hint = "; start from the folder that holds configs/" if is_elsewhere else ""
+        raise UserError(f"--config {path}{''.join(lines[-1:])}: {type(error).__name__}: {error}{hint}") from error
+    if not isinstance(value, ConfigDict):
+        raise UserError(f"--config {path}: has no get_config that returns a ConfigDict; see configs/quickstart.py")
+    return value
+
+
+def read_config(value: ConfigDict, cls: type = Config, section: str = "config") -> Any:
+    """Turn a ConfigDict into frozen dataclasses. Raises UserError for a key or a value that does not belong."""
+    hints = typing.get_type_hints(cls)
+    for name in value:
+        if name not in hints:
+            raise UserError(unknown_key(section, name, hints))
+    for name in hints:
+        if name not in value:
+            raise UserError(f"--{section}.{name} is missing from the config file; see configs/base.py")
+    return cls(**{name: read_value(value[name], hint, f"{section}.{name}") for name, hint in hints.items()})
+
+
+def read_value(value: Any, hint: Any, key: str) -> Any:
+    """Check one value of a config against the type of its field. Raises UserError."""
+    if isinstance(value, ConfigDict) and hint not in (bool, int, float, str):
+        return read_config(value, hint, key)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise UserError(f"--{key}={value!r}: must be of type {hint.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{key}={value}: must be a finite number")
+    return value
+
+
+def check_argument(argument: str) -> None:
+    """Refuse a flag that is neither ours nor a key of the config. Raises UserError naming its neighbours."""
+    match = re.fullmatch(r"--?([a-zA-Z][^=]*)(=.*)?", argument, re.DOTALL)
+    if match is None:
+        return
+    section, *names = re.sub(r"^noconfig\.", "config.", match[1]).split(".")
+    if section != "config":
+        raise UserError(f"--{match[1]} is unknown; flags: {', '.join(f'--{name}' for name in nearest(section, FLAGS))}")
+    cls: Any = Config
+    for name in names:
+        if not is_dataclass(cls):
+            raise UserError(f"--{match[1]} is unknown: {section} is a value, not a section")
+        hints = typing.get_type_hints(cls)
+        if name not in hints:
+            raise UserError(unknown_key(section, name, hints))
+        section, cls = f"{section}.{name}", hints[name]
+    if is_dataclass(cls):
+        raise UserError(f"--{section} is a section; its keys: {', '.join(f.name for f in fields(cls))}")
+
+
+def unknown_key(section: str, name: str, known: Iterable[str]) -> str:
+    """Name the neighbours of a misspelt key, nearest first."""
+    return f"--{section}.{name} is unknown; keys of {section}: {', '.join(nearest(name, known))}"
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Sort names by likeness to one."""
+    return sorted(known, key=lambda other: -SequenceMatcher(None, name, other).ratio())
+
+
+def list_keys(config: Any = None, section: str = "config") -> Iterator[str]:
+    """Yield a line for every key of a config; the remarks are those beside the fields."""
+    config = Config() if config is None else config
+    remarks = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(type(config)), re.MULTILINE))
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            yield from list_keys(value, f"{section}.{name}")
+        else:
+            yield f"  {f'--{section}.{name}={value}':50}  {remarks.get(name, '')}".rstrip()
