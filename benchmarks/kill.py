@@ -1,6 +1,6 @@
 """Kill -9 in the middle of each phase, start again by the same command, and compare with an undisturbed run.
 
-    python benchmarks/kill.py        # the quickstart in reduced size; prints a table, exit code 1 on any difference
+    python -m benchmarks.kill        # the quickstart in reduced size; prints a table, exit code 1 on any difference
 
 Final parameters, optimizers and replay are compared bit for bit, the metrics log line by line, but for what clocks say.
 """
