@@ -8,12 +8,12 @@ so that its loop holds none of the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtrain.errors import UserError
 
@@ -21,7 +21,7 @@ BATCH_AXES = ("data", "fsdp")
 
 # First match wins; a parameter (or its optimizer moment) that nothing matches is replicated.
 TABLE = (
-    (r"embedding", PartitionSpec("tp", "fsdp")),
+    (r"(un)?embedding", PartitionSpec("tp", "fsdp")),
     (r"w[qkv]", PartitionSpec("fsdp", "tp", None)),
     (r"wo", PartitionSpec("tp", None, "fsdp")),
     (r"gate|up", PartitionSpec("fsdp", "tp")),
@@ -36,11 +36,15 @@ class ShardingConfig:
     data: int = -1  # copies of the weights, batch split
     fsdp: int = 1  # weights and batch split
     tp: int = 1  # heads and MLP width split
+    topology: str = ""  # what --plan is for: v4:2x2x1, v5e:2x2, v6e:2x2, h100:1, cpu; empty: the devices here
 
 
-def make_mesh(config: ShardingConfig) -> Mesh:
-    """Build the mesh over all devices. Raises UserError where the sizes do not multiply to their number."""
-    sizes, total = [config.data, config.fsdp, config.tp], jax.device_count()
+def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> Any:
+    """Build the mesh over all devices. Raises UserError where the sizes do not multiply to their number.
+
+    `devices` may be those of a topology that is not here; ones without a platform make an AbstractMesh.
+    """
+    sizes, total = [config.data, config.fsdp, config.tp], jax.device_count() if devices is None else len(devices)
     known = 1
     for size in sizes:
         known *= max(size, 1)
@@ -51,7 +55,10 @@ def make_mesh(config: ShardingConfig) -> Mesh:
             f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not make {total} devices; "
             "set --config.sharding.data, .fsdp and .tp so that their product does (-1 is the rest)"
         )
-    return jax.make_mesh(sizes, ("data", "fsdp", "tp"), axis_types=(AxisType.Auto,) * 3)
+    axes, types = ("data", "fsdp", "tp"), (AxisType.Auto,) * 3
+    if devices is not None and not hasattr(devices[0], "platform"):
+        return AbstractMesh(tuple(sizes), axes, axis_types=types)
+    return jax.make_mesh(sizes, axes, axis_types=types, devices=devices)
 
 
 def num_shards(mesh: Mesh) -> int:

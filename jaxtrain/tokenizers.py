@@ -22,7 +22,7 @@ class Tokenizer:
     """Map text to ids, one id for each byte of its UTF-8 form.
 
     pad_id fills rows to their shape and is never used to tell padding from text: lengths are. end_id follows a
-    finished response, newline_id ends a step.
+    finished response.
     """
 
     alphabet: bytes  # the bytes that have an id, each once, newline among them
@@ -30,8 +30,13 @@ class Tokenizer:
     end_id: int = 1
 
     @property
-    def newline_id(self) -> int:
-        return NUM_SPECIALS + self.alphabet.index(b"\n")
+    def end_ids(self) -> tuple[int, ...]:
+        return (self.end_id,)
+
+    @property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes of every id; the special ids have none."""
+        return (b"",) * NUM_SPECIALS + tuple(bytes([byte]) for byte in self.alphabet)
 
     @property
     def vocab_size(self) -> int:
@@ -50,6 +55,14 @@ class Tokenizer:
                 f"tokenizer: character {character!a} at position {position} of {text[:40]!a} is not in the alphabet; "
                 "remove it or use the byte tokenizer"
             ) from None
+
+    def encode_start(self, text: str) -> list[int]:
+        """Return the ids of a text that starts a sequence; there is no begin id."""
+        return self.encode(text)
+
+    def encode_chat(self, text: str, system: str) -> list[int]:
+        """Refuse: only pretrained models know a chat."""
+        raise UserError("--config.prompts.style=chat: needs a pretrained model with a chat template; choose plain")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text before the first end id, or before the trailing padding where there is no end.

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tiny_models import MODEL, VOCAB, random_like, random_params, read_whole
 
+from jaxtrain.boundaries import make_tables
 from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
 from jaxtrain.nn.transformer import Segment
 from jaxtrain.structs import Prefix, Steps
@@ -31,8 +32,12 @@ class Bigram:
         return tokens if method == "logits" else (variables["params"][tokens], into or Segment((), (), mask))
 
 
-def compiled(model):
-    return jax.jit(make_sample_steps(model, NEWLINE, END, SIZE), static_argnames=("num_lanes", "max_steps"))
+TEXT = [b"", b"", b".\n", b"a", b"b", b"##", b"#d", b" e", b"f", b"g", b"h"]  # of each token
+
+
+def compiled(model, answer="end", step_tokens=0):
+    sample_steps = make_sample_steps(model, make_tables(TEXT, [END], "\n", answer), SIZE, step_tokens)
+    return jax.jit(sample_steps, static_argnames=("num_lanes", "max_steps"))
 
 
 sample_bigram, sample_network = compiled(Bigram()), compiled(MODEL)
@@ -130,10 +135,19 @@ def follow(arrows):
     return table
 
 
-def draw(table, prompts=(A, B, C), ids=(0, 1, 2), live=(True, True, True), temperature=1.0, lanes=FEW, max_steps=1):
+def draw(
+    table,
+    prompts=(A, B, C),
+    ids=(0, 1, 2),
+    live=(True, True, True),
+    temperature=1.0,
+    lanes=FEW,
+    max_steps=1,
+    sampler=sample_bigram,
+):
     prefix = Prefix(np.array(prompts, np.int32)[:, None], np.ones(3, np.int32))
     is_live, temperature = np.array(live), np.float32(temperature)
-    return sample_bigram(table, prefix, keys_of(ids), is_live, temperature, num_lanes=lanes, max_steps=max_steps)
+    return sampler(table, prefix, keys_of(ids), is_live, temperature, num_lanes=lanes, max_steps=max_steps)
 
 
 def test_a_step_ends_at_a_newline_or_an_end_token_or_the_limit():
@@ -167,6 +181,31 @@ def test_a_trace_ends_with_its_last_step(after_newline, lengths, finished, cut):
     assert steps.length[0, 0].tolist() == lengths
     assert (steps.is_finished[0, 0].tolist(), steps.is_cut[0, 0].tolist()) == (finished, cut)
     assert not steps.tokens[0, 0][np.arange(SIZE) >= np.array(lengths)[:, None]].any()
+
+
+def test_an_answer_across_tokens_finishes_the_trace_with_its_line():
+    """C and D together hold the marker ####; without it, the same line is a step like any other."""
+    arrows = follow({A: C, C: D, D: E, E: NEWLINE, B: E})
+    steps = host(draw(arrows, sampler=compiled(Bigram(), answer="hash")))
+    assert steps.length[:, 0, 0].tolist() == [4, 2, 3]
+    assert steps.is_finished[:, 0, 0].tolist() == [False, False, False]  # "###d e" and less: one mark short
+    arrows = follow({A: C, C: 9, 9: D, D: E, E: NEWLINE, B: C})
+    text = TEXT[9]
+    TEXT[9] = b"#"
+    try:
+        steps = host(draw(arrows, sampler=compiled(Bigram(), answer="hash")))
+    finally:
+        TEXT[9] = text
+    assert steps.tokens[0, 0, 0].tolist() == [C, 9, D, E, NEWLINE]
+    assert steps.is_finished[:, 0, 0].tolist() == [True, True, False]
+    assert not steps.is_cut.any()
+
+
+def test_a_long_step_ends_without_its_text_but_never_inside_an_answer():
+    sampler = compiled(Bigram(), answer="hash", step_tokens=2)
+    steps = host(draw(follow({A: B, B: A, C: C}), max_steps=3, sampler=sampler))
+    assert steps.length[:2, 0].tolist() == [[2, 2, 2]] * 2  # a b, a b, a b
+    assert steps.length[2, 0].tolist() == [SIZE, 0, 0] and steps.is_cut[2, 0, 0]  # ##########: an answer without end
 
 
 def test_every_lane_is_held_until_the_longest_has_ended():

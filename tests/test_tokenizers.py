@@ -32,14 +32,15 @@ def test_every_character_of_unicode_survives_the_byte_tokenizer():
 
 def test_character_ids_are_the_specials_then_the_alphabet_in_order():
     tokenizer = character_tokenizer("ab\n")
-    assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.newline_id, tokenizer.vocab_size) == (0, 1, 4, 5)
+    assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.vocab_size) == (0, 1, 5)
+    assert tokenizer.token_bytes == (b"", b"", b"a", b"b", b"\n")
     assert tokenizer.encode("ba\n") == [3, 2, 4]
 
 
 def test_byte_tokenizer_has_an_id_for_each_byte_and_each_special():
     tokenizer = byte_tokenizer()
     assert tokenizer.vocab_size == 258
-    assert tokenizer.encode("\n") == [tokenizer.newline_id] == [12]
+    assert tokenizer.encode("\n") == [12]
 
 
 def test_decode_stops_before_the_first_end():

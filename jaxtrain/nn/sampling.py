@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, OVER, START, Tables
 from jaxtrain.keys import fold_in
 from jaxtrain.nn.heads import ValueHead
 from jaxtrain.nn.transformer import Segment
@@ -31,6 +32,8 @@ class _Lanes(NamedTuple):
     is_live: Array  # [b] bool
     is_ok: Array  # [b] bool
     step: Array  # [b] int32, the step being written
+    step_state: Array  # [b] int32, of the automata in `boundaries`
+    answer_state: Array  # [b] int32
     tokens: Array  # [b K S] int32
     length: Array  # [b K] int32
     is_finished: Array  # [b K] bool
@@ -54,13 +57,17 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
-def make_sample_steps(model: Network, newline_id: int, end_id: int, max_step_tokens: int):
+def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step_tokens: int = 0):
     """Make the function that draws steps.
+
+    A step ends where `tables` say so, or at `step_tokens` tokens where that is above 0, but never inside an answer. At
+    `max_step_tokens` it is cut.
 
     Returns `sample_steps(params, prefix, keys [B 2] uint32, is_live [B], temperature [], num_lanes, max_steps)` ->
     (Steps with fields [B num_lanes max_steps ...], token slots held open a problem [] int32).
     """
     size = max_step_tokens
+    step_table, answer_table = jnp.asarray(tables.step), jnp.asarray(tables.answer)
 
     def record(lanes: _Lanes, logits: Array, lane_keys: Array, temperature: Array) -> _Lanes:
         rows = jnp.arange(lanes.token.shape[0])
@@ -72,9 +79,13 @@ def make_sample_steps(model: Network, newline_id: int, end_id: int, max_step_tok
         at = lanes.length[rows, lanes.step]
         tokens = lanes.tokens.at[rows, lanes.step, jnp.minimum(at, size - 1)].add(token)
         length = lanes.length.at[rows, lanes.step].add(is_live)
-        is_finished = is_live & (token == end_id)
-        is_over = is_live & (token == newline_id)
-        is_cut = is_live & ~is_finished & ~is_over & (at + 1 >= size)
+        step_state = step_table[lanes.step_state, token].astype(jnp.int32)
+        answer_state = answer_table[lanes.answer_state, token].astype(jnp.int32)
+        is_full = at + 1 >= size
+        is_finished = is_live & ((answer_state == FINISHED) | (is_full & (answer_state == COMPLETE)))
+        is_long = (at + 1 >= step_tokens) & (step_tokens > 0)
+        is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & ((step_state == OVER) | is_long)
+        is_cut = is_live & ~is_finished & ~is_over & is_full
         is_last = lanes.step + 1 >= lanes.tokens.shape[1]
         return lanes._replace(
             num_tokens=lanes.num_tokens + 1,
@@ -82,6 +93,8 @@ def make_sample_steps(model: Network, newline_id: int, end_id: int, max_step_tok
             is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
             is_ok=is_ok,
             step=jnp.where(is_over & ~is_last, lanes.step + 1, lanes.step),
+            step_state=jnp.where(is_over, START, step_state),
+            answer_state=answer_state,
             tokens=tokens,
             length=length,
             is_finished=lanes.is_finished.at[rows, lanes.step].max(is_finished),
@@ -96,18 +109,23 @@ def make_sample_steps(model: Network, newline_id: int, end_id: int, max_step_tok
         # Folded twice: nodes fold an action into the same key, and a lane must not draw with the key of a child node.
         lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
         start = jnp.repeat(prefix.length, num_lanes)
-        empty = tuple(jnp.zeros((b, k.shape[1], most, k.shape[3]), k.dtype) for k in segment.k)
+        # [rows kv T h], behind a layer axis where layers are scanned.
+        empty = jax.tree.map(
+            lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k
+        )
         lanes = _Lanes(
             num_tokens=jnp.zeros((), jnp.int32),
             token=jnp.zeros(b, jnp.int32),
             is_live=jnp.repeat(is_live, num_lanes),
             is_ok=jnp.ones(b, bool),
             step=jnp.zeros(b, jnp.int32),
+            step_state=jnp.zeros(b, jnp.int32),
+            answer_state=jnp.zeros(b, jnp.int32),
             tokens=jnp.zeros((b, max_steps, size), jnp.int32),
             length=jnp.zeros((b, max_steps), jnp.int32),
             is_finished=jnp.zeros((b, max_steps), bool),
             is_cut=jnp.zeros((b, max_steps), bool),
-            own=Segment(empty, empty, jnp.zeros((b, most), bool)),
+            own=Segment(empty, empty, jnp.full((b, most), -1)),
         )
 
         def next_token(lanes: _Lanes) -> _Lanes:

@@ -9,14 +9,15 @@ run of neighbours), and a cache that is stored differently later changes a gathe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import NamedTuple
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of
 from jaxtrain.structs import Array
@@ -31,35 +32,65 @@ class ModelConfig:
     num_heads: int = 4
     num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
     mlp_width: int = 192
+    head_width: int = 0  # 0: width / num_heads
+    vocab_size: int = 0  # rows of the embedding; 0: as many as the tokenizer has ids
+    is_tied: bool = True  # logits through the embedding; otherwise through a matrix of their own
+    has_qkv_bias: bool = False  # Qwen2
+    has_qk_norm: bool = False  # an RMSNorm on every head's query and key: Qwen3
+    window: int = 0  # tokens back that attention reaches, itself included; 0: all (Mistral 7B v0.1: 4096)
     rope_theta: float = 10_000.0  # base of the rotary position angles
+    rope_factor: float = 1.0  # Llama 3.1: low frequencies are divided by this; 1: none
+    rope_low: float = 1.0  # Llama 3.1: a frequency that turns less often within rope_length is low
+    rope_high: float = 4.0  # Llama 3.1: one that turns more often is high and stays; between them, a blend
+    rope_length: int = 8192  # Llama 3.1: tokens that the model was first trained on
     norm_eps: float = 1e-5
-    dtype: str = "float32"  # of activations and caches; parameters, logits, values and losses are float32
+    dtype: str = "float32"  # of activations and caches; logits, values and losses are float32
+    is_scanned: bool = False  # one compiled block for all layers: deep networks compile in seconds, run a little slower
+    is_rematerialised: bool = False  # with is_scanned: updates compute activations again and keep one a layer
 
     def __post_init__(self):
         require_at_least(1, "model", self, "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width")
-        require_at_least(0, "model", self, "rope_theta", "norm_eps")
+        require_at_least(0, "model", self, "head_width", "vocab_size", "window", "rope_theta", "norm_eps")
+        require_at_least(1, "model", self, "rope_factor", "rope_length")
         require_one_of("model", self, dtype=("float32", "bfloat16"))
-        for whole, part in (("width", "num_heads"), ("num_heads", "num_kv_heads")):
+        pairs = [*([] if self.head_width else [("width", "num_heads")]), ("num_heads", "num_kv_heads")]
+        for whole, part in pairs:
             if getattr(self, whole) % getattr(self, part):
                 raise UserError(
                     f"--config.model.{whole}={getattr(self, whole)}: must be a multiple of {part}={getattr(self, part)}"
                 )
-        if self.width // self.num_heads % 2:
-            raise UserError(f"--config.model.width={self.width}: a head ({self.width // self.num_heads}) must be even")
+        if self.head % 2:
+            raise UserError(f"--config.model.width={self.width}: a head ({self.head}) must be even")
+        if self.is_rematerialised and not self.is_scanned:
+            raise UserError("--config.model.is_rematerialised=True: needs --config.model.is_scanned=True")
+        if not self.rope_low < self.rope_high:
+            raise UserError(f"--config.model.rope_low={self.rope_low}: must be below rope_high={self.rope_high}")
+
+    @property
+    def head(self) -> int:
+        """Width of a head."""
+        return self.head_width or self.width // self.num_heads
 
 
 class Segment(NamedTuple):
     """Keys and values of tokens read before. Row b serves the queries [b * n, (b + 1) * n), n = batch / rows."""
 
-    k: tuple[Array, ...]  # a layer: [rows kv_heads T head_dim]
-    v: tuple[Array, ...]  # a layer: [rows kv_heads T head_dim]
-    mask: Array  # [rows T] bool
+    k: Any  # a layer: [rows kv_heads T head]; all layers: a tuple, or one array where they are scanned
+    v: Any  # likewise
+    position: Array  # [rows T] int32, -1: no token
 
 
-def rotate(x: Array, positions: Array, theta: float) -> Array:
+def frequencies(config: ModelConfig) -> np.ndarray:
+    """Return the rotary angles a position, [head / 2] float32, scaled as Llama 3.1 scales them."""
+    half = config.head // 2
+    plain = config.rope_theta ** (-np.arange(half) / half)
+    turns = config.rope_length * plain / (2 * np.pi)
+    share = np.clip((turns - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
+    return (plain * (share + (1 - share) / config.rope_factor)).astype(np.float32)
+
+
+def rotate(x: Array, positions: Array, frequency: np.ndarray) -> Array:
     """Apply rotary position embedding (Su et al. 2021, half-split form) to `x` [b t heads h] at `positions` [b t]."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -124,7 +155,7 @@ class Block(nn.Module):
         """
         c = self.config
         b, t, width = x.shape
-        dtype, head = jnp.dtype(c.dtype), width // c.num_heads
+        dtype, head, frequency = jnp.dtype(c.dtype), c.head, frequencies(c)
         init = nn.initializers.normal(width**-0.5)
 
         # Projections work on rows of tokens [b*t ...]: the gradient of a weight is then one plain matrix product.
@@ -132,12 +163,18 @@ class Block(nn.Module):
             weight = self.param(name, init, shape).astype(dtype)
             return y.reshape(b * t, -1) @ weight.reshape(math.prod(shape[:num_in]), -1)
 
+        def heads(y: Array, name: str, num_heads: int) -> Array:
+            y = project(y, f"w{name}", width, num_heads, head).reshape(b, t, num_heads, head)
+            if c.has_qkv_bias:
+                y = y + self.param(f"b{name}", nn.initializers.zeros, (num_heads, head)).astype(dtype)
+            if c.has_qk_norm and name != "v":
+                y = RMSNorm(c.norm_eps, name=f"{name}_norm")(y)
+            return y
+
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        q = project(y, "wq", width, c.num_heads, head).reshape(b, t, c.num_heads, head)
-        k = project(y, "wk", width, c.num_kv_heads, head).reshape(b, t, c.num_kv_heads, head)
-        v = project(y, "wv", width, c.num_kv_heads, head).reshape(b, t, c.num_kv_heads, head)
-        q = rotate(q, positions, c.rope_theta).reshape(b, t, c.num_kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
-        k, v = rotate(k, positions, c.rope_theta).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        q, k, v = heads(y, "q", c.num_heads), heads(y, "k", c.num_kv_heads), heads(y, "v", c.num_kv_heads)
+        q = rotate(q, positions, frequency).reshape(b, t, c.num_kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
+        k, v = rotate(k, positions, frequency).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if own is not None:
             k = jax.lax.dynamic_update_slice_in_dim(own[0], k, own[2], axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(own[1], v, own[2], axis=2)
@@ -151,7 +188,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, final norm; logits through the tied embedding."""
+    """Embedding, blocks, final norm; logits through the embedding or a matrix of their own."""
 
     config: ModelConfig
     vocab_size: int
@@ -161,6 +198,10 @@ class Transformer(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width))
         self.blocks = [Block(c, name=f"block_{i}") for i in range(c.num_layers)]
         self.final_norm = RMSNorm(c.norm_eps)
+        if not c.is_tied:
+            self.unembedding = self.param(
+                "unembedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
+            )
 
     def __call__(
         self,
@@ -178,19 +219,57 @@ class Transformer(nn.Module):
         rows. Returns (hidden [b t width] after the final norm, Segment of these tokens or `into` with them written).
         """
         b, t = tokens.shape
-        own = mask if into is None else jax.lax.dynamic_update_slice_in_dim(into.mask, mask, at, axis=1)
+        own = jnp.where(mask, positions, -1).astype(jnp.int32)
+        own = own if into is None else jax.lax.dynamic_update_slice_in_dim(into.position, own, at, axis=1)
         is_before = jnp.arange(own.shape[1]) <= at + jnp.arange(t)[:, None]
-        own_mask = (is_before & own[:, None])[:, None, None]
-        past_masks = [jnp.repeat(s.mask, b // s.mask.shape[0], axis=0)[:, None, None, None, :] for s in segments]
+        own_mask = (is_before & self.is_visible(own, positions))[:, None, None]
+        past_masks = [
+            self.is_visible(jnp.repeat(s.position, b // s.position.shape[0], axis=0), positions)[:, None, None]
+            for s in segments
+        ]
         x = self.embedding[tokens].astype(jnp.dtype(self.config.dtype))
+
+        def read(block: Callable, x: Array, past: Sequence[tuple[Array, Array]], written: tuple[Array, Array] | None):
+            masked = [(k, v, mask) for (k, v), mask in zip(past, past_masks, strict=True)]
+            return block(x, positions, masked, None if written is None else (*written, at), own_mask)
+
+        if self.config.is_scanned and not self.is_initializing():
+            x, keys, values = self.scan(read, x, segments, into)
+            return self.final_norm(x), Segment(keys, values, own)
         keys, values = [], []
         for i, block in enumerate(self.blocks):
-            past = [(s.k[i], s.v[i], m) for s, m in zip(segments, past_masks, strict=True)]
-            x, k, v = block(x, positions, past, None if into is None else (into.k[i], into.v[i], at), own_mask)
+            past = [(s.k[i], s.v[i]) for s in segments]
+            x, k, v = read(block, x, past, None if into is None else (into.k[i], into.v[i]))
             keys.append(k)
             values.append(v)
         return self.final_norm(x), Segment(tuple(keys), tuple(values), own)
 
+    def scan(self, read: Callable, x: Array, segments: tuple[Segment, ...], into: Segment | None):
+        """Read by one compiled block for all layers. Keys and values of a layer have the layer as leading axis."""
+        c = self.config
+        params = [self.variables["params"][f"block_{i}"] for i in range(c.num_layers)]
+        # Stacked in the dtype of the activations, which copies what a cast would copy anyway.
+        stacked = jax.tree.map(lambda *w: jnp.stack([p.astype(c.dtype) if p.ndim > 1 else p for p in w]), *params)
+
+        def step(x: Array, layer: Any):
+            weights, past, written = layer
+            block = partial(Block(c, parent=None).apply, {"params": weights})
+            x, k, v = read(block, x, past, written)
+            return x, (k, v)
+
+        step = jax.checkpoint(step) if c.is_rematerialised else step
+        past = [(s.k, s.v) for s in segments]
+        x, (k, v) = jax.lax.scan(step, x, (stacked, past, None if into is None else (into.k, into.v)))
+        return x, k, v
+
+    def is_visible(self, position: Array, positions: Array) -> Array:
+        """Say which keys at `position` [b s] the queries at `positions` [b t] may see. Returns [b 1 or t s]."""
+        is_token = position[:, None] >= 0
+        if not self.config.window:
+            return is_token
+        return is_token & (positions[:, :, None] - position[:, None] < self.config.window)
+
     def logits(self, hidden: Array) -> Array:
         """Turn hidden states [... width] into next-token logits [... vocab], float32."""
-        return hidden.astype(jnp.float32) @ self.embedding.T.astype(jnp.float32)
+        matrix = self.embedding if self.config.is_tied else self.unembedding
+        return jnp.matmul(hidden, matrix.T.astype(hidden.dtype), preferred_element_type=jnp.float32)

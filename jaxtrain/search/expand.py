@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxtrain.errors import require_at_least, require_one_of, require_share
+from jaxtrain.boundaries import ANSWERS, MAX_BOUNDARY
+from jaxtrain.errors import UserError, require_at_least, require_one_of, require_share
 from jaxtrain.keys import fold_in
 from jaxtrain.structs import Array, Prefix, Steps
 
@@ -21,6 +22,9 @@ class SearchConfig:
     method: str = "mcts_star"  # mcts_star: Algorithm 2; sample: independent traces
     max_steps: int = 8  # D: depth at which an unfinished branch is cut
     max_step_tokens: int = 32  # S: tokens at which an unfinished step is cut
+    boundary: str = "\n"  # text that ends a step; "\n\n": a blank line; empty: only an end token or step_tokens
+    step_tokens: int = 0  # tokens at which a step ends, whatever its text; 0: never
+    answer: str = "end"  # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
     num_simulations: int = 16  # T: the root's expansion and T - 1 simulations
     num_candidates: int = 4  # A: steps sampled an expansion (b in the paper)
     num_samples: int = 16  # traces a problem, for the method `sample`
@@ -41,6 +45,12 @@ class SearchConfig:
         require_share("search", self, "rollout_blend", "end_threshold")
         methods = ("mcts_star", "sample")
         require_one_of("search", self, method=methods, stop=("never", "threshold"), rollout_floor=("paper", "self"))
+        require_one_of("search", self, answer=ANSWERS)
+        require_at_least(0, "search", self, "step_tokens")
+        if len(self.boundary.encode()) > MAX_BOUNDARY:
+            raise UserError(f"--config.search.boundary={self.boundary[:20]!r}...: has more than {MAX_BOUNDARY} bytes")
+        if not self.boundary and not self.step_tokens:
+            raise UserError("--config.search.boundary='': nothing ends a step; set it, or --config.search.step_tokens")
 
 
 @struct.dataclass
