@@ -6,13 +6,13 @@ truncated; the last batch is filled with rows of problem id -1, so every batch h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from jaxtrain.errors import require_at_least
+from jaxtrain.errors import require_at_least, require_one_of
 from jaxtrain.structs import Prompts
 
 
@@ -23,12 +23,29 @@ class Problem(Protocol):
     def id(self) -> int: ...
     @property
     def prompt(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+
+
+class Demonstration(Protocol):
+    """What this stage reads of a task's demonstration."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def response(self) -> str: ...
 
 
 class Tokenizer(Protocol):
-    """What this stage needs of a task's tokenizer."""
+    """What this stage needs of a tokenizer."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode_start(self, text: str) -> list[int]: ...
+    def encode_chat(self, text: str, system: str) -> list[int]: ...
+
+
+Encode = Callable[[Any], list[int]]
 
 
 @dataclass(frozen=True)
@@ -39,10 +56,14 @@ class PromptsConfig:
     num_first_problems: int = 512  # problems of iteration 0, whose trees start the PRM (D_V0)
     max_prompt_tokens: int = 64  # P; a longer prompt is left out and counted
     batch_size: int = 128  # B: problems searched at once, over all devices
+    style: str = "plain"  # plain: the task's own; few_shot: behind demonstrations; chat: the model's chat template
+    num_shots: int = 4  # few_shot: demonstrations in front of every problem
+    system: str = ""  # chat: the system text; empty: the template's own
 
     def __post_init__(self):
+        require_one_of("prompts", self, style=("plain", "few_shot", "chat"))
         require_at_least(0, "prompts", self, "num_problems", "num_first_problems")
-        require_at_least(1, "prompts", self, "max_prompt_tokens", "batch_size")
+        require_at_least(1, "prompts", self, "max_prompt_tokens", "batch_size", "num_shots")
 
 
 def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: int) -> list[Problem]:
@@ -65,11 +86,20 @@ def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: i
     return [problems[i] for i in drawn]
 
 
+def make_encode(config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]) -> Encode:
+    """Make the function that turns a problem, or the one of a demonstration, into the tokens of its prompt."""
+    if config.style == "chat":
+        return lambda problem: tokenizer.encode_chat(problem.question, config.system)
+    num_shots = config.num_shots if config.style == "few_shot" else 0
+    shots = "".join(f"{shot.prompt}{shot.response}\n\n" for shot in demonstrations[:num_shots])
+    return lambda problem: tokenizer.encode_start(shots + problem.prompt)
+
+
 def encode(
-    problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt_tokens: int, batch_size: int
+    problems: Sequence[Problem], encode_fn: Encode, max_prompt_tokens: int, batch_size: int
 ) -> tuple[list[Prompts], int]:
     """Encode problems into batches of one shape. Returns (batches, number of prompts over the limit)."""
-    encoded = [(problem.id, tokenizer.encode(problem.prompt)) for problem in problems]
+    encoded = [(problem.id, encode_fn(problem)) for problem in problems]
     fitting = [(i, ids) for i, ids in encoded if len(ids) <= max_prompt_tokens]
     starts = range(0, len(fitting), batch_size)
     batches = [_batch(fitting[at : at + batch_size], max_prompt_tokens, batch_size) for at in starts]

@@ -5,11 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxtrain.prompts import draw, encode
-from jaxtrain.tasks import Problem
+from jaxtrain.errors import UserError
+from jaxtrain.prompts import PromptsConfig, draw, encode, make_encode
+from jaxtrain.tasks import Demonstration, Problem
 from jaxtrain.tokenizers import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
+plain = make_encode(PromptsConfig(), TOKENIZER, ())
 
 
 def problems_of(total):
@@ -62,7 +64,7 @@ def test_a_draw_is_a_function_of_seed_and_iteration():
 def test_prompts_come_in_batches_of_one_shape():
     prompts = ["a", "bcd", "", "ef", "g"]
     problems = [Problem(id=7 * i, prompt=prompt, gold="") for i, prompt in enumerate(prompts)]
-    batches, num_too_long = encode(problems, TOKENIZER, max_prompt_tokens=4, batch_size=2)
+    batches, num_too_long = encode(problems, plain, max_prompt_tokens=4, batch_size=2)
     assert num_too_long == 0 and len(batches) == 3
     for batch in batches:
         assert (batch.tokens.shape, batch.length.shape, batch.problem_id.shape) == ((2, 4), (2,), (2,))
@@ -76,7 +78,7 @@ def test_prompts_come_in_batches_of_one_shape():
 
 
 def test_the_last_batch_is_filled_with_padding_of_one_token():
-    batches, _ = encode(problems_of(5), TOKENIZER, max_prompt_tokens=12, batch_size=4)
+    batches, _ = encode(problems_of(5), plain, max_prompt_tokens=12, batch_size=4)
     assert batches[1].problem_id.tolist() == [14, -1, -1, -1]
     assert batches[1].length.tolist() == [10, 1, 1, 1]
     assert not batches[1].tokens[1:].any()
@@ -84,7 +86,7 @@ def test_the_last_batch_is_filled_with_padding_of_one_token():
 
 def test_a_prompt_over_the_limit_is_left_out_and_counted():
     problems = [Problem(id=i, prompt="x" * (i + 1), gold="") for i in range(8)]
-    batches, num_too_long = encode(problems, TOKENIZER, max_prompt_tokens=5, batch_size=4)
+    batches, num_too_long = encode(problems, plain, max_prompt_tokens=5, batch_size=4)
     assert num_too_long == 3
     kept = np.concatenate([batch.problem_id for batch in batches])
     assert kept[kept >= 0].tolist() == [0, 1, 2, 3, 4]  # the last of them is exactly as long as the limit
@@ -92,5 +94,29 @@ def test_a_prompt_over_the_limit_is_left_out_and_counted():
 
 
 def test_no_prompt_at_all_makes_no_batch():
-    assert encode([], TOKENIZER, 5, 4) == ([], 0)
-    assert encode(problems_of(3), TOKENIZER, 5, 4) == ([], 3)
+    assert encode([], plain, 5, 4) == ([], 0)
+    assert encode(problems_of(3), plain, 5, 4) == ([], 3)
+
+
+SHOTS = [Demonstration(f"Q: {i}?\nA:\n", f"#### {i}", f"{i}?") for i in range(5)]
+ASKED = Problem(7, "Q: 9?\nA:\n", "9", "9?")
+
+
+def test_few_shot_prompts_stand_behind_demonstrations():
+    shots = make_encode(PromptsConfig(style="few_shot", num_shots=2), TOKENIZER, SHOTS)(ASKED)
+    assert TOKENIZER.decode(shots) == "Q: 0?\nA:\n#### 0\n\nQ: 1?\nA:\n#### 1\n\nQ: 9?\nA:\n"
+    assert TOKENIZER.decode(make_encode(PromptsConfig(), TOKENIZER, SHOTS)(ASKED)) == ASKED.prompt
+
+
+def test_a_chat_asks_the_question_alone():
+    told = []
+
+    class Chat:
+        def encode_chat(self, text, system):
+            told.append((text, system))
+            return [5]
+
+    assert make_encode(PromptsConfig(style="chat", system="Be brief."), Chat(), SHOTS)(ASKED) == [5]
+    assert told == [("9?", "Be brief.")]
+    with pytest.raises(UserError, match="needs a pretrained model with a chat template"):
+        make_encode(PromptsConfig(style="chat"), TOKENIZER, SHOTS)(ASKED)

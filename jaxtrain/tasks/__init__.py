@@ -6,20 +6,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig
 from jaxtrain.tasks.countdown import countdown_task
 from jaxtrain.tasks.jsonl import jsonl_task
+from jaxtrain.tasks.reasoning_gym import reasoning_gym_task
 
-MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task}
+MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task, "reasoning_gym": reasoning_gym_task}
 
 
-def make_task(config: TasksConfig) -> Task:
-    """Make the task that `config.name` names. Raises UserError for a name that is not known and for bad input."""
+def make_task(config: TasksConfig, tokenizer: Any = None) -> Task:
+    """Make the task that `config.name` names, with its own tokenizer or the one given.
+
+    Raises UserError for a name that is not known and for bad input.
+    """
     if config.name not in MAKERS:
         raise UserError(f"--config.tasks.name={config.name}: unknown task; known are {', '.join(sorted(MAKERS))}")
-    return MAKERS[config.name](config)
+    return MAKERS[config.name](config, tokenizer)
+
+
+def digest(task: Task) -> str:
+    """Hash the problems of a task and their golds: a run belongs to them, whatever made them."""
+    problems = [(p.id, p.prompt, p.gold) for p in (*task.train, *task.dev, *task.test)]
+    return hashlib.sha256(json.dumps(problems).encode()).hexdigest()
 
 
 def file_hashes(config: TasksConfig) -> dict[str, str]:
@@ -35,4 +47,4 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
     return hashes
 
 
-__all__ = ["Demonstration", "Problem", "Task", "TasksConfig", "file_hashes", "make_task"]
+__all__ = ["Demonstration", "Problem", "Task", "TasksConfig", "digest", "file_hashes", "make_task"]

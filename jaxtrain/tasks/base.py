@@ -9,11 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Verdict
-from jaxtrain.tokenizers import Tokenizer
 
 Row = TypeVar("Row")
 
@@ -22,7 +21,7 @@ NUM_NAMED = 3  # bad rows that a message names
 
 @dataclass(frozen=True)
 class TasksConfig:
-    name: str = "countdown"  # countdown | jsonl
+    name: str = "countdown"  # countdown | jsonl | reasoning_gym
     path: str = ""  # jsonl: the train file
     test_path: str = ""  # jsonl: the test file; empty: the test problems are held out of the train file
     num_train: int = 0  # problems to self-train on; 0: all that the other sets leave
@@ -34,6 +33,8 @@ class TasksConfig:
     max_number: int = 12  # countdown: numbers are drawn from 1 to this
     max_target: int = 99  # countdown: targets lie between 1 and this
     seed: int = 0  # draws the problems and the sets; not the seed of the run
+    dataset: str = "chain_sum"  # reasoning_gym: which of its datasets
+    params: str = ""  # reasoning_gym: the dataset's parameters, as a JSON object
     max_row_bytes: int = 16384  # jsonl: a longer line is a bad row
     is_annotated: bool = False  # jsonl: keep the calculator annotations <<...>> in the demonstrations
     max_bad_share: float = 0.01  # jsonl: skip bad rows up to this share of a file, then refuse the file
@@ -49,8 +50,9 @@ class Problem:
     """A question with its gold answer. Ids are unique across the sets of a task and do not depend on their sizes."""
 
     id: int
-    prompt: str  # ends with a newline: the response starts on a line of its own
+    prompt: str  # in the task's own form; ends with a newline: the response starts on a line of its own
     gold: str
+    question: str = ""  # alone, as one would ask it in a chat
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Demonstration:
 
     prompt: str
     response: str  # steps separated by newlines, without the end token
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Task:
     """Hold the problems of a task; subclasses add `verify` and `answer`."""
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: Any  # tokenizers.Tokenizer or hub.HubTokenizer, which have one face
     train: tuple[Problem, ...]
     dev: tuple[Problem, ...]
     test: tuple[Problem, ...]

@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from functools import cache
 from itertools import combinations_with_replacement, permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
@@ -67,8 +67,11 @@ class CountdownTask(Task):
         return None if moves is None else ";".join(_write_move(_commuted(move)) for move in moves)
 
 
-def countdown_task(config: TasksConfig) -> CountdownTask:
-    """Make the task that a config describes. Raises UserError if there are fewer problems than it asks for."""
+def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
+    """Make the task that a config describes; its few characters are the tokens unless told otherwise.
+
+    Raises UserError if there are fewer problems than it asks for.
+    """
     if config.max_number > MAX_NUMBER:
         raise UserError(f"--config.tasks.max_number={config.max_number}: countdown goes up to {MAX_NUMBER}")
     problems = _all_problems(config.max_number, config.max_target)
@@ -85,7 +88,7 @@ def countdown_task(config: TasksConfig) -> CountdownTask:
     ]
     return CountdownTask(
         name="countdown",
-        tokenizer=character_tokenizer(ALPHABET),
+        tokenizer=tokenizer or character_tokenizer(ALPHABET),
         train=tuple(sets.train),
         dev=tuple(sets.dev),
         test=tuple(sets.test),

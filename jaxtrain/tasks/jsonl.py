@@ -3,7 +3,7 @@
 One JSON object a line: `question`, and `answer`, which is lines of reasoning and then `#### ` with the gold number. The
 prompt is the question between two short marks; a response is lines, the last of which gives the answer in the same way.
 Any file of this form works: a row that breaks the form is skipped, named and counted, and only a file with too many of
-them is refused. Bytes are the tokens, so no text is out of the vocabulary.
+them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
@@ -64,8 +65,8 @@ class JsonlTask(Task):
         return None if number is None else str(number)
 
 
-def jsonl_task(config: TasksConfig) -> JsonlTask:
-    """Make the task that a config describes from its one or two files.
+def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
+    """Make the task that a config describes from its one or two files; bytes are the tokens unless told otherwise.
 
     Train rows whose question is in the test file are dropped and counted. A problem's id is its row's place in the file
     (the test file's follow the train file's), the demonstrations are the reference solutions of rows kept for
@@ -88,12 +89,13 @@ def jsonl_task(config: TasksConfig) -> JsonlTask:
     sets = draw_sets(rows, sizes, config.seed, f"good rows of {config.path} that are not in the test file")
     return JsonlTask(
         name="jsonl",
-        tokenizer=byte_tokenizer(),
+        tokenizer=tokenizer or byte_tokenizer(),
         train=tuple(_problem(row) for row in sets.train),
         dev=tuple(_problem(row) for row in sets.dev),
         test=tuple(_problem(row) for row in (test_rows or sets.test)),
         demonstrations=tuple(
-            Demonstration(_problem(row).prompt, _response(row, config.is_annotated)) for row in sets.demonstrations
+            Demonstration(_problem(row).prompt, _response(row, config.is_annotated), row.question)
+            for row in sets.demonstrations
         ),
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
@@ -110,7 +112,7 @@ def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
 
 
 def _problem(row: Row) -> Problem:
-    return Problem(id=row.line - 1, prompt=f"Q: {row.question}\nA:\n", gold=row.gold)
+    return Problem(id=row.line - 1, prompt=f"Q: {row.question}\nA:\n", gold=row.gold, question=row.question)
 
 
 def _response(row: Row, is_annotated: bool) -> str:

@@ -1,0 +1,108 @@
+"""Problems that reasoning-gym makes, judged by its own scorers. Stands below the seven stages.
+
+Generators and scorers run in a worker process that can be killed (`verifiers/worker.py`): some scorers execute code
+found in the answer. A response gives its answer as everywhere, after `####` or in `\\boxed{}`; only full marks are
+correct.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxtrain.errors import UserError
+from jaxtrain.structs import Verdict
+from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, draw_sets
+from jaxtrain.tokenizers import byte_tokenizer
+from jaxtrain.verifiers.numerals import MARKER, extract_answer
+from jaxtrain.verifiers.worker import Worker
+
+MAX_ANSWER = 4096  # characters of an answer that is put to a scorer
+
+
+@dataclass(frozen=True)
+class ReasoningGymTask(Task):
+    """Questions of one dataset; a problem's id is its index there."""
+
+    worker: Worker = field(kw_only=True)
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """Put the answer that a response gives to the dataset's scorer; ERROR where the scorer fails."""
+        answer = self.answer(text)
+        if answer is None:
+            return Verdict.UNPARSABLE
+        score = self.worker.score(problem.id, answer)
+        if score is None:
+            return Verdict.ERROR
+        return Verdict.CORRECT if score >= 1.0 else Verdict.WRONG
+
+    def answer(self, text: str) -> str | None:
+        """Return the answer that a response gives, None if it gives none or one too long to be judged."""
+        answer = extract_answer(text)
+        return answer if answer and len(answer) <= MAX_ANSWER else None
+
+
+def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningGymTask:
+    """Make the task that a config describes. Raises UserError for a dataset or parameters that are not known."""
+    if not config.num_train:
+        raise UserError("--config.tasks.num_train=0: reasoning_gym makes as many as asked for; set it")
+    try:
+        params = json.loads(config.params or "{}")
+    except ValueError as error:
+        raise UserError(f"--config.tasks.params={config.params}: is not JSON ({error})") from error
+    if not isinstance(params, dict):
+        raise UserError(f'--config.tasks.params={config.params}: must be a JSON object such as {{"max_terms": 3}}')
+    size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
+    # Generators repeat themselves; a question counts once, so that no set shares one with another.
+    worker = Worker(config.dataset, params | {"seed": config.seed, "size": 4 * size})
+    rows: dict[str, tuple[int, dict[str, str]]] = {}
+    num_repeated = num_without_gold = 0
+    for index in range(4 * size):
+        if len(rows) == size:
+            break
+        try:
+            item = worker.item(index)
+        except RuntimeError as error:
+            raise UserError(
+                f"--config.tasks.dataset={config.dataset}: {error}; it needs pip install 'jaxtrain[tasks]', a dataset "
+                "of reasoning-gym, and --config.tasks.params that fit it"
+            ) from error
+        num_repeated += item["question"] in rows
+        num_without_gold += item["answer"] is None
+        if item["answer"] is not None:
+            rows.setdefault(item["question"], (index, item))
+    sizes = (config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
+    sets = draw_sets(list(rows.values()), sizes, config.seed, f"different questions with a gold of {config.dataset}")
+    task = ReasoningGymTask(
+        name=config.dataset,
+        tokenizer=tokenizer or byte_tokenizer(),
+        train=tuple(_problem(*row) for row in sets.train),
+        dev=tuple(_problem(*row) for row in sets.dev),
+        test=tuple(_problem(*row) for row in sets.test),
+        demonstrations=(),
+        worker=worker,
+    )
+    # A reference solution that its own scorer does not take, in the form that responses have, would teach nonsense.
+    shown = [(_problem(*row), _demonstration(*row)) for row in sets.demonstrations]
+    passing = tuple(shot for problem, shot in shown if task.verify(problem, shot.response) == Verdict.CORRECT)
+    if shown and not passing:
+        raise UserError(
+            f"--config.tasks.dataset={config.dataset}: none of its own answers passes its scorer behind {MARKER} or in "
+            "a box; choose another dataset"
+        )
+    counts = {"repeated": num_repeated, "without_gold": num_without_gold, "refused": len(shown) - len(passing)}
+    return replace(task, demonstrations=passing, counts=counts)
+
+
+def _problem(index: int, item: dict[str, str]) -> Problem:
+    question = item["question"].strip()
+    return Problem(index, prompt=f"Q: {question}\nA:\n", gold=item["answer"], question=question)
+
+
+def _demonstration(index: int, item: dict[str, str]) -> Demonstration:
+    problem = _problem(index, item)
+    reasoning = item["solution"].rpartition(MARKER)[0]
+    steps = [line.strip() for line in reasoning.split("\n") if line.strip()]
+    answer = f"{MARKER} {problem.gold}" if "\n" not in problem.gold else f"\\boxed{{{problem.gold}}}"
+    return Demonstration(problem.prompt, "\n".join([*steps, answer]), problem.question)
