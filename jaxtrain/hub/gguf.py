@@ -1,0 +1,168 @@
+"""One GGUF file of the llama family: weights and tokenizer, by the `gguf` package and numpy.
+
+Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q and k in the order of its own rotary
+embedding, pairs (2i, 2i + 1) of a head side by side; they are put back into the half-split order of everybody else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.errors import UserError
+from jaxtrain.nn.transformer import ModelConfig
+
+TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def open_gguf(path: Path) -> Any:
+    """Open a file through the `gguf` package. Raises UserError where it is missing, no GGUF, or cut short."""
+    try:
+        from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError("a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'") from error
+    try:
+        reader = GGUFReader(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # a damaged file surfaces as anything from numpy's and the reader's parsers
+        raise UserError(f"{path}: is no GGUF file, or is cut short ({error}); fetch it again") from error
+    end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
+    if end > path.stat().st_size:
+        raise UserError(f"{path}: its tensors end at byte {end}, the file at {path.stat().st_size}; fetch it again")
+    return reader
+
+
+def field(reader: Any, key: str, default: Any = None) -> Any:
+    """Read one metadata value."""
+    found = reader.get_field(key)
+    return default if found is None else found.contents()
+
+
+def read_model_config(reader: Any, where: str) -> ModelConfig:
+    """Turn the metadata into a ModelConfig. Raises UserError for another architecture, and what it cannot say."""
+    try:
+        return _read_model_config(reader, where)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: holds a value of the wrong kind ({error}); it is not supported") from error
+
+
+def _read_model_config(reader: Any, where: str) -> ModelConfig:
+    kind = field(reader, "general.architecture")
+    if kind != "llama":
+        raise UserError(f"{where}: architecture {kind} is not supported; supported is llama")
+
+    def need(key: str) -> Any:
+        value = field(reader, f"llama.{key}")
+        if value is None:
+            raise UserError(f"{where}: llama.{key} is missing; fetch the file again")
+        return value
+
+    num_heads = int(need("attention.head_count"))
+    shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+    head = int(field(reader, "llama.attention.key_length", int(need("embedding_length")) // num_heads))
+    scaling = field(reader, "llama.rope.scaling.type", "none")
+    if scaling != "none" or field(reader, "llama.rope.dimension_count", head) != head:
+        raise UserError(f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported")
+    if "rope_freqs.weight" in shapes:
+        raise UserError(f"{where}: rope scaling by rope_freqs.weight is not supported")
+    return ModelConfig(
+        num_layers=int(need("block_count")),
+        width=int(need("embedding_length")),
+        num_heads=num_heads,
+        num_kv_heads=int(field(reader, "llama.attention.head_count_kv", num_heads)),
+        mlp_width=int(need("feed_forward_length")),
+        head_width=0 if head * num_heads == int(need("embedding_length")) else head,
+        vocab_size=len(field(reader, "tokenizer.ggml.tokens")),
+        is_tied="output.weight" not in shapes,
+        rope_theta=float(field(reader, "llama.rope.freq_base", 10_000.0)),
+        norm_eps=float(need("attention.layer_norm_rms_epsilon")),
+    )
+
+
+def list_tensors(reader: Any, config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """List the tensors under Hugging Face's names. Returns (shape by name, function that reads one by name)."""
+    from gguf import dequantize  # pyright: ignore[reportMissingImports]
+
+    tensors = {}
+    for tensor in reader.tensors:
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
+        if match and match[2] in BLOCK:
+            tensors[f"model.layers.{match[1]}.{BLOCK[match[2]]}.weight"] = tensor
+        else:
+            tensors[TOP.get(tensor.name, tensor.name)] = tensor
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shapes[name])
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+        for part, num_heads in heads.items():
+            if part in name:
+                pairs = values.reshape(num_heads, config.head // 2, 2, -1)
+                values = pairs.swapaxes(1, 2).reshape(shapes[name])
+        return values
+
+    # gguf gives dimensions innermost first.
+    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    return shapes, read
+
+
+def make_tokenizer(reader: Any, where: str) -> Any:
+    """Build transformers' fast tokenizer from the metadata. Raises UserError for a kind that is not known."""
+    try:
+        return _make_tokenizer(reader, where)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the tokenizers library raises for lists that do not fit each other
+        raise UserError(f"{where}: its tokenizer cannot be built ({error}); fetch the file again") from error
+
+
+def _make_tokenizer(reader: Any, where: str) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    kind, split = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre")
+    if kind != "gpt2" or split != "smollm":
+        raise UserError(f"{where}: tokenizer {kind}/{split} is not supported; supported is gpt2/smollm")
+    tokens, types = field(reader, "tokenizer.ggml.tokens"), field(reader, "tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ", 1)) for merge in field(reader, "tokenizer.ggml.merges")]
+    fast = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    fast.decoder = decoders.ByteLevel()
+    special = [AddedToken(t, special=True, normalized=False) for t, of in zip(tokens, types, strict=True) if of == 3]
+    fast.add_special_tokens(special)
+
+    def named(key: str) -> str | None:
+        number = field(reader, f"tokenizer.ggml.{key}_token_id")
+        return None if number is None else tokens[number]
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        unk_token=named("unknown"),
+        pad_token=named("padding"),
+        chat_template=field(reader, "tokenizer.chat_template"),
+        add_bos_token=bool(field(reader, "tokenizer.ggml.add_bos_token", False)),
+        clean_up_tokenization_spaces=False,
+    )

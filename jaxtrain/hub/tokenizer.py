@@ -1,0 +1,134 @@
+"""A tokenizer of transformers behind the face that the rest of jaxtrain knows.
+
+Every id is known by its bytes. Text is put together from them, here and in the tables that decide inside `jit` where a
+step ends, so that both see the same text; an id that stands for none becomes U+FFFD and never vanishes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.errors import UserError
+
+NOT_TEXT = b"\xff"  # occurs in no UTF-8 text
+PROBE = "Ann had 12 pens.\n"
+
+
+@dataclass(frozen=True)
+class HubTokenizer:
+    """Map text to ids and back, by a fast tokenizer of transformers."""
+
+    fast: Any  # transformers.PreTrainedTokenizerFast
+    vocab_size: int  # rows of the embedding, which may be more than the tokenizer has ids
+    end_ids: tuple[int, ...]  # any of them ends a response; the first is the one that is written
+
+    @property
+    def end_id(self) -> int:
+        return self.end_ids[0]
+
+    @property
+    def pad_id(self) -> int:
+        return self.end_id if self.fast.pad_token_id is None else self.fast.pad_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text that continues another, without special ids.
+
+        Sentencepiece vocabularies put a space before a text; behind a newline that is cut off again, they do not.
+        """
+        ids = self.fast.encode(text, add_special_tokens=False)
+        if self.decode(ids) != " " + text:
+            return ids
+        newline = self.fast.encode("\n", add_special_tokens=False)
+        both = self.fast.encode("\n" + text, add_special_tokens=False)
+        return both[len(newline) :] if both[: len(newline)] == newline else ids
+
+    def encode_start(self, text: str) -> list[int]:
+        """Return the ids of a text that starts a sequence, behind the begin id of a model that has one."""
+        return self.fast.encode(text)
+
+    def encode_chat(self, text: str, system: str) -> list[int]:
+        """Return the ids of one user's turn in the model's chat template, up to where its answer begins."""
+        if not self.fast.chat_template:
+            raise UserError("--config.prompts.style=chat: the model has no chat template; choose plain or few_shot")
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": text})
+        return self.encode(self.fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text before the first end id."""
+        parts = []
+        for i in ids:
+            if int(i) in self.end_ids:
+                break
+            parts.append(self.token_bytes[int(i)])
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes of every id."""
+        backend = json.loads(self.fast.backend_tokenizer.to_str())
+        is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
+        added, largest = {token["id"] for token in backend["added_tokens"]}, max(self.fast.get_vocab().values())
+        table = byte_of_character()
+
+        def bytes_of(i: int) -> bytes:
+            token = self.fast.convert_ids_to_tokens(i) if i <= largest else None
+            if token is None:
+                return NOT_TEXT
+            if i in added:
+                return token.encode()
+            if is_byte_level:
+                return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode()
+            match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+            return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
+
+        return tuple(bytes_of(i) for i in range(self.vocab_size))
+
+
+def byte_of_character() -> dict[str, int]:
+    """Return the byte that each character stands for in a byte-level vocabulary (GPT-2's table)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Read the tokenizer of a folder through transformers; no code of the folder runs. Raises UserError.
+
+    A tokenizer.json is read as it is: the class that AutoTokenizer chooses for a model may change how text is split.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    is_whole = (folder / "tokenizer.json").exists()
+    try:
+        if is_whole:
+            fast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        else:
+            fast = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parsers do
+        raise UserError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(fast, PreTrainedTokenizerFast):
+        raise UserError(f"{folder}: its tokenizer is no fast one; tokenizer.json is missing")
+    return fast
+
+
+def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubTokenizer:
+    """Put the face on a tokenizer. Raises UserError where it cannot belong to a network of `vocab_size` ids."""
+    largest = max(fast.get_vocab().values(), default=-1)
+    if largest >= vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has id {largest}, the embedding {vocab_size} rows; they are not of one model"
+        )
+    end_ids = tuple(i for i in dict.fromkeys(end_ids) if isinstance(i, int) and 0 <= i < vocab_size)
+    if not end_ids:
+        raise UserError(f"{where}: neither the tokenizer nor generation_config.json names an end token (eos)")
+    tokenizer = HubTokenizer(fast, vocab_size, end_ids)
+    if tokenizer.decode(tokenizer.encode(PROBE)).strip() != PROBE.strip():
+        raise UserError(f"{where}: the tokenizer does not give text back as it was; it is of a kind not supported")
+    return tokenizer

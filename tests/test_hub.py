@@ -1,0 +1,376 @@
+"""Pretrained models in and out: parity with transformers, every layout of the cache, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hub_models import GOLDEN, MODELS, TOKENS, VOCAB, config_of, tensors_of, write_model
+from safetensors.numpy import load_file, save_file
+
+from jaxtrain.errors import UserError
+from jaxtrain.hub import HubConfig, folder, load_params, open_pretrained
+from jaxtrain.hub.export import write_policy, write_prm, write_tensors
+from jaxtrain.hub.families import family_of, read_model_config
+from jaxtrain.hub.folder import INDEX
+from jaxtrain.hub.tokenizer import wrap
+from jaxtrain.nn.transformer import Segment, Transformer
+from jaxtrain.tokenizers import byte_tokenizer
+
+POSITIONS = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {name: write_model(root / name, name) for name in MODELS}
+
+
+def abstract_params(model):
+    one = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
+
+
+def load(path):
+    pretrained = open_pretrained(HubConfig(str(path)))
+    model = Transformer(pretrained.config, pretrained.config.vocab_size)
+    return model, load_params(pretrained, abstract_params(model)), pretrained
+
+
+def states_of(model, params):
+    """The hidden states after the embedding and every layer, the last behind the norm, and the logits."""
+    (hidden, _), found = jax.jit(
+        lambda p: model.apply(
+            {"params": p}, TOKENS, POSITIONS, TOKENS >= 0, capture_intermediates=True, mutable=["intermediates"]
+        )
+    )(params)
+    layers = found["intermediates"]
+    blocks = [layers[f"block_{i}"]["__call__"][0][0] for i in range(model.config.num_layers - 1)]
+    states = [params["embedding"][TOKENS], *blocks, hidden]
+    return np.stack(states), np.asarray(model.apply({"params": params}, hidden, method="logits"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_those_of_transformers(folders, name):
+    """The first layer that differs is named, so that a failure says where to look."""
+    model, params, _ = load(folders[name])
+    hidden, logits = states_of(model, params)
+    with np.load(GOLDEN) as golden:
+        for layer, (ours, theirs) in enumerate(zip(hidden, golden[f"{name}/hidden"], strict=True)):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4, err_msg=f"hidden state {layer} of {name}")
+        np.testing.assert_allclose(logits, golden[f"{name}/logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_cache_layout_equals_one_pass(folders, name):
+    """A shared prompt, a path behind it, and tokens written one by one into a cache: the layouts of the search."""
+    model, params, _ = load(folders[name])
+    apply = jax.jit(partial(model.apply, {"params": params}))
+    whole, _ = apply(TOKENS, POSITIONS, TOKENS >= 0)
+    _, prompt = apply(TOKENS[:, :7], POSITIONS[:, :7], TOKENS[:, :7] >= 0)
+    path_hidden, path = apply(TOKENS[:, 7:12], POSITIONS[:, 7:12], TOKENS[:, 7:12] >= 0, (prompt,))
+    np.testing.assert_allclose(path_hidden, whole[:, 7:12], rtol=0, atol=1e-5)
+    room = 8
+    empty = tuple(jnp.full((*k.shape[:2], room, k.shape[3]), 9.0) for k in prompt.k)
+    own = Segment(empty, empty, jnp.full((len(TOKENS), room), -1))
+    for at in range(room):
+        token, position = TOKENS[:, 12 + at : 13 + at], POSITIONS[:, 12 + at : 13 + at]
+        hidden, own = apply(token, position, token >= 0, (prompt, path), own, at)
+        np.testing.assert_allclose(hidden[:, 0], whole[:, 12 + at], rtol=0, atol=1e-5, err_msg=f"token {12 + at}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_import_export_import_is_byte_identical(folders, name, tmp_path):
+    model, params, pretrained = load(folders[name])
+    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
+    ours, theirs = load_file(tmp_path / "out" / "model.safetensors"), tensors_of(name)
+    assert ours.keys() == theirs.keys()
+    for tensor, values in theirs.items():
+        assert ours[tensor].tobytes() == values.tobytes(), tensor
+    again, params_again, _ = load(tmp_path / "out")
+    assert again.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+def test_large_models_are_written_in_shards(tmp_path, monkeypatch, folders):
+    monkeypatch.setattr("jaxtrain.hub.export.MAX_SHARD_BYTES", 20_000)
+    shutil.copytree(folders["qwen2"], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    write_tensors(tmp_path / "model", iter(tensors_of("qwen2").items()))
+    assert len(list((tmp_path / "model").glob("model-*-of-*.safetensors"))) > 2
+    _, params, _ = load(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, params, load(folders["qwen2"])[1])
+
+
+def test_weights_land_on_the_shardings_and_dtype_asked_for(folders):
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    from jaxtrain.sharding import tree_shardings
+
+    pretrained = open_pretrained(HubConfig(str(folders["qwen2"])))
+    model = Transformer(pretrained.config, VOCAB)
+    shapes = abstract_params(model)
+    placed = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s), shapes, tree_shardings(mesh, shapes)
+    )
+    params = load_params(pretrained, placed)
+    whole = load_params(pretrained, shapes)
+    for leaf, wanted, expected in zip(*map(jax.tree.leaves, (params, placed, whole)), strict=True):
+        assert (leaf.dtype, leaf.sharding) == (jnp.bfloat16, wanted.sharding)
+        np.testing.assert_array_equal(leaf, expected.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+def test_scanned_layers_equal_unrolled_ones(folders, name):
+    """In one pass and behind a cache, and so do the gradients, kept or computed again."""
+    model, params, _ = load(folders[name])
+    scanned = Transformer(replace(model.config, is_scanned=True, is_rematerialised=True), VOCAB)
+
+    def read(model):
+        def hidden(p):
+            _, prompt = model.apply({"params": p}, TOKENS[:, :7], POSITIONS[:, :7], TOKENS[:, :7] >= 0)
+            empty = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-2], 2, k.shape[-1])), prompt.k)
+            own, states = Segment(empty, empty, jnp.full((len(TOKENS), 2), -1)), []
+            for at in (0, 1):
+                column = slice(7 + at, 8 + at)
+                state, own = model.apply(
+                    {"params": p}, TOKENS[:, column], POSITIONS[:, column], TOKENS[:, column] >= 0, (prompt,), own, at
+                )
+                states.append(state)
+            return jnp.concatenate(states, axis=1)
+
+        return jax.jit(hidden)(params), jax.jit(jax.grad(lambda p: jnp.sum(hidden(p) ** 2)))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), read(scanned), read(model))
+
+
+# What is wrong with a folder is one line that names it.
+
+
+def edit_config(path, **changes):
+    data = json.loads((path / "config.json").read_text())
+    data = {key: value for key, value in (data | changes).items() if value is not None}
+    (path / "config.json").write_text(json.dumps(data))
+
+
+def edit_tensors(path, drop=(), **changes):
+    tensors = load_file(path / "model.safetensors")
+    for name in drop:
+        del tensors[name]
+    save_file(tensors | changes, path / "model.safetensors")
+
+
+def write_index(path, file, name="lm_head.weight"):
+    index = {"weight_map": dict.fromkeys(load_file(path / "model.safetensors"), "model.safetensors") | {name: file}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def cut_short(path):
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(data[:-100])
+
+
+def lie_in_header(path):
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", 2**40) + data[8:])
+
+
+BAD = {
+    "architecture": (lambda p: edit_config(p, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel is not supported"),
+    "no architecture": (
+        lambda p: edit_config(p, architectures=None),
+        r"\(none\) is not supported; supported are Llama",
+    ),
+    "missing key": (lambda p: edit_config(p, hidden_size=None), "hidden_size is missing"),
+    "activation": (lambda p: edit_config(p, hidden_act="gelu"), "hidden_act='gelu' is not supported"),
+    "bias": (lambda p: edit_config(p, attention_bias=True), "attention_bias=True is not supported"),
+    "rope": (lambda p: edit_config(p, rope_scaling={"type": "yarn"}), "rope_type='yarn' is not supported"),
+    "heads": (lambda p: edit_config(p, num_attention_heads="4"), "holds a value of the wrong kind"),
+    "zero heads": (lambda p: edit_config(p, num_attention_heads=0), "holds a value of the wrong kind"),
+    "theta": (lambda p: edit_config(p, rope_theta=0), "rope_theta=0.0 is not supported"),
+    "quantized": (lambda p: edit_config(p, quantization_config={"quant_method": "gptq"}), "quantization_config='gptq'"),
+    "list": (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
+    "ends": (lambda p: (p / "generation_config.json").write_text("[]"), "is not a JSON object"),
+    "weight map": (lambda p: (p / INDEX).write_text("{}"), "has no weight_map"),
+    "integers": (
+        lambda p: edit_tensors(p, **{"model.norm.weight": np.ones(32, np.int8)}),
+        "tensor model.norm.weight is of type I8",
+    ),
+    "llama3 rope": (lambda p: edit_config(p, rope_scaling={"rope_type": "llama3"}), "llama3 without factor"),
+    "config": (lambda p: (p / "config.json").write_text("{"), "config.json: is not a JSON object"),
+    "no config": (lambda p: (p / "config.json").unlink(), "config.json: no such file"),
+    "no weights": (lambda p: (p / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
+    "pickles": (
+        lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
+        "can execute code and are not read",
+    ),
+    "cut short": (cut_short, "is cut short or damaged"),
+    "header": (lie_in_header, "is cut short or damaged"),
+    "missing shard": (lambda p: write_index(p, "model-2.safetensors"), "model-2.safetensors: is missing"),
+    "outside": (lambda p: write_index(p, "../other.safetensors"), "outside the folder"),
+    "index lies": (lambda p: write_index(p, "model.safetensors", "model.more"), "tensor model.more is missing"),
+    "missing tensor": (lambda p: edit_tensors(p, drop=["model.norm.weight"]), "tensor model.norm.weight is missing"),
+    "shape": (
+        lambda p: edit_tensors(p, **{"model.norm.weight": np.ones(7, np.float32)}),
+        r"model.norm.weight has shape \(7,\), the config asks for \(32,\)",
+    ),
+    "stray tensor": (lambda p: edit_tensors(p, extra=np.ones(7, np.float32)), "tensor extra has no place"),
+    "vocabulary": (lambda p: edit_config(p, vocab_size=40), "the embedding 40 rows; they are not of one model"),
+    "no tokenizer": (
+        lambda p: [f.unlink() for f in p.glob("tokenizer*")],
+        "its tokenizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_folder_is_refused_in_one_line(folders, tmp_path, case):
+    path = tmp_path / "model"
+    shutil.copytree(folders["llama2"], path)
+    spoil, message = BAD[case]
+    spoil(path)
+    with pytest.raises(UserError, match=message) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_edited_export_is_refused(folders, tmp_path):
+    model, params, pretrained = load(folders["smollm2"])
+    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
+    load(tmp_path / "out")
+    with (tmp_path / "out" / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\1")
+    with pytest.raises(UserError, match="model.safetensors: is missing or not as it was exported"):
+        load(tmp_path / "out")
+
+
+def test_an_export_never_overwrites(folders, tmp_path):
+    model, params, pretrained = load(folders["smollm2"])
+    with pytest.raises(UserError, match="exists already"):
+        write_policy(tmp_path, params, model.config, pretrained.tokenizer, 64, "")
+
+
+def test_a_failed_export_leaves_no_folder(folders, tmp_path, monkeypatch):
+    model, params, pretrained = load(folders["smollm2"])
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxtrain.hub.export.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_nowhere_is_refused():
+    with pytest.raises(UserError, match="no such folder"):
+        open_pretrained(HubConfig("./nowhere"))
+    with pytest.raises(UserError, match="--config.hub.may_download=True fetches it"):
+        open_pretrained(HubConfig("nobody/nothing"))
+
+
+def test_a_tokenizer_file_is_read_as_it_is(folders, tmp_path):
+    """Whatever class its config names: transformers' own choice for qwen2 splits text in another way."""
+    shutil.copytree(folders["qwen2"], tmp_path / "model")
+    text = "a 12 + 12 = 24.\n\n#### 24"
+    expected = open_pretrained(HubConfig(str(folders["llama2"]))).tokenizer.encode(text)
+    for name in ("Qwen2Tokenizer", "LlamaTokenizerFast"):
+        settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+        (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": name}))
+        assert open_pretrained(HubConfig(str(tmp_path / "model"))).tokenizer.encode(text) == expected
+
+
+def sentencepiece_like():
+    """A vocabulary that puts a space before every text and falls back to bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"Anhdpes.12"]
+    backend = Tokenizer(models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+def test_a_sentencepiece_tokenizer_continues_a_text_without_a_space():
+    tokenizer = wrap(sentencepiece_like(), 300, [2], "here")
+    for text in ("dens.", "\n", "12 pens\n#### 7", "caf\u00e9"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.token_bytes[299] == b"\xff"
+
+
+@pytest.mark.parametrize("changes", [{"has_qkv_bias": True, "window": 4}, {"has_qk_norm": True, "window": 4}])
+def test_a_network_that_no_architecture_computes_is_not_exported(folders, tmp_path, changes):
+    model, params, pretrained = load(folders["llama2"])
+    with pytest.raises(UserError, match="cannot be exported"):
+        write_policy(tmp_path / "out", params, replace(model.config, **changes), pretrained.tokenizer, 64, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_config_written_and_read_is_the_same(name):
+    family, config = read_model_config(config_of(name), "here")
+    assert family_of(config) == family
+
+
+# Where torch and transformers are installed, their code reads what we wrote.
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="parity with transformers needs the extra [parity]")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_reads_our_policy(folders, name, tmp_path, torch):
+    from transformers import AutoModelForCausalLM
+
+    model, params, pretrained = load(folders[name])
+    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
+    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out")).eval()
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()
+    np.testing.assert_allclose(logits, states_of(model, params)[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral", "qwen2", "qwen3"])
+def test_transformers_reads_our_prm(folders, name, tmp_path, torch):
+    from transformers import AutoModelForTokenClassification
+
+    model, params, pretrained = load(folders[name])
+    head = {"weight": jnp.linspace(-1, 1, model.config.width), "bias": jnp.float32(0.3)}
+    prm = {"backbone": params, "head": head}
+    write_prm(tmp_path / "out", prm, model.config, pretrained.tokenizer, 64, "A card.\n")
+    theirs = AutoModelForTokenClassification.from_pretrained(str(tmp_path / "out")).eval()
+    with torch.no_grad():
+        values = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()[..., 0]
+    hidden, _ = states_of(model, params)
+    np.testing.assert_allclose(values, hidden[-1] @ head["weight"] + head["bias"], rtol=0, atol=1e-4)
+
+
+def test_a_tokenizer_of_ours_is_written_for_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    from jaxtrain.hub.export import fast_tokenizer
+
+    tokenizer = byte_tokenizer()
+    fast_tokenizer(tokenizer).save_pretrained(str(tmp_path))
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    for text in ("Q: 3 + 4?\nA:\n", "\u00e4\u20ac\U0001f600 and\ttabs"):
+        assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+        assert theirs.decode(tokenizer.encode(text)) == text
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.end_id, tokenizer.pad_id)
+
+
+def test_only_headers_are_read_until_weights_are_asked_for(folders, monkeypatch):
+    shapes, read = folder.list_tensors(Path(folders["qwen3"]))
+    assert shapes.keys() == tensors_of("qwen3").keys()
+    np.testing.assert_array_equal(read("model.norm.weight"), tensors_of("qwen3")["model.norm.weight"])

@@ -1,0 +1,127 @@
+"""A pretrained model through the whole command: from a folder, once around, and out again for transformers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hub_models import write_model
+from safetensors.numpy import load_file
+
+from jaxtrain import export
+from jaxtrain.main import main
+
+FLAGS = {
+    "tasks.name": "jsonl",
+    "tasks.num_dev": 0,
+    "tasks.num_test": 4,
+    "tasks.num_demonstrations": 4,
+    "prompts.batch_size": 8,
+    "prompts.num_problems": 8,
+    "prompts.num_first_problems": 8,
+    "prompts.max_prompt_tokens": 64,
+    "search.answer": "hash",
+    "search.max_steps": 2,
+    "search.max_step_tokens": 8,
+    "search.num_simulations": 2,
+    "search.num_candidates": 2,
+    "datasets.max_traces": 64,
+    "datasets.max_paths": 64,
+    "updates.policy.batch_size": 8,
+    "updates.policy.num_updates": 1,
+    "updates.policy.num_first_updates": 30,
+    "updates.policy.learning_rate": 0.02,
+    "updates.prm.batch_size": 8,
+    "updates.prm.num_updates": 1,
+    "updates.prm.num_first_updates": 1,
+    "evaluation.num_problems": 4,
+    "evaluation.num_simulations": 2,
+    "evaluation.num_candidates": 2,
+    "evaluation.num_samples": 2,
+    "loop.num_iterations": 1,
+}
+
+
+def command(root, **changes):
+    flags = FLAGS | {"hub.pretrained": root / "model", "tasks.path": root / "train.jsonl"} | changes
+    flags = [f"--config.{key}={value}" for key, value in flags.items()]
+    return ["main", "--config", "configs/base.py", "--workdir", str(root / "run"), *flags]
+
+
+@pytest.fixture(scope="module")
+def root(compile_cache, tmp_path_factory):
+    root = tmp_path_factory.mktemp("pretrained")
+    write_model(root / "model", "qwen2")
+    rows = [{"question": f"a has {n}. how many?", "answer": "it is 7.\n#### 7"} for n in range(24)]
+    (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(command(root, **{"prompts.style": "chat"})) == 0
+    return root
+
+
+def metrics_of(root):
+    merged = {}
+    for line in (root / "run" / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        merged.setdefault(event.pop("iteration"), {}).update(event)
+    return merged
+
+
+def test_the_loop_turns_and_its_traces_are_finished_by_their_text(root):
+    metrics = metrics_of(root)
+    assert set(metrics) == {0, 1}
+    assert metrics[1]["labels/num_correct"] > 0, "thirty updates on one answer teach it"
+    assert metrics[1]["updates/policy/num_updates"] == metrics[1]["updates/prm/num_updates"] == 1
+    config = json.loads((root / "run" / "config.json").read_text())
+    assert (config["model"]["width"], config["model"]["vocab_size"], config["model"]["has_qkv_bias"]) == (32, 96, True)
+    facts = json.loads((root / "run" / "manifest.json").read_text())["facts"]
+    assert {"hub/config.json", "hub/tokenizer.json"} <= facts.keys()
+
+
+@pytest.mark.parametrize("network", ["policy", "prm"])
+def test_both_networks_leave_as_folders_that_we_read_again(root, tmp_path, network, capsys):
+    code = export.main(["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--network", network])
+    assert (code, capsys.readouterr().out) == (0, f"{tmp_path / 'out'}\n")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "iteration 1" in card and "evaluation/greedy/accuracy" in card and "config sha256" in card
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    first = load_file(root / "model" / "model.safetensors")
+    assert tensors.keys() - {"score.weight", "score.bias"} == first.keys()
+    assert not np.array_equal(tensors["model.norm.weight"], first["model.norm.weight"]), "it has learnt something"
+    if network == "policy":
+        again = command(root, **{"hub.pretrained": tmp_path / "out", "loop.num_iterations": 0})
+        again[again.index("--workdir") + 1] = str(tmp_path / "again")
+        assert main(again) == 0
+
+
+def test_the_warm_start_is_exported_by_its_number(root, tmp_path):
+    arguments = ["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--iteration", "0"]
+    assert export.main(arguments) == 0
+    assert "iteration 0" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--iteration", "7"], "--iteration 7: "),
+        (["--workdir", "nowhere"], "holds no config.json, so it is no run"),
+        (["--to", "."], "exists already"),
+    ],
+)
+def test_a_mistake_in_an_export_is_one_line(root, tmp_path, capsys, arguments, message):
+    plain = ["--workdir", str(root / "run"), "--to", str(tmp_path / "out")]
+    assert export.main(["export", *plain, *arguments]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_in_the_same_folder_is_refused(root, capsys):
+    config = root / "model" / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace("1000.0", "2000.0"))
+    try:
+        assert main(command(root, **{"prompts.style": "chat"})) == 2
+    finally:
+        config.write_text(text)
+    assert "belongs to other config: model.rope_theta" in capsys.readouterr().err
