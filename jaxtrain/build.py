@@ -16,22 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtrain import labels, search, sharding, updates
+from jaxtrain import hub, labels, search, sharding, updates
+from jaxtrain.boundaries import make_tables
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.errors import UserError, require_at_least
 from jaxtrain.evaluation import EvaluationConfig
+from jaxtrain.hub import HubConfig, Pretrained
 from jaxtrain.keys import problem_keys
+from jaxtrain.memory import give_back
 from jaxtrain.nn.heads import ValueHead
 from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
 from jaxtrain.nn.transformer import ModelConfig, Transformer
 from jaxtrain.progress import Progress
-from jaxtrain.prompts import PromptsConfig
+from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.structs import Array, Params, State
 from jaxtrain.tasks import Task, TasksConfig
-from jaxtrain.tokenizers import Tokenizer
 from jaxtrain.updates import UpdatesConfig
 
 
@@ -51,7 +53,8 @@ class Config:
 
     seed: int = 0  # of all draws but the task's problems
     tasks: TasksConfig = field(default_factory=TasksConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)  # with hub.pretrained, all but dtype is the model's own
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
@@ -88,13 +91,19 @@ class Functions:
     abstract_state: State  # shapes, dtypes and shardings
 
 
-def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions:
-    """Build everything a run will call. Raises UserError where the mesh does not fit the devices."""
-    mesh = sharding.make_mesh(config.sharding)
+def build(
+    config: Config, tokenizer: Any, progress: Progress, pretrained: Pretrained | None = None, mesh: Any = None
+) -> Functions:
+    """Build everything a run will call; the policy starts from `pretrained` where it is given.
+
+    Raises UserError where the mesh does not fit the devices.
+    """
+    mesh = mesh or sharding.make_mesh(config.sharding)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
-    model, head = Transformer(config.model, tokenizer.vocab_size), ValueHead()
+    model, head = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size), ValueHead()
     c = config.search
-    sample_steps = make_sample_steps(model, tokenizer.newline_id, tokenizer.end_id, c.max_step_tokens)
+    tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, c.boundary, c.answer)
+    sample_steps = make_sample_steps(model, tables, c.max_step_tokens, c.step_tokens)
     score_steps = make_score_steps(model)
 
     def logits_fn(params: Params, tokens: Array, length: Array) -> Array:
@@ -120,10 +129,19 @@ def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions
         head_params = head.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]
         return updates.init_learner({"backbone": policy_params, "head": head_params}, optimizer[1])
 
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    policy = jax.eval_shape(new_policy, key)
+    policy = jax.eval_shape(new_policy, jax.ShapeDtypeStruct((2,), jnp.uint32))
     prm = jax.eval_shape(new_prm, policy.params)
     placed = sharding.tree_shardings(mesh, policy), sharding.tree_shardings(mesh, prm)
+
+    def load_policy(_: Array):
+        assert pretrained is not None
+        params = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), policy.params, placed[0].params
+        )
+        wrap = jax.jit(
+            lambda params: updates.init_learner(params, optimizer[0]), out_shardings=placed[0], donate_argnums=0
+        )
+        return wrap(hub.load_params(pretrained, params))
 
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
         return Announced(name, jax.jit(fn, **jit_options), progress)
@@ -151,7 +169,7 @@ def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions
     )
     shardings = State(whole, *placed, jax.tree.map(lambda _: whole, abstract.replay))
     return Functions(
-        init_policy=compiled("policy init", new_policy, out_shardings=placed[0]),
+        init_policy=load_policy if pretrained else compiled("policy init", new_policy, out_shardings=placed[0]),
         init_prm=compiled("PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]),
         grow=grower("search", c),
         solve=grower("solving search", solving),
@@ -169,7 +187,26 @@ def build(config: Config, tokenizer: Tokenizer, progress: Progress) -> Functions
 
 def check(config: Config, task: Task) -> None:
     """Refuse, before anything is written, what devices or problems do not allow. Raises UserError."""
-    shards = sharding.num_shards(sharding.make_mesh(config.sharding))
+    check_batches(config, sharding.make_mesh(config.sharding))
+    if 0 < config.model.vocab_size < task.tokenizer.vocab_size:
+        raise UserError(
+            f"--config.model.vocab_size={config.model.vocab_size}: the tokenizer has {task.tokenizer.vocab_size} ids"
+        )
+    limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
+    encode = make_encode(config.prompts, task.tokenizer, task.demonstrations)
+    for name, problems in (("train", task.train), (split, getattr(task, split)[: config.evaluation.num_problems])):
+        if not problems:
+            raise UserError(f"the task has no {name} problems; set --config.tasks.num_{name} above 0")
+        if min(len(encode(problem)) for problem in problems) > limit:
+            raise UserError(
+                f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems is that short; "
+                f"{max(len(encode(problem)) for problem in problems)} takes them all"
+            )
+
+
+def check_batches(config: Config, mesh: Any) -> None:
+    """Refuse batches that a mesh cannot split. Raises UserError."""
+    shards = sharding.num_shards(mesh)
     for key, size in (
         ("prompts.batch_size", config.prompts.batch_size),
         ("updates.policy.batch_size", config.updates.policy.batch_size),
@@ -179,15 +216,6 @@ def check(config: Config, task: Task) -> None:
             raise UserError(
                 f"--config.{key}={size} cannot be split over data x fsdp = {shards} devices; choose a multiple"
             )
-    limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
-    for name, problems in (("train", task.train), (split, getattr(task, split)[: config.evaluation.num_problems])):
-        if not problems:
-            raise UserError(f"the task has no {name} problems; set --config.tasks.num_{name} above 0")
-        if all(len(task.tokenizer.encode(problem.prompt)) > limit for problem in problems):
-            raise UserError(
-                f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems is that short; "
-                f"{task.max_prompt_tokens} takes them all"
-            )
 
 
 class Announced:
@@ -196,9 +224,14 @@ class Announced:
     def __init__(self, name: str, jitted: Any, progress: Progress):
         self._name, self._jitted, self._progress, self._compiled = name, jitted, progress, {}
 
+    def lower(self, *args):
+        """Lower for arguments that may be abstract, without compiling."""
+        return self._jitted.lower(*args)
+
     def __call__(self, *args):
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args))
         if shapes not in self._compiled:
             with self._progress.compiling(self._name):
                 self._compiled[shapes] = self._jitted.lower(*args).compile()
+            give_back()
         return self._compiled[shapes](*args)

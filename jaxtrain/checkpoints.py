@@ -49,6 +49,10 @@ class Checkpoints:
         """Return the newest iteration on disk, None if there is none."""
         return self._manager.latest_step()
 
+    def all(self) -> list[int]:
+        """Return the iterations on disk."""
+        return sorted(self._manager.all_steps())
+
     def save(self, state: State) -> None:
         """Write a checkpoint; it is on disk when this returns."""
         self._manager.save(int(state.iteration), args=ocp.args.Composite(state=ocp.args.StandardSave(state)))

@@ -26,7 +26,7 @@ from jaxtrain.build import Config
 from jaxtrain.errors import UserError
 
 EXAMPLE = "--config configs/quickstart.py"
-FLAGS = ("config", "workdir", "help")
+FLAGS = ("config", "workdir", "plan", "help")
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -137,4 +137,5 @@ def list_keys(config: Any = None, section: str = "config") -> Iterator[str]:
         if is_dataclass(value):
             yield from list_keys(value, f"{section}.{name}")
         else:
+            value = value if str(value).isprintable() else repr(value)
             yield f"  {f'--{section}.{name}={value}':50}  {remarks.get(name, '')}".rstrip()

@@ -19,6 +19,8 @@ import numpy as np
 from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
 from jaxtrain.build import Config, Functions, build
 from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.hub import Pretrained
+from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import write_report
@@ -63,13 +65,17 @@ class Run:
     def answer(self, problem_id: int, tokens: np.ndarray) -> str | None:
         return self.task.answer(self.task.tokenizer.decode(tokens.tolist()))
 
+    @cached_property
+    def encode_prompt(self) -> prompts.Encode:
+        return prompts.make_encode(self.config.prompts, self.task.tokenizer, self.task.demonstrations)
+
     def encode(self, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
         c = self.config.prompts
-        return prompts.encode(problems, self.task.tokenizer, c.max_prompt_tokens, c.batch_size)
+        return prompts.encode(problems, self.encode_prompt, c.max_prompt_tokens, c.batch_size)
 
     def demonstrations(self) -> tuple[Traces, int]:
         encode, end_id = self.task.tokenizer.encode, self.task.tokenizer.end_id
-        pairs = [(encode(d.prompt), [*encode(d.response), end_id]) for d in self.task.demonstrations]
+        pairs = [(self.encode_prompt(d), [*encode(d.response), end_id]) for d in self.task.demonstrations]
         return datasets.demonstration_rows(pairs, self.config.max_length)
 
     def policy_batches(self, i: int, traces: Traces) -> Callable:
@@ -115,9 +121,11 @@ def warm_start(run: Run) -> State:
     return State(np.asarray(0, np.int32), policy, prm, replay)
 
 
-def run_loop(config: Config, task: Task, workdir: Workdir, progress: Progress) -> State:
+def run_loop(
+    config: Config, task: Task, workdir: Workdir, progress: Progress, pretrained: Pretrained | None = None
+) -> State:
     """Run to the last iteration, from wherever the run folder stands."""
-    fns = build(config, task.tokenizer, progress)
+    fns = build(config, task.tokenizer, progress, pretrained)
     with Checkpoints(workdir.checkpoints, config.checkpoints) as checkpoints, MetricsLog(workdir.path) as log:
         run = Run(config, task, fns, workdir, log, progress)
         newest = checkpoints.newest()
@@ -130,6 +138,7 @@ def run_loop(config: Config, task: Task, workdir: Workdir, progress: Progress) -
         while state is None or int(state.iteration) < config.loop.num_iterations:
             state = warm_start(run) if state is None else iterate(state, run)
             checkpoints.save(state)
+            give_back()
             score(state, run)
     return state
 

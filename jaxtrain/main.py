@@ -1,5 +1,6 @@
 """The command: `python -m jaxtrain.main --config configs/quickstart.py [--workdir DIR] [--config.section.key=value]`.
 
+`--plan` says what the run would need and compiles it, without running (`plan.py`).
 The same command resumes, after any interruption. Whatever a user can put right ends as one line and exit code 2, before
 anything is written.
 """
@@ -15,16 +16,18 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from jaxtrain.build import check
+from jaxtrain.build import Config, check
 from jaxtrain.errors import UserError
 from jaxtrain.flags import list_keys, parse
+from jaxtrain.hub import Pretrained, open_pretrained, resolve
 from jaxtrain.iteration import run_loop
 from jaxtrain.metrics import MetricsLog
+from jaxtrain.plan import plan
 from jaxtrain.progress import Progress
-from jaxtrain.tasks import Task, file_hashes, make_task
+from jaxtrain.tasks import Task, digest, file_hashes, make_task
 from jaxtrain.workdir import Workdir, open_workdir
 
 
@@ -34,18 +37,23 @@ def main(argv: Sequence[str]) -> int:
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(usage())
         return 0
+    if "--plan" in argv:
+        return tell_plan([argument for argument in argv if argument != "--plan"])
     path = "the run folder"
     try:
         config, path = parse(argv)
-        task = make_task(config.tasks)
+        config, pretrained = open_model(config)
+        task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
         check(config, task)
+        facts = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
+        facts |= pretrained.hashes if pretrained else {}
         with (
-            open_workdir(path, asdict(config), file_hashes(config.tasks)) as workdir,
+            open_workdir(path, asdict(config), facts) as workdir,
             Progress(config.loop.num_iterations) as progress,
             leave_at_signal(command, progress.close),
         ):
             tell_what_is_odd(task, workdir, progress)
-            run_loop(config, task, workdir, progress)
+            run_loop(config, task, workdir, progress, pretrained)
         print(summary(workdir))
     except UserError as error:
         complain(error)
@@ -58,6 +66,36 @@ def main(argv: Sequence[str]) -> int:
         complain(f"an unexpected error; {path} keeps all that is finished, and the same command resumes: {command}")
         return 1
     return 0
+
+
+def tell_plan(argv: Sequence[str]) -> int:
+    """Print what a run would need. Returns the exit code: 0 it fits, 2 it does not or cannot be known."""
+    try:
+        config, _ = parse(argv)
+        try:
+            config, _ = open_model(config)
+        except UserError as error:
+            if not config.model.vocab_size:
+                raise
+            print(f"planned by the shape in the config, since the model cannot be opened: {error}\n")
+        if not config.model.vocab_size:
+            config = replace(
+                config, model=replace(config.model, vocab_size=make_task(config.tasks).tokenizer.vocab_size)
+            )
+        for line in plan(config):
+            print(line, flush=True)
+    except UserError as error:
+        complain(error)
+        return 2
+    return 0
+
+
+def open_model(config: Config) -> tuple[Config, Pretrained | None]:
+    """Open the pretrained model that a config names, and take over its shape. Raises UserError."""
+    if not config.hub.pretrained:
+        return config, None
+    pretrained = open_pretrained(config.hub)
+    return replace(config, model=resolve(config.model, pretrained)), pretrained
 
 
 def usage() -> str:

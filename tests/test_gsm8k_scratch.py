@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxtrain.build import Config, build
 from jaxtrain.checkpoints import Checkpoints
@@ -124,20 +122,6 @@ class Run:
             return checkpoints.restore(max(self.metrics), abstract).replay
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Let the runs of this module share what they compile."""
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in zip(keys, (str(tmp_path_factory.mktemp("cache")), 0), strict=True):
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-
-
 def run(name: str, folder: Path, paths: tuple[Path, Path], settings: dict) -> Run:
     """Run the command to its end, in this process."""
     keys = TINY | settings | {"tasks.path": paths[0], "tasks.test_path": paths[1]}
@@ -150,14 +134,14 @@ def run(name: str, folder: Path, paths: tuple[Path, Path], settings: dict) -> Ru
 
 
 @pytest.fixture(scope="module")
-def untrained(cache, tmp_path_factory) -> Run:
+def untrained(compile_cache, tmp_path_factory) -> Run:
     """A policy of one update solves nothing."""
     folder = tmp_path_factory.mktemp("untrained")
     return run("run", folder, own_files(folder), OWN)
 
 
 @pytest.fixture(scope="module")
-def trained(cache, tmp_path_factory) -> Run:
+def trained(compile_cache, tmp_path_factory) -> Run:
     """The answers of our own rows are all the same: a few updates learn some of it."""
     folder = tmp_path_factory.mktemp("trained")
     fit = {"updates.policy.num_first_updates": 60, "updates.policy.learning_rate": 0.02}
@@ -165,7 +149,7 @@ def trained(cache, tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def real(cache, tmp_path_factory) -> Run:
+def real(compile_cache, tmp_path_factory) -> Run:
     if not GSM8K.is_dir():
         pytest.skip(f"the GSM8K files are not beside the checkout, in {GSM8K}")
     return run("run", tmp_path_factory.mktemp("real"), (GSM8K / "train.jsonl", GSM8K / "test.jsonl"), REAL)

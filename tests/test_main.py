@@ -95,6 +95,9 @@ MISTAKES = {
     "negative rollout": (["--config.search.num_rollout_steps=-1"], ["--config.search.num_rollout_steps=-1"]),
     "blend": (["--config.search.rollout_blend=1.5"], ["--config.search.rollout_blend=1.5", "between 0 and 1"]),
     "greedy votes": (["--config.evaluation.temperature=0"], ["--config.evaluation.temperature=0"]),
+    "vocabulary": (["--config.model.vocab_size=5"], ["--config.model.vocab_size=5", "the tokenizer has"]),
+    "scan": (["--config.model.is_rematerialised=True"], ["is_scanned=True"]),
+    "boundary": (["--config.search.boundary="], ["nothing ends a step", "search.step_tokens"]),
     "width and heads": (["--config.model.num_heads=3"], ["--config.model.width=64", "num_heads=3"]),
     "groups of heads": (["--config.model.num_kv_heads=3"], ["--config.model.num_heads=4", "num_kv_heads=3"]),
     "odd head": (["--config.model.width=12"], ["--config.model.width=12", "even"]),
@@ -228,7 +231,7 @@ def fake_loop(monkeypatch):
     """Replace the loop by something that takes no time."""
 
     def replace(act):
-        monkeypatch.setattr(main_lib, "run_loop", lambda config, task, workdir, progress: act(workdir))
+        monkeypatch.setattr(main_lib, "run_loop", lambda config, task, workdir, *_: act(workdir))
 
     return replace
 
@@ -258,7 +261,8 @@ def test_data_files_are_hashed_and_bad_rows_told(run, fake_loop, tmp_path):
     code, _, err = run(*flags)
     assert code == 130
     assert f"1 bad rows skipped; the first: {data}:41: not JSON" in err
-    assert list(read_json(tmp_path / "run" / "manifest.json")["facts"]) == ["tasks.path.sha256"]
+    facts = read_json(tmp_path / "run" / "manifest.json")["facts"]
+    assert set(facts) == {"tasks.path.sha256", "tasks.problems.sha256"}
     data.write_text("\n".join(rows[1:] + rows[:1]))
     code, _, err = run(*flags)
     assert (code, err.count("\n")) == (2, 1)
@@ -280,7 +284,7 @@ def test_signal_ends_a_compiled_call_at_once_in_one_line(config_file, tmp_path, 
     """The loop is inside C code that no Python signal handler can interrupt, as it is in XLA."""
     code = (
         "import sys, hashlib, jaxtrain.main as lib\n"
-        "def loop(config, task, workdir, progress):\n"
+        "def loop(config, task, workdir, progress, pretrained):\n"
         "    progress.note('in the loop')\n"
         "    hashlib.pbkdf2_hmac('sha512', b'', b'', 2**31 - 1)\n"
         "lib.run_loop = loop\n"

@@ -1,0 +1,60 @@
+"""Qwen2.5-1.5B teaches itself word problems in the form of GSM8K on a TPU v4-8: four chips of 32 GiB.
+
+    python -m jaxtrain.main --config configs/tpu_v4.py --plan
+    python -m jaxtrain.main --config configs/tpu_v4.py \\
+        --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl --config.hub.may_download=True
+
+The plan compiles the three heavy programs for the topology, with no TPU at hand (pip install -e '.[plan]'). It has not
+been run on one: batch sizes are those that the plan shows to fit. `configs/tpu_v4.py:tiny` is the same with a tiny
+network.
+"""
+
+from configs.base import get_config as base
+
+
+def get_config(size="1.5b"):
+    c = base()
+    c.sharding.topology = "v4:2x2x1"
+    c.sharding.data = 1
+    c.sharding.fsdp = 4
+    c.hub.pretrained = "Qwen/Qwen2.5-1.5B-Instruct"
+    # The shape, so that a plan needs no download; a run takes it from the model itself.
+    c.model.num_layers = 28
+    c.model.width = 1536
+    c.model.num_heads = 12
+    c.model.num_kv_heads = 2
+    c.model.mlp_width = 8960
+    c.model.vocab_size = 151936
+    c.model.has_qkv_bias = True
+    c.model.rope_theta = 1_000_000.0
+    c.model.norm_eps = 1e-6
+    c.model.dtype = "bfloat16"
+    c.model.is_scanned = True
+    c.model.is_rematerialised = True
+
+    c.tasks.name = "jsonl"
+    c.tasks.num_dev = 256
+    c.tasks.num_test = 512
+    c.tasks.num_demonstrations = 512
+    c.prompts.style = "chat"
+    c.prompts.system = "Solve the problem step by step, one step a line. End with a line '#### ' and the number."
+    c.prompts.max_prompt_tokens = 256
+    c.prompts.num_problems = 2048
+    c.prompts.batch_size = 64
+    c.search.answer = "hash"
+    c.search.max_steps = 8
+    c.search.max_step_tokens = 64
+    c.search.num_simulations = 16
+    c.search.num_candidates = 4
+
+    for fit in (c.updates.policy, c.updates.prm):
+        fit.batch_size = 16
+        fit.learning_rate = 1e-5
+        fit.weight_decay = 0.0
+        fit.num_first_updates = 100
+        fit.num_updates = 200
+    c.evaluation.num_samples = 16
+    if size == "tiny":
+        c.model.num_layers, c.model.width, c.model.mlp_width, c.model.vocab_size = 2, 96, 192, 512
+        c.prompts.batch_size, c.search.num_simulations, c.search.max_steps = 8, 4, 2
+    return c

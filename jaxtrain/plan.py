@@ -1,0 +1,318 @@
+"""What a run will need, before it runs: `python -m jaxtrain.main --config ... --plan`.
+
+For a TPU topology the four heavy programs are compiled for it, without one, by libtpu's compiler, whose memory figures
+are those of the real thing. For the devices here they are compiled as they would be. For a GPU that is not here, memory
+comes from shapes alone and is labelled so. Times are rooflines: nothing runs faster, real runs take several times as
+long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain import sharding
+from jaxtrain.build import Config, Functions, build, check_batches
+from jaxtrain.errors import UserError
+from jaxtrain.progress import Progress
+from jaxtrain.structs import PolicyBatch, PrmBatch, Prompts
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device: memory in GiB, dense bf16 FLOP/s, bytes/s of memory bandwidth."""
+
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+CHIPS = {
+    "v4": Chip(32, 275e12, 1.2e12),
+    "v5e": Chip(16, 197e12, 0.82e12),
+    "v6e": Chip(32, 918e12, 1.6e12),
+    "h100": Chip(80e9 / GIB, 989e12, 3.35e12),
+    "h200": Chip(141e9 / GIB, 989e12, 4.8e12),
+    "cpu": Chip(0, 0.1e12, 20e9),  # of a laptop, for the times alone; its memory is the machine's
+}
+TPUS = {"v4": dict(chip_config_name="megacore"), "v5e": {}, "v6e": {}}
+SHRINK = {
+    "search": "prompts.batch_size, search.num_candidates, search.num_simulations",
+    "sampling": "prompts.batch_size, evaluation.num_samples, search.max_steps",
+    "policy update": "updates.policy.batch_size",
+    "PRM update": "updates.prm.batch_size",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """Memory of one program on one device, in bytes, besides the State that is always there."""
+
+    temporaries: float
+    results: float
+
+
+def plan(config: Config) -> Iterator[str]:
+    """Yield the lines of the plan as they become known.
+
+    Raises UserError for a topology that is not known, and at the end for a config that does not fit.
+    """
+    devices, chip, is_compiled = devices_of(config.sharding.topology)
+    mesh = sharding.make_mesh(config.sharding, devices)
+    check_batches(config, mesh)
+    fns = build(config, stand_in(config), Progress(0), mesh=mesh)
+    yield json.dumps(asdict(config), indent=2)
+    yield ""
+    yield from parameters(config, fns)
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    yield f"devices         {mesh.size} of {config.sharding.topology or 'this machine'}, mesh {shape}"
+    yield ""
+
+    state = state_bytes(fns, mesh)
+    yield f"per device      {'policy':>10}{'PRM':>10}{'together':>10}   GiB"
+    for name in ("parameters", "optimizer"):
+        both = [state[network, name] / GIB for network in ("policy", "prm")]
+        yield f"  {name:14}{both[0]:10.3f}{both[1]:10.3f}{sum(both):10.3f}"
+    resident = sum(state.values())
+    kv, tree = search_bytes(config, mesh)
+    yield f"  KV caches of a search, both networks one after the other {kv / GIB:.3f}, trees {tree / GIB:.3f}"
+    yield ""
+
+    worst = ("", 0.0)
+    how = "compiled" if is_compiled else "from shapes, not compiled"
+    yield f"program         {'temporary':>10}{'results':>10}{'in all':>10}   GiB per device, {how}"
+    for name, program in programs(config, fns, mesh, is_compiled):
+        total = resident + program.temporaries + program.results
+        worst = max(worst, (name, total), key=lambda pair: pair[1])
+        yield f"  {name:14}{program.temporaries / GIB:10.3f}{program.results / GIB:10.3f}{total / GIB:10.3f}"
+    yield ""
+    yield from iteration_cost(config, fns, mesh, chip)
+    yield from disk(config, fns)
+    if chip.memory:
+        yield f"memory          {worst[1] / GIB:.2f} GiB needed ({worst[0]}), {chip.memory:.2f} GiB there per device"
+    if chip.memory and worst[1] > chip.memory * GIB:
+        raise too_large(worst[0], worst[1] / GIB, chip.memory)
+
+
+def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
+    """Find what to compile for. Returns (devices, chip, whether programs can be compiled)."""
+    kind, _, size = topology.partition(":")
+    if not topology or kind == "cpu":
+        return None, CHIPS["cpu"], True
+    if kind not in CHIPS:
+        raise UserError(f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
+    if kind not in TPUS:
+        if not size.isdigit() or size == "0":
+            raise UserError(f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8")
+        return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **TPUS[kind])
+    except Exception as error:  # whatever the plugin raises, for a missing libtpu too
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--config.sharding.topology={topology}: cannot be compiled for ({reason}); it needs "
+            "pip install 'jaxtrain[plan]' and a size such as v4:2x2x1 or v5e:2x2"
+        ) from error
+    return list(found.devices), CHIPS[kind], True
+
+
+def stand_in(config: Config) -> Any:
+    """Stand for a tokenizer: the programs do not depend on which text a token is."""
+    size = config.model.vocab_size
+    if not size:
+        raise UserError("--config.model.vocab_size=0: a plan needs the size of the vocabulary, or the pretrained model")
+    return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
+
+
+def parameters(config: Config, fns: Functions) -> Iterator[str]:
+    """Count parameters."""
+    for name, learner in (("policy", fns.abstract_state.policy), ("PRM", fns.abstract_state.prm)):
+        count = sum(x.size for x in jax.tree.leaves(learner.params))
+        yield f"{name:16}{count:,} parameters"
+
+
+def on_device(x: Any) -> float:
+    """Count the bytes of an abstract array that one device holds."""
+    shape = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
+    return float(np.prod(shape)) * x.dtype.itemsize
+
+
+def state_bytes(fns: Functions, mesh: Any) -> dict[tuple[str, str], float]:
+    """Count what parameters and optimizers take on one device."""
+    state = fns.abstract_state
+    learners = {"policy": state.policy, "prm": state.prm}
+    return {
+        (name, part): sum(map(on_device, jax.tree.leaves(tree)))
+        for name, learner in learners.items()
+        for part, tree in (("parameters", learner.params), ("optimizer", learner.opt_state))
+    }
+
+
+def search_bytes(config: Config, mesh: Any) -> tuple[float, float]:
+    """Count the KV caches of one expansion, and the trees, on one device."""
+    c = config.search
+    problems = config.prompts.batch_size / sharding.num_shards(mesh)
+    per_token = kv_bytes(config, mesh)
+    prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) * c.max_step_tokens
+    kv = problems * per_token * (prefix + c.num_candidates * c.max_step_tokens)
+    rollouts = c.num_rollout_steps * c.num_rollout_candidates
+    node = 4 * (prefix + (c.num_candidates + rollouts) * (c.max_step_tokens + 8))
+    return kv, problems * c.num_simulations * node
+
+
+def kv_bytes(config: Config, mesh: Any) -> float:
+    """Count the bytes of one cached token on one device; heads that tp does not divide are whole everywhere."""
+    m, tp = config.model, mesh.shape["tp"]
+    return 2 * m.num_layers * m.num_kv_heads * m.head * jnp.dtype(m.dtype).itemsize / (1 if m.num_kv_heads % tp else tp)
+
+
+def programs(config: Config, fns: Functions, mesh: Any, is_compiled: bool) -> Iterator[tuple[str, Program]]:
+    """Measure the four heavy programs, by compiling them or from shapes."""
+    if not is_compiled:
+        yield from estimate(config, fns, mesh)
+        return
+    state, u = fns.abstract_state, config.updates
+
+    def ints(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def floats(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    size, p, length, steps = (
+        config.prompts.batch_size,
+        config.prompts.max_prompt_tokens,
+        config.max_length,
+        config.search.max_steps,
+    )
+    prompts = Prompts(ints(size, p), ints(size), ints(size))
+    keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
+    m, n = u.policy.batch_size, u.prm.batch_size
+    calls = {
+        "search": (fns.grow, (state.policy.params, state.prm.params, prompts, keys, floats())),
+        "sampling": (fns.sample, (state.policy.params, state.prm.params, prompts, keys, floats())),
+        "policy update": (fns.update_policy, (state.policy, PolicyBatch(ints(m, length), ints(m), ints(m)), floats())),
+        "PRM update": (
+            fns.update_prm,
+            (
+                state.prm,
+                PrmBatch(ints(n, length), ints(n), ints(n, steps), floats(n, steps), floats(n, steps)),
+                floats(),
+            ),
+        ),
+    }
+
+    def measure(name: str) -> Program:
+        fn, arguments = calls[name]
+        try:
+            memory = fn.lower(*arguments).compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(f"{name}: {str(error).splitlines()[0]}; smaller would be {shrink(name)}") from error
+        return Program(memory.temp_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+
+    with ThreadPoolExecutor() as threads:  # a compiler works on one core
+        yield from zip(calls, threads.map(measure, calls), strict=True)
+
+
+def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, Program]]:
+    """Estimate from shapes what a compiler would need: copies of weights, caches, gradients, activations, logits."""
+    m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
+    item = jnp.dtype(m.dtype).itemsize
+    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    kv, tree = search_bytes(config, mesh)
+    copies = 2 * count * item / tp if item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1 else 0
+    lanes = config.prompts.batch_size / shards * config.search.num_candidates
+    yield "search", Program(copies + 2 * kv + 3 * lanes * m.vocab_size * 4 + tree, tree)
+    lanes = config.prompts.batch_size / shards * config.evaluation.num_samples
+    # The cache of all tokens sampled is written anew with every token, and read by the PRM in one piece.
+    sampled = 2 * lanes * config.search.max_steps * config.search.max_step_tokens * kv_bytes(config, mesh)
+    yield "sampling", Program(copies + sampled + 3 * lanes * m.vocab_size * 4, 0)
+    for name, fit, is_policy in (
+        ("policy update", config.updates.policy, True),
+        ("PRM update", config.updates.prm, False),
+    ):
+        tokens = fit.batch_size / shards * config.max_length
+        grads = count * 4 / (mesh.shape["fsdp"] * tp)
+        # Kept for the backward pass: a block's inputs, norms, q k v, scores, mixed, gate, up and their product.
+        block = tokens * (6 * m.width + 4 * m.mlp_width / tp) * item
+        heads = m.num_heads / (1 if m.num_heads % tp else tp)
+        block += fit.batch_size / shards * heads * config.max_length**2 * 4 * 2
+        kept = m.num_layers * tokens * m.width * item + block if m.is_rematerialised else m.num_layers * block
+        logits = 3 * tokens * m.vocab_size * 4 / tp if is_policy else 0
+        weights = count * item / tp if item < 4 or m.is_scanned else 0
+        yield name, Program(2 * grads + kept + logits + weights, 0)
+
+
+def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Iterator[str]:
+    """Bound the tokens, the FLOPs and the time of an iteration."""
+    c, m, u = config.search, config.model, config.updates
+    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    num_problems = config.prompts.num_problems or config.prompts.batch_size
+    rounds = 1 + c.num_rollout_steps
+    prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) / 2 * c.max_step_tokens
+    sampled = c.num_candidates + c.num_rollout_steps * c.num_rollout_candidates
+    read = c.num_simulations * (rounds * prefix + sampled * c.max_step_tokens)
+    search_tokens = 2 * num_problems * read
+    fit_tokens = {
+        "policy update": u.policy.num_updates * u.policy.batch_size * config.max_length,
+        "PRM update": u.prm.num_updates * u.prm.batch_size * config.max_length,
+    }
+    per_token = 8 if m.is_rematerialised else 6
+    peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize
+    batches = -(-num_problems // config.prompts.batch_size)
+    # Decoding reads the weights once for every token of a step, the lanes of a batch together.
+    reads = batches * c.num_simulations * rounds * c.max_step_tokens
+    decode = reads * count * size / mesh.shape["tp"] / chip.bandwidth
+    seconds = {"search": max(2 * count * search_tokens / peak, decode)}
+    seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}
+    if not config.prompts.num_problems:
+        yield "an iteration takes all problems of the task; the figures for search and trees are those of one batch"
+    yield f"iteration       {'tokens':>14}{'FLOPs':>12}{'seconds':>10}   at most, at most, at least"
+    for name, tokens in {"search": search_tokens, **fit_tokens}.items():
+        flops = (2 if name == "search" else per_token) * count * tokens
+        yield f"  {name:14}{tokens:14,.0f}{flops:12.2e}{seconds[name]:10.1f}"
+    yield f"  {'in all':14}{'':26}{sum(seconds.values()):10.1f}"
+    yield ""
+
+
+def disk(config: Config, fns: Functions) -> Iterator[str]:
+    """Bound what a run writes."""
+    c = config.search
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(fns.abstract_state))
+    rows = c.num_simulations * (c.num_candidates + c.num_rollout_steps * c.num_rollout_candidates)
+    trees = (config.prompts.num_problems or config.prompts.batch_size) * rows * (c.max_step_tokens + 10) * 4
+    kept = config.checkpoints.num_kept + 1
+    yield (
+        f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: {kept * state / GIB:.2f} GiB; "
+        f"at most {trees / GIB:.3f} GiB of trees an iteration, before compression"
+    )
+
+
+def shrink(program: str) -> str:
+    """Name the keys that would make a program smaller."""
+    return ", ".join(f"--config.{key}" for key in SHRINK[program].split(", "))
+
+
+def too_large(program: str, needed: float, there: float) -> UserError:
+    """Say by how much a config does not fit, and what would help."""
+    return UserError(
+        f"the {program} needs {needed:.2f} GiB per device, and there are {there:.2f}: lower {shrink(program)} or "
+        "--config.prompts.max_prompt_tokens, or raise --config.sharding.fsdp or .tp over more devices"
+    )

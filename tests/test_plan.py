@@ -1,0 +1,136 @@
+"""The plan: what it counts is what is there, and what does not fit is refused with the keys that would shrink it."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrain.build import build
+from jaxtrain.errors import UserError
+from jaxtrain.flags import parse
+from jaxtrain.main import main
+from jaxtrain.plan import plan, stand_in
+from jaxtrain.progress import Progress
+
+TINY = ["main", "--config", "configs/tpu_v4.py:tiny", "--config.hub.pretrained="]
+HERE = [*TINY, "--config.sharding.topology=cpu", "--config.sharding.fsdp=8", "--config.model.num_layers=1"]
+
+
+def config_of(arguments, *more):
+    return parse([*arguments, *more])[0]
+
+
+def told(config):
+    return list(plan(config))
+
+
+def figures(lines, start):
+    """Read the numbers of the first line that starts so."""
+    line = next(line for line in lines if line.strip().startswith(start))
+    return [float(number.replace(",", "")) for number in re.findall(r"[\d.,]*\d", line.strip().removeprefix(start))]
+
+
+@pytest.fixture(scope="module")
+def here():
+    config = config_of(HERE)
+    return config, told(config)
+
+
+def test_parameters_and_memory_are_those_of_a_real_start(here):
+    config, lines = here
+    fns = build(config, stand_in(config), Progress(0))
+    policy = fns.init_policy(np.zeros(2, np.uint32))
+    prm = fns.init_prm(policy.params)
+    count = sum(x.size for x in jax.tree.leaves(policy.params))
+    assert figures(lines, "policy") == [count] and figures(lines, "PRM") == [count + config.model.width + 1]
+
+    def on_first_device(tree):
+        shards = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(tree)]
+        return sum(x.nbytes for x in shards) / 2**30
+
+    for name, part in (("parameters", "params"), ("optimizer", "opt_state")):
+        both = [on_first_device(getattr(learner, part)) for learner in (policy, prm)]
+        np.testing.assert_allclose(figures(lines, name), [*both, sum(both)], atol=6e-4)
+
+
+def test_every_program_is_measured_and_every_stage_bounded(here):
+    _, lines = here
+    for name in ("search", "sampling", "policy update", "PRM update"):
+        assert len(figures(lines, name)) >= 3
+    for start in ("iteration", "in all", "disk"):
+        assert any(line.strip().startswith(start) for line in lines), start
+
+
+def test_a_gpu_is_planned_from_shapes():
+    lines = told(config_of(TINY, "--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"))
+    assert any("from shapes, not compiled" in line for line in lines)
+    assert figures(lines, "memory")[1] == pytest.approx(74.51)
+
+
+def test_what_does_not_fit_is_refused_with_what_would_shrink_it():
+    flags = ["main", "--config", "configs/h100.py", "--config.updates.policy.batch_size=512"]
+    with pytest.raises(UserError) as caught:
+        told(config_of(flags))
+    message = str(caught.value)
+    assert re.search(r"the policy update needs [\d.]+ GiB per device, and there are 74.51", message)
+    assert "--config.updates.policy.batch_size" in message and "\n" not in message
+
+
+def test_the_config_for_one_h100_fits():
+    told(config_of(["main", "--config", "configs/h100.py"]))
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "tpu", "h99:1"])
+def test_an_unknown_topology_is_refused(topology):
+    with pytest.raises(UserError, match=f"topology={topology}: unknown; known are v4, v5e"):
+        told(config_of(TINY, f"--config.sharding.topology={topology}"))
+
+
+def test_batches_that_the_mesh_cannot_split_are_refused():
+    with pytest.raises(UserError, match="batch_size=12 cannot be split over data x fsdp = 8"):
+        told(
+            config_of(
+                TINY, "--config.sharding.topology=h100:8", "--config.sharding.fsdp=8", "--config.prompts.batch_size=12"
+            )
+        )
+
+
+def test_a_model_that_cannot_be_opened_is_planned_by_no_other_shape(capsys):
+    flags = ["--plan", "--config.hub.pretrained=./nowhere", "--config.sharding.topology=h100:1"]
+    assert main(["main", "--config", "configs/base.py", *flags]) == 2
+    assert "./nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_a_mesh_that_is_not_the_topology_is_refused():
+    with pytest.raises(UserError, match="does not make 2 devices"):
+        told(config_of(TINY, "--config.sharding.topology=h100:2", "--config.sharding.fsdp=3"))
+
+
+def test_a_model_that_is_not_here_is_planned_by_its_shape(capsys):
+    """The command, with the hub id that nobody has fetched."""
+    assert main([*TINY[:3], "--plan", "--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"]) == 0
+    assert "from shapes" in capsys.readouterr().out
+
+
+@pytest.fixture
+def libtpu():
+    try:
+        metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        pytest.skip("compiling for a TPU needs the extra [plan]")
+
+
+def test_a_tpu_is_compiled_for_without_one(libtpu):
+    lines = told(config_of(TINY))
+    assert any("GiB per device, compiled" in line for line in lines)
+    needed, there = figures(lines, "memory")
+    assert 0 < needed < there == 32
+
+
+def test_a_size_that_no_tpu_has_is_refused(libtpu):
+    with pytest.raises(UserError, match="topology=v4:7x1x1: cannot be compiled for"):
+        told(config_of(TINY, "--config.sharding.topology=v4:7x1x1"))
