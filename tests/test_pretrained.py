@@ -13,6 +13,7 @@ from jaxtrain import export
 from jaxtrain.main import main
 
 FLAGS = {
+    "model.is_scanned": True,
     "tasks.name": "jsonl",
     "tasks.num_dev": 0,
     "tasks.num_test": 4,

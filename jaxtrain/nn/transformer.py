@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of
-from jaxtrain.structs import Array
+from jaxtrain.structs import Array, Params
+
+STACKED = "blocks"  # the name of all layers in one
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,22 @@ class Block(nn.Module):
         return x + project(y, "down", c.mlp_width, width).reshape(x.shape), k, v
 
 
+def stack_blocks(config: ModelConfig, params: Params) -> Params:
+    """Stack the blocks of a scanned network, layer by layer, in the dtype of its activations.
+
+    A program that calls the network often does so once, at its start. What is stacked already or not scanned stays.
+    """
+    if not config.is_scanned or STACKED in params:
+        return params
+    blocks = [params[f"block_{i}"] for i in range(config.num_layers)]
+    rest = {name: value for name, value in params.items() if not name.startswith("block_")}
+
+    def stack(*layers: Array) -> Array:  # a cast would copy the weights just as well
+        return jnp.stack([w.astype(config.dtype) if w.ndim > 1 else w for w in layers])
+
+    return rest | {STACKED: jax.tree.map(stack, *blocks)}
+
+
 class Transformer(nn.Module):
     """Embedding, blocks, final norm; logits through the embedding or a matrix of their own."""
 
@@ -247,9 +265,7 @@ class Transformer(nn.Module):
     def scan(self, read: Callable, x: Array, segments: tuple[Segment, ...], into: Segment | None):
         """Read by one compiled block for all layers. Keys and values of a layer have the layer as leading axis."""
         c = self.config
-        params = [self.variables["params"][f"block_{i}"] for i in range(c.num_layers)]
-        # Stacked in the dtype of the activations, which copies what a cast would copy anyway.
-        stacked = jax.tree.map(lambda *w: jnp.stack([p.astype(c.dtype) if p.ndim > 1 else p for p in w]), *params)
+        stacked = stack_blocks(c, self.variables["params"])[STACKED]
 
         def step(x: Array, layer: Any):
             weights, past, written = layer
