@@ -79,7 +79,7 @@ def plan(config: Config) -> Iterator[str]:
     yield f"devices         {mesh.size} of {config.sharding.topology or 'this machine'}, mesh {shape}"
     yield ""
 
-    state = state_bytes(fns, mesh)
+    state = state_bytes(fns)
     yield f"per device      {'policy':>10}{'PRM':>10}{'together':>10}   GiB"
     for name in ("parameters", "optimizer"):
         both = [state[network, name] / GIB for network in ("policy", "prm")]
@@ -152,7 +152,7 @@ def on_device(x: Any) -> float:
     return float(np.prod(shape)) * x.dtype.itemsize
 
 
-def state_bytes(fns: Functions, mesh: Any) -> dict[tuple[str, str], float]:
+def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
     """Count what parameters and optimizers take on one device."""
     state = fns.abstract_state
     learners = {"policy": state.policy, "prm": state.prm}

@@ -67,8 +67,8 @@ def open_folder(path: Path) -> Pretrained:
         more = folder.read_json(path / "generation_config.json").get("eos_token_id", [])
         ends += more if isinstance(more, list) else [more]
     tokenizer = wrap(fast, config.vocab_size, ends, str(path))
-    small = [*sorted(path.glob("*.json"))]
-    return Pretrained(str(path), config, tokenizer, shapes, read_fn, {f"hub/{p.name}": sha256(p) for p in small})
+    hashes = {f"hub/{p.name}": sha256(p) for p in sorted(path.glob("*.json"))}
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
 
 
 def open_gguf_file(path: Path, expected: str) -> Pretrained:
