@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxtrain.errors import UserError
-from jaxtrain.hub import families, folder, gguf
+from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.structs import Params
@@ -73,13 +73,13 @@ def open_folder(path: Path) -> Pretrained:
 
 def open_gguf_file(path: Path, expected: str) -> Pretrained:
     """Open a GGUF file, whose hash must be `expected` unless that is empty. Raises UserError."""
-    reader = gguf.open_gguf(path)
+    reader = gguf_file.open_gguf(path)
     found = sha256(path)
     if expected and found != expected:
         raise UserError(f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file")
-    config = gguf.read_model_config(reader, str(path))
-    shapes, read_fn = gguf.list_tensors(reader, config)
-    fast = gguf.make_tokenizer(reader, str(path))
+    config = gguf_file.read_model_config(reader, str(path))
+    shapes, read_fn = gguf_file.list_tensors(reader, config)
+    fast = gguf_file.make_tokenizer(reader, str(path))
     tokenizer = wrap(fast, config.vocab_size, [fast.eos_token_id], str(path))
     return Pretrained(str(path), config, tokenizer, shapes, read_fn, {f"hub/{path.name}": found})
 
