@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -39,9 +40,9 @@ def made_up(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Yield random tensors under Hugging Face's names."""
     rng = np.random.default_rng(0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-        name = "/".join(str(p.key) for p in path)
-        values = rng.standard_normal(families.their_shape(name, leaf.shape), np.float32)
-        yield families.their_name(name), values.astype(ml_dtypes.bfloat16)
+        for name, _, shape in families.layers_of("/".join(str(p.key) for p in path), leaf.shape):
+            values = rng.standard_normal(families.their_shape(name, shape), np.float32)
+            yield families.their_name(name), values.astype(ml_dtypes.bfloat16)
 
 
 def peak() -> float:
@@ -54,6 +55,7 @@ def peak() -> float:
 def load(path: str) -> None:
     """Load a folder of weights; print what it took."""
     _, config = families.read_model_config(folder.read_json(Path(path) / "config.json"), path)
+    config = replace(config, is_scanned=True)
     shapes, read_fn = folder.list_tensors(Path(path))
     jax.block_until_ready(jnp.zeros(8))
     before, start = peak(), time.perf_counter()

@@ -27,7 +27,7 @@ from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn.heads import ValueHead
 from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
-from jaxtrain.nn.transformer import ModelConfig, Transformer, stack_blocks
+from jaxtrain.nn.transformer import ModelConfig, Transformer, cast_weights
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
@@ -149,12 +149,13 @@ def build(
     def grower(name: str, search_config: SearchConfig) -> Callable:
         grow_fn = search.make_grow(search_config, sample_steps, score_steps)
 
-        def fn(policy_params: Params, prm_params: Params, *args):
-            backbone = stack_blocks(config.model, prm_params["backbone"])
-            return grow_fn(stack_blocks(config.model, policy_params), prm_params | {"backbone": backbone}, *args)
+        per_shard = sharding.per_shard(grow_fn, mesh, num_params=2, num_batched=2)
 
-        per_shard = sharding.per_shard(fn, mesh, num_params=2, num_batched=2)
-        return compiled(name, per_shard, in_shardings=(placed[0].params, placed[1].params, split, split, whole))
+        def fn(policy_params: Params, prm_params: Params, *args):
+            backbone = cast_weights(config.model, prm_params["backbone"])
+            return per_shard(cast_weights(config.model, policy_params), prm_params | {"backbone": backbone}, *args)
+
+        return compiled(name, fn, in_shardings=(placed[0].params, placed[1].params, split, split, whole))
 
     def updater(name: str, loss: Callable, fn: Callable, which: int) -> Callable:
         update = updates.make_update(lambda params, batch: loss(fn, params, batch), optimizer[which])

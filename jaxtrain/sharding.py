@@ -67,11 +67,13 @@ def num_shards(mesh: Mesh) -> int:
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Look up a parameter; an axis that its dimension is not divisible by stays whole."""
+    """Look up a parameter; an axis that its dimension is not divisible by stays whole, and so do stacked layers."""
+    parts = path.split("/")
+    layers = (None,) if "blocks" in parts else ()
     for pattern, spec in TABLE:
-        if re.fullmatch(pattern, path.split("/")[-1]) and len(spec) == len(shape):
-            axes = [a if a is None or n % mesh.shape[a] == 0 else None for a, n in zip(spec, shape, strict=True)]
-            return PartitionSpec(*axes)
+        if re.fullmatch(pattern, parts[-1]) and len(layers + spec) == len(shape):
+            wanted = zip(layers + spec, shape, strict=True)
+            return PartitionSpec(*(a if a is None or n % mesh.shape[a] == 0 else None for a, n in wanted))
     return PartitionSpec()
 
 

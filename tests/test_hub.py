@@ -39,9 +39,9 @@ def abstract_params(model):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
 
 
-def load(path):
+def load(path, **how):
     pretrained = open_pretrained(HubConfig(str(path)))
-    model = Transformer(pretrained.config, pretrained.config.vocab_size)
+    model = Transformer(replace(pretrained.config, **how), pretrained.config.vocab_size)
     return model, load_params(pretrained, abstract_params(model)), pretrained
 
 
@@ -87,15 +87,16 @@ def test_every_cache_layout_equals_one_pass(folders, name):
         np.testing.assert_allclose(hidden[:, 0], whole[:, 12 + at], rtol=0, atol=1e-5, err_msg=f"token {12 + at}")
 
 
+@pytest.mark.parametrize("is_scanned", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_import_export_import_is_byte_identical(folders, name, tmp_path):
-    model, params, pretrained = load(folders[name])
+def test_import_export_import_is_byte_identical(folders, name, is_scanned, tmp_path):
+    model, params, pretrained = load(folders[name], is_scanned=is_scanned)
     write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
     ours, theirs = load_file(tmp_path / "out" / "model.safetensors"), tensors_of(name)
     assert ours.keys() == theirs.keys()
     for tensor, values in theirs.items():
         assert ours[tensor].tobytes() == values.tobytes(), tensor
-    again, params_again, _ = load(tmp_path / "out")
+    again, params_again, _ = load(tmp_path / "out", is_scanned=is_scanned)
     assert again.config == model.config
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
 
@@ -110,13 +111,13 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch, folders):
     jax.tree.map(np.testing.assert_array_equal, params, load(folders["qwen2"])[1])
 
 
-def test_weights_land_on_the_shardings_and_dtype_asked_for(folders):
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_weights_land_on_the_shardings_and_dtype_asked_for(folders, is_scanned):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     from jaxtrain.sharding import tree_shardings
 
     pretrained = open_pretrained(HubConfig(str(folders["qwen2"])))
-    model = Transformer(pretrained.config, VOCAB)
-    shapes = abstract_params(model)
+    shapes = abstract_params(Transformer(replace(pretrained.config, is_scanned=is_scanned), VOCAB))
     placed = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s), shapes, tree_shardings(mesh, shapes)
     )
@@ -131,9 +132,9 @@ def test_weights_land_on_the_shardings_and_dtype_asked_for(folders):
 def test_scanned_layers_equal_unrolled_ones(folders, name):
     """In one pass and behind a cache, and so do the gradients, kept or computed again."""
     model, params, _ = load(folders[name])
-    scanned = Transformer(replace(model.config, is_scanned=True, is_rematerialised=True), VOCAB)
+    scanned, stacked, _ = load(folders[name], is_scanned=True, is_rematerialised=True)
 
-    def read(model):
+    def read(model, params):
         def hidden(p):
             _, prompt = model.apply({"params": p}, TOKENS[:, :7], POSITIONS[:, :7], TOKENS[:, :7] >= 0)
             empty = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-2], 2, k.shape[-1])), prompt.k)
@@ -148,7 +149,11 @@ def test_scanned_layers_equal_unrolled_ones(folders, name):
 
         return jax.jit(hidden)(params), jax.jit(jax.grad(lambda p: jnp.sum(hidden(p) ** 2)))(params)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), read(scanned), read(model))
+    (hidden, grads), (expected, expected_grads) = read(scanned, stacked), read(model, params)
+    layers = [expected_grads.pop(f"block_{i}") for i in range(model.config.num_layers)]
+    expected_grads["blocks"] = jax.tree.map(lambda *x: np.stack(x), *layers)
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, (hidden, grads), (expected, expected_grads))
 
 
 # What is wrong with a folder is one line that names it.

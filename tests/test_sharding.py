@@ -97,6 +97,7 @@ def test_a_dimension_that_its_axis_does_not_divide_stays_whole():
     assert spec_of("embedding", (8, 16), mesh) == PartitionSpec("tp", "fsdp")
     assert spec_of("embedding", (7, 16), mesh) == PartitionSpec(None, "fsdp")
     assert spec_of("block_0/wk", (16, 1, 4), mesh) == PartitionSpec("fsdp", None, None)
+    assert spec_of("blocks/wk", (2, 16, 1, 4), mesh) == PartitionSpec(None, "fsdp", None, None)
 
 
 SPECS = {

@@ -105,22 +105,28 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = {"/".join(str(p.key) for p in path): leaf for path, leaf in paths}
-    wanted = {families.their_name(path): path for path in leaves}
-    check_tensors(pretrained, {name: families.their_shape(path, leaves[path].shape) for name, path in wanted.items()})
+    layers = {path: families.layers_of(path, leaf.shape) for path, leaf in leaves.items()}
+    check_tensors(
+        pretrained,
+        {
+            families.their_name(name): families.their_shape(name, shape)
+            for parts in layers.values()
+            for name, _, shape in parts
+        },
+    )
     loaded = {}
-    for name, path in sorted(wanted.items(), key=lambda item: -leaves[item[1]].size):
-        leaf = leaves[path]
-        values = families.to_ours(path, pretrained.read_fn(name), leaf.shape)
+    for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
+        values = np.empty(leaf.shape, leaf.dtype)
+        for name, index, shape in layers[path]:
+            values[index] = families.to_ours(name, pretrained.read_fn(families.their_name(name)), shape)
         loaded[path] = place(values, leaf)
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
 
 
 def place(values: np.ndarray, leaf: Any) -> jax.Array:
-    """Put one tensor onto a sharding, in the dtype asked for; each device gets its part only."""
+    """Put one parameter onto a sharding; each device gets its part only."""
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.make_array_from_callback(
-        leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index], dtype=leaf.dtype)
-    )
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index]))
 
 
 def check_tensors(pretrained: Pretrained, wanted: Mapping[str, tuple[int, ...]]) -> None:

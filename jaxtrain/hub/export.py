@@ -55,10 +55,11 @@ def vocab_size_of(params: Params) -> int:
 
 
 def named_tensors(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the tensors of a Transformer as Hugging Face names and shapes them, one on the host at a time."""
+    """Yield the tensors of a Transformer as Hugging Face names and shapes them, one parameter on the host at a time."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = "/".join(str(p.key) for p in path)
-        yield families.their_name(name), families.to_theirs(name, np.asarray(leaf))
+        values = np.asarray(leaf)
+        for name, index, _ in families.layers_of("/".join(str(p.key) for p in path), leaf.shape):
+            yield families.their_name(name), families.to_theirs(name, values[index])
 
 
 def write_folder(to: Path, config: dict, generation: dict | None, tensors: Iterator, tokenizer: Any, card: str) -> None:

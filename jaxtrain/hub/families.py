@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.errors import UserError
-from jaxtrain.nn.transformer import ModelConfig
+from jaxtrain.nn.transformer import STACKED, ModelConfig
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")  # computed from the config, written by old versions
@@ -167,6 +167,16 @@ def write_model_config(config: ModelConfig, vocab_size: int, max_positions: int)
     if family.startswith("Qwen"):
         data["use_sliding_window"] = False
     return data
+
+
+def layers_of(path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """List what Hugging Face stores apart: (path, index, shape) of every layer of a stacked parameter.
+
+    "blocks/wq" [28 ...] is "block_0/wq" at (0,), "block_1/wq" at (1,) and so on; any other is itself, at ().
+    """
+    if not path.startswith(f"{STACKED}/"):
+        return [(path, (), shape)]
+    return [(path.replace(STACKED, f"block_{i}", 1), (i,), shape[1:]) for i in range(shape[0])]
 
 
 def their_name(path: str) -> str:

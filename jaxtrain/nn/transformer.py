@@ -9,9 +9,9 @@ run of neighbours), and a cache that is stored differently later changes a gathe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtrain.errors import UserError, require_at_least, require_one_of
 from jaxtrain.structs import Array, Params
 
-STACKED = "blocks"  # the name of all layers in one
+STACKED = "blocks"  # where layers are scanned: the parameters of all of them, the layer as leading axis
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,19 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, positions: Array, past: list[tuple[Array, Array, Array]], own: tuple | None, own_mask):
-        """x: [b t width]; past: (k, v, mask) of this layer a segment; own: (k, v, at) to write into, or None.
+    def __call__(
+        self,
+        x: Array,
+        past: list[tuple[Array, Array]],
+        own: tuple[Array, Array] | None,
+        positions: Array,
+        masks: list[Array],
+        at: Array | int,
+        own_mask: Array,
+    ):
+        """x: [b t width]; past: (k, v) of this layer a segment, masks: theirs; own: (k, v) to write into at `at`.
 
-        Returns (x, k, v). Writing comes before reading, so that a cache in a loop is updated in place.
+        Returns (x, (k, v)). Writing comes before reading, so that a cache in a loop is updated in place.
         """
         c = self.config
         b, t, width = x.shape
@@ -178,31 +187,37 @@ class Block(nn.Module):
         q = rotate(q, positions, frequency).reshape(b, t, c.num_kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
         k, v = rotate(k, positions, frequency).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if own is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(own[0], k, own[2], axis=2)
-            v = jax.lax.dynamic_update_slice_in_dim(own[1], v, own[2], axis=2)
-        keys, values, masks = zip(*past, (k, v, own_mask), strict=True)
-        mixed = attend(q, keys, values, masks).transpose(0, 3, 1, 2, 4)
+            k = jax.lax.dynamic_update_slice_in_dim(own[0], k, at, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(own[1], v, at, axis=2)
+        keys, values = zip(*past, (k, v), strict=True)
+        mixed = attend(q, keys, values, [*masks, own_mask]).transpose(0, 3, 1, 2, 4)
         x = x + project(mixed, "wo", c.num_heads, head, width, num_in=2).reshape(x.shape)
 
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
         y = nn.silu(project(y, "gate", width, c.mlp_width)) * project(y, "up", width, c.mlp_width)
-        return x + project(y, "down", c.mlp_width, width).reshape(x.shape), k, v
+        return x + project(y, "down", c.mlp_width, width).reshape(x.shape), (k, v)
 
 
-def stack_blocks(config: ModelConfig, params: Params) -> Params:
-    """Stack the blocks of a scanned network, layer by layer, in the dtype of its activations.
+def cast_weights(config: ModelConfig, params: Params) -> Params:
+    """Cast the weights to the dtype of the activations; a program that calls the network often does so once.
 
-    A program that calls the network often does so once, at its start. What is stacked already or not scanned stays.
+    The scales of norms stay float32, as they are computed with.
     """
-    if not config.is_scanned or STACKED in params:
-        return params
-    blocks = [params[f"block_{i}"] for i in range(config.num_layers)]
-    rest = {name: value for name, value in params.items() if not name.startswith("block_")}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
+    )
 
-    def stack(*layers: Array) -> Array:  # a cast would copy the weights just as well
-        return jnp.stack([w.astype(config.dtype) if w.ndim > 1 else w for w in layers])
 
-    return rest | {STACKED: jax.tree.map(stack, *blocks)}
+def scan_blocks(config: ModelConfig) -> Any:
+    """Make one block that stands for all layers: their parameters, past and own have the layer as leading axis."""
+    by_layer: Any = (0, 0, *(nn.broadcast,) * 4)  # flax's own annotation knows of an int alone
+    return nn.scan(
+        nn.remat(Block, prevent_cse=False) if config.is_rematerialised else Block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=by_layer,
+        length=config.num_layers,
+    )(config)
 
 
 class Transformer(nn.Module):
@@ -214,7 +229,8 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.config
         self.embedding = self.param("embedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width))
-        self.blocks = [Block(c, name=f"block_{i}") for i in range(c.num_layers)]
+        layers = range(c.num_layers)
+        self.blocks: Any = scan_blocks(c) if c.is_scanned else [Block(c, name=f"block_{i}") for i in layers]
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.is_tied:
             self.unembedding = self.param(
@@ -247,36 +263,18 @@ class Transformer(nn.Module):
         ]
         x = self.embedding[tokens].astype(jnp.dtype(self.config.dtype))
 
-        def read(block: Callable, x: Array, past: Sequence[tuple[Array, Array]], written: tuple[Array, Array] | None):
-            masked = [(k, v, mask) for (k, v), mask in zip(past, past_masks, strict=True)]
-            return block(x, positions, masked, None if written is None else (*written, at), own_mask)
-
-        if self.config.is_scanned and not self.is_initializing():
-            x, keys, values = self.scan(read, x, segments, into)
+        shared = (positions, past_masks, at, own_mask)
+        if self.config.is_scanned:
+            past, written = [(s.k, s.v) for s in segments], None if into is None else (into.k, into.v)
+            x, (keys, values) = self.blocks(x, past, written, *shared)
             return self.final_norm(x), Segment(keys, values, own)
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             past = [(s.k[i], s.v[i]) for s in segments]
-            x, k, v = read(block, x, past, None if into is None else (into.k[i], into.v[i]))
+            x, (k, v) = block(x, past, None if into is None else (into.k[i], into.v[i]), *shared)
             keys.append(k)
             values.append(v)
         return self.final_norm(x), Segment(tuple(keys), tuple(values), own)
-
-    def scan(self, read: Callable, x: Array, segments: tuple[Segment, ...], into: Segment | None):
-        """Read by one compiled block for all layers. Keys and values of a layer have the layer as leading axis."""
-        c = self.config
-        stacked = stack_blocks(c, self.variables["params"])[STACKED]
-
-        def step(x: Array, layer: Any):
-            weights, past, written = layer
-            block = partial(Block(c, parent=None).apply, {"params": weights})
-            x, k, v = read(block, x, past, written)
-            return x, (k, v)
-
-        step = jax.checkpoint(step) if c.is_rematerialised else step
-        past = [(s.k, s.v) for s in segments]
-        x, (k, v) = jax.lax.scan(step, x, (stacked, past, None if into is None else (into.k, into.v)))
-        return x, k, v
 
     def is_visible(self, position: Array, positions: Array) -> Array:
         """Say which keys at `position` [b s] the queries at `positions` [b t] may see. Returns [b 1 or t s]."""
