@@ -40,7 +40,7 @@ def made_up(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Yield random tensors under Hugging Face's names."""
     rng = np.random.default_rng(0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-        for name, _, shape in families.layers_of("/".join(str(p.key) for p in path), leaf.shape):
+        for name, _, shape in families.layers_of(families.path_of(path), leaf.shape):
             values = rng.standard_normal(families.their_shape(name, shape), np.float32)
             yield families.their_name(name), values.astype(ml_dtypes.bfloat16)
 

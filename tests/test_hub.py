@@ -242,7 +242,7 @@ def test_a_bad_folder_is_refused_in_one_line(folders, tmp_path, case):
     spoil, message = BAD[case]
     spoil(path)
     with pytest.raises(UserError, match=message) as caught:
-        load(path)
+        open_pretrained(HubConfig(str(path)))
     assert "\n" not in str(caught.value)
 
 

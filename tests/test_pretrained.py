@@ -76,7 +76,7 @@ def test_the_loop_turns_and_its_traces_are_finished_by_their_text(root):
     config = json.loads((root / "run" / "config.json").read_text())
     assert (config["model"]["width"], config["model"]["vocab_size"], config["model"]["has_qkv_bias"]) == (32, 96, True)
     facts = json.loads((root / "run" / "manifest.json").read_text())["facts"]
-    assert {"hub/config.json", "hub/tokenizer.json"} <= facts.keys()
+    assert {"hub/config.json", "hub/tokenizer.json", "hub/model.safetensors"} <= facts.keys()
 
 
 @pytest.mark.parametrize("network", ["policy", "prm"])

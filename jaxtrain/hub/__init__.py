@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
-from jaxtrain.nn.transformer import ModelConfig
+from jaxtrain.nn.transformer import ModelConfig, Transformer
 from jaxtrain.structs import Params
 
 HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
@@ -47,13 +48,16 @@ class Pretrained:
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
-    """Open the model that `config.pretrained` names. Raises UserError."""
+    """Open the model that `config.pretrained` names. Raises UserError, also for tensors it should not have."""
     name = config.pretrained
     if name.startswith("package:"):
-        return open_gguf_file(find_in_package(name.removeprefix("package:")), config.sha256)
-    if name.endswith(".gguf"):
-        return open_gguf_file(Path(name), config.sha256)
-    return open_folder(folder.find_folder(name, config.may_download))
+        pretrained = open_gguf_file(find_in_package(name.removeprefix("package:")), config.sha256)
+    elif name.endswith(".gguf"):
+        pretrained = open_gguf_file(Path(name), config.sha256)
+    else:
+        pretrained = open_folder(folder.find_folder(name, config.may_download))
+    check_tensors(pretrained)
+    return pretrained
 
 
 def open_folder(path: Path) -> Pretrained:
@@ -67,7 +71,8 @@ def open_folder(path: Path) -> Pretrained:
         more = folder.read_json(path / "generation_config.json").get("eos_token_id", [])
         ends += more if isinstance(more, list) else [more]
     tokenizer = wrap(fast, config.vocab_size, ends, str(path))
-    hashes = {f"hub/{p.name}": sha256(p) for p in sorted(path.glob("*.json"))}
+    files = sorted([*path.glob("*.json"), *path.glob("*.safetensors")])
+    hashes = {f"hub/{p.name}": sha256(p) for p in files}
     return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
 
 
@@ -101,23 +106,14 @@ def find_in_package(name: str) -> Path:
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     """Load the weights onto the shapes, dtypes and shardings of `abstract`, the parameters of a Transformer.
 
-    Raises UserError for a tensor that is missing, of another shape, or not ours to place.
+    Raises UserError for a tensor that cannot be read.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
-    leaves = {"/".join(str(p.key) for p in path): leaf for path, leaf in paths}
-    layers = {path: families.layers_of(path, leaf.shape) for path, leaf in leaves.items()}
-    check_tensors(
-        pretrained,
-        {
-            families.their_name(name): families.their_shape(name, shape)
-            for parts in layers.values()
-            for name, _, shape in parts
-        },
-    )
+    leaves = {families.path_of(path): leaf for path, leaf in paths}
     loaded = {}
     for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
         values = np.empty(leaf.shape, leaf.dtype)
-        for name, index, shape in layers[path]:
+        for name, index, shape in families.layers_of(path, leaf.shape):
             values[index] = families.to_ours(name, pretrained.read_fn(families.their_name(name)), shape)
         loaded[path] = place(values, leaf)
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
@@ -129,8 +125,12 @@ def place(values: np.ndarray, leaf: Any) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index]))
 
 
-def check_tensors(pretrained: Pretrained, wanted: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(pretrained: Pretrained) -> None:
     """Compare what a model holds with what its config says it holds. Raises UserError at the first difference."""
+    model, one = Transformer(pretrained.config, pretrained.config.vocab_size), jnp.zeros((1, 1), jnp.int32)
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
+    paths = ((families.path_of(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract))
+    wanted = {families.their_name(path): families.their_shape(path, leaf.shape) for path, leaf in paths}
     for name, shape in wanted.items():
         if name not in pretrained.shapes:
             raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")

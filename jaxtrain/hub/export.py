@@ -58,7 +58,7 @@ def named_tensors(params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tensors of a Transformer as Hugging Face names and shapes them, one parameter on the host at a time."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         values = np.asarray(leaf)
-        for name, index, _ in families.layers_of("/".join(str(p.key) for p in path), leaf.shape):
+        for name, index, _ in families.layers_of(families.path_of(path), leaf.shape):
             yield families.their_name(name), families.to_theirs(name, values[index])
 
 

@@ -7,7 +7,7 @@ family that needs another block gets a network of its own beside `nn/transformer
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,11 @@ def write_model_config(config: ModelConfig, vocab_size: int, max_positions: int)
     if family.startswith("Qwen"):
         data["use_sliding_window"] = False
     return data
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """Join the keys of a leaf, as `jax.tree_util` lists them: "block_3/wq"."""
+    return "/".join(str(key.key) for key in keys)
 
 
 def layers_of(path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:

@@ -77,18 +77,17 @@ def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
     for file in files:
         with open_safetensors(folder / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no mapping)
-                shapes[name], files_by_name[name] = tuple(tensors.get_slice(name).get_shape()), folder / file
+                header = tensors.get_slice(name)
+                kind, known = header.get_dtype(), ", ".join(FLOATS)
+                if kind not in FLOATS:
+                    raise UserError(f"{folder / file}: tensor {name} is of type {kind}, not one of {known}")
+                shapes[name], files_by_name[name] = tuple(header.get_shape()), folder / file
     for name, file in (listed or {}).items():
         if files_by_name.get(name) != folder / file:
             raise UserError(f"{folder / file}: tensor {name} is missing, which {INDEX} says is there")
 
     def read(name: str) -> np.ndarray:
         with open_safetensors(files_by_name[name]) as tensors:
-            kind = tensors.get_slice(name).get_dtype()
-            if kind not in FLOATS:
-                raise UserError(
-                    f"{files_by_name[name]}: tensor {name} is of type {kind}, not one of {', '.join(FLOATS)}"
-                )
             return tensors.get_tensor(name)
 
     return shapes, read
