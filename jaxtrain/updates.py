@@ -124,20 +124,21 @@ def fit(
     learner: Learner,
     batches: Iterable[Any],
     rates: np.ndarray,
-    on_update: Callable[[float | None], None] = lambda loss: None,
-    report_every: int = 20,
+    on_update: Callable[[float], None] = lambda loss: None,
 ) -> tuple[Learner, dict[str, float]]:
     """Run one update for every batch. Returns the learner and means over the fit; no batches skip it, and say so.
 
-    on_update is told of every update, and of the loss at every `report_every`-th, which alone waits for the device.
+    on_update is told the loss of every update once it is done; by then the next one is with the device.
     """
     infos = []
-    for i, (batch, rate) in enumerate(zip(batches, rates, strict=False)):
+    for batch, rate in zip(batches, rates, strict=False):
         learner, info = update(learner, batch, rate)
+        if infos:
+            on_update(float(infos[-1]["loss"]))
         infos.append(info)
-        on_update(float(info["loss"]) if i % report_every == 0 else None)
     if not infos:
         return learner, {"num_updates": 0, "is_skipped_fit": 1}
+    on_update(float(infos[-1]["loss"]))
     infos = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(infos))
     is_ok, tail = ~infos["is_skipped"], slice(-max(1, len(infos["loss"]) // 10), None)
     return learner, {

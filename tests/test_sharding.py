@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -45,10 +46,10 @@ def mesh_of(*sizes):
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def build_on(*sizes) -> Functions:
+def build_on(*sizes, config=CONFIG) -> Functions:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda config: mesh_of(*sizes))
-        return build.build(CONFIG, TOKENIZER, SILENT)
+        return build.build(config, TOKENIZER, SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -158,19 +159,32 @@ def start(fns: Functions, which: str):
 UPDATES = {"policy": policy_batches, "prm": prm_batches}
 
 
+def assert_both_learn_alike(one: Functions, other: Functions, which: str, num_updates: int) -> None:
+    losses, learners = [], []
+    for fns in (one, other):
+        learner, found = start(fns, which), []
+        for batch in UPDATES[which](num_updates):
+            learner, info = getattr(fns, f"update_{which}")(learner, batch, np.float32(0.01))
+            found.append(float(info["loss"]))
+        losses.append(found)
+        learners.append(jax.device_get(learner))
+    assert losses[0][-1] < 0.97 * losses[0][0]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for a, b in zip(*(jax.tree.leaves(learner.params) for learner in learners), strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+
+
 @pytest.mark.parametrize("which", UPDATES)
 def test_eight_devices_learn_what_one_learns(one, cube, which):
-    losses, learners = {}, {}
-    for name, fns in (("one", one), ("cube", cube)):
-        learner, losses[name] = start(fns, which), []
-        for batch in UPDATES[which](5):
-            learner, info = getattr(fns, f"update_{which}")(learner, batch, np.float32(0.01))
-            losses[name].append(float(info["loss"]))
-        learners[name] = jax.device_get(learner)
-    assert losses["one"][-1] < 0.97 * losses["one"][0]
-    np.testing.assert_allclose(losses["cube"], losses["one"], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(learners["one"].params), jax.tree.leaves(learners["cube"].params), strict=True):
-        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+    assert_both_learn_alike(one, cube, which, 5)
+
+
+def test_stacked_layers_are_sharded_too():
+    config = replace(CONFIG, model=replace(CONFIG.model, num_layers=2, is_scanned=True, is_rematerialised=True))
+    cube = build_on(2, 2, 2, config=config)
+    wq = cube.init_policy(np.array([1, 2], np.uint32)).params["blocks"]["wq"]
+    assert (wq.shape, wq.addressable_shards[0].data.shape) == ((2, 16, 4, 4), (2, 8, 2, 4))
+    assert_both_learn_alike(build_on(1, 1, 1, config=config), cube, "policy", 5)
 
 
 @pytest.mark.parametrize("which", UPDATES)
