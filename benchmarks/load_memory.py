@@ -45,6 +45,12 @@ def made_up(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
             yield families.their_name(name), values.astype(ml_dtypes.bfloat16)
 
 
+def write_made_up(path: Path, config: ModelConfig) -> None:
+    """Write a folder of random weights, without a tokenizer."""
+    write_json(path / "config.json", families.write_model_config(config, config.vocab_size, 4096))
+    write_tensors(path, made_up(config))
+
+
 def peak() -> float:
     """Peak resident memory of this process in GiB (Linux), mapped files included."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -71,8 +77,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     config = parse(["load", "--config", "configs/tpu_v4.py"])[0].model
     with tempfile.TemporaryDirectory() as path:
-        write_json(Path(path) / "config.json", families.write_model_config(config, config.vocab_size, 4096))
-        write_tensors(Path(path), made_up(config))
+        write_made_up(Path(path), config)
         told = subprocess.run([sys.executable, "-c", LOAD.format(path)], check=True, capture_output=True, text=True)
     found = json.loads(told.stdout)
     print(

@@ -4,9 +4,9 @@
     python -m jaxtrain.main --config configs/tpu_v4.py \\
         --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl --config.hub.may_download=True
 
-The plan compiles the three heavy programs for the topology, with no TPU at hand (pip install -e '.[plan]'). It has not
-been run on one: batch sizes are those that the plan shows to fit. `configs/tpu_v4.py:tiny` is the same with a tiny
-network.
+The plan compiles the four heavy programs for the topology, with no TPU at hand (pip install -e '.[plan]'). It has not
+been run on one: batch sizes are those that the plan shows to fit. `configs/tpu_v4.py:0.5b` is the same with the smaller
+Qwen2.5, `configs/tpu_v4.py:tiny` with a tiny network.
 """
 
 from configs.base import get_config as base
@@ -54,6 +54,9 @@ def get_config(size="1.5b"):
         fit.num_first_updates = 100
         fit.num_updates = 200
     c.evaluation.num_samples = 16
+    if size == "0.5b":
+        c.hub.pretrained = "Qwen/Qwen2.5-0.5B-Instruct"
+        c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_width = 24, 896, 14, 4864
     if size == "tiny":
         c.model.num_layers, c.model.width, c.model.mlp_width, c.model.vocab_size = 2, 96, 192, 512
         c.prompts.batch_size, c.search.num_simulations, c.search.max_steps = 8, 4, 2
