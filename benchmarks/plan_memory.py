@@ -4,8 +4,8 @@
     python -m benchmarks.plan_memory --config configs/h100.py
 
 Weights and problems are made up: nothing is solved, so the policy is fitted on demonstrations and the PRM not at all.
-Shapes, programs and the order of a run are the real ones. The peak is the allocator's own on an accelerator, that of the
-process on a CPU, where compilers and Python count too.
+Shapes, programs and the order of a run are the real ones. The peak is the allocator's own on an accelerator, that of
+the process on a CPU, where compilers and Python count too.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Pretrained weights and tokenizers, in and out. Stands above `nn`.
 
 `open_pretrained` reads headers and tokenizer and refuses, in one line, what we would compute wrongly; `load_params`
-then streams the tensors, largest first, straight onto their shardings, so the host never holds more than one besides.
+then streams the tensors, largest parameters first, straight onto their shardings, so the host holds one at a time
+besides.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 from jaxtrain.errors import UserError
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
-from jaxtrain.nn.transformer import ModelConfig, Transformer
+from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer
 from jaxtrain.structs import Params
 
 HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
@@ -112,17 +114,32 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     leaves = {families.path_of(path): leaf for path, leaf in paths}
     loaded = {}
     for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
-        values = np.empty(leaf.shape, leaf.dtype)
-        for name, index, shape in families.layers_of(path, leaf.shape):
-            values[index] = families.to_ours(name, pretrained.read_fn(families.their_name(name)), shape)
-        loaded[path] = place(values, leaf)
+        tensors = (
+            (index, families.to_ours(name, pretrained.read_fn(families.their_name(name)), shape))
+            for name, index, shape in families.layers_of(path, leaf.shape)
+        )
+        loaded[path] = place_layers(tensors, leaf) if path.startswith(STACKED) else place(next(tensors)[1], leaf)
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
 
 
 def place(values: np.ndarray, leaf: Any) -> jax.Array:
-    """Put one parameter onto a sharding; each device gets its part only."""
+    """Put one tensor onto a sharding, in the dtype asked for; each device gets its part only."""
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index]))
+    return jax.make_array_from_callback(
+        leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index], dtype=leaf.dtype)
+    )
+
+
+def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: Any) -> jax.Array:
+    """Write layer after layer into one parameter, in place where it lies: the host holds one of them at a time."""
+    empty = jax.jit(partial(jnp.empty, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)
+    write = jax.jit(
+        jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=leaf.sharding
+    )
+    values = empty()
+    for index, tensor in tensors:
+        values = jax.block_until_ready(write(values, tensor.astype(leaf.dtype, copy=False), index[0], 0))
+    return values
 
 
 def check_tensors(pretrained: Pretrained) -> None:
