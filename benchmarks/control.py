@@ -47,7 +47,9 @@ def run_control(flags: list[str], folder: Path) -> list[float]:
             for i in range(config.loop.num_iterations + 1):
                 policy = fit(run, i, "policy", fns.update_policy, policy, run.policy_batches(i, rows))
                 prm = fns.init_prm(policy.params)  # greedy decoding does not read it
-                trees = [explore(run, fns.greedy, i, Purpose.GREEDY, b, policy, prm, 0.0) for b in batches]
+                trees = [
+                    explore(run, fns.greedy, i, Purpose.GREEDY, k, b, policy, prm, 0.0) for k, b in enumerate(batches)
+                ]
                 tallies = [counts(tree, judge(run, tree)) for tree in trees]
                 total = sum(t["num_trees"] for t in tallies)
                 accuracies.append(sum(t["num_correct"] for t in tallies) / total)

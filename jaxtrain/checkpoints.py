@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxtrain.errors import require_at_least
+from jaxtrain.errors import UserError, require_at_least
 from jaxtrain.structs import State
 
 
@@ -52,6 +52,15 @@ class Checkpoints:
     def all(self) -> list[int]:
         """Return the iterations on disk."""
         return sorted(self._manager.all_steps())
+
+    def choose(self, iteration: int | None) -> int:
+        """Return `iteration`, or the newest one for None. Raises UserError where it is not on disk."""
+        there = self.all()
+        chosen = max(there, default=None) if iteration is None else iteration
+        if chosen is None or chosen not in there:
+            known = ", ".join(map(str, there)) or "none"
+            raise UserError(f"--iteration {iteration}: {self._manager.directory} has checkpoints {known}")
+        return chosen
 
     def save(self, state: State) -> None:
         """Write a checkpoint; it is on disk when this returns."""

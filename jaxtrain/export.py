@@ -60,12 +60,7 @@ def restore(config: Config, workdir: Path, iteration: int | None, pretrained: Pr
     """Read a checkpoint of a run. Returns (tokenizer, State, iteration)."""
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
     with Progress(0) as progress, Checkpoints(workdir / "checkpoints", config.checkpoints) as checkpoints:
-        there = checkpoints.all()
-        iteration = max(there, default=None) if iteration is None else iteration
-        if iteration not in there:
-            raise UserError(
-                f"--iteration {iteration}: {workdir} has checkpoints {', '.join(map(str, there)) or 'none'}"
-            )
+        iteration = checkpoints.choose(iteration)
         state: State = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
     return tokenizer, state, iteration
 

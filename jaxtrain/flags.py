@@ -37,21 +37,32 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         file = flags.DEFINE_string("config", None, "", flag_values=ours)
         folder = flags.DEFINE_string("workdir", None, "", flag_values=ours)
         rest = ours(list(argv), known_only=True)
+    except flags.Error as error:
+        raise UserError(f"{error}; --help lists all keys") from error
+    if not file.value:
         for argument in rest[1:]:
             check_argument(argument)
-        if not file.value:
-            raise UserError(f"--config is missing; for a first run: {EXAMPLE}")
+        raise UserError(f"--config is missing; for a first run: {EXAMPLE}")
+    config = override(load(file.value), rest[1:])
+    stem = Path(file.value.split(":")[0]).stem
+    return config, folder.value or f"runs/{stem}/seed_{config.seed}"
+
+
+def override(value: ConfigDict, arguments: Sequence[str]) -> Config:
+    """Apply `--config.section.key=value` arguments to a ConfigDict. Raises UserError."""
+    for argument in arguments:
+        check_argument(argument)
+    argv = ["", *arguments]
+    try:
         overrides = flags.FlagValues()
         overrides.set_gnu_getopt(True)
-        values = config_flags.DEFINE_config_dict("config", load(file.value), flag_values=overrides, sys_argv=rest)
-        stray = overrides(rest)[1:]
+        values = config_flags.DEFINE_config_dict("config", value, flag_values=overrides, sys_argv=argv)
+        stray = overrides(argv)[1:]
     except flags.Error as error:
         raise UserError(f"{error}; --help lists all keys") from error
     if stray:
         raise UserError(f"{stray[0]} is no flag; a config file is named by --config, a value set by --config.key=value")
-    config = read_config(values.value)
-    stem = Path(file.value.split(":")[0]).stem
-    return config, folder.value or f"runs/{stem}/seed_{config.seed}"
+    return read_config(values.value)
 
 
 def load(file: str) -> ConfigDict:

@@ -144,14 +144,12 @@ def run_loop(
 
 
 def grow(run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Learner) -> list[datasets.Shard]:
-    """Grow and judge an iteration's trees batch by batch; a batch that is on disk already is not grown again."""
+    """Grow and judge an iteration's trees, batch by batch."""
     shards, counts = [], []
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
         for k, batch in enumerate(batches):
-            tree = run.workdir.load_trees(i, k)
-            if tree is None:
-                tree = explore(run, run.fns.grow, i, Purpose.SEARCH, batch, policy, prm, run.config.search.temperature)
-                run.workdir.save_trees(i, k, tree)
+            temperature = run.config.search.temperature
+            tree = explore(run, run.fns.grow, i, Purpose.SEARCH, k, batch, policy, prm, temperature)
             shards.append((batch, tree, judge(run, tree)))
             counts.append(labels.counts(tree, shards[-1][2]))
             tally(phase, tree, counts[-1])
@@ -161,10 +159,19 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Lea
     return shards
 
 
-def explore(run: Run, grow_fn: Callable, i: int, purpose: Purpose, batch: Prompts, policy, prm, temperature) -> Tree:
-    """Call one of the compiled searches on a batch, with the keys of its purpose. Returns host arrays."""
-    keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
-    return jax.device_get(grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature)))
+def explore(
+    run: Run, grow_fn: Callable, i: int, purpose: Purpose, k: int, batch: Prompts, policy, prm, temperature
+) -> Tree:
+    """Call one of the compiled searches on batch `k` of its purpose, with the keys of that purpose.
+
+    Returns host arrays, which also lie on disk; what lies there already is not grown again.
+    """
+    tree = run.workdir.load_trees(i, k, purpose.name.lower())
+    if tree is None:
+        keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
+        tree = jax.device_get(grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature)))
+        run.workdir.save_trees(i, k, tree, purpose.name.lower())
+    return tree
 
 
 def judge(run: Run, tree: Tree) -> Labels:
@@ -200,8 +207,8 @@ def score(state: State, run: Run) -> None:
     total = len(methods) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
         for name, (grow_fn, purpose, temperature) in methods.items():
-            for batch in batches:
-                tree = explore(run, grow_fn, i, purpose, batch, state.policy, state.prm, temperature)
+            for k, batch in enumerate(batches):
+                tree = explore(run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature)
                 found[name].append((batch, tree, judge(run, tree)))
                 tally(phase, tree, labels.counts(tree, found[name][-1][2]))
         joined: dict[str, datasets.Shard] = {

@@ -25,7 +25,7 @@ from jaxtrain.structs import Kind, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
 from jaxtrain.updates import FitConfig, UpdatesConfig
-from jaxtrain.workdir import open_workdir
+from jaxtrain.workdir import Workdir, open_workdir
 
 TASKS = TasksConfig(max_number=4, max_target=12, num_train=16, num_dev=0, num_test=8, num_demonstrations=8)
 CONFIG = Config(
@@ -222,17 +222,17 @@ def test_finished_run_started_again_changes_nothing(run_in, task, straight):
 
 def test_finished_shards_are_not_grown_again(run_in, task, folder, monkeypatch):
     grown = Counter()
-    explore = iteration.explore
+    save_trees = Workdir.save_trees
 
-    def counting(run, grow_fn, i, purpose, *args):
-        grown[i, purpose.name] += 1
-        return explore(run, grow_fn, i, purpose, *args)
+    def counting(workdir, i, k, tree, purpose):
+        grown[i, purpose] += 1
+        save_trees(workdir, i, k, tree, purpose)
 
-    monkeypatch.setattr(iteration, "explore", counting)
+    monkeypatch.setattr(Workdir, "save_trees", counting)
     with pytest.raises(Interrupted):
         run_in(folder, task, progress=InterruptedProgress(INTERRUPTIONS["in search, after the first shard"]))
     run_in(folder, task)
-    assert grown[1, "SEARCH"] == grown[2, "SEARCH"] == 2
+    assert grown[1, "search"] == grown[2, "search"] == 2
 
 
 def test_files_are_left_behind(straight):

@@ -9,7 +9,7 @@ import pytest
 from hub_models import write_model
 from safetensors.numpy import load_file
 
-from jaxtrain import export
+from jaxtrain import evaluate, export
 from jaxtrain.main import main
 
 FLAGS = {
@@ -112,6 +112,38 @@ def test_the_warm_start_is_exported_by_its_number(root, tmp_path):
 def test_a_mistake_in_an_export_is_one_line(root, tmp_path, capsys, arguments, message):
     plain = ["--workdir", str(root / "run"), "--to", str(tmp_path / "out")]
     assert export.main(["export", *plain, *arguments]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
+    """On the run's own problems; on others, the folder says which."""
+    arguments = ["evaluate", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--iteration", "0"]
+    for _ in range(2):  # the second time all trees are there
+        assert evaluate.main(arguments) == 0
+        (row,) = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+        expected = {k: v for k, v in metrics_of(root)[0].items() if k.startswith("evaluation/") and "curve" not in k}
+        assert {key: row[key] for key in expected} == expected
+    assert "greedy accuracy" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
+    assert facts["evaluated.iteration"] == 0 and len(facts["evaluated.config_sha256"]) == 64
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.model.width=8"], "--config.model: is the run's own; an evaluation may differ in seed, tasks"),
+        (["--config.tasks.num_tests=8"], "--config.tasks.num_tests is unknown; keys of config.tasks: num_test"),
+        (["--num", "8"], "--num is unknown"),
+        (["--iteration", "7"], "--iteration 7: "),
+        (["--workdir", "nowhere"], "holds no config.json, so it is no run"),
+    ],
+)
+def test_a_mistake_in_an_evaluation_is_one_line(root, tmp_path, capsys, arguments, message):
+    plain = ["--workdir", str(root / "run"), "--to", str(tmp_path / "out")]
+    assert evaluate.main(["evaluate", *plain, *arguments]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not (tmp_path / "out").exists()

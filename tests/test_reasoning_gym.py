@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
@@ -54,6 +55,20 @@ def test_verdicts(sums):
     assert sums.verify(problem, f"It is {right}") == Verdict.UNPARSABLE
 
 
+def test_templates_held_out_are_in_no_set():
+    """Whatever the sizes of the sets; an item's variables name its template."""
+    sizes = {"num_train": 40, "num_dev": 5, "num_test": 20, "num_demonstrations": 5}
+    common = TasksConfig(name="reasoning_gym", dataset="gsm_symbolic", unseen_share=0.325)
+    worker = Worker("gsm_symbolic", {"seed": 0, "size": 1000})
+    seen, unseen = (make_task(replace(common, is_unseen=is_unseen, **sizes)) for is_unseen in (False, True))
+    templates = [
+        {worker.item(p.id)["template"] for p in (*task.train, *task.dev, *task.test)} for task in (seen, unseen)
+    ]
+    assert min(map(len, templates)) > 15 and not templates[0] & templates[1]
+    assert seen.counts["held_out"] > 0 and unseen.counts["held_out"] > 0
+    worker.close()
+
+
 def test_reference_solutions_are_split_into_steps():
     task = make_task(
         TasksConfig(
@@ -74,6 +89,7 @@ def test_reference_solutions_are_split_into_steps():
         ({"params": "{"}, "is not JSON"),
         ({"params": "[3]"}, "must be a JSON object"),
         ({"num_train": 0}, "num_train=0"),
+        ({"unseen_share": 0.5}, "chain_sum is not made of templates"),
         ({"dataset": "rush_hour", "params": ""}, "different questions with a gold of rush_hour"),
         (
             {"params": '{"max_terms": 2, "max_digits": 1}', "num_train": 5000},

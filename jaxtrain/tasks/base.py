@@ -35,6 +35,8 @@ class TasksConfig:
     seed: int = 0  # draws the problems and the sets; not the seed of the run
     dataset: str = "chain_sum"  # reasoning_gym: which of its datasets
     params: str = ""  # reasoning_gym: the dataset's parameters, as a JSON object
+    unseen_share: float = 0.0  # reasoning_gym: share of the templates that are held out of every set
+    is_unseen: bool = False  # reasoning_gym: make all sets of the templates held out, to evaluate on
     max_row_bytes: int = 16384  # jsonl: a longer line is a bad row
     is_annotated: bool = False  # jsonl: keep the calculator annotations <<...>> in the demonstrations
     max_bad_share: float = 0.01  # jsonl: skip bad rows up to this share of a file, then refuse the file
@@ -42,7 +44,7 @@ class TasksConfig:
     def __post_init__(self):
         require_at_least(0, "tasks", self, "num_train", "num_dev", "num_test", "num_demonstrations")
         require_at_least(1, "tasks", self, "demonstrations_per_problem", "max_number", "max_target", "max_row_bytes")
-        require_share("tasks", self, "demonstration_skill", "max_bad_share")
+        require_share("tasks", self, "demonstration_skill", "max_bad_share", "unseen_share")
 
 
 @dataclass(frozen=True)

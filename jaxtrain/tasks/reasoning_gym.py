@@ -7,6 +7,7 @@ correct.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,26 +55,13 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     if not isinstance(params, dict):
         raise UserError(f'--config.tasks.params={config.params}: must be a JSON object such as {{"max_terms": 3}}')
     size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
-    # Generators repeat themselves; a question counts once, so that no set shares one with another.
-    worker = Worker(config.dataset, params | {"seed": config.seed, "size": 4 * size})
-    rows: dict[str, tuple[int, dict[str, str]]] = {}
-    num_repeated = num_without_gold = 0
-    for index in range(4 * size):
-        if len(rows) == size:
-            break
-        try:
-            item = worker.item(index)
-        except RuntimeError as error:
-            raise UserError(
-                f"--config.tasks.dataset={config.dataset}: {error}; it needs pip install 'jaxtrain[tasks]', a dataset "
-                "of reasoning-gym, and --config.tasks.params that fit it"
-            ) from error
-        num_repeated += item["question"] in rows
-        num_without_gold += item["answer"] is None
-        if item["answer"] is not None:
-            rows.setdefault(item["question"], (index, item))
+    # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
+    share = config.unseen_share if config.is_unseen else 1 - config.unseen_share
+    most = int(4 * size / max(share, 0.01))
+    worker = Worker(config.dataset, params | {"seed": config.seed, "size": most})
+    rows, counts = draw_rows(config, worker, size, most)
     sizes = (config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
-    sets = draw_sets(list(rows.values()), sizes, config.seed, f"different questions with a gold of {config.dataset}")
+    sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {config.dataset}")
     task = ReasoningGymTask(
         name=config.dataset,
         tokenizer=tokenizer or byte_tokenizer(),
@@ -91,8 +79,46 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
             f"--config.tasks.dataset={config.dataset}: none of its own answers passes its scorer behind {MARKER} or in "
             "a box; choose another dataset"
         )
-    counts = {"repeated": num_repeated, "without_gold": num_without_gold, "refused": len(shown) - len(passing)}
-    return replace(task, demonstrations=passing, counts=counts)
+    return replace(task, demonstrations=passing, counts=counts | {"refused": len(shown) - len(passing)})
+
+
+def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tuple[list, dict[str, int]]:
+    """Take items in the order of their index, at most `most`, until `size` different questions are there.
+
+    Returns ((index, item) of each, counts by reason of those left out). Raises UserError where there is no such
+    dataset, or it is not made of the templates that are to be held out.
+    """
+    rows: dict[str, tuple[int, dict[str, str]]] = {}
+    counts = {"repeated": 0, "without_gold": 0, "held_out": 0}
+    for index in range(most):
+        if len(rows) == size:
+            break
+        try:
+            item = worker.item(index)
+        except RuntimeError as error:
+            raise UserError(
+                f"--config.tasks.dataset={config.dataset}: {error}; it needs pip install 'jaxtrain[tasks]', a dataset "
+                "of reasoning-gym, and --config.tasks.params that fit it"
+            ) from error
+        if config.unseen_share and not item["template"]:
+            raise UserError(
+                f"--config.tasks.unseen_share={config.unseen_share}: {config.dataset} is not made of templates"
+            )
+        if is_unseen(item["template"], config) != config.is_unseen:
+            counts["held_out"] += 1
+        elif item["answer"] is None:
+            counts["without_gold"] += 1
+        elif item["question"] in rows:
+            counts["repeated"] += 1
+        else:
+            rows[item["question"]] = index, item
+    return list(rows.values()), counts
+
+
+def is_unseen(template: str, config: TasksConfig) -> bool:
+    """Say whether a template is held out: by its hash, so that it does not depend on what else was drawn."""
+    number = int.from_bytes(hashlib.sha256(f"{config.seed} {template}".encode()).digest()[:8], "big")
+    return number < config.unseen_share * 2**64
 
 
 def _problem(index: int, item: dict[str, str]) -> Problem:

@@ -37,7 +37,10 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def item(self, index: int) -> dict[str, Any]:
-        """Return the question, answer and reference solution of an item. Raises RuntimeError with the reason."""
+        """Return the question, answer, reference solution and template of an item ("" where there is none).
+
+        Raises RuntimeError with the reason.
+        """
         reply = self.ask({"item": index}, timeout=60.0)
         if reply is None or "error" in reply:
             raise RuntimeError(reply["error"] if reply else "the process died")
@@ -128,7 +131,9 @@ def serve() -> None:
             if "item" in request:
                 solution = entry.get("answer_cot") or entry["metadata"].get("answer_cot") or ""
                 answer = entry["answer"] if isinstance(entry["answer"], str) else None
-                reply({"question": entry["question"], "answer": answer, "solution": solution})
+                # Questions with the same variables are of one template, where a dataset is made of templates.
+                template = " ".join(sorted(entry["metadata"].get("variables") or ()))
+                reply({"question": entry["question"], "answer": answer, "solution": solution, "template": template})
             else:
                 arguments = dataset, entry, request["answer"], request["timeout"], (replies, null)
                 reply({"score": score_in_child(*arguments)})

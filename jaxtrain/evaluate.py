@@ -1,0 +1,86 @@
+"""The command: `python -m jaxtrain.evaluate --workdir W --to DIR [--iteration K] [--config.section.key=value]`.
+
+Scores one checkpoint of a run on other problems, or with another budget, than the run did: other templates or files by
+`--config.tasks...`, another split or more samples by `--config.evaluation...`. DIR becomes a run folder of its own,
+with config, manifest, trees, metrics and report.html; the same command resumes there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxtrain.build import Config, build, check
+from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.errors import UserError
+from jaxtrain.flags import override, read_config
+from jaxtrain.hub import open_pretrained
+from jaxtrain.iteration import Run, score
+from jaxtrain.main import complain, summary
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.progress import Progress
+from jaxtrain.tasks import digest, file_hashes, make_task
+from jaxtrain.workdir import open_workdir, read_json
+
+FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # sections that may differ from the run's
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate one checkpoint. Returns the exit code: 0 done, 2 an error of the user's, 130 stopped."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, type=Path, help="the run folder")
+    parser.add_argument("--to", required=True, type=Path, help="the folder for what is found")
+    parser.add_argument("--iteration", type=int, help="the checkpoint; the newest one by default")
+    options, overrides = parser.parse_known_args(argv[1:])
+    try:
+        evaluate(options.workdir, options.to, options.iteration, overrides)
+    except UserError as error:
+        complain(error)
+        return 2
+    except KeyboardInterrupt:
+        complain("stopped; the same command resumes")
+        return 130
+    return 0
+
+
+def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[str]) -> None:
+    """Score one checkpoint and write the report. Raises UserError."""
+    ran, config, manifest = read_run(path, overrides)
+    pretrained = open_pretrained(ran.hub) if ran.hub.pretrained else None
+    task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
+    if config.prompts.style == "few_shot":  # the shots stay those that the run had
+        task = replace(task, demonstrations=make_task(ran.tasks, task.tokenizer).demonstrations)
+    check(config, task)
+    with Checkpoints(path / "checkpoints", ran.checkpoints) as checkpoints, Progress(0) as progress:
+        iteration = checkpoints.choose(iteration)
+        facts = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
+        facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
+        with open_workdir(to, asdict(config), facts) as workdir, MetricsLog(to) as log:
+            # The shapes of a State are the run's; the problems may have others.
+            abstract = build(replace(ran, sharding=config.sharding), task.tokenizer, progress).abstract_state
+            state = checkpoints.restore(iteration, abstract)
+            fns = build(config, task.tokenizer, progress)
+            log.truncate(-1)
+            score(state, Run(config, task, fns, workdir, log, progress))
+    print(summary(workdir))
+
+
+def read_run(path: Path, overrides: Sequence[str]) -> tuple[Config, Config, dict]:
+    """Read a run's config. Returns it, the one to evaluate with, and the manifest. Raises UserError."""
+    if not (path / "config.json").is_file():
+        raise UserError(f"--workdir {path}: holds no config.json, so it is no run")
+    value = read_json(path / "config.json")
+    ran, config = read_config(ConfigDict(value)), override(ConfigDict(value), overrides)
+    for section in (field.name for field in fields(Config)):
+        if section not in FREE and getattr(config, section) != getattr(ran, section):
+            raise UserError(f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}")
+    return ran, config, read_json(path / "manifest.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
