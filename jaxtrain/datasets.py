@@ -1,4 +1,4 @@
-"""Stage 4 of 7. Labels in, Replay out, and from it fixed-shape batches.
+"""Stage 4 of 7. Labels in, Replay out, and from it batches of few shapes.
 
 Two datasets come of the same trees. *Traces* teach the policy: distinct, verified correct, capped per problem, because
 without a cap the easy problems would dominate. *Paths* teach the PRM: one causal pass over a path scores all its
@@ -101,13 +101,13 @@ def policy_batches(
 ) -> Iterator[PolicyBatch]:
     """Yield batches for a fixed number of policy updates; none if there are no traces.
 
-    Rows are shuffled anew for every epoch; each comes once before any comes again.
+    Rows are shuffled anew for every epoch; each comes once before any comes again. A batch is as wide as a quarter, a
+    half, three quarters or all of L, whichever its longest row needs, so at most four programs are compiled.
     """
     rows = np.flatnonzero(traces.iteration >= 0)
     for picked in _epochs(rows, num_updates, batch_size, rng):
-        yield PolicyBatch(
-            tokens=traces.tokens[picked], prompt_length=traces.prompt_length[picked], length=traces.length[picked]
-        )
+        length = traces.length[picked]
+        yield PolicyBatch(_cut(traces.tokens[picked], length), traces.prompt_length[picked], length)
 
 
 def prm_batches(
@@ -127,9 +127,10 @@ def prm_batches(
     streams = [_epochs(rows, num_updates, size, rng) for rows, size in zip(kinds, sizes, strict=True)]
     for parts in zip(*streams, strict=True):
         picked = np.concatenate(parts)
+        length = paths.length[picked]
         yield PrmBatch(
-            tokens=paths.tokens[picked],
-            length=paths.length[picked],
+            tokens=_cut(paths.tokens[picked], length),
+            length=length,
             step_end=paths.step_end[picked],
             target=paths.target[picked],
             weight=paths.weight[picked],
@@ -312,6 +313,12 @@ def _epochs(rows: np.ndarray, num_updates: int, batch_size: int, rng: np.random.
             waiting = np.concatenate([waiting, rng.permutation(rows)])
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
+
+
+def _cut(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Drop the columns that no row reaches, by quarters: L is for the longest, most batches are far shorter."""
+    quarter = -(-tokens.shape[1] // 4)
+    return tokens[:, : quarter * -(-int(length.max()) // quarter)]
 
 
 def _texts(rows: Traces | Paths) -> list[tuple[int, bytes]]:

@@ -21,10 +21,10 @@ from jaxtrain.errors import UserError
 from jaxtrain.flags import override, read_config
 from jaxtrain.hub import open_pretrained
 from jaxtrain.iteration import Run, score
-from jaxtrain.main import complain, summary
+from jaxtrain.main import complain, list_facts, summary
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
-from jaxtrain.tasks import digest, file_hashes, make_task
+from jaxtrain.tasks import make_task
 from jaxtrain.workdir import open_workdir, read_json
 
 FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # sections that may differ from the run's
@@ -58,7 +58,7 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     check(config, task)
     with Checkpoints(path / "checkpoints", ran.checkpoints) as checkpoints, Progress(0) as progress:
         iteration = checkpoints.choose(iteration)
-        facts = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
+        facts = list_facts(config, task, pretrained)
         facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
         with open_workdir(to, asdict(config), facts) as workdir, MetricsLog(to) as log:
             # The shapes of a State are the run's; the problems may have others.

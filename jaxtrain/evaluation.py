@@ -128,7 +128,8 @@ PRM_METHODS = ("best_of_k", "weighted_vote", "mcts")  # the others never call th
 def accuracy_table(greedy: Answered, sampled: Answered, searched: Answered | None = None) -> Metrics:
     """Compare the methods at the mean cost that search had, and each with itself along k.
 
-    For each method `evaluation/<method>/` accuracy, low, high (Wilson), num_problems and tokens (mean per problem);
+    For each method `evaluation/<method>/` accuracy, low, high (Wilson), num_problems, tokens (mean per problem) and
+    outcomes (1 where right, 0 where not, in the order of the problems: runs can be compared in pairs);
     for those that draw samples also k and curve, a list of [tokens, accuracy, low, high, k]. The k of a selecting
     method is the one whose mean cost is nearest to search's without passing it by more than 5 %; is_budget_short is
     1 where even all samples cost over 5 % less. Without `searched`, and for the oracle pass_at_k always, k is K.
@@ -197,7 +198,9 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     have both, which easy and hard problems cannot lift; squared_error (x) of the clipped score, squared_error_constant
     and _depth of the baseline; skill_constant and skill_depth (x), baseline's squared error less the PRM's; within,
     within_constant and within_depth, the share within 0.1 of the target (Eq. 38); calibration, a list of
-    [mean prediction, mean target, count] for the tenths of [0, 1] that occur; num_leaves, num_steps, num_trees.
+    [mean prediction, mean target, count] for the tenths of [0, 1] that occur; auroc_by_depth, a list of [depth, AUROC,
+    count] of labelled steps that reach a correct answer against those that do not, at depths that have both;
+    num_leaves, num_steps, num_trees.
     Unparsable leaves are wrong ones; duplicates, verifier errors, padding and problems set aside are left out.
     """
     chex.assert_equal_shape([tree.kind, labels.target])
@@ -211,6 +214,9 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     leaf_metrics = _leaf_metrics(score[leaf], is_correct[leaf], problem[leaf])
     value, depth = np.clip(score, 0, 1), row_depth(tree.parent)
     step_metrics = _step_metrics(value[step], target[step], depth[step], problem[step], baseline)
+    by_depth = [(d, step & (depth == d)) for d in np.unique(depth[step])]
+    rows = [[int(d), auroc(score[at], np.asarray(labels.is_correct)[at]), int(at.sum())] for d, at in by_depth]
+    step_metrics["auroc_by_depth"] = [row for row in rows if np.isfinite(row[1])]
     return _named("prm", {**leaf_metrics, **step_metrics, "num_trees": len(tree.problem_id)})
 
 
@@ -327,7 +333,8 @@ def _matched_k(costs: np.ndarray, budget: float) -> int:
 def _row(is_solved: np.ndarray, tokens: float) -> Metrics:
     low, high = wilson(int(is_solved.sum()), len(is_solved))
     accuracy = mean(is_solved)
-    return {"accuracy": accuracy, "low": low, "high": high, "num_problems": len(is_solved), "tokens": float(tokens)}
+    row = {"accuracy": accuracy, "low": low, "high": high, "num_problems": len(is_solved), "tokens": float(tokens)}
+    return row | {"outcomes": is_solved.astype(int).tolist()}
 
 
 def _curve(method: str, answered: Answered, costs: np.ndarray) -> list[list[float]]:

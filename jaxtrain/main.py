@@ -45,10 +45,8 @@ def main(argv: Sequence[str]) -> int:
         config, pretrained = open_model(config)
         task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
         check(config, task)
-        facts = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
-        facts |= pretrained.hashes if pretrained else {}
         with (
-            open_workdir(path, asdict(config), facts) as workdir,
+            open_workdir(path, asdict(config), list_facts(config, task, pretrained)) as workdir,
             Progress(config.loop.num_iterations) as progress,
             leave_at_signal(command, progress.close),
         ):
@@ -96,6 +94,12 @@ def open_model(config: Config) -> tuple[Config, Pretrained | None]:
         return config, None
     pretrained = open_pretrained(config.hub)
     return replace(config, model=resolve(config.model, pretrained)), pretrained
+
+
+def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dict[str, Any]:
+    """List what a run depends on besides its config: hashes of its data, its problems and its pretrained model."""
+    hashes = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
+    return hashes | dict(pretrained.hashes if pretrained else {})
 
 
 def usage() -> str:

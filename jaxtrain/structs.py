@@ -148,7 +148,7 @@ class Replay:
 class PolicyBatch:
     """Rows for one policy update; loss on the tokens in [prompt_length, length)."""
 
-    tokens: Array  # [M L] int32
+    tokens: Array  # [M L] int32, or fewer columns where no row needs all
     prompt_length: Array  # [M] int32
     length: Array  # [M] int32
 
@@ -157,7 +157,7 @@ class PolicyBatch:
 class PrmBatch:
     """Rows for one PRM update; squared error at `step_end` where `weight` is not 0."""
 
-    tokens: Array  # [M L] int32
+    tokens: Array  # [M L] int32, or fewer columns where no row needs all
     length: Array  # [M] int32
     step_end: Array  # [M D] int32
     target: Array  # [M D] float32

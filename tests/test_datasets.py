@@ -271,12 +271,22 @@ def paths_of(outcomes):
     return replay.paths
 
 
-def test_policy_batches_show_every_row_once_an_epoch_in_fixed_shapes():
+def test_policy_batches_show_every_row_once_an_epoch():
     batches = list(datasets.policy_batches(traces_of(10), 15, 4, np.random.default_rng(0)))
-    assert len(batches) == 15 and all(batch.tokens.shape == (4, 4) for batch in batches)
+    assert len(batches) == 15 and all(len(batch.tokens) == 4 for batch in batches)
     seen = np.concatenate([batch.tokens[:, 1] for batch in batches]).reshape(6, 10)
     assert (np.sort(seen, axis=1) == np.arange(100, 110)).all()
     assert len({tuple(epoch) for epoch in seen.tolist()}) == 6
+
+
+@pytest.mark.parametrize(("longest", "width"), [(1, 5), (5, 5), (6, 10), (15, 15), (16, 18), (18, 18)])
+def test_a_batch_is_as_wide_as_the_quarters_that_its_longest_row_needs(longest, width):
+    pairs = [([1], list(range(2, length + 1))) for length in (1, longest)]
+    rows, _ = datasets.demonstration_rows(pairs, 18)
+    (batch,) = datasets.policy_batches(rows, 1, 2, np.random.default_rng(0))
+    assert batch.tokens.shape == (2, width)
+    assert sorted(batch.length.tolist()) == [1, longest]
+    assert max(batch.tokens.max(axis=1)) == longest
 
 
 def test_batches_larger_than_the_data_repeat_it():

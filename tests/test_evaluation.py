@@ -280,7 +280,7 @@ def test_the_headline_k_costs_what_search_costs(budget, vote_k, is_vote_short, b
 
 def test_without_search_every_sample_counts_and_search_has_no_keys():
     table = accuracy_table(GREEDY, TABLE_SAMPLES)
-    row = ["accuracy", "low", "high", "num_problems", "tokens"]
+    row = ["accuracy", "low", "high", "num_problems", "tokens", "outcomes"]
     sampled = [f"{m}/{key}" for m in ("self_consistency", "best_of_k", "weighted_vote", "pass_at_k")
                for key in [*row, "k", "curve"]]  # fmt: skip
     assert sorted(table) == sorted(f"evaluation/{key}" for key in [*(f"greedy/{key}" for key in row), *sampled])
@@ -334,7 +334,7 @@ def make_labels(tree, verdict, target=None, is_labelled=None):
     return Labels(
         verdict=verdict,
         distance=np.zeros(shape, np.int32),
-        is_correct=np.zeros(shape, bool),
+        is_correct=np.zeros(shape, bool) if target is None else target > 0.5,
         target=np.zeros(shape, np.float32) if target is None else target,
         is_labelled=np.zeros(shape, bool) if is_labelled is None else is_labelled,
     )
@@ -433,6 +433,21 @@ def test_prm_calibration_equals_a_loop(random_report):
     np.testing.assert_allclose(report["evaluation/prm/calibration"], expected, rtol=1e-6)
 
 
+def test_prm_auroc_by_depth_equals_pairs_of_steps(random_report):
+    tree, labels, report = random_report
+    depth, steps = row_depth(tree.parent), {}
+    for b, r in kept_rows(tree):
+        if labels.is_labelled[b, r]:
+            steps.setdefault(depth[b, r], ([], []))[int(labels.is_correct[b, r])].append(tree.score[b, r])
+    expected = [
+        [d, share_won([(p, q) for p in right for q in wrong]), len(right) + len(wrong)]
+        for d, (wrong, right) in sorted(steps.items())
+        if right and wrong
+    ]
+    assert len(expected) > 3
+    np.testing.assert_allclose(report["evaluation/prm/auroc_by_depth"], expected, rtol=1e-6)
+
+
 def test_prm_calibration_by_hand():
     tree = make_tree([[(-1, [1], s, False) for s in (-0.5, 0.05, 0.15, 0.95, 1.0, 1.5)]])
     target = np.array([[0.0, 0.5, 0.25, 0.5, 1.0, 0.75, 9.0, 9.0]], np.float32)
@@ -470,6 +485,7 @@ def test_nothing_to_measure_is_nan():
     tree = make_tree([SAMPLES[0], SAMPLES[1]], is_ok=np.array([False, False]))
     report = prm_report(tree, make_labels(tree, verdicts(SAMPLE_VERDICTS)), fit_baseline(np.array([]), np.array([])))
     counts = {"num_leaves": 0, "num_steps": 0, "num_trees": 0, "num_mixed_trees": 0, "calibration": []}
+    counts["auroc_by_depth"] = []
     for name, value in report.items():
         name = name.removeprefix("evaluation/prm/")
         assert value == counts[name] if name in counts else math.isnan(value), name

@@ -1,0 +1,150 @@
+"""Self-training by search against what else the same warm start could have been given.
+
+    python -m benchmarks.arms --seeds 3                                     # the quickstart against its control
+    python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search demonstrations sample
+
+Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table. The arms share iteration 0,
+the warm start, and every later one makes the same number of updates:
+
+    search          the plain command
+    demonstrations  the policy is fitted to D_S0 again wherever the loop would fit it to its own traces
+    sample          ReST-EM: traces are sampled one by one instead of searched for, as many as cost the same tokens
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxtrain.build import build
+from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.flags import parse
+from jaxtrain.intervals import mean_interval
+from jaxtrain.iteration import Run, fit, score
+from jaxtrain.main import list_facts, open_model
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.progress import Progress
+from jaxtrain.structs import Kind
+from jaxtrain.tasks import make_task
+from jaxtrain.workdir import open_workdir
+
+ARMS = ("search", "demonstrations", "sample")
+
+
+def fork(flags: list[str], source: Path, folder: Path) -> None:
+    """Make a run folder that stands where `source` stood after iteration 0; one that is there already stays."""
+    if (folder / "checkpoints" / "0").exists():
+        return
+    config, model = open_model(parse(["arms", *flags])[0])
+    task = make_task(config.tasks, model.tokenizer if model else None)
+    open_workdir(folder, asdict(config), list_facts(config, task, model)).close()
+    rows = [line for line in (source / "metrics.jsonl").open() if json.loads(line)["iteration"] == 0]
+    (folder / "metrics.jsonl").write_text("".join(rows))
+    shutil.copytree(source / "checkpoints" / "0", folder / "checkpoints" / "0.copy")
+    (folder / "checkpoints" / "0.copy").rename(folder / "checkpoints" / "0")
+
+
+def run_demonstrations(flags: list[str], folder: Path) -> None:
+    """Fit the policy to D_S0 in every iteration that is not on disk yet, and score it."""
+    config, model = open_model(parse(["arms", *flags])[0])
+    task = make_task(config.tasks, model.tokenizer if model else None)
+    with (
+        open_workdir(folder, asdict(config), list_facts(config, task, model)) as workdir,
+        Progress(config.loop.num_iterations) as progress,
+        Checkpoints(workdir.checkpoints, config.checkpoints) as checkpoints,
+        MetricsLog(folder) as log,
+    ):
+        fns = build(config, task.tokenizer, progress, model)
+        run = Run(config, task, fns, workdir, log, progress)
+        state = checkpoints.restore(checkpoints.choose(None), fns.abstract_state)
+        log.truncate(int(state.iteration))
+        rows, _ = run.demonstrations()
+        for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
+            policy = fit(run, i, "policy", fns.update_policy, state.policy, run.policy_batches(i, rows))
+            state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
+            checkpoints.save(state)
+            score(state, run)
+
+
+def equal_samples(source: Path) -> int:
+    """Count the samples a problem whose tokens are as many as search generated for one in iteration 1."""
+    merged = merge(source)[1]
+    paths = sorted((source / "trees" / "0").glob("sample-*.npz"))
+    trees = [np.load(path) for path in paths]
+    is_first = [(t["parent"] == -1) & (t["kind"] != Kind.EMPTY) & (t["problem_id"] >= 0)[:, None] for t in trees]
+    num_samples = sum(int(rows.sum()) for rows in is_first)
+    num_tokens = sum(int(t["length"][t["problem_id"] >= 0].sum()) for t in trees)
+    return max(1, round(merged["search/sampled_tokens"] / merged["labels/num_trees"] / (num_tokens / num_samples)))
+
+
+def merge(folder: Path) -> dict[int, dict]:
+    """Read all metrics of a run folder, by iteration."""
+    merged: dict[int, dict] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        merged.setdefault(row["iteration"], {}).update(row)
+    return merged
+
+
+def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict]:
+    """Run one arm to its end, or take what is there. Returns its metrics by iteration."""
+    source, folder = root / f"search_{seed}", root / f"{arm}_{seed}"
+    if arm == "sample":
+        flags = [*flags, "--config.search.method=sample", f"--config.search.num_samples={equal_samples(source)}"]
+    if arm != "search":
+        fork(flags, source, folder)
+    if arm == "demonstrations":
+        run_demonstrations(flags, folder)
+    else:
+        subprocess.run([sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)], check=True)
+    return merge(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["search", "demonstrations"])
+    parser.add_argument("--root", type=Path, default=Path("runs/arms"))
+    options, overrides = parser.parse_known_args()
+    root = options.root / Path(options.config.split(":")[0]).stem
+    found: dict[str, list[dict[int, dict]]] = {arm: [] for arm in options.arms}
+    for seed in range(options.seeds):
+        flags = ["--config", options.config, f"--config.seed={seed}", *overrides]
+        for arm in options.arms:
+            found[arm].append(run_arm(arm, flags, root, seed))
+            print(f"seed {seed}, {arm}: {show(found[arm][-1])}", flush=True)
+    ours = found["search"]
+    print(f"search, gain over its warm start: {difference(ours, [0] * len(ours), ours)}")
+    for arm in options.arms[1:]:
+        print(f"search, above {arm}: {difference(found[arm], [max(run) for run in found[arm]], ours)}")
+
+
+def show(run: dict[int, dict]) -> str:
+    """Greedy accuracy of every iteration in %, and the tokens generated for training after the warm start."""
+    accuracies = " ".join(f"{100 * run[i]['evaluation/greedy/accuracy']:.1f}" for i in sorted(run))
+    tokens = sum(run[i].get("search/sampled_tokens", 0) for i in run if i)
+    return f"greedy {accuracies} %, {tokens:,} tokens generated"
+
+
+def difference(theirs: list[dict[int, dict]], iterations: list[int], ours: list[dict[int, dict]]) -> str:
+    """Mean difference of greedy accuracy at the last iteration, paired by problem and bootstrapped over them."""
+    key, pairs, groups = "evaluation/greedy/outcomes", [], []
+    for seed, (mine, other, i) in enumerate(zip(ours, theirs, iterations, strict=True)):
+        pair = np.subtract(mine[max(mine)][key], other[i][key])
+        pairs.append(pair)
+        groups.append(np.arange(len(pair)) + seed * len(pair))
+    low, high = mean_interval(np.concatenate(pairs).astype(float), np.concatenate(groups))
+    each = " ".join(f"{100 * pair.mean():+.1f}" for pair in pairs)
+    return f"{100 * np.concatenate(pairs).mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] (each {each})"
+
+
+if __name__ == "__main__":
+    main()
