@@ -54,7 +54,7 @@ class Config:
     seed: int = 0  # of all draws but the task's problems
     tasks: TasksConfig = field(default_factory=TasksConfig)
     hub: HubConfig = field(default_factory=HubConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)  # with hub.pretrained, all but dtype is the model's own
+    model: ModelConfig = field(default_factory=ModelConfig)  # with hub.pretrained the shape is the model's own
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)

@@ -31,11 +31,16 @@ class CheckpointsConfig:
 class Checkpoints:
     """The folder `checkpoints/<iteration>/state` of a run."""
 
-    def __init__(self, folder: Path, config: CheckpointsConfig):
+    def __init__(self, folder: Path, config: CheckpointsConfig, is_read_only: bool = False):
+        """Open the folder of a run; `is_read_only` for one that another process may be writing to."""
         policy = ocp.checkpoint_managers.preservation_policy
         keep = policy.AnyPreservationPolicy([policy.LatestN(config.num_kept), policy.CustomSteps([0])])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            preservation_policy=None if is_read_only else keep,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=not is_read_only,
+            create=not is_read_only,
+            read_only=is_read_only,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

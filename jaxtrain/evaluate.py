@@ -18,14 +18,13 @@ from ml_collections import ConfigDict
 from jaxtrain.build import Config, build, check
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.errors import UserError
-from jaxtrain.flags import override, read_config
-from jaxtrain.hub import open_pretrained
+from jaxtrain.flags import override
 from jaxtrain.iteration import Run, score
-from jaxtrain.main import complain, list_facts, summary
+from jaxtrain.main import complain, list_facts, open_run, summary
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.tasks import make_task
-from jaxtrain.workdir import open_workdir, read_json
+from jaxtrain.workdir import open_workdir
 
 FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # sections that may differ from the run's
 
@@ -50,13 +49,16 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[str]) -> None:
     """Score one checkpoint and write the report. Raises UserError."""
-    ran, config, manifest = read_run(path, overrides)
-    pretrained = open_pretrained(ran.hub) if ran.hub.pretrained else None
+    ran, manifest, pretrained = open_run(path)
+    config = change(ran, overrides)
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     if config.prompts.style == "few_shot":  # the shots stay those that the run had
         task = replace(task, demonstrations=make_task(ran.tasks, task.tokenizer).demonstrations)
     check(config, task)
-    with Checkpoints(path / "checkpoints", ran.checkpoints) as checkpoints, Progress(0) as progress:
+    with (
+        Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True) as checkpoints,
+        Progress(0) as progress,
+    ):
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)
         facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
@@ -70,16 +72,13 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     print(summary(workdir))
 
 
-def read_run(path: Path, overrides: Sequence[str]) -> tuple[Config, Config, dict]:
-    """Read a run's config. Returns it, the one to evaluate with, and the manifest. Raises UserError."""
-    if not (path / "config.json").is_file():
-        raise UserError(f"--workdir {path}: holds no config.json, so it is no run")
-    value = read_json(path / "config.json")
-    ran, config = read_config(ConfigDict(value)), override(ConfigDict(value), overrides)
+def change(ran: Config, overrides: Sequence[str]) -> Config:
+    """Apply overrides to a run's config. Raises UserError for a section that an evaluation cannot change."""
+    config = override(ConfigDict(asdict(ran)), overrides)
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):
             raise UserError(f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}")
-    return ran, config, read_json(path / "manifest.json")
+    return config
 
 
 if __name__ == "__main__":

@@ -6,23 +6,18 @@ Takes a network out of a run as a Hugging Face folder, tokenizer and all; see `h
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from jaxtrain.build import Config, build
+from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.errors import UserError
-from jaxtrain.flags import read_config
-from jaxtrain.hub import Pretrained, open_pretrained
+from jaxtrain.hub import Pretrained
 from jaxtrain.hub.export import write_policy, write_prm
-from jaxtrain.main import complain
+from jaxtrain.main import complain, open_run
+from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
-from jaxtrain.structs import State
 from jaxtrain.tasks import make_task
-from jaxtrain.workdir import read_json
 
 WRITERS = {"policy": write_policy, "prm": write_prm}
 
@@ -46,30 +41,21 @@ def main(argv: list[str]) -> int:
 
 def export(workdir: Path, to: Path, iteration: int | None, network: str) -> None:
     """Write one network. Raises UserError for a folder that is no run, or lacks the checkpoint."""
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"--workdir {workdir}: holds no config.json, so it is no run")
-    config: Config = read_config(ConfigDict(read_json(workdir / "config.json")))
-    pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
-    tokenizer, state, iteration = restore(config, workdir, iteration, pretrained)
-    learner, write = getattr(state, network), WRITERS[network]
-    card = model_card(workdir, network, iteration, pretrained)
-    write(to, learner.params, config.model, tokenizer, config.max_length, card)
-
-
-def restore(config: Config, workdir: Path, iteration: int | None, pretrained: Pretrained | None):
-    """Read a checkpoint of a run. Returns (tokenizer, State, iteration)."""
+    config, manifest, pretrained = open_run(workdir)
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
-    with Progress(0) as progress, Checkpoints(workdir / "checkpoints", config.checkpoints) as checkpoints:
+    with (
+        Progress(0) as progress,
+        Checkpoints(workdir / "checkpoints", config.checkpoints, is_read_only=True) as checkpoints,
+    ):
         iteration = checkpoints.choose(iteration)
-        state: State = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
-    return tokenizer, state, iteration
+        state = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
+    card = model_card(workdir, manifest, network, iteration, pretrained)
+    WRITERS[network](to, getattr(state, network).params, config.model, tokenizer, config.max_length, card)
 
 
-def model_card(workdir: Path, network: str, iteration: int, pretrained: Pretrained | None) -> str:
+def model_card(workdir: Path, manifest: dict, network: str, iteration: int, pretrained: Pretrained | None) -> str:
     """Say where a network comes from and how well it did: numbers and hashes of its run."""
-    manifest = read_json(workdir / "manifest.json")
-    lines = (workdir / "metrics.jsonl").read_text("utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["iteration"] == iteration]
+    rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
     metrics = {key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")}
     table = [f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()) if isinstance(value, int | float)]
     what = {

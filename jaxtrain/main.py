@@ -17,18 +17,22 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxtrain.build import Config, check
 from jaxtrain.errors import UserError
-from jaxtrain.flags import list_keys, parse
+from jaxtrain.flags import list_keys, parse, read_config
 from jaxtrain.hub import Pretrained, open_pretrained, resolve
 from jaxtrain.iteration import run_loop
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.plan import plan
 from jaxtrain.progress import Progress
+from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, digest, file_hashes, make_task
-from jaxtrain.workdir import Workdir, open_workdir
+from jaxtrain.workdir import Workdir, open_workdir, read_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,6 +104,22 @@ def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dic
     """List what a run depends on besides its config: hashes of its data, its problems and its pretrained model."""
     hashes = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
     return hashes | dict(pretrained.hashes if pretrained else {})
+
+
+def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
+    """Open a run that is there, to read it alone. Returns (its config, its manifest, the model it started from).
+
+    The config is for the devices here. Raises UserError where it is no run, or its model is not what it was.
+    """
+    for name in ("config.json", "manifest.json"):
+        if not (path / name).is_file():
+            raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
+    config, manifest = read_config(ConfigDict(read_json(path / "config.json"))), read_json(path / "manifest.json")
+    pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
+    for name, value in (pretrained.hashes if pretrained else {}).items():
+        if manifest["facts"].get(name) != value:
+            raise UserError(f"{config.hub.pretrained}: {name} is not what it was when {path} started from it")
+    return replace(config, sharding=ShardingConfig()), manifest, pretrained
 
 
 def usage() -> str:

@@ -108,12 +108,15 @@ def plan(config: Config) -> Iterator[str]:
 def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     """Find what to compile for. Returns (devices, chip, whether programs can be compiled)."""
     kind, _, size = topology.partition(":")
-    if not topology or kind == "cpu":
+    if not topology:
+        name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
+        return None, next((chip for kind, chip in CHIPS.items() if kind in name), CHIPS["cpu"]), True
+    if topology == "cpu":
         return None, CHIPS["cpu"], True
-    if kind not in CHIPS:
+    if kind not in CHIPS or kind == "cpu":
         raise UserError(f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
     if kind not in TPUS:
-        if not size.isdigit() or size == "0":
+        if not size.isdecimal() or int(size) == 0:
             raise UserError(f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8")
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

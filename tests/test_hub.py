@@ -177,6 +177,16 @@ def write_index(path, file, name="lm_head.weight"):
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def write_ends(path, ends):
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+
+
+def write_twice(path):
+    tensors = load_file(path / "model.safetensors")
+    save_file({"model.norm.weight": tensors["model.norm.weight"]}, path / "model2.safetensors")
+    write_index(path, "model2.safetensors", "model.norm.weight")
+
+
 def cut_short(path):
     data = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(data[:-100])
@@ -201,6 +211,13 @@ BAD = {
     "zero heads": (lambda p: edit_config(p, num_attention_heads=0), "holds a value of the wrong kind"),
     "theta": (lambda p: edit_config(p, rope_theta=0), "rope_theta=0.0 is not supported"),
     "quantized": (lambda p: edit_config(p, quantization_config={"quant_method": "gptq"}), "quantization_config='gptq'"),
+    "float for a size": (lambda p: edit_config(p, num_hidden_layers=2.0), "2.0 where one of type int belongs"),
+    "text for a flag": (lambda p: edit_config(p, tie_word_embeddings="false"), "'false' where one of type bool"),
+    "odd head": (lambda p: edit_config(p, num_attention_heads=3), "config.json: as num_heads=3: must be a multiple"),
+    "infinite theta": (lambda p: edit_config(p, rope_theta=float("inf")), "rope_theta=inf is not supported"),
+    "nested": (lambda p: (p / "config.json").write_text("[" * 100_000), "cannot be opened as a model"),
+    "odd ends": (lambda p: write_ends(p, [[1]]), "cannot be opened as a model"),
+    "twice": (lambda p: write_twice(p), "tensor model.norm.weight is in model.safetensors too"),
     "list": (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
     "ends": (lambda p: (p / "generation_config.json").write_text("[]"), "is not a JSON object"),
     "weight map": (lambda p: (p / INDEX).write_text("{}"), "has no weight_map"),
@@ -249,6 +266,7 @@ def test_a_bad_folder_is_refused_in_one_line(folders, tmp_path, case):
 def test_an_edited_export_is_refused(folders, tmp_path):
     model, params, pretrained = load(folders["smollm2"])
     write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
+    (tmp_path / "out" / "README.md").write_text("My own words.\n")
     load(tmp_path / "out")
     with (tmp_path / "out" / "model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
@@ -273,6 +291,18 @@ def test_a_failed_export_leaves_no_folder(folders, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_chat_template_is_known_by_its_hash(folders, tmp_path):
+    shutil.copytree(folders["qwen2"], tmp_path / "model")
+    hashes = []
+    for text in ("{{ messages[0]['content'] }}", "{{ raise_exception('no system text') }}"):
+        (tmp_path / "model" / "chat_template.jinja").write_text(text)
+        pretrained = open_pretrained(HubConfig(str(tmp_path / "model")))
+        hashes.append(pretrained.hashes["hub/chat_template.jinja"])
+    assert hashes[0] != hashes[1]
+    with pytest.raises(UserError, match="the model's template fails"):
+        pretrained.tokenizer.encode_chat("hello", "")
 
 
 def test_a_name_that_is_nowhere_is_refused():

@@ -84,7 +84,7 @@ def test_the_config_for_one_h100_fits():
     told(config_of(["main", "--config", "configs/h100.py"]))
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "tpu", "h99:1"])
+@pytest.mark.parametrize("topology", ["v9:2x2", "tpu", "h99:1", "cpu:4"])
 def test_an_unknown_topology_is_refused(topology):
     with pytest.raises(UserError, match=f"topology={topology}: unknown; known are v4, v5e"):
         told(config_of(TINY, f"--config.sharding.topology={topology}"))

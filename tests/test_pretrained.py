@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,6 +94,28 @@ def test_both_networks_leave_as_folders_that_we_read_again(root, tmp_path, netwo
         again = command(root, **{"hub.pretrained": tmp_path / "out", "loop.num_iterations": 0})
         again[again.index("--workdir") + 1] = str(tmp_path / "again")
         assert main(again) == 0
+
+
+def test_a_live_run_can_be_exported(root, tmp_path):
+    """While it writes its next checkpoint, and a line of its metrics."""
+    shutil.copytree(root / "run", tmp_path / "run")
+    unfinished = tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 2, "eval')
+    assert export.main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 0
+    assert unfinished.exists()
+
+
+def test_an_export_takes_no_other_tokenizer(root, tmp_path, capsys):
+    path = root / "model" / "tokenizer_config.json"
+    text = path.read_text()
+    path.write_text(text.replace("{", '{"note": 1,', 1))
+    try:
+        assert export.main(["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out")]) == 2
+    finally:
+        path.write_text(text)
+    assert "hub/tokenizer_config.json is not what it was when" in capsys.readouterr().err
 
 
 def test_the_warm_start_is_exported_by_its_number(root, tmp_path):

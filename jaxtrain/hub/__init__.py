@@ -51,6 +51,16 @@ class Pretrained:
 
 def open_pretrained(config: HubConfig) -> Pretrained:
     """Open the model that `config.pretrained` names. Raises UserError, also for tensors it should not have."""
+    try:
+        return _open_pretrained(config)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # foreign parsers raise whatever they like for what no model of theirs would hold
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{config.pretrained}: cannot be opened as a model ({told}); fetch it again") from error
+
+
+def _open_pretrained(config: HubConfig) -> Pretrained:
     name = config.pretrained
     if name.startswith("package:"):
         pretrained = open_gguf_file(find_in_package(name.removeprefix("package:")), config.sha256)
@@ -73,7 +83,7 @@ def open_folder(path: Path) -> Pretrained:
         more = folder.read_json(path / "generation_config.json").get("eos_token_id", [])
         ends += more if isinstance(more, list) else [more]
     tokenizer = wrap(fast, config.vocab_size, ends, str(path))
-    files = sorted([*path.glob("*.json"), *path.glob("*.safetensors")])
+    files = sorted({p for pattern in folder.PATTERNS for p in path.glob(pattern) if p.is_file()})
     hashes = {f"hub/{p.name}": sha256(p) for p in files}
     return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
 
@@ -85,7 +95,7 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     if expected and found != expected:
         raise UserError(f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file")
     config = gguf_file.read_model_config(reader, str(path))
-    shapes, read_fn = gguf_file.list_tensors(reader, config)
+    shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
     fast = gguf_file.make_tokenizer(reader, str(path))
     tokenizer = wrap(fast, config.vocab_size, [fast.eos_token_id], str(path))
     return Pretrained(str(path), config, tokenizer, shapes, read_fn, {f"hub/{path.name}": found})
@@ -118,7 +128,7 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
             (index, families.to_ours(name, pretrained.read_fn(families.their_name(name)), shape))
             for name, index, shape in families.layers_of(path, leaf.shape)
         )
-        loaded[path] = place_layers(tensors, leaf) if path.startswith(STACKED) else place(next(tensors)[1], leaf)
+        loaded[path] = place_layers(tensors, leaf) if path.startswith(f"{STACKED}/") else place(next(tensors)[1], leaf)
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
 
 
@@ -131,7 +141,10 @@ def place(values: np.ndarray, leaf: Any) -> jax.Array:
 
 
 def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: Any) -> jax.Array:
-    """Write layer after layer into one parameter, in place where it lies: the host holds one of them at a time."""
+    """Write layer after layer into one parameter, in place where it lies: the host holds one of them at a time.
+
+    Every device is sent the whole layer and keeps its part.
+    """
     empty = jax.jit(partial(jnp.empty, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)
     write = jax.jit(
         jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=leaf.sharding

@@ -74,8 +74,8 @@ def write_folder(to: Path, config: dict, generation: dict | None, tensors: Itera
     write_json(beside / "config.json", config)
     if generation is not None:
         write_json(beside / "generation_config.json", generation)
-    (beside / "README.md").write_text(card, "utf-8")
     write_json(beside / HASHES, {path.name: sha256(path) for path in sorted(beside.iterdir())})
+    (beside / "README.md").write_text(card, "utf-8")  # anyone may edit the card
     for path in beside.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

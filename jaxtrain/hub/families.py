@@ -6,6 +6,7 @@ family that needs another block gets a network of its own beside `nn/transformer
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,20 +50,28 @@ def read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelCo
     """
     try:
         return _read_model_config(data, where)
+    except UserError as error:  # of a ModelConfig that cannot be, in the words of a flag that nobody set
+        name = str(error).removeprefix("--config.model.")
+        raise error if name == str(error) else UserError(f"{where}: as {name}; fetch the model again") from error
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{where}: holds a value of the wrong kind ({error}); fetch the model again") from error
 
 
 def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
-    names = data.get("architectures") or ["(none)"]
-    if names[0] not in FAMILIES:
-        raise UserError(f"{where}: architecture {names[0]} is not supported; supported are {', '.join(FAMILIES)}")
-    family = names[0]
+    names = data.get("architectures") or "(none)"
+    family = names if isinstance(names, str) else names[0]
+    if family not in FAMILIES:
+        raise UserError(f"{where}: architecture {family} is not supported; supported are {', '.join(FAMILIES)}")
 
-    def need(key: str) -> Any:
+    def need(key: str, kind: type = int) -> Any:
         if key not in data:
             raise UserError(f"{where}: {key} is missing; is it the config.json of a {family}?")
-        return data[key]
+        return as_kind(data[key], kind)
+
+    def as_kind(value: Any, kind: type) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} where one of type {kind.__name__} belongs")
+        return value
 
     def refuse(key: str, value: object, known: str) -> None:
         raise UserError(f"{where}: {key}={value!r} is not supported for {family}; supported is {known}")
@@ -74,7 +83,7 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
             refuse(key, True, "false")
     if data.get("quantization_config"):
         refuse("quantization_config", data["quantization_config"].get("quant_method"), "none")
-    window = data.get("sliding_window", 4096 if family == "MistralForCausalLM" else 0) or 0
+    window = as_kind(data.get("sliding_window", 4096 if family == "MistralForCausalLM" else 0) or 0, int)
     if family.startswith("Qwen"):
         # Qwen lets the layers from max_window_layers on slide; none of those published uses it.
         if data.get("use_sliding_window", False):
@@ -94,9 +103,10 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
             zip(("rope_factor", "rope_low", "rope_high"), (float(rope[key]) for key in keys[:3]), strict=True),
             rope_length=int(rope[keys[3]]),
         )
-    theta = float(rope.get("rope_theta", data.get("rope_theta", 10_000.0)))
-    if not theta > 0:
-        refuse("rope_theta", theta, "a number above 0")
+    theta, eps = float(rope.get("rope_theta", data.get("rope_theta", 10_000.0))), float(need("rms_norm_eps", float))
+    for key, value in (("rope_theta", theta), ("rms_norm_eps", eps)):
+        if not 0 < value < math.inf:
+            refuse(key, value, "a number above 0")
     num_heads, width = need("num_attention_heads"), need("hidden_size")
     head = data.get("head_dim") or (128 if family == "Qwen3ForCausalLM" else width // num_heads)
     config = ModelConfig(
@@ -107,12 +117,12 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
         mlp_width=need("intermediate_size"),
         head_width=0 if head * num_heads == width else head,
         vocab_size=need("vocab_size"),
-        is_tied=data.get("tie_word_embeddings", False),
+        is_tied=as_kind(data.get("tie_word_embeddings", False), bool),
         has_qkv_bias=family == "Qwen2ForCausalLM",
         has_qk_norm=family == "Qwen3ForCausalLM",
         window=window,
         rope_theta=theta,
-        norm_eps=float(need("rms_norm_eps")),
+        norm_eps=eps,
         **scaling,
     )
     return family, config

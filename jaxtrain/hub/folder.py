@@ -81,6 +81,8 @@ def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
                 kind, known = header.get_dtype(), ", ".join(FLOATS)
                 if kind not in FLOATS:
                     raise UserError(f"{folder / file}: tensor {name} is of type {kind}, not one of {known}")
+                if name in shapes:
+                    raise UserError(f"{folder / file}: tensor {name} is in {files_by_name[name].name} too")
                 shapes[name], files_by_name[name] = tuple(header.get_shape()), folder / file
     for name, file in (listed or {}).items():
         if files_by_name.get(name) != folder / file:

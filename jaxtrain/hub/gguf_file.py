@@ -62,7 +62,7 @@ def read_model_config(reader: Any, where: str) -> ModelConfig:
     """Turn the metadata into a ModelConfig. Raises UserError for another architecture, and what it cannot say."""
     try:
         return _read_model_config(reader, where)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}: holds a value of the wrong kind ({error}); it is not supported") from error
 
 
@@ -81,7 +81,8 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     head = int(field(reader, "llama.attention.key_length", int(need("embedding_length")) // num_heads))
     scaling = field(reader, "llama.rope.scaling.type", "none")
-    if scaling != "none" or field(reader, "llama.rope.dimension_count", head) != head:
+    factors = [float(field(reader, f"llama.rope.{key}", 1.0)) for key in ("scaling.factor", "scale_linear")]
+    if scaling != "none" or factors != [1.0, 1.0] or field(reader, "llama.rope.dimension_count", head) != head:
         raise UserError(f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported")
     if "rope_freqs.weight" in shapes:
         raise UserError(f"{where}: rope scaling by rope_freqs.weight is not supported")
@@ -99,17 +100,29 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
     )
 
 
-def list_tensors(reader: Any, config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """List the tensors under Hugging Face's names. Returns (shape by name, function that reads one by name)."""
+def list_tensors(
+    reader: Any, config: ModelConfig, where: str
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """List the tensors under Hugging Face's names. Returns (shape by name, function that reads one by name).
+
+    Raises UserError for a tensor that is there twice, or of a type that cannot be dequantized.
+    """
     from gguf import dequantize  # pyright: ignore[reportMissingImports]
 
     tensors = {}
     for tensor in reader.tensors:
         match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
         if match and match[2] in BLOCK:
-            tensors[f"model.layers.{match[1]}.{BLOCK[match[2]]}.weight"] = tensor
+            name = f"model.layers.{match[1]}.{BLOCK[match[2]]}.weight"
         else:
-            tensors[TOP.get(tensor.name, tensor.name)] = tensor
+            name = TOP.get(tensor.name, tensor.name)
+        if name in tensors:
+            raise UserError(f"{where}: tensor {tensor.name} is there twice; fetch the file again")
+        try:
+            dequantize(tensor.data[:1], tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(f"{where}: tensor {tensor.name} is of type {tensor.tensor_type.name}, not known") from error
+        tensors[name] = tensor
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]

@@ -58,7 +58,10 @@ class HubTokenizer:
             raise UserError("--config.prompts.style=chat: the model has no chat template; choose plain or few_shot")
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": text})
-        return self.encode(self.fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        try:
+            return self.encode(self.fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template may refuse a system text, or anything else
+            raise UserError(f"--config.prompts.style=chat: the model's template fails ({error})") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text before the first end id."""
