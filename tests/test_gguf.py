@@ -38,8 +38,8 @@ def interleave(weight, num_heads):
     return weight.reshape(num_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path):
-    """Write the tiny smollm2 as llama.cpp's converter would, unquantized."""
+def write_gguf(path, spoil=lambda writer: None, **tensors):
+    """Write the tiny smollm2 as llama.cpp's converter would, unquantized; `spoil` and `tensors` add what is wrong."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
     writer.add_embedding_length(WIDTH)
@@ -62,7 +62,10 @@ def write_gguf(path):
             name = name.replace(theirs, short)
         if "attn_q." in name or "attn_k." in name:
             values = interleave(values, HEADS if "attn_q" in name else KV_HEADS)
-        writer.add_tensor(name, np.ascontiguousarray(values))
+        writer.add_tensor(name, np.ascontiguousarray(tensors.pop(name, values)))
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    spoil(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -104,6 +107,25 @@ def test_another_file_than_expected_is_refused(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf")
     with pytest.raises(UserError, match="not --config.hub.sha256=00; it is another file"):
         load(HubConfig(str(path), sha256="00"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "tensors", "message"),
+    [
+        (lambda w: w.add_rope_scaling_factor(2.0), {}, "rope scaling 'none' or a rope over part of a head"),
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), {}, "rope scaling 'yarn'"),
+        (lambda w: w.add_float32("llama.rope.scale_linear", 2.0), {}, "is not supported"),
+        (None, {"output_norm.weight": np.ones(WIDTH, np.int8)}, "tensor output_norm.weight is of type I8, not known"),
+        (None, {"model.norm.weight": np.ones(WIDTH, np.float32)}, "tensor model.norm.weight is there twice"),
+        (None, {"extra": np.ones(3, np.float32)}, "tensor extra has no place in this architecture"),
+        (None, {"output_norm.weight": np.ones(3, np.float32)}, r"has shape \(3,\), the config asks for \(32,\)"),
+    ],
+)
+def test_what_we_would_compute_wrongly_is_refused_in_one_line(tmp_path, spoil, tensors, message):
+    path = write_gguf(tmp_path / "tiny.gguf", spoil or (lambda writer: None), **tensors)
+    with pytest.raises(UserError, match=message) as caught:
+        open_pretrained(HubConfig(str(path)))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "package:no-such-package"])

