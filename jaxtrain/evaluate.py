@@ -51,9 +51,11 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     """Score one checkpoint and write the report. Raises UserError."""
     ran, manifest, pretrained = open_run(path)
     config = change(ran, overrides)
-    task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
-    if config.prompts.style == "few_shot":  # the shots stay those that the run had
-        task = replace(task, demonstrations=make_task(ran.tasks, task.tokenizer).demonstrations)
+    # Tokens and shots stay those that the run had.
+    tokenizer = pretrained.tokenizer if pretrained else make_task(ran.tasks).tokenizer
+    task = make_task(config.tasks, tokenizer)
+    if config.prompts.style == "few_shot":
+        task = replace(task, demonstrations=make_task(ran.tasks, tokenizer).demonstrations)
     check(config, task)
     with (
         Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True) as checkpoints,
@@ -64,9 +66,9 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
         facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
         with open_workdir(to, asdict(config), facts) as workdir, MetricsLog(to) as log:
             # The shapes of a State are the run's; the problems may have others.
-            abstract = build(replace(ran, sharding=config.sharding), task.tokenizer, progress).abstract_state
+            abstract = build(replace(ran, sharding=config.sharding), tokenizer, progress).abstract_state
             state = checkpoints.restore(iteration, abstract)
-            fns = build(config, task.tokenizer, progress)
+            fns = build(config, tokenizer, progress)
             log.truncate(-1)
             score(state, Run(config, task, fns, workdir, log, progress))
     print(summary(workdir))
