@@ -57,20 +57,16 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     if config.prompts.style == "few_shot":
         task = replace(task, demonstrations=make_task(ran.tasks, tokenizer).demonstrations)
     check(config, task)
-    with (
-        Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True) as checkpoints,
-        Progress(0) as progress,
-    ):
+    with Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True) as checkpoints:
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)
         facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
-        with open_workdir(to, asdict(config), facts) as workdir, MetricsLog(to) as log:
+        with open_workdir(to, asdict(config), facts) as workdir, Progress(iteration) as progress, MetricsLog(to) as log:
             # The shapes of a State are the run's; the problems may have others.
             abstract = build(replace(ran, sharding=config.sharding), tokenizer, progress).abstract_state
             state = checkpoints.restore(iteration, abstract)
-            fns = build(config, tokenizer, progress)
             log.truncate(-1)
-            score(state, Run(config, task, fns, workdir, log, progress))
+            score(state, Run(config, task, build(config, tokenizer, progress), workdir, log, progress))
     print(summary(workdir))
 
 
