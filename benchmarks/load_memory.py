@@ -24,22 +24,21 @@ import numpy as np
 from jaxtrain.flags import parse
 from jaxtrain.hub import Pretrained, families, folder, load_params
 from jaxtrain.hub.export import write_json, write_tensors
-from jaxtrain.nn.transformer import ModelConfig, Transformer
+from jaxtrain.nn.transformer import ModelConfig, Transformer, abstract_params
 
 LOAD = "from benchmarks.load_memory import load; load({!r})"
 
 
-def abstract_params(config: ModelConfig):
+def half_params(config: ModelConfig):
     """Shapes of the parameters, in bfloat16."""
-    model, one = Transformer(config, config.vocab_size), jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
+    shapes = abstract_params(Transformer(config, config.vocab_size))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes)
 
 
 def made_up(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Yield random tensors under Hugging Face's names."""
     rng = np.random.default_rng(0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(half_params(config)):
         for name, _, shape in families.layers_of(families.path_of(path), leaf.shape):
             values = rng.standard_normal(families.their_shape(name, shape), np.float32)
             yield families.their_name(name), values.astype(ml_dtypes.bfloat16)
@@ -66,7 +65,7 @@ def load(path: str) -> None:
     jax.block_until_ready(jnp.zeros(8))
     before, start = peak(), time.perf_counter()
     unused: dict = {"tokenizer": None, "hashes": {}}
-    params = load_params(Pretrained(path, config, shapes=shapes, read_fn=read_fn, **unused), abstract_params(config))
+    params = load_params(Pretrained(path, config, shapes=shapes, read_fn=read_fn, **unused), half_params(config))
     jax.block_until_ready(params)
     size = sum(x.nbytes for x in jax.tree.leaves(params)) / 2**30
     took, seconds = peak() - before, time.perf_counter() - start

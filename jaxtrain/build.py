@@ -27,7 +27,7 @@ from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn.heads import ValueHead
 from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
-from jaxtrain.nn.transformer import ModelConfig, Transformer, cast_weights
+from jaxtrain.nn.transformer import ModelConfig, Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
@@ -121,9 +121,7 @@ def build(
     optimizer = updates.make_optimizer(config.updates.policy), updates.make_optimizer(config.updates.prm)
 
     def new_policy(key: Array):
-        one = jnp.zeros((1, 1), jnp.int32)
-        params = model.init(jax.random.wrap_key_data(key), one, one, one == 0)["params"]
-        return updates.init_learner(params, optimizer[0])
+        return updates.init_learner(init_params(model, jax.random.wrap_key_data(key)), optimizer[0])
 
     def new_prm(policy_params: Params):
         head_params = head.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]

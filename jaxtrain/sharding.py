@@ -69,7 +69,7 @@ def num_shards(mesh: Mesh) -> int:
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Look up a parameter; an axis that its dimension is not divisible by stays whole, and so do stacked layers."""
     parts = path.split("/")
-    layers = (None,) if "blocks" in parts else ()
+    layers = (None,) if "blocks" in parts else ()  # nn.transformer.STACKED
     for pattern, spec in TABLE:
         if re.fullmatch(pattern, parts[-1]) and len(layers + spec) == len(shape):
             wanted = zip(layers + spec, shape, strict=True)

@@ -111,7 +111,7 @@ class Run:
 
     def trees(self, iteration: int) -> dict[str, np.ndarray]:
         """All trees of an iteration, padding apart, as the files have them."""
-        shards = [np.load(path) for path in sorted((self.workdir / "trees" / str(iteration)).glob("*.npz"))]
+        shards = [np.load(path) for path in sorted((self.workdir / "trees" / str(iteration)).glob("search-*.npz"))]
         trees = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
         return {name: values[trees["problem_id"] >= 0] for name, values in trees.items()}
 

@@ -22,7 +22,7 @@ from jaxtrain.hub.export import write_policy, write_prm, write_tensors
 from jaxtrain.hub.families import family_of, read_model_config
 from jaxtrain.hub.folder import INDEX
 from jaxtrain.hub.tokenizer import wrap
-from jaxtrain.nn.transformer import Segment, Transformer
+from jaxtrain.nn.transformer import Segment, Transformer, abstract_params
 from jaxtrain.tokenizers import byte_tokenizer
 
 POSITIONS = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
@@ -32,11 +32,6 @@ POSITIONS = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {name: write_model(root / name, name) for name in MODELS}
-
-
-def abstract_params(model):
-    one = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
 
 
 def load(path, **how):

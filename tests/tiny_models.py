@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.nn.transformer import ModelConfig, Transformer
+from jaxtrain.nn.transformer import ModelConfig, Transformer, abstract_params
 
 VOCAB = 11
 CONFIG = ModelConfig(num_layers=2, width=16, num_heads=4, num_kv_heads=2, mlp_width=24)
@@ -30,9 +30,7 @@ def random_like(tree, seed):
 
 @cache
 def random_params(model=MODEL, seed=2):
-    one = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
-    return random_like(shapes, seed)
+    return random_like(abstract_params(model), seed)
 
 
 def plain_positions(tokens):

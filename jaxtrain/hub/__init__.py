@@ -22,7 +22,7 @@ import numpy as np
 from jaxtrain.errors import UserError
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
-from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer
+from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_params
 from jaxtrain.structs import Params
 
 HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
@@ -157,8 +157,7 @@ def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: An
 
 def check_tensors(pretrained: Pretrained) -> None:
     """Compare what a model holds with what its config says it holds. Raises UserError at the first difference."""
-    model, one = Transformer(pretrained.config, pretrained.config.vocab_size), jnp.zeros((1, 1), jnp.int32)
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one == 0)["params"])
+    abstract = abstract_params(Transformer(pretrained.config, pretrained.config.vocab_size))
     paths = ((families.path_of(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract))
     wanted = {families.their_name(path): families.their_shape(path, leaf.shape) for path, leaf in paths}
     for name, shape in wanted.items():

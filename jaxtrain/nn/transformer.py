@@ -287,3 +287,14 @@ class Transformer(nn.Module):
         """Turn hidden states [... width] into next-token logits [... vocab], float32."""
         matrix = self.embedding if self.config.is_tied else self.unembedding
         return jnp.matmul(hidden, matrix.T.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def init_params(model: Transformer, key: Array) -> Params:
+    """Draw parameters; `key` is a typed key. Under `jax.eval_shape` only their shapes."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return model.init(key, one, one, one == 0)["params"]
+
+
+def abstract_params(model: Transformer) -> Params:
+    """Return the shapes and dtypes of a network's parameters."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
