@@ -8,7 +8,7 @@ the warm start, and every later one makes the same number of updates:
 
     search          the plain command
     demonstrations  the policy is fitted to D_S0 again wherever the loop would fit it to its own traces
-    sample          ReST-EM: traces are sampled one by one instead of searched for, as many as cost the same tokens
+    sample          ReST-EM: traces are sampled one by one instead of searched for, for as many generated tokens
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
     open_workdir(folder, asdict(config), list_facts(config, task, model)).close()
     rows = [line for line in (source / "metrics.jsonl").open() if json.loads(line)["iteration"] == 0]
     (folder / "metrics.jsonl").write_text("".join(rows))
-    shutil.copytree(source / "checkpoints" / "0", folder / "checkpoints" / "0.copy")
+    shutil.copytree(source / "checkpoints" / "0", folder / "checkpoints" / "0.copy", dirs_exist_ok=True)
     (folder / "checkpoints" / "0.copy").rename(folder / "checkpoints" / "0")
 
 
@@ -64,7 +64,8 @@ def run_demonstrations(flags: list[str], folder: Path) -> None:
         fns = build(config, task.tokenizer, progress, model)
         run = Run(config, task, fns, workdir, log, progress)
         state = checkpoints.restore(checkpoints.choose(None), fns.abstract_state)
-        log.truncate(int(state.iteration))
+        if not log.truncate(int(state.iteration)):
+            score(state, run)
         rows, _ = run.demonstrations()
         for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
             policy = fit(run, i, "policy", fns.update_policy, state.policy, run.policy_batches(i, rows))

@@ -146,7 +146,6 @@ def build(
 
     def grower(name: str, search_config: SearchConfig) -> Callable:
         grow_fn = search.make_grow(search_config, sample_steps, score_steps)
-
         per_shard = sharding.per_shard(grow_fn, mesh, num_params=2, num_batched=2)
 
         def fn(policy_params: Params, prm_params: Params, *args):
@@ -201,7 +200,7 @@ def check(config: Config, task: Task) -> None:
     for name, problems in (("train", task.train), (split, getattr(task, split)[: config.evaluation.num_problems])):
         if not problems:
             raise UserError(f"the task has no {name} problems; set --config.tasks.num_{name} above 0")
-        if min(len(encode(problem)) for problem in problems) > limit:
+        if all(len(encode(problem)) > limit for problem in problems):
             raise UserError(
                 f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems is that short; "
                 f"{max(len(encode(problem)) for problem in problems)} takes them all"

@@ -116,8 +116,10 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
             raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
     config, manifest = read_config(ConfigDict(read_json(path / "config.json"))), read_json(path / "manifest.json")
     pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
-    for name, value in (pretrained.hashes if pretrained else {}).items():
-        if manifest["facts"].get(name) != value:
+    hashes = pretrained.hashes if pretrained else {}
+    started = {name: value for name, value in manifest["facts"].items() if name.startswith("hub/")}
+    for name in sorted(started.keys() | hashes.keys()):
+        if started.get(name) != hashes.get(name):
             raise UserError(f"{config.hub.pretrained}: {name} is not what it was when {path} started from it")
     return replace(config, sharding=ShardingConfig()), manifest, pretrained
 

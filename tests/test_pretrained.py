@@ -97,8 +97,11 @@ def test_both_networks_leave_as_folders_that_we_read_again(root, tmp_path, netwo
 
 
 def test_a_live_run_can_be_exported(root, tmp_path):
-    """While it writes its next checkpoint, and a line of its metrics."""
+    """While it writes its next checkpoint and a line of its metrics, on another number of devices than are here."""
     shutil.copytree(root / "run", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["sharding"] |= {"data": 3}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     unfinished = tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -116,6 +119,13 @@ def test_an_export_takes_no_other_tokenizer(root, tmp_path, capsys):
     finally:
         path.write_text(text)
     assert "hub/tokenizer_config.json is not what it was when" in capsys.readouterr().err
+    # A file that was there at the start, and is not any more.
+    shutil.copytree(root / "run", tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["facts"]["hub/vocab.txt"] = "0" * 64
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    assert export.main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    assert "hub/vocab.txt is not what it was when" in capsys.readouterr().err
 
 
 def test_the_warm_start_is_exported_by_its_number(root, tmp_path):
@@ -146,7 +156,7 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
     for _ in range(2):  # the second time all trees are there
         assert evaluate.main(arguments) == 0
         (row,) = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
-        expected = {k: v for k, v in metrics_of(root)[0].items() if k.startswith("evaluation/") and "curve" not in k}
+        expected = {k: v for k, v in metrics_of(root)[0].items() if k.startswith("evaluation/")}
         assert {key: row[key] for key in expected} == expected
     assert "greedy accuracy" in capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
