@@ -133,6 +133,7 @@ def build(
 
     def load_policy(_: Array):
         assert pretrained is not None
+        progress.note(f"loading {pretrained.where}")
         params = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), policy.params, placed[0].params
         )

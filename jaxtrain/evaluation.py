@@ -41,6 +41,7 @@ class EvaluationConfig:
     """What every iteration is scored on."""
 
     split: str = "test"  # test: to report; dev: to tune
+    methods: str = "all"  # all; greedy: that alone, at a small part of the cost, and nothing about the PRM
     num_problems: int = 512  # the first ones of the split: the same for every iteration and method
     num_samples: int = 16  # traces per problem, the largest k of vote, best-of-k, weighted vote and pass@k
     temperature: float = 0.7  # of these traces; greedy means 0
@@ -48,7 +49,7 @@ class EvaluationConfig:
     num_candidates: int = 4  # of the search that answers
 
     def __post_init__(self):
-        require_one_of("evaluation", self, split=("test", "dev"))
+        require_one_of("evaluation", self, split=("test", "dev"), methods=("all", "greedy"))
         require_at_least(1, "evaluation", self, "num_problems", "num_samples", "num_simulations", "num_candidates")
         if self.temperature <= 0:
             raise UserError(f"--config.evaluation.temperature={self.temperature}: must be above 0, or all traces agree")
@@ -125,7 +126,7 @@ SELECT_FNS = {"self_consistency": vote, "best_of_k": best_of_k, "weighted_vote":
 PRM_METHODS = ("best_of_k", "weighted_vote", "mcts")  # the others never call the PRM and do not pay for it
 
 
-def accuracy_table(greedy: Answered, sampled: Answered, searched: Answered | None = None) -> Metrics:
+def accuracy_table(greedy: Answered, sampled: Answered | None = None, searched: Answered | None = None) -> Metrics:
     """Compare the methods at the mean cost that search had, and each with itself along k.
 
     For each method `evaluation/<method>/` accuracy, low, high (Wilson), num_problems, tokens (mean per problem) and
@@ -133,18 +134,21 @@ def accuracy_table(greedy: Answered, sampled: Answered, searched: Answered | Non
     for those that draw samples also k and curve, a list of [tokens, accuracy, low, high, k]. The k of a selecting
     method is the one whose mean cost is nearest to search's without passing it by more than 5 %; is_budget_short is
     1 where even all samples cost over 5 % less. Without `searched`, and for the oracle pass_at_k always, k is K.
+    Without `sampled` the table is greedy's, and search's where it is given.
     `evaluation/mcts_minus_<method>`, _low and _high: difference of accuracy, bootstrapped over problems.
     Raises ValueError where the methods did not see the same problems in the same order.
     """
     methods = {"greedy": greedy} if searched is None else {"greedy": greedy, "mcts": searched}
     for name, answered in methods.items():
-        if not np.array_equal(answered.problem_id, sampled.problem_id):
+        if sampled is not None and not np.array_equal(answered.problem_id, sampled.problem_id):
             raise ValueError(f"{name} and the samples answer different problems")
     metrics: Metrics = {}
     solved = {}
     for name, answered in methods.items():
         solved[name] = answered.is_correct[:, 0]
         metrics |= _named(name, _row(solved[name], _mean_costs(name, answered)[0]))
+    if sampled is None:
+        return metrics
     budget = None if searched is None else _mean_costs("mcts", searched)[0]
     for name in (*SELECT_FNS, "pass_at_k"):
         costs = _mean_costs(name, sampled)

@@ -203,6 +203,8 @@ def score(state: State, run: Run) -> None:
         "sample": (fns.sample, Purpose.SAMPLE, c.temperature),
         "mcts": (fns.solve, Purpose.SOLVE, run.config.search.temperature),
     }
+    if c.methods == "greedy":
+        methods = {"greedy": methods["greedy"]}
     found: dict[str, list[tuple[Prompts, Tree, Labels]]] = {name: [] for name in methods}
     total = len(methods) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
@@ -216,7 +218,8 @@ def score(state: State, run: Run) -> None:
         }
         metrics = measure(state, joined, run.answer)
     metrics |= {"evaluation/num_too_long": num_too_long, "time/evaluation": phase.seconds}
-    samples = [*reported_traces(run, *joined["mcts"], "mcts"), *reported_traces(run, *joined["greedy"], "greedy")]
+    shown = [name for name in ("mcts", "greedy") if name in joined]
+    samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
     # The report first: a kill in between scores the iteration again, and writes it again.
     rows = [*run.log.read(), {"iteration": i, **metrics}]
     write_report(run.workdir.report, asdict(run.config), rows, samples, run.workdir.manifest)
@@ -224,14 +227,17 @@ def score(state: State, run: Run) -> None:
 
 
 def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable) -> evaluation.Metrics:
-    """Turn judged trees of the three searches into the accuracy table and the PRM's report."""
-    (prompt, greedy, greedy_labels), (_, sampled, sample_labels) = found["greedy"], found["sample"]
+    """Turn judged trees into the accuracy table, and those of a search into the PRM's report."""
+
+    def read_samples(name: str) -> evaluation.Answered:
+        prompt, tree, labelled = found[name]
+        return evaluation.read_samples(tree, labelled.verdict, prompt.length, answer_fn)
+
+    if "mcts" not in found:
+        return evaluation.accuracy_table(read_samples("greedy"))
     _, solved, solve_labels = found["mcts"]
-    table = evaluation.accuracy_table(
-        evaluation.read_samples(greedy, greedy_labels.verdict, prompt.length, answer_fn),
-        evaluation.read_samples(sampled, sample_labels.verdict, prompt.length, answer_fn),
-        evaluation.read_choice(solved, solve_labels.verdict, answer_fn),
-    )
+    searched = evaluation.read_choice(solved, solve_labels.verdict, answer_fn)
+    table = evaluation.accuracy_table(read_samples("greedy"), read_samples("sample"), searched)
     # The answers that search could have chosen from: what it misses here, no better PRM would find.
     table["evaluation/mcts/in_tree"] = float(np.mean((solve_labels.verdict == Verdict.CORRECT).any(axis=1)))
     paths = state.replay.paths

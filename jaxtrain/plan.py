@@ -172,8 +172,9 @@ def search_bytes(config: Config, mesh: Any) -> tuple[float, float]:
     problems = config.prompts.batch_size / sharding.num_shards(mesh)
     per_token = kv_bytes(config, mesh)
     prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) * c.max_step_tokens
-    kv = problems * per_token * (prefix + c.num_candidates * c.max_step_tokens)
     rollouts = c.num_rollout_steps * c.num_rollout_candidates
+    lanes = max(c.num_candidates, c.round_steps * c.num_rollout_candidates)  # in steps; of expansion or rollout
+    kv = problems * per_token * (prefix + lanes * c.max_step_tokens)
     node = 4 * (prefix + (c.num_candidates + rollouts) * (c.max_step_tokens + 8))
     return kv, problems * c.num_simulations * node
 
@@ -268,10 +269,9 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     c, m, u = config.search, config.model, config.updates
     count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
     num_problems = config.prompts.num_problems or config.prompts.batch_size
-    rounds = 1 + c.num_rollout_steps
     prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) / 2 * c.max_step_tokens
     sampled = c.num_candidates + c.num_rollout_steps * c.num_rollout_candidates
-    read = c.num_simulations * (rounds * prefix + sampled * c.max_step_tokens)
+    read = c.num_simulations * ((1 + c.num_rounds) * prefix + sampled * c.max_step_tokens)
     search_tokens = 2 * num_problems * read
     fit_tokens = {
         "policy update": u.policy.num_updates * u.policy.batch_size * config.max_length,
@@ -281,7 +281,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize
     batches = -(-num_problems // config.prompts.batch_size)
     # Decoding reads the weights once for every token of a step, the lanes of a batch together.
-    reads = batches * c.num_simulations * rounds * c.max_step_tokens
+    reads = batches * c.num_simulations * (1 + c.num_rollout_steps) * c.max_step_tokens
     decode = reads * count * size / mesh.shape["tp"] / chip.bandwidth
     seconds = {"search": max(2 * count * search_tokens / peak, decode)}
     seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}

@@ -45,7 +45,7 @@ FLAGS = {
 }
 
 
-def command(root, **changes):
+def run_flags(root, **changes):
     flags = FLAGS | {"hub.pretrained": root / "model", "tasks.path": root / "train.jsonl"} | changes
     flags = [f"--config.{key}={value}" for key, value in flags.items()]
     return ["main", "--config", "configs/base.py", "--workdir", str(root / "run"), *flags]
@@ -57,7 +57,7 @@ def root(compile_cache, tmp_path_factory):
     write_model(root / "model", "qwen2")
     rows = [{"question": f"a has {n}. how many?", "answer": "it is 7.\n#### 7"} for n in range(24)]
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(command(root, **{"prompts.style": "chat"})) == 0
+    assert main(run_flags(root, **{"prompts.style": "chat"})) == 0
     return root
 
 
@@ -91,7 +91,7 @@ def test_both_networks_leave_as_folders_that_we_read_again(root, tmp_path, netwo
     assert tensors.keys() - {"score.weight", "score.bias"} == first.keys()
     assert not np.array_equal(tensors["model.norm.weight"], first["model.norm.weight"]), "it has learnt something"
     if network == "policy":
-        again = command(root, **{"hub.pretrained": tmp_path / "out", "loop.num_iterations": 0})
+        again = run_flags(root, **{"hub.pretrained": tmp_path / "out", "loop.num_iterations": 0})
         again[again.index("--workdir") + 1] = str(tmp_path / "again")
         assert main(again) == 0
 
@@ -134,24 +134,8 @@ def test_the_warm_start_is_exported_by_its_number(root, tmp_path):
     assert "iteration 0" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--iteration", "7"], "--iteration 7: "),
-        (["--workdir", "nowhere"], "holds no config.json, so it is no run"),
-        (["--to", "."], "exists already"),
-    ],
-)
-def test_a_mistake_in_an_export_is_one_line(root, tmp_path, capsys, arguments, message):
-    plain = ["--workdir", str(root / "run"), "--to", str(tmp_path / "out")]
-    assert export.main(["export", *plain, *arguments]) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
-    """On the run's own problems; on others, the folder says which."""
+    """On the run's own problems, whole or greedily; on others, the folder says which."""
     arguments = ["evaluate", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--iteration", "0"]
     for _ in range(2):  # the second time all trees are there
         assert evaluate.main(arguments) == 0
@@ -159,24 +143,43 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
         expected = {k: v for k, v in metrics_of(root)[0].items() if k.startswith("evaluation/")}
         assert {key: row[key] for key in expected} == expected
     assert "greedy accuracy" in capsys.readouterr().out
+    brief = [*arguments, "--to", str(tmp_path / "brief"), "--config.evaluation.methods=greedy"]
+    assert evaluate.main(brief) == 0
+    (row,) = map(json.loads, (tmp_path / "brief" / "metrics.jsonl").read_text().splitlines())
+    scored = {key: value for key, value in row.items() if key.startswith("evaluation/")}
+    assert scored == {k: v for k, v in expected.items() if k in scored} and "evaluation/greedy/accuracy" in scored
+    assert {key.split("/")[1] for key in scored} == {"greedy", "num_too_long"}
+
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
     assert facts["evaluated.iteration"] == 0 and len(facts["evaluated.config_sha256"]) == 64
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        (["--config.model.width=8"], "--config.model: is the run's own; an evaluation may differ in seed, tasks"),
-        (["--config.tasks.num_tests=8"], "--config.tasks.num_tests is unknown; keys of config.tasks: num_test"),
-        (["--num", "8"], "--num is unknown"),
-        (["--iteration", "7"], "--iteration 7: "),
-        (["--workdir", "nowhere"], "holds no config.json, so it is no run"),
+        *((command, ["--iteration", "7"], "--iteration 7: ") for command in (export, evaluate)),
+        *(
+            (command, ["--workdir", "nowhere"], "holds no config.json, so it is no run")
+            for command in (export, evaluate)
+        ),
+        (export, ["--to", "."], "exists already"),
+        (
+            evaluate,
+            ["--config.model.width=8"],
+            "--config.model: is the run's own; an evaluation may differ in seed, tasks",
+        ),
+        (
+            evaluate,
+            ["--config.tasks.num_tests=8"],
+            "--config.tasks.num_tests is unknown; keys of config.tasks: num_test",
+        ),
+        (evaluate, ["--num", "8"], "--num is unknown"),
     ],
 )
-def test_a_mistake_in_an_evaluation_is_one_line(root, tmp_path, capsys, arguments, message):
+def test_a_mistake_in_a_command_on_a_run_is_one_line(root, tmp_path, capsys, command, arguments, message):
     plain = ["--workdir", str(root / "run"), "--to", str(tmp_path / "out")]
-    assert evaluate.main(["evaluate", *plain, *arguments]) == 2
+    assert command.main(["command", *plain, *arguments]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -187,7 +190,7 @@ def test_another_model_in_the_same_folder_is_refused(root, capsys):
     text = config.read_text()
     config.write_text(text.replace("1000.0", "2000.0"))
     try:
-        assert main(command(root, **{"prompts.style": "chat"})) == 2
+        assert main(run_flags(root, **{"prompts.style": "chat"})) == 2
     finally:
         config.write_text(text)
     assert "belongs to other config: model.rope_theta" in capsys.readouterr().err

@@ -81,8 +81,8 @@ def decode_plainly(tokens, max_steps):
 
 @pytest.mark.parametrize("max_steps", [1, 3])
 def test_greedy_decoding_with_a_cache_equals_reading_everything_again(prefix, max_steps):
-    live = np.ones(8, bool)
-    steps = host(sample_network(PARAMS, prefix, keys_of(range(8)), live, 0.0, num_lanes=2, max_steps=max_steps))
+    room = np.full(8, max_steps)
+    steps = host(sample_network(PARAMS, prefix, keys_of(range(8)), room, 0.0, num_lanes=2, max_steps=max_steps))
     endings = set()
     for b in range(8):
         expected, is_finished, is_cut = decode_plainly(prefix.tokens[b, : prefix.length[b]], max_steps)
@@ -139,15 +139,15 @@ def draw(
     table,
     prompts=(A, B, C),
     ids=(0, 1, 2),
-    live=(True, True, True),
+    room=(9, 9, 9),
     temperature=1.0,
     lanes=FEW,
     max_steps=1,
     sampler=sample_bigram,
 ):
     prefix = Prefix(np.array(prompts, np.int32)[:, None], np.ones(3, np.int32))
-    is_live, temperature = np.array(live), np.float32(temperature)
-    return sampler(table, prefix, keys_of(ids), is_live, temperature, num_lanes=lanes, max_steps=max_steps)
+    room, temperature = np.minimum(room, max_steps), np.float32(temperature)
+    return sampler(table, prefix, keys_of(ids), room, temperature, num_lanes=lanes, max_steps=max_steps)
 
 
 def test_a_step_ends_at_a_newline_or_an_end_token_or_the_limit():
@@ -263,6 +263,15 @@ def test_a_trace_begins_with_the_step_that_would_be_drawn_alone():
     assert three.length[:, :, 1].any()
 
 
+def test_a_problem_takes_as_many_steps_as_it_has_room_for():
+    """And no other problem notices."""
+    some, all_three = host(draw(EVEN, room=(1, 3, 2), max_steps=3)), host(draw(EVEN, max_steps=3))
+    for b, room in enumerate((1, 3, 2)):
+        jax.tree.map(lambda x, y, b=b, n=room: np.testing.assert_array_equal(x[b, :, :n], y[b, :, :n]), some, all_three)
+        assert not some.length[b, :, room:].any()
+    assert all_three.length[2, :, 2].any()
+
+
 # What is set aside.
 
 
@@ -281,13 +290,13 @@ def test_a_fault_in_one_step_sets_the_whole_lane_aside():
 
 def test_a_network_of_nan_sets_every_problem_aside(prefix):
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), PARAMS)
-    steps = host(sample_network(params, prefix, keys_of(range(8)), np.ones(8, bool), 0.0, num_lanes=2, max_steps=1))
+    steps = host(sample_network(params, prefix, keys_of(range(8)), np.ones(8, int), 0.0, num_lanes=2, max_steps=1))
     assert not steps.is_ok.any() and not steps.length.any()
 
 
 def test_dead_problems_get_no_tokens_and_their_neighbours_do_not_notice():
     live = np.array([True, False, True])
-    steps, all_live = host(draw(EVEN, live=live, max_steps=3)), host(draw(EVEN, max_steps=3))
+    steps, all_live = host(draw(EVEN, room=3 * live, max_steps=3)), host(draw(EVEN, max_steps=3))
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[live], y[live]), steps, all_live)
     assert not steps.length[1].any() and not steps.tokens[1].any()
     assert not steps.is_finished[1].any() and not steps.is_cut[1].any()

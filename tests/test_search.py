@@ -134,6 +134,10 @@ SETTINGS = {
         replace(BASE, max_steps=2, num_simulations=7, num_candidates=3, num_rollout_steps=2),
         oracle.HashWorld(grid=8, overshoot=0.5),
     ),
+    "one lane a rollout": (
+        replace(BASE, max_steps=6, num_simulations=12, num_rollout_steps=5, num_rollout_candidates=1),
+        oracle.HashWorld(grid=2**24, finished_of_16=2),
+    ),
     "root only": (replace(BASE, max_steps=2, num_simulations=1), COARSE),
 }
 
@@ -257,15 +261,15 @@ def test_a_tree_does_not_depend_on_the_size_of_its_batch(keyed):
 def test_every_draw_has_a_key_of_its_own():
     """A node's key is its parent's with its candidate number folded in: a function of the path, not of the search."""
 
-    def sample_fn(params, prefix, keys, is_live, temperature, num_lanes, max_steps):
+    def sample_fn(params, prefix, keys, room, temperature, num_lanes, max_steps):
         """Spell the key into the steps."""
         key = jnp.broadcast_to(jax.lax.bitcast_convert_type(keys, jnp.int32)[:, None], (len(keys), num_lanes, 2))
         lane = jnp.broadcast_to(jnp.arange(num_lanes)[:, None], (len(keys), num_lanes, 1))
-        length = jnp.broadcast_to(jnp.where(is_live, 3, 0)[:, None], (len(keys), num_lanes))
+        length = jnp.broadcast_to(jnp.where(room > 0, 3, 0)[:, None], (len(keys), num_lanes))
         steps = Steps(jnp.concatenate([lane, key], axis=-1), length, length > 3, length > 3, length <= 3)
         return jax.tree.map(lambda x: x[:, :, None], steps), jnp.int32(3 * num_lanes)
 
-    config = replace(BASE, max_steps=5, num_rollout_steps=2, num_rollout_candidates=1)
+    config = replace(BASE, max_steps=5, num_rollout_steps=2, num_rollout_candidates=2)
     prompts = make_prompts(1, seed=0)
     grow = jax.jit(make_grow(config, sample_fn, partial(score_steps, world=FINE)))
     tree = jax.tree.map(np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1)))
@@ -277,7 +281,9 @@ def test_every_draw_has_a_key_of_its_own():
         assert step_tokens(tree, 0, row)[1:] == tuple(jax.random.key_data(above).view(np.int32).tolist())
     spelt = [step_tokens(tree, 0, row)[1:] for row in np.flatnonzero(tree.kind[0] == Kind.ROLLOUT)]
     expanded = {tuple(jax.random.key_data(key).view(np.int32).tolist()) for key in keys.values()}
-    assert len(spelt) > config.num_simulations and len(set(spelt)) == len(spelt)
+    assert len(set(spelt)) > config.num_simulations and set(Counter(spelt).values()) == {2}, (
+        "one for both lanes of a round"
+    )
     assert expanded.isdisjoint(spelt)
 
 

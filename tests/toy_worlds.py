@@ -10,6 +10,7 @@ import numpy as np
 import oracle_mcts_star as oracle
 
 from jaxtrain.search import SearchConfig, make_grow
+from jaxtrain.search.expand import append
 from jaxtrain.structs import Prompts, Steps, Tree
 
 MAX_PROMPT_TOKENS = 3
@@ -34,12 +35,25 @@ def fingerprint(tokens, length, start):
     return jnp.sum(jnp.where(place < length[..., None].astype(jnp.uint32), terms, 0), axis=-1, dtype=jnp.uint32)
 
 
-def sample_steps(params, prefix, keys, is_live, temperature, num_lanes, max_steps, *, world, is_keyed=False):
-    """Draw one step a lane from a HashWorld; `is_keyed` makes it depend on the random key, as a policy's does.
+def sample_steps(params, prefix, keys, room, temperature, num_lanes, max_steps, *, world, is_keyed=False):
+    """Draw steps from a HashWorld: one a lane, or more in a single lane.
 
-    `params` is the first token of a prompt behind which one step in 16 meets a logit that is not finite.
+    `is_keyed` makes them depend on the random key, as a policy's do. `params` is the first token of a prompt behind
+    which one step in 16 meets a logit that is not finite.
     """
-    assert max_steps == 1, "a tree search asks for single steps"
+    assert max_steps == 1 or num_lanes == 1, "a tree search asks for nothing else"
+    drawn, is_live = [], room > 0
+    for k in range(max_steps):
+        drawn.append(sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed))
+        prefix = append(prefix, drawn[-1].tokens[:, 0], drawn[-1].length[:, 0])
+        is_live = is_live & (k + 1 < room) & ~(drawn[-1].is_finished | drawn[-1].is_cut)[:, 0] & drawn[-1].is_ok[:, 0]
+    steps = jax.tree.map(lambda *x: jnp.stack(x, axis=2), *drawn)
+    steps = steps.replace(is_ok=jnp.broadcast_to(jnp.all(steps.is_ok, axis=2, keepdims=True), steps.is_ok.shape))
+    return steps, jnp.int32(num_lanes * max_steps * world.max_step_tokens)
+
+
+def sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed) -> Steps:
+    """Draw one step a lane, fields [B num_lanes ...]."""
     start = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))
     if is_keyed:
         start = mix(start ^ mix(keys[:, 0] ^ mix(keys[:, 1])))
@@ -55,25 +69,33 @@ def sample_steps(params, prefix, keys, is_live, temperature, num_lanes, max_step
     tokens = jnp.where(is_cut[..., None], words, tokens)
     length = jnp.where(is_cut, world.max_step_tokens, num_words + 1)
     lane = is_live[:, None]
-    steps = Steps(
+    return Steps(
         tokens=jnp.where(lane[..., None], tokens, 0).astype(jnp.int32),
         length=jnp.where(lane, length, 0).astype(jnp.int32),
         is_finished=is_finished & lane,
         is_cut=is_cut & lane,
         is_ok=~((prefix.tokens[:, :1] == params) & (bits >> 28 == 0) & lane),
     )
-    return jax.tree.map(lambda x: x[:, :, None], steps), jnp.int32(num_lanes * world.max_step_tokens)
 
 
 def score_steps(params, prefix, steps, *, world):
     """Score steps as a HashWorld does; behind the prompt whose first token is `params`, one step in 16 scores NaN."""
+    scores = []
+    for k in range(steps.length.shape[2]):
+        step = jax.tree.map(lambda x, k=k: x[:, :, k], steps)
+        scores.append(score_step(params, prefix, step, world))
+        prefix = append(prefix, step.tokens[:, 0], step.length[:, 0])  # there is one lane where there are more steps
+    return jnp.stack(scores, axis=2)
+
+
+def score_step(params, prefix, step, world):
     before = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))[:, None]
-    start = jnp.broadcast_to(prefix.length[:, None], steps.length.shape[:2])
-    bits = mix((before + fingerprint(steps.tokens[:, :, 0], steps.length[:, :, 0], start)) ^ jnp.uint32(oracle.GOLDEN))
+    start = jnp.broadcast_to(prefix.length[:, None], step.length.shape)
+    bits = mix((before + fingerprint(step.tokens, step.length, start)) ^ jnp.uint32(oracle.GOLDEN))
     share = ((bits >> 8) % (world.grid + 1)).astype(jnp.float32) / world.grid
     score = share * (1 + 2 * world.overshoot) - world.overshoot
     is_poisoned = (prefix.tokens[:, :1] == params) & (bits % 16 == 0)
-    return jnp.where(is_poisoned, jnp.nan, score)[:, :, None]
+    return jnp.where(is_poisoned, jnp.nan, score)
 
 
 @cache
@@ -120,9 +142,10 @@ def callback_grow(config: SearchConfig, world: oracle.TableWorld) -> Tree:
             scores[b] = [world.score((*prefix, letter)) if letter else 0 for letter in np.asarray(letters[b]).tolist()]
         return scores
 
-    def sample_fn(params, prefix, keys, is_live, temperature, num_lanes, max_steps):
+    def sample_fn(params, prefix, keys, room, temperature, num_lanes, max_steps):
+        assert max_steps == 1
         shape = jax.ShapeDtypeStruct((3, len(keys), num_lanes), jnp.int32)
-        drawn = jax.pure_callback(partial(draw, num_lanes=num_lanes), shape, prefix.tokens, prefix.length, is_live)
+        drawn = jax.pure_callback(partial(draw, num_lanes=num_lanes), shape, prefix.tokens, prefix.length, room > 0)
         letters, is_finished, is_cut = drawn[..., None]
         is_ok = jnp.ones(letters.shape, bool)
         steps = Steps(letters[..., None], (letters > 0).astype(jnp.int32), is_finished > 0, is_cut > 0, is_ok)

@@ -63,13 +63,14 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
     A step ends where `tables` say so, or at `step_tokens` tokens where that is above 0, but never inside an answer. At
     `max_step_tokens` it is cut.
 
-    Returns `sample_steps(params, prefix, keys [B 2] uint32, is_live [B], temperature [], num_lanes, max_steps)` ->
-    (Steps with fields [B num_lanes max_steps ...], token slots held open a problem [] int32).
+    Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [], num_lanes, max_steps)` ->
+    (Steps with fields [B num_lanes max_steps ...], token slots held open a problem [] int32). `room` says how many of
+    the `max_steps` steps a problem may take, 0: none.
     """
     size = max_step_tokens
     step_table, answer_table = jnp.asarray(tables.step), jnp.asarray(tables.answer)
 
-    def record(lanes: _Lanes, logits: Array, lane_keys: Array, temperature: Array) -> _Lanes:
+    def record(lanes: _Lanes, logits: Array, lane_keys: Array, lane_room: Array, temperature: Array) -> _Lanes:
         rows = jnp.arange(lanes.token.shape[0])
         is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
         is_live = lanes.is_live & is_ok
@@ -86,7 +87,7 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
         is_long = (at + 1 >= step_tokens) & (step_tokens > 0)
         is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & ((step_state == OVER) | is_long)
         is_cut = is_live & ~is_finished & ~is_over & is_full
-        is_last = lanes.step + 1 >= lanes.tokens.shape[1]
+        is_last = lanes.step + 1 >= lane_room
         return lanes._replace(
             num_tokens=lanes.num_tokens + 1,
             token=token,
@@ -101,14 +102,14 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
             is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
         )
 
-    def sample_steps(params: Params, prefix: Prefix, keys, is_live, temperature, num_lanes: int, max_steps: int):
+    def sample_steps(params: Params, prefix: Prefix, keys, room, temperature, num_lanes: int, max_steps: int):
         num_problems, most = prefix.length.shape[0], max_steps * size
         b = num_problems * num_lanes
         segment, hidden = read(model, params, prefix)
         logits = jnp.repeat(model.apply({"params": params}, hidden, method="logits"), num_lanes, axis=0)
         # Folded twice: nodes fold an action into the same key, and a lane must not draw with the key of a child node.
         lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
-        start = jnp.repeat(prefix.length, num_lanes)
+        start, lane_room = jnp.repeat(prefix.length, num_lanes), jnp.repeat(room, num_lanes)
         # [rows kv T h], behind a layer axis where layers are scanned.
         empty = jax.tree.map(
             lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k
@@ -116,7 +117,7 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
         lanes = _Lanes(
             num_tokens=jnp.zeros((), jnp.int32),
             token=jnp.zeros(b, jnp.int32),
-            is_live=jnp.repeat(is_live, num_lanes),
+            is_live=lane_room > 0,
             is_ok=jnp.ones(b, bool),
             step=jnp.zeros(b, jnp.int32),
             step_state=jnp.zeros(b, jnp.int32),
@@ -136,9 +137,9 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
                 {"params": params}, lanes.token[:, None], positions, mask, (segment,), lanes.own, at
             )
             logits = model.apply({"params": params}, hidden[:, 0], method="logits")
-            return record(lanes._replace(own=own), logits, lane_keys, temperature)
+            return record(lanes._replace(own=own), logits, lane_keys, lane_room, temperature)
 
-        lanes = record(lanes, logits, lane_keys, temperature)
+        lanes = record(lanes, logits, lane_keys, lane_room, temperature)
         lanes = jax.lax.while_loop(lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes)
 
         def shaped(x: Array) -> Array:

@@ -20,7 +20,7 @@ METHODS = {"mcts_star": grow_mcts_star, "sample": grow_samples}
 def make_grow(config: SearchConfig, sample_steps: Callable, score_steps: Callable) -> Callable:
     """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
 
-    sample_steps(params, prefix, keys, is_live, temperature, num_lanes, max_steps) -> (Steps, slots) and
+    sample_steps(params, prefix, keys, room, temperature, num_lanes, max_steps) -> (Steps, slots) and
     score_steps(params, prefix, steps) -> [B lanes K] float32 are the only sight of the networks.
     """
     grow_fn = METHODS[config.method]

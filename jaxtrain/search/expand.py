@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +55,15 @@ class SearchConfig:
         if not self.boundary and not self.step_tokens:
             raise UserError("--config.search.boundary='': nothing ends a step; set it, or --config.search.step_tokens")
 
+    @property
+    def round_steps(self) -> int:
+        """Steps that a round of the rollout draws at once: all m where d is 1, for then nothing is chosen between."""
+        return self.num_rollout_steps if self.num_rollout_candidates == 1 else min(self.num_rollout_steps, 1)
+
+    @property
+    def num_rounds(self) -> int:
+        return self.num_rollout_steps // max(self.round_steps, 1)
+
 
 @struct.dataclass
 class Node:
@@ -79,6 +91,17 @@ class Node:
     policy_tokens: Array  # [B] int32
     prm_tokens: Array  # [B] int32
     lane_tokens: Array  # [B] int32
+
+
+class Drawn(NamedTuple):
+    """What the networks answer: up to K steps in each of some lanes, and what they cost."""
+
+    steps: Steps  # fields [B lanes K ...]
+    scores: Array  # [B lanes K] float32, raw; 0 where not finite
+    is_ended: Array  # [B lanes K] bool
+    is_ok: Array  # [B] bool
+    num_tokens: Array  # [B] int32, that each network computed
+    slots: Array  # [] int32, token slots held open a problem
 
 
 def pick(x: Array, index: Array) -> Array:
@@ -110,11 +133,11 @@ def first_copies(tokens: Array, length: Array) -> Array:
 
 def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Callable:
     """Make `expand(prefix, depth, key, is_live, temperature)` -> Node. Rows that are not live get no lanes."""
-    num_rounds, width, alpha = config.num_rollout_steps, config.num_rollout_candidates, config.rollout_blend
+    num_rounds, width, alpha = config.num_rounds, config.num_rollout_candidates, config.rollout_blend
 
-    def ask(prefix: Prefix, key, is_live, temperature, num_lanes: int):
+    def ask(prefix: Prefix, key, room, temperature, num_lanes: int, max_steps: int):
         def networks():
-            steps, slots = sample(prefix, key, is_live, temperature, num_lanes=num_lanes, max_steps=1)
+            steps, slots = sample(prefix, key, room, temperature, num_lanes=num_lanes, max_steps=max_steps)
             return steps, score(prefix, steps), slots
 
         def nothing():
@@ -122,48 +145,53 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
             return steps.replace(is_ok=~steps.is_ok), scores, slots
 
         # Late in a search whole batches have nothing to expand or roll out.
-        return jax.lax.cond(jnp.any(is_live), networks, nothing)
+        return jax.lax.cond(jnp.any(room > 0), networks, nothing)
 
-    def draw(prefix: Prefix, depth, key, is_live, temperature, num_lanes: int):
-        steps, scores, slots = ask(prefix, key, is_live, temperature, num_lanes)
-        one: Steps = jax.tree.map(lambda x: x[:, :, 0], steps)
-        scores = scores[:, :, 0].astype(jnp.float32)
-        is_ok = jnp.all((one.is_ok & jnp.isfinite(scores)) | (one.length == 0), axis=1) & jnp.all(one.is_ok, axis=1)
-        is_ended = one.is_finished | one.is_cut | (depth[:, None] + 1 >= config.max_steps)
-        num_tokens = jnp.where(is_live, prefix.length + jnp.sum(one.length, axis=1), 0)
-        return one, jnp.where(jnp.isfinite(scores), scores, 0.0), is_ended, is_ok, num_tokens, slots
+    def draw(prefix: Prefix, depth, key, is_live, temperature, num_lanes: int, max_steps: int) -> Drawn:
+        room = jnp.where(is_live, jnp.clip(config.max_steps - depth, 0, max_steps), 0)
+        steps, scores, slots = ask(prefix, key, room, temperature, num_lanes, max_steps)
+        scores, is_step = scores.astype(jnp.float32), steps.length > 0
+        is_ok = jnp.all(steps.is_ok & (jnp.isfinite(scores) | ~is_step), axis=(1, 2))
+        is_deepest = depth[:, None, None] + 1 + jnp.arange(max_steps) >= config.max_steps
+        is_ended = steps.is_finished | steps.is_cut | (is_step & is_deepest)
+        num_tokens = jnp.where(is_live, prefix.length + jnp.sum(steps.length, axis=(1, 2)), 0)
+        return Drawn(steps, jnp.where(jnp.isfinite(scores), scores, 0.0), is_ended, is_ok, num_tokens, slots)
 
     def expand(prefix: Prefix, depth, key, is_live, temperature) -> Node:
-        steps, scores, is_ended, is_ok, num_tokens, slots = draw(
-            prefix, depth, key, is_live, temperature, config.num_candidates
-        )
-        is_valid = first_copies(steps.tokens, steps.length) & (steps.length > 0)
+        drawn = draw(prefix, depth, key, is_live, temperature, config.num_candidates, 1)
+        one: Steps = jax.tree.map(lambda x: x[:, :, 0], drawn.steps)
+        scores, is_ended = drawn.scores[:, :, 0], drawn.is_ended[:, :, 0]
+        is_valid = first_copies(one.tokens, one.length) & (one.length > 0)
         best = jnp.argmax(jnp.where(is_valid, scores, -jnp.inf), axis=1).astype(jnp.int32)
-        own, is_done = clip(pick(scores, best)), pick(steps.is_finished, best)
+        own, is_done = clip(pick(scores, best)), pick(one.is_finished, best)
         top = jnp.where(is_done | (config.rollout_floor == "self"), own, 0.0)
 
-        at = append(prefix, pick(steps.tokens, best), pick(steps.length, best))
-        is_rolling, rounds = is_live & is_ok & ~pick(is_ended, best), []
+        at = append(prefix, pick(one.tokens, best), pick(one.length, best))
+        is_rolling, rounds = is_live & drawn.is_ok & ~pick(is_ended, best), []
         for r in range(num_rounds):
             # Children use fold_in(key, action); rounds take the numbers after the actions.
             round_key = fold_in(key, config.num_candidates + r)
-            new, values, ended, ok, tokens, more = draw(at, depth + r + 1, round_key, is_rolling, temperature, width)
-            choice = jnp.argmax(jnp.where(new.length > 0, values, -jnp.inf), axis=1).astype(jnp.int32)
-            top = jnp.where(is_rolling, jnp.maximum(top, clip(pick(values, choice))), top)
-            rounds.append((new.tokens, new.length, values, new.is_finished, ended & (new.length > 0), choice))
-            at = append(at, pick(new.tokens, choice), pick(new.length, choice))
-            is_ok, num_tokens, slots = is_ok & ok, num_tokens + tokens, slots + more
-            is_rolling = is_rolling & is_ok & ~pick(ended, choice)
+            new = draw(at, depth + 1 + r, round_key, is_rolling, temperature, width, config.round_steps)
+            is_step = new.steps.length > 0
+            choice = jnp.argmax(jnp.where(is_step, new.scores, -jnp.inf)[:, :, 0], axis=1).astype(jnp.int32)
+            chosen = jax.tree.map(lambda x, choice=choice: pick(x, choice), new.steps)  # [B round_steps ...]
+            seen = jnp.max(jnp.where(chosen.length > 0, clip(pick(new.scores, choice)), 0.0), axis=1)
+            top = jnp.where(is_rolling, jnp.maximum(top, seen), top)
+            rounds.append((new, choice))
+            at = append(at, chosen.tokens[:, 0], chosen.length[:, 0])  # a next round follows one step only
+            is_rolling = is_rolling & new.is_ok & ~pick(new.is_ended, choice)[:, 0]
 
-        rolled = [jnp.stack(x, axis=1) for x in zip(*rounds, strict=True)] if rounds else empty_rollout(steps, width)
+        rolled = join_rounds(rounds) if rounds else empty_rollout(one, width)
+        every = [drawn, *(new for new, _ in rounds)]
+        num_tokens = sum(x.num_tokens for x in every)
         return Node(
             prefix=prefix,
             depth=depth,
             key=key,
-            tokens=steps.tokens,
-            length=steps.length,
+            tokens=one.tokens,
+            length=one.length,
             score=scores,
-            is_finished=steps.is_finished,
+            is_finished=one.is_finished,
             is_ended=is_ended,
             is_valid=is_valid,
             best=best,
@@ -176,13 +204,21 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
             rollout_is_ended=rolled[4],
             rollout_best=rolled[5],
             is_live=is_live,
-            is_ok=is_ok,
+            is_ok=functools.reduce(operator.and_, (x.is_ok for x in every)),
             policy_tokens=num_tokens,
             prm_tokens=num_tokens,
-            lane_tokens=jnp.broadcast_to(slots, is_live.shape),
+            lane_tokens=jnp.broadcast_to(sum(x.slots for x in every), is_live.shape),
         )
 
     return expand
+
+
+def join_rounds(rounds: list[tuple[Drawn, Array]]) -> list[Array]:
+    """Lay rounds (what was drawn, the lane chosen [B]) end to end: steps [B d K ...] become [B m d ...]."""
+    fields = [(x.steps.tokens, x.steps.length, x.scores, x.steps.is_finished, x.is_ended) for x, _ in rounds]
+    steps = [jnp.concatenate([jnp.swapaxes(x, 1, 2) for x in field], axis=1) for field in zip(*fields, strict=True)]
+    best = [jnp.repeat(choice[:, None], x.scores.shape[2], axis=1) for x, choice in rounds]
+    return [*steps, jnp.concatenate(best, axis=1)]
 
 
 def empty_rollout(steps: Steps, width: int) -> list[Array]:

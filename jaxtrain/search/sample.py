@@ -19,7 +19,8 @@ def grow_samples(
     num_problems, k, max_steps = prompts.length.shape[0], config.num_samples, config.max_steps
     is_real = prompts.problem_id >= 0
     prefix = Prefix(prompts.tokens, prompts.length)
-    steps, slots = sample(prefix, keys, is_real, temperature, num_lanes=k, max_steps=max_steps)
+    room = jnp.where(is_real, max_steps, 0)
+    steps, slots = sample(prefix, keys, room, temperature, num_lanes=k, max_steps=max_steps)
     scores = score(prefix, steps).astype(jnp.float32)
 
     def rows(x: Array) -> Array:  # [B K D ...] -> [B D*K ...]

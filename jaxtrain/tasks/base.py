@@ -99,18 +99,6 @@ class Task:
         first = "; ".join(self.skipped[:NUM_NAMED])
         return f"{len(self.skipped)} bad rows skipped; the first: {first}" if self.skipped else ""
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        """Length of the longest prompt in tokens, over all sets and the demonstrations."""
-        prompts = [row.prompt for row in (*self.train, *self.dev, *self.test, *self.demonstrations)]
-        return max((len(self.tokenizer.encode(prompt)) for prompt in prompts), default=0)
-
-    @property
-    def max_step_tokens(self) -> int:
-        """Length of the demonstrations' longest step in tokens, its terminator included."""
-        steps = [step for row in self.demonstrations for step in row.response.split("\n")]
-        return max((len(self.tokenizer.encode(step)) + 1 for step in steps), default=0)
-
 
 class Sets(NamedTuple):
     test: Sequence
