@@ -1,10 +1,11 @@
-"""Tests run on eight simulated CPU devices, set up before jax wakes."""
+"""Tests run on eight simulated CPU devices, set up before jax wakes, and compile fast rather than well."""
 
 import os
 
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time of the tests is LLVM's
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 
