@@ -77,7 +77,8 @@ def run_demonstrations(flags: list[str], folder: Path) -> None:
 def equal_samples(source: Path) -> int:
     """Count the samples a problem whose tokens are as many as search generated for one in iteration 1."""
     merged = merge(source)[1]
-    paths = sorted((source / "trees" / "0").glob("sample-*.npz"))
+    folder = source / "trees" / "0"
+    paths = sorted(folder.glob("sample-*.npz")) or sorted(folder.glob("greedy-*.npz"))
     trees = [np.load(path) for path in paths]
     is_first = [(t["parent"] == -1) & (t["kind"] != Kind.EMPTY) & (t["problem_id"] >= 0)[:, None] for t in trees]
     num_samples = sum(int(rows.sum()) for rows in is_first)

@@ -11,14 +11,15 @@ Neither form has been run to its end yet; RESULTS.md tells what was. Every choic
 - Problems: the 85 templates that reasoning-gym takes for sound. 25 of them, chosen by hash, are in no set
   (`unseen_share`); `jaxtrain.evaluate --config.tasks.is_unseen=True` scores on them. Train, dev and test share
   templates, never a question.
-- Warm start (D_S0): 400 reference solutions, meant to solve 15 to 40 % of dev. One epoch solved 6 of 59; the GPU form
-  makes six, which nobody has measured.
-- Limits: 95 % of the prompts have at most 129 tokens, 95 % of the steps at most 40, of the solutions at most 8 steps.
-- Rollouts go on to the answer: before the PRM knows anything, a tree of few expansions is broad and shallow, and
-  half of the solutions have more than four steps. So every expansion finishes a trace.
+- Warm start (D_S0): 400 reference solutions (reduced: 600), meant to solve 15 to 40 % of dev. One epoch solved 6 of
+  59; the GPU form makes six, which nobody has measured.
+- Limits: 92 % of the train prompts have at most 128 tokens, 95 % of the steps at most 40, of the solutions at most 8
+  steps.
+- Rollouts go on to the end: before the PRM knows anything, a tree of few expansions is broad and shallow, and
+  nearly half of the solutions have more than four steps. So every expansion follows one trace to its end.
 - Every iteration is scored on dev; the test sets are scored once, by `jaxtrain.evaluate`.
-- The reduced form leaves out prompts of more than 80 tokens (43 %) and cuts solutions after 5 steps (84 % of the rest
-  have no more); it scores iterations greedily, and has one tenth of the problems.
+- The reduced form leaves out prompts of more than 80 tokens (43 %) and cuts solutions after 5 steps of 40 tokens (of
+  its demonstrations with such prompts 86 % fit); it scores iterations greedily, and has one tenth of the problems.
 """
 
 from configs.base import get_config as base

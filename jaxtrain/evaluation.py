@@ -139,9 +139,9 @@ def accuracy_table(greedy: Answered, sampled: Answered | None = None, searched: 
     Raises ValueError where the methods did not see the same problems in the same order.
     """
     methods = {"greedy": greedy} if searched is None else {"greedy": greedy, "mcts": searched}
-    for name, answered in methods.items():
-        if sampled is not None and not np.array_equal(answered.problem_id, sampled.problem_id):
-            raise ValueError(f"{name} and the samples answer different problems")
+    for name, answered in (("samples", sampled), ("search", searched)):
+        if answered is not None and not np.array_equal(answered.problem_id, greedy.problem_id):
+            raise ValueError(f"greedy and the {name} answer different problems")
     metrics: Metrics = {}
     solved = {}
     for name, answered in methods.items():

@@ -84,8 +84,9 @@ def tell_plan(argv: Sequence[str]) -> int:
             config = replace(
                 config, model=replace(config.model, vocab_size=make_task(config.tasks).tokenizer.vocab_size)
             )
-        for line in plan(config):
-            print(line, flush=True)
+        with Progress(0) as progress:
+            for line in plan(config, progress):
+                print(line, flush=True)
     except UserError as error:
         complain(error)
         return 2

@@ -48,7 +48,7 @@ CHIPS = {
 }
 TPUS = {"v4": dict(chip_config_name="megacore"), "v5e": {}, "v6e": {}}
 SHRINK = {
-    "search": "prompts.batch_size, search.num_candidates, search.num_simulations",
+    "search": "prompts.batch_size, search.num_candidates, search.num_simulations, search.num_rollout_steps",
     "sampling": "prompts.batch_size, evaluation.num_samples, search.max_steps",
     "policy update": "updates.policy.batch_size",
     "PRM update": "updates.prm.batch_size",
@@ -63,7 +63,7 @@ class Program:
     results: float
 
 
-def plan(config: Config) -> Iterator[str]:
+def plan(config: Config, progress: Progress) -> Iterator[str]:
     """Yield the lines of the plan as they become known.
 
     Raises UserError for a topology that is not known, and at the end for a config that does not fit.
@@ -71,7 +71,7 @@ def plan(config: Config) -> Iterator[str]:
     devices, chip, is_compiled = devices_of(config.sharding.topology)
     mesh = sharding.make_mesh(config.sharding, devices)
     check_batches(config, mesh)
-    fns = build(config, stand_in(config), Progress(0), mesh=mesh)
+    fns = build(config, stand_in(config), progress, mesh=mesh)
     yield json.dumps(asdict(config), indent=2)
     yield ""
     yield from parameters(config, fns)
@@ -172,7 +172,7 @@ def search_bytes(config: Config, mesh: Any) -> tuple[float, float]:
     problems = config.prompts.batch_size / sharding.num_shards(mesh)
     per_token = kv_bytes(config, mesh)
     prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) * c.max_step_tokens
-    rollouts = c.num_rollout_steps * c.num_rollout_candidates
+    rollouts = c.rollout_depth * c.num_rollout_candidates
     lanes = max(c.num_candidates, c.round_steps * c.num_rollout_candidates)  # in steps; of expansion or rollout
     kv = problems * per_token * (prefix + lanes * c.max_step_tokens)
     node = 4 * (prefix + (c.num_candidates + rollouts) * (c.max_step_tokens + 8))
@@ -207,9 +207,10 @@ def programs(config: Config, fns: Functions, mesh: Any, is_compiled: bool) -> It
     prompts = Prompts(ints(size, p), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
     m, n = u.policy.batch_size, u.prm.batch_size
+    sampling = fns.sample if config.evaluation.methods == "all" else fns.greedy
     calls = {
         "search": (fns.grow, (state.policy.params, state.prm.params, prompts, keys, floats())),
-        "sampling": (fns.sample, (state.policy.params, state.prm.params, prompts, keys, floats())),
+        "sampling": (sampling, (state.policy.params, state.prm.params, prompts, keys, floats())),
         "policy update": (fns.update_policy, (state.policy, PolicyBatch(ints(m, length), ints(m), ints(m)), floats())),
         "PRM update": (
             fns.update_prm,
@@ -244,7 +245,8 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     copies = 2 * count * item / tp if item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1 else 0
     lanes = config.prompts.batch_size / shards * config.search.num_candidates
     yield "search", Program(copies + 2 * kv + 3 * lanes * m.vocab_size * 4 + tree, tree)
-    lanes = config.prompts.batch_size / shards * config.evaluation.num_samples
+    lanes = config.prompts.batch_size / shards
+    lanes *= config.evaluation.num_samples if config.evaluation.methods == "all" else 1
     # The cache of all tokens sampled is written anew with every token, and read by the PRM in one piece.
     sampled = 2 * lanes * config.search.max_steps * config.search.max_step_tokens * kv_bytes(config, mesh)
     yield "sampling", Program(copies + sampled + 3 * lanes * m.vocab_size * 4, 0)
@@ -270,7 +272,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) / 2 * c.max_step_tokens
-    sampled = c.num_candidates + c.num_rollout_steps * c.num_rollout_candidates
+    sampled = c.num_candidates + c.rollout_depth * c.num_rollout_candidates
     read = c.num_simulations * ((1 + c.num_rounds) * prefix + sampled * c.max_step_tokens)
     search_tokens = 2 * num_problems * read
     fit_tokens = {
@@ -281,7 +283,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize
     batches = -(-num_problems // config.prompts.batch_size)
     # Decoding reads the weights once for every token of a step, the lanes of a batch together.
-    reads = batches * c.num_simulations * (1 + c.num_rollout_steps) * c.max_step_tokens
+    reads = batches * c.num_simulations * (1 + c.rollout_depth) * c.max_step_tokens
     decode = reads * count * size / mesh.shape["tp"] / chip.bandwidth
     seconds = {"search": max(2 * count * search_tokens / peak, decode)}
     seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}
@@ -299,7 +301,7 @@ def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
     c = config.search
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(fns.abstract_state))
-    rows = c.num_simulations * (c.num_candidates + c.num_rollout_steps * c.num_rollout_candidates)
+    rows = c.num_simulations * (c.num_candidates + c.rollout_depth * c.num_rollout_candidates)
     trees = (config.prompts.num_problems or config.prompts.batch_size) * rows * (c.max_step_tokens + 10) * 4
     kept = config.checkpoints.num_kept + 1
     yield (

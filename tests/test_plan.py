@@ -25,7 +25,8 @@ def config_of(arguments, *more):
 
 
 def told(config):
-    return list(plan(config))
+    with Progress(0) as progress:
+        return list(plan(config, progress))
 
 
 def figures(lines, start):
@@ -42,9 +43,10 @@ def here():
 
 def test_parameters_and_memory_are_those_of_a_real_start(here):
     config, lines = here
-    fns = build(config, stand_in(config), Progress(0))
-    policy = fns.init_policy(np.zeros(2, np.uint32))
-    prm = fns.init_prm(policy.params)
+    with Progress(0) as progress:
+        fns = build(config, stand_in(config), progress)
+        policy = fns.init_policy(np.zeros(2, np.uint32))
+        prm = fns.init_prm(policy.params)
     count = sum(x.size for x in jax.tree.leaves(policy.params))
     assert figures(lines, "policy") == [count] and figures(lines, "PRM") == [count + config.model.width + 1]
 

@@ -82,7 +82,7 @@ def test_the_loop_turns_and_its_traces_are_finished_by_their_text(root):
 
 
 @pytest.mark.parametrize("network", ["policy", "prm"])
-def test_both_networks_leave_as_folders_that_we_read_again(root, tmp_path, network, capsys):
+def test_both_networks_leave_as_folders_that_open_again(root, tmp_path, network, capsys):
     code = export.main(["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--network", network])
     assert (code, capsys.readouterr().out) == (0, f"{tmp_path / 'out'}\n")
     card = (tmp_path / "out" / "README.md").read_text()

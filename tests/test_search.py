@@ -56,7 +56,7 @@ def oracle_paths(node: oracle.Node, path: tuple[int, ...] = ()) -> dict[tuple[in
     return found
 
 
-def assert_same(tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Search) -> None:
+def assert_same(tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Search, config: SearchConfig) -> None:
     """Compare tree `b` of a batch with the oracle's."""
     rows, nodes = candidate_paths(tree, b), oracle_paths(search.root)
     assert rows.keys() == nodes.keys(), f"tree {b}: {rows.keys() ^ nodes.keys()} are in one tree only"
@@ -72,8 +72,24 @@ def assert_same(tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Sear
         for step in oracle.rollouts(search)
     ), f"tree {b}: rollout steps"
     assert (tree.num_simulations[b], tree.num_wasted[b]) == (search.num_simulations, search.num_wasted), f"tree {b}"
+    assert tree.policy_tokens[b] == tree.prm_tokens[b] == count_tokens(search, config), f"tree {b}: tokens"
     assert tree.is_ok[b]
     assert tree.chosen[b] == expected_answer(tree, b, rows, nodes, search), f"tree {b}: chosen"
+
+
+def count_tokens(search: oracle.Search, config: SearchConfig) -> int:
+    """Count what a network reads: a prefix once for all that is drawn behind it, a lane of several steps included."""
+    count, nodes = 0, [search.root, *oracle.candidates(search)]
+    for node in nodes:
+        if node.children:
+            count += len(node.prefix) + sum(len(child.tokens) for child in node.children)
+        if node.rollout and config.num_rollout_candidates == 1:
+            count += len(node.prefix) + sum(len(step.tokens) for step in oracle.walk(node, lambda node: node.rollout))
+        elif node.rollout:
+            nodes_rolled = [node, *oracle.walk(node, lambda node: node.rollout)]
+            draws = [(at, at.rollout) for at in nodes_rolled if at.rollout]
+            count += sum(len(at.prefix) + sum(len(step.tokens) for step in steps) for at, steps in draws)
+    return count
 
 
 def rollout_rows(tree: Tree, b: int, prompt: tuple[int, ...]) -> Counter:
@@ -152,7 +168,7 @@ def test_mcts_star_equals_oracle(name):
         prompt = tuple(prompts.tokens[b, : prompts.length[b]].tolist())
         search = oracle.run(world, prompt, config)
         if search.closest > oracle.ROUNDING:
-            assert_same(tree, b, prompt, search)
+            assert_same(tree, b, prompt, search, config)
             num_compared += 1
     assert num_compared >= 0.95 * NUM_TREES, f"{NUM_TREES - num_compared} trees hang on rounding: choose another seed"
     if config.num_simulations > 8:  # else the comparison has seen no ended leaf twice
@@ -208,7 +224,9 @@ def test_tree_worked_by_hand():
     ]
     assert oracle.spell(text(tree, 0, tree.chosen[0])) == "adi"
     assert (tree.num_simulations[0], tree.num_wasted[0]) == (3, 0)
-    assert_same(tree, 0, (ord("?"),), oracle.run(world, (ord("?"),), config))
+    assert_same(tree, 0, (ord("?"),), oracle.run(world, (ord("?"),), config), config)
+    # Lanes: three expansions of three candidates, two rollouts of two; a tree alone waits for nobody.
+    assert tree.lane_tokens[0] == 3 * 3 + 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -236,10 +254,13 @@ def assert_bit_equal(one: Tree, other: Tree) -> None:
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), one, other)
 
 
-@pytest.fixture(scope="module")
-def keyed():
+LANE = dict(num_rollout_steps=3, num_rollout_candidates=1)
+
+
+@pytest.fixture(scope="module", params=[{}, LANE], ids=["rounds", "lane"])
+def keyed(request):
     """A search whose draws depend on the random keys, prompts for it, and their trees."""
-    config = replace(BASE, num_simulations=12, stop="threshold", end_threshold=0.9)
+    config = replace(BASE, num_simulations=12, stop="threshold", end_threshold=0.9, **request.param)
     grow, prompts = hash_grow(config, FINE, is_keyed=True), make_prompts(NUM_TREES, seed=0)
     return grow, prompts, grow(prompts)
 
@@ -285,6 +306,13 @@ def test_every_draw_has_a_key_of_its_own():
         "one for both lanes of a round"
     )
     assert expanded.isdisjoint(spelt)
+
+
+def test_a_rollout_takes_no_room_below_the_depth_limit():
+    """Asked for more steps than a trace may have, it is the rollout of as many as there are."""
+    config = replace(BASE, max_steps=3, num_rollout_steps=2, num_rollout_candidates=1)
+    grown = [hash_grow(replace(config, num_rollout_steps=m), FINE)(make_prompts(24, seed=0)) for m in (2, 9)]
+    assert_bit_equal(*grown)
 
 
 def test_padding_of_the_batch_grows_nothing(keyed):

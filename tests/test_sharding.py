@@ -33,7 +33,7 @@ FIT = FitConfig(batch_size=8)
 CONFIG = Config(
     model=ModelConfig(num_layers=1, width=16, num_heads=4, num_kv_heads=2, mlp_width=24),
     prompts=PromptsConfig(max_prompt_tokens=6, batch_size=16),
-    search=SearchConfig(max_steps=3, max_step_tokens=4, num_simulations=5, num_candidates=3, num_rollout_steps=0),
+    search=SearchConfig(max_steps=3, max_step_tokens=4, num_simulations=5, num_candidates=3, num_rollout_steps=2),
     updates=UpdatesConfig(policy=FIT, prm=FIT),
 )
 LENGTH = CONFIG.max_length

@@ -1,9 +1,9 @@
 """Drawing steps from the policy and scoring them with the PRM: the two functions that search is handed.
 
 One decoder serves everything: it writes up to `max_steps` steps behind a prefix. A search draws one step for each of
-its candidates, the plain sampler a whole trace for each of its lanes. The prefix is computed once for all lanes of a
-problem. A lane's draws depend on its problem's key, its number and its tokens alone, so they do not change with the
-company it keeps in a batch.
+its candidates and several for a rollout, the plain sampler a whole trace for each of its lanes. The prefix is
+computed once for all lanes of a problem. A lane's draws depend on its problem's key, its number and its tokens alone,
+so they do not change with the company it keeps in a batch.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
 
     Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [], num_lanes, max_steps)` ->
     (Steps with fields [B num_lanes max_steps ...], token slots held open a problem [] int32). `room` says how many of
-    the `max_steps` steps a problem may take, 0: none.
+    the `max_steps` steps a problem may take, 0: none, and never more than there are.
     """
     size = max_step_tokens
     step_table, answer_table = jnp.asarray(tables.step), jnp.asarray(tables.answer)

@@ -56,13 +56,18 @@ class SearchConfig:
             raise UserError("--config.search.boundary='': nothing ends a step; set it, or --config.search.step_tokens")
 
     @property
+    def rollout_depth(self) -> int:
+        """Steps that a rollout takes at most: m, or as many as fit below the first candidate."""
+        return min(self.num_rollout_steps, self.max_steps - 1)
+
+    @property
     def round_steps(self) -> int:
-        """Steps that a round of the rollout draws at once: all m where d is 1, for then nothing is chosen between."""
-        return self.num_rollout_steps if self.num_rollout_candidates == 1 else min(self.num_rollout_steps, 1)
+        """Steps that a round of the rollout draws at once: all where d is 1, for then nothing is chosen between."""
+        return self.rollout_depth if self.num_rollout_candidates == 1 else min(self.rollout_depth, 1)
 
     @property
     def num_rounds(self) -> int:
-        return self.num_rollout_steps // max(self.round_steps, 1)
+        return self.rollout_depth // max(self.round_steps, 1)
 
 
 @struct.dataclass
@@ -133,7 +138,7 @@ def first_copies(tokens: Array, length: Array) -> Array:
 
 def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Callable:
     """Make `expand(prefix, depth, key, is_live, temperature)` -> Node. Rows that are not live get no lanes."""
-    num_rounds, width, alpha = config.num_rounds, config.num_rollout_candidates, config.rollout_blend
+    width, alpha = config.num_rollout_candidates, config.rollout_blend
 
     def ask(prefix: Prefix, key, room, temperature, num_lanes: int, max_steps: int):
         def networks():
@@ -168,7 +173,7 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
 
         at = append(prefix, pick(one.tokens, best), pick(one.length, best))
         is_rolling, rounds = is_live & drawn.is_ok & ~pick(is_ended, best), []
-        for r in range(num_rounds):
+        for r in range(config.num_rounds):
             # Children use fold_in(key, action); rounds take the numbers after the actions.
             round_key = fold_in(key, config.num_candidates + r)
             new = draw(at, depth + 1 + r, round_key, is_rolling, temperature, width, config.round_steps)
@@ -196,7 +201,7 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
             is_valid=is_valid,
             best=best,
             # alpha * own + (1 - alpha) * top, written so that equal values blend to themselves exactly.
-            best_value=top + alpha * (own - top) if num_rounds else own,
+            best_value=top + alpha * (own - top) if config.num_rollout_steps else own,
             rollout_tokens=rolled[0],
             rollout_length=rolled[1],
             rollout_score=rolled[2],

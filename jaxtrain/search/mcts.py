@@ -45,7 +45,7 @@ class Progress:
 def grow_mcts_star(
     config: SearchConfig, sample: Callable, score: Callable, prompts: Prompts, keys: Array, temperature: Array
 ) -> Tree:
-    """Grow a batch of trees of R = T * A + T * m * d rows. See `search.make_grow` for the arguments."""
+    """Grow a batch of trees of R = T * A + T * min(m, D - 1) * d rows. See `search.make_grow` for the arguments."""
     num_problems = prompts.length.shape[0]
     expand = make_expand(config, sample, score)
     is_real = prompts.problem_id >= 0
