@@ -71,6 +71,7 @@ def run_demonstrations(flags: list[str], folder: Path) -> None:
             policy = fit(run, i, "policy", fns.update_policy, state.policy, run.policy_batches(i, rows))
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
+            shutil.rmtree(workdir.fits, ignore_errors=True)
             score(state, run)
 
 

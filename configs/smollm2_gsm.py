@@ -70,7 +70,7 @@ def get_config(size="gpu"):
         c.tasks.num_demonstrations = 600
         c.prompts.num_problems = 80
         c.prompts.num_first_problems = 48
-        c.prompts.batch_size = 32
+        c.prompts.batch_size = 16
         c.prompts.max_prompt_tokens = 80
         c.search.max_steps = 5
         c.search.max_step_tokens = 40
@@ -78,6 +78,8 @@ def get_config(size="gpu"):
         c.search.num_rollout_steps = 4
         c.datasets.max_traces = 1024
         c.datasets.max_paths = 1024
+        c.datasets.group_by_length = True
+        c.checkpoints.num_updates = 16
         for fit in (c.updates.policy, c.updates.prm):
             fit.batch_size = 8
             fit.learning_rate = 2e-4

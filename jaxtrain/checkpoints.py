@@ -3,6 +3,7 @@
 One orbax checkpoint an iteration holds everything the next one needs: both learners and the replay. It is restored
 through the abstract state (shapes, dtypes, shardings) that also shaped its initialisation, so another number of devices
 is no matter. A checkpoint is committed whole or not at all; what a killed save left behind is swept at the next start.
+Where a fit takes long, it is saved on its way too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxtrain.errors import UserError, require_at_least
-from jaxtrain.structs import State
+from jaxtrain.structs import Learner, State
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,11 @@ class CheckpointsConfig:
     """What stays on disk."""
 
     num_kept: int = 3  # newest checkpoints; iteration 0, the warm start, always stays
+    num_updates: int = 0  # a fit is saved on its way after every so many updates; 0: an interrupted fit begins again
 
     def __post_init__(self):
         require_at_least(1, "checkpoints", self, "num_kept")
+        require_at_least(0, "checkpoints", self, "num_updates")
 
 
 class Checkpoints:
@@ -76,3 +80,41 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state: State = self._manager.restore(iteration, args=args)["state"]
         return replace(state, replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration))
+
+
+class FitCheckpoints:
+    """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run; only the newest stays.
+
+    It goes when the checkpoint of its iteration is there.
+    """
+
+    def __init__(self, folder: Path, is_on: bool):
+        """Open the folder of a fit; nothing is read or written unless `is_on`."""
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options) if is_on else None
+
+    def __enter__(self) -> FitCheckpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._manager:
+            self._manager.close()
+
+    def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
+        """Write the learner and what its updates told so far, [N] a key; on disk when this returns."""
+        if self._manager:
+            fit = {"learner": learner, "infos": infos}
+            self._manager.save(len(infos["loss"]), args=ocp.args.StandardSave(fit))
+
+    def restore(self, learner: Learner, infos: dict[str, np.ndarray]) -> tuple[Learner, dict[str, np.ndarray]]:
+        """Return both as last saved, or the given ones where nothing was; the memory of a learner replaced is freed."""
+        num_updates = self._manager.latest_step() if self._manager else None
+        if self._manager is None or num_updates is None:
+            return learner, infos
+        saved = {key: np.zeros(num_updates, x.dtype) for key, x in infos.items()}
+        abstract = {"learner": jax.tree.map(ocp.utils.to_shape_dtype_struct, learner), "infos": saved}
+        jax.tree.map(lambda x: x.delete(), learner)  # an update donates it as well
+        fit = self._manager.restore(num_updates, args=ocp.args.StandardRestore(abstract))
+        return fit["learner"], jax.device_get(fit["infos"])

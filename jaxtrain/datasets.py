@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import chex
@@ -26,6 +27,7 @@ from jaxtrain.structs import Array, Labels, Paths, PolicyBatch, PrmBatch, Prompt
 
 Rows = TypeVar("Rows", Traces, Paths)
 Shard = tuple[Prompts, Tree, Labels]
+POOL = 8  # batches that are grouped by length together
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class DatasetsConfig:
     max_traces: int = 8192  # capacity of the replay
     max_paths: int = 16384  # capacity of the replay
     balance_outcomes: bool = True  # half of every PRM batch from paths that end correct, half from the others
+    group_by_length: bool = False  # rows of like length in a batch: less padding to compute, batches mixed less
 
     def __post_init__(self):
-        require_at_least(1, "datasets", self, *(name for name in vars(self) if name != "balance_outcomes"))
+        require_at_least(1, "datasets", self, *(name for name in vars(self) if name.startswith("max_")))
+        require_at_least(1, "datasets", self, "traces_rounds", "paths_rounds")
 
 
 def empty_replay(config: DatasetsConfig, max_length: int, max_steps: int) -> Replay:
@@ -97,26 +101,34 @@ def demonstration_rows(
 
 
 def policy_batches(
-    traces: Traces, num_updates: int, batch_size: int, rng: np.random.Generator
+    traces: Traces, num_updates: int, batch_size: int, rng: np.random.Generator, group_by_length: bool = False
 ) -> Iterator[PolicyBatch]:
     """Yield batches for a fixed number of policy updates; none if there are no traces.
 
     Rows are shuffled anew for every epoch; each comes once before any comes again. A batch is as wide as a quarter, a
-    half, three quarters or all of L, whichever its longest row needs, so at most four programs are compiled.
+    half, three quarters or all of L, whichever its longest row needs, so at most four programs are compiled. With
+    group_by_length, every POOL batches are sorted by length, split anew and shuffled.
     """
     rows = np.flatnonzero(traces.iteration >= 0)
-    for picked in _epochs(rows, num_updates, batch_size, rng):
+    streams = [_epochs(rows, num_updates, batch_size, rng)]
+    for picked in _joined(streams, traces.length if group_by_length else None, rng):
         length = traces.length[picked]
         yield PolicyBatch(_cut(traces.tokens[picked], length), traces.prompt_length[picked], length)
 
 
 def prm_batches(
-    paths: Paths, num_updates: int, batch_size: int, rng: np.random.Generator, balance_outcomes: bool
+    paths: Paths,
+    num_updates: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    balance_outcomes: bool,
+    group_by_length: bool = False,
 ) -> Iterator[PrmBatch]:
     """Yield batches for a fixed number of PRM updates; none if there are no paths.
 
     With balance_outcomes, half of each batch (the smaller half of an odd one) comes from paths that end correct and the
-    rest from the others, each kind shuffled by itself; if one kind is missing, all comes from the other.
+    rest from the others, each kind shuffled by itself; if one kind is missing, all comes from the other. With
+    group_by_length, the two halves are sorted each by itself, as in `policy_batches`.
     """
     is_used = paths.iteration >= 0
     kinds = [np.flatnonzero(is_used & paths.is_correct), np.flatnonzero(is_used & ~paths.is_correct)]
@@ -125,8 +137,7 @@ def prm_batches(
     else:
         kinds, sizes = [np.flatnonzero(is_used)], [batch_size]
     streams = [_epochs(rows, num_updates, size, rng) for rows, size in zip(kinds, sizes, strict=True)]
-    for parts in zip(*streams, strict=True):
-        picked = np.concatenate(parts)
+    for picked in _joined(streams, paths.length if group_by_length else None, rng):
         length = paths.length[picked]
         yield PrmBatch(
             tokens=_cut(paths.tokens[picked], length),
@@ -313,6 +324,21 @@ def _epochs(rows: np.ndarray, num_updates: int, batch_size: int, rng: np.random.
             waiting = np.concatenate([waiting, rng.permutation(rows)])
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
+
+
+def _joined(
+    streams: Sequence[Iterator[np.ndarray]], length: np.ndarray | None, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Join the streams' parts to batches; with `length`, by row, every POOL batches hold rows of like length each."""
+    batches = zip(*streams, strict=True)
+    while pool := list(islice(batches, POOL)):
+        order = np.arange(len(pool))
+        if length is not None:
+            rows = [np.concatenate(parts) for parts in zip(*pool, strict=True)]
+            ordered = [row[np.argsort(length[row], kind="stable")] for row in rows]
+            pool = list(zip(*(np.split(row, len(pool)) for row in ordered), strict=True))
+            order = rng.permutation(len(pool))
+        yield from (np.concatenate(pool[k]) for k in order)
 
 
 def _cut(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:

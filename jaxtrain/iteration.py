@@ -7,10 +7,12 @@ interrupted is done again with the same keys, finished shards of trees are reuse
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
 from jaxtrain.build import Config, Functions, build
-from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.hub import Pretrained
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
@@ -80,12 +82,15 @@ class Run:
 
     def policy_batches(self, i: int, traces: Traces) -> Callable:
         rng = np.random.default_rng((self.config.seed, i, int(Purpose.FIT_POLICY)))
-        return lambda num_updates, batch_size: datasets.policy_batches(traces, num_updates, batch_size, rng)
+        by_length = self.config.datasets.group_by_length
+        return lambda num_updates, batch_size: datasets.policy_batches(traces, num_updates, batch_size, rng, by_length)
 
     def prm_batches(self, i: int, paths: Paths) -> Callable:
         rng = np.random.default_rng((self.config.seed, i, int(Purpose.FIT_PRM)))
-        is_balanced = self.config.datasets.balance_outcomes
-        return lambda num_updates, batch_size: datasets.prm_batches(paths, num_updates, batch_size, rng, is_balanced)
+        c = self.config.datasets
+        return lambda num_updates, batch_size: datasets.prm_batches(
+            paths, num_updates, batch_size, rng, c.balance_outcomes, c.group_by_length
+        )
 
 
 def iterate(state: State, run: Run) -> State:
@@ -138,6 +143,7 @@ def run_loop(
         while state is None or int(state.iteration) < config.loop.num_iterations:
             state = warm_start(run) if state is None else iterate(state, run)
             checkpoints.save(state)
+            shutil.rmtree(workdir.fits, ignore_errors=True)
             give_back()
             score(state, run)
     return state
@@ -180,13 +186,27 @@ def judge(run: Run, tree: Tree) -> Labels:
 
 
 def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, make_batches: Callable) -> Learner:
-    """Fit one network to `make_batches(num_updates, batch_size)`."""
+    """Fit one network to `make_batches(num_updates, batch_size)`, from where an interrupted fit was last saved."""
     c: FitConfig = getattr(run.config.updates, name)
     num_updates = c.num_updates if i else c.num_first_updates
-    with run.progress.phase(f"{name} updates", iteration=i, total=num_updates, unit="updates") as phase:
-        batches = make_batches(num_updates, c.batch_size)
-        rates = updates.learning_rates(c, num_updates)
-        learner, info = updates.fit(update, learner, batches, rates, lambda loss: phase.advance(loss=loss))
+    every = run.config.checkpoints.num_updates
+    with (
+        FitCheckpoints(run.workdir.fits / str(i) / name, is_on=every > 0) as saved,
+        run.progress.phase(f"{name} updates", iteration=i, total=num_updates, unit="updates") as phase,
+    ):
+        batches, rates = iter(make_batches(num_updates, c.batch_size)), updates.learning_rates(c, num_updates)
+        learner, infos = saved.restore(learner, updates.NO_INFOS)
+        done = sum(1 for _ in islice(batches, len(infos["loss"])))
+        phase.advance(done)
+        while done < num_updates:
+            part = rates[done : done + (every or num_updates)]
+            learner, told = updates.fit(update, learner, batches, part, lambda loss: phase.advance(loss=loss))
+            if not len(told["loss"]):
+                break
+            infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
+            done = len(infos["loss"])
+            saved.save(learner, infos)
+    info = updates.summarise(infos)
     if info["is_skipped_fit"]:
         run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
     run.log.append(i, {**named(f"updates/{name}", info), f"time/{name}_updates": phase.seconds})

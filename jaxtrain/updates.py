@@ -21,6 +21,9 @@ import optax
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
 
+# What no updates tell.
+NO_INFOS = {"loss": np.zeros(0, np.float32), "grad_norm": np.zeros(0, np.float32), "is_skipped": np.zeros(0, bool)}
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -125,24 +128,31 @@ def fit(
     batches: Iterable[Any],
     rates: np.ndarray,
     on_update: Callable[[float], None] = lambda loss: None,
-) -> tuple[Learner, dict[str, float]]:
-    """Run one update for every batch. Returns the learner and means over the fit; no batches skip it, and say so.
+) -> tuple[Learner, dict[str, np.ndarray]]:
+    """Run one update for every batch and rate. Returns the learner and what each of the N updates told, [N] a key.
 
     on_update is told the loss of every update once it is done; by then the next one is with the device.
     """
     infos = []
-    for batch, rate in zip(batches, rates, strict=False):
+    for rate, batch in zip(rates, batches, strict=False):  # in this order: no batch is taken that has no rate
         learner, info = update(learner, batch, rate)
         if infos:
             on_update(float(infos[-1]["loss"]))
         infos.append(info)
     if not infos:
-        return learner, {"num_updates": 0, "is_skipped_fit": 1}
+        return learner, NO_INFOS
     on_update(float(infos[-1]["loss"]))
-    infos = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(infos))
-    is_ok, tail = ~infos["is_skipped"], slice(-max(1, len(infos["loss"]) // 10), None)
-    return learner, {
-        "num_updates": len(is_ok),
+    return learner, jax.tree.map(lambda *x: np.stack(x), *jax.device_get(infos))
+
+
+def summarise(infos: dict[str, np.ndarray]) -> dict[str, float]:
+    """Average a fit's updates, the skipped ones apart; no updates are a skipped fit."""
+    num_updates = len(infos["loss"])
+    if not num_updates:
+        return {"num_updates": 0, "is_skipped_fit": 1}
+    is_ok, tail = ~infos["is_skipped"], slice(-max(1, num_updates // 10), None)
+    return {
+        "num_updates": num_updates,
         "num_skipped": int(np.sum(~is_ok)),
         "is_skipped_fit": 0,
         "loss": _mean(infos["loss"][is_ok]),

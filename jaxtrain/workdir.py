@@ -66,6 +66,10 @@ class Workdir:
         return self.path / "checkpoints"
 
     @property
+    def fits(self) -> Path:
+        return self.path / "fits"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -327,6 +327,30 @@ def test_prm_batches_of_one_kind_or_unbalanced_are_plain_epochs(outcomes, is_bal
     assert (np.sort(seen, axis=1) == np.arange(1, 7)).all()
 
 
+def lengths_by_pool(batches):
+    """Lengths [pools POOL M] of batches, every batch sorted."""
+    lengths = np.sort([batch.length for batch in batches], axis=1)
+    return lengths.reshape(-1, datasets.POOL, lengths.shape[1])
+
+
+def test_grouped_policy_batches_are_epochs_whose_pools_are_split_by_length():
+    rows, _ = datasets.demonstration_rows([([1], list(range(2, 2 + n))) for n in range(64)], 64)
+    pools = lengths_by_pool(datasets.policy_batches(rows, 32, 4, np.random.default_rng(0), True))
+    assert (np.sort(pools.reshape(2, 64), axis=1) == np.arange(1, 65)).all(), "two epochs of two pools"
+    for pool in pools:
+        assert (np.sort(pool.flatten()).reshape(pool.shape) == pool[np.argsort(pool[:, 0])]).all()
+        assert (np.diff(pool[:, 0]) < 0).any(), "the batches are shuffled"
+
+
+def test_grouped_prm_batches_stay_balanced_and_sort_each_half():
+    paths = paths_of([True] * 16 + [False] * 48)
+    pools = lengths_by_pool(datasets.prm_batches(paths, 16, 4, np.random.default_rng(0), True, True))
+    for half in (pools[..., :2], pools[..., 2:]):  # the correct are the shorter ones
+        assert ((half <= 16).all() or (half > 16).all()) and len(half) == 2
+        for pool in half:
+            assert (np.sort(pool.flatten()).reshape(pool.shape) == pool[np.argsort(pool[:, 0])]).all()
+
+
 def test_lengths_tell_text_from_padding_whatever_the_ids():
     rows = [Row(-1, (0, 5, 0)), Row(0, (0, 0), C)]  # 0 is the padding id too
     replay, _ = add(empty(), [shard_of([rows], [0])])

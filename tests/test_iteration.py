@@ -168,6 +168,23 @@ def test_interrupted_warm_start_ends_where_a_straight_one_does(run_in, task, tmp
     assert_same_run(run_in(tmp_path, task), tmp_path, straight)
 
 
+@pytest.mark.parametrize("phase", ["policy updates", "prm updates"])
+def test_a_fit_saved_on_its_way_goes_on_from_there(run_in, task, tmp_path, straight, phase):
+    config = replace(CONFIG, checkpoints=CheckpointsConfig(num_kept=9, num_updates=2))
+    with pytest.raises(Interrupted):
+        run_in(tmp_path, task, config, InterruptedProgress(lambda name, i, done: (name, i, done) == (phase, 1, 3)))
+    seen = []
+    state = run_in(
+        tmp_path,
+        task,
+        config,
+        InterruptedProgress(lambda name, i, done: seen.append(done) if (name, i) == (phase, 1) else None),
+    )
+    assert seen[:3] == [0, 2, 3], "two updates were on the disk, the third was done again"
+    assert_same_run(state, tmp_path, straight)
+    assert not (tmp_path / "fits").exists()
+
+
 INTERRUPTIONS = {
     "in search, after the first shard": lambda name, i, done: (name, i) == ("search", 1) and done > 0,
     "after search": lambda name, i, done: (name, i) == ("policy updates", 1),

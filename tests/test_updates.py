@@ -24,6 +24,7 @@ from jaxtrain.updates import (
     make_update,
     policy_loss,
     prm_loss,
+    summarise,
 )
 
 ROWS, LENGTH, VOCAB, STEPS = 4, 7, 5, 3
@@ -191,7 +192,8 @@ def test_a_fit_counts_the_updates_it_skipped(learner):
     batches = line_batches(5)
     for i in (1, 4):
         batches[i] = spoilt(learner, y=np.nan)[1]
-    fitted, info = fit(update, learner, batches, np.full(5, 0.01, np.float32))
+    fitted, infos = fit(update, learner, batches, np.full(5, 0.01, np.float32))
+    info = summarise(infos)
     assert (info["num_updates"], info["num_skipped"], info["is_skipped_fit"]) == (5, 2, 0)
     assert np.isfinite(info["loss"]) and np.isfinite(info["grad_norm"])
     assert fitted.num_updates == 3
@@ -200,14 +202,16 @@ def test_a_fit_counts_the_updates_it_skipped(learner):
 
 
 def test_a_fit_without_batches_says_so(learner):
-    fitted, info = fit(update, learner, iter(()), np.zeros(0, np.float32))
+    fitted, infos = fit(update, learner, iter(()), np.zeros(3, np.float32))
+    info = summarise(infos)
     assert fitted is learner
     assert (info["num_updates"], info["is_skipped_fit"]) == (0, 1)
 
 
 def test_a_fit_reports_means_and_tells_of_every_update(learner):
     batches, rates, told = line_batches(20), np.full(20, 0.01, np.float32), []
-    _, info = fit(update, learner, batches, rates, told.append)
+    _, infos = fit(update, learner, batches, rates, told.append)
+    info = summarise(infos)
     losses = []
     for batch in batches:
         learner, one = update(learner, batch, rates[0])
@@ -217,15 +221,26 @@ def test_a_fit_reports_means_and_tells_of_every_update(learner):
     assert info["loss_last_tenth"] == pytest.approx(np.mean(losses[-2:]), rel=1e-6)
 
 
+def test_a_fit_in_parts_equals_a_fit_at_once(learner):
+    batches, rates = line_batches(7), learning_rates(CONFIG, 7)
+    whole, infos = fit(update, learner, batches, rates)
+    ahead = iter(batches)
+    for at in (0, 3, 6):  # a part takes no batch that the next one needs
+        learner, part = fit(update, learner, ahead, rates[at : at + 3])
+        np.testing.assert_array_equal(part["loss"], infos["loss"][at : at + 3])
+    jax.tree.map(np.testing.assert_array_equal, learner, whole)
+
+
 def test_a_fit_of_nothing_but_faults_still_reports(learner):
-    _, info = fit(update, learner, [spoilt(learner, y=np.nan)[1]] * 3, np.full(3, 0.01, np.float32))
+    _, infos = fit(update, learner, [spoilt(learner, y=np.nan)[1]] * 3, np.full(3, 0.01, np.float32))
+    info = summarise(infos)
     assert (info["num_skipped"], math.isnan(info["loss"])) == (3, True)
 
 
 def test_a_fit_learns(learner):
     batches = line_batches(300)
-    fitted, info = fit(update, learner, batches, learning_rates(CONFIG, 300))
-    assert info["loss_last_tenth"] < 0.01 * squares(learner.params, batches[0])
+    fitted, infos = fit(update, learner, batches, learning_rates(CONFIG, 300))
+    assert summarise(infos)["loss_last_tenth"] < 0.01 * squares(learner.params, batches[0])
     np.testing.assert_allclose(fitted.params["slope"], [1, -2, 3], atol=0.1)
 
 
