@@ -1,8 +1,9 @@
 """The seven stages composed: `iterate` is one turn of the loop, `run` all of them.
 
 Iteration 0 is the warm start, checkpointed and scored like the others. The iteration is the atom of resume: what was
-interrupted is done again with the same keys, finished shards of trees are reused, and every draw is a function of
-(seed, iteration, purpose, problem). So a resumed run ends where an undisturbed one does, bit for bit.
+interrupted is done again with the same keys, finished shards of trees and saved parts of fits are reused, and every
+draw is a function of (seed, iteration, purpose, problem). So a resumed run ends where an undisturbed one does, bit for
+bit.
 """
 
 from __future__ import annotations

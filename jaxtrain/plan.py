@@ -304,8 +304,9 @@ def disk(config: Config, fns: Functions) -> Iterator[str]:
     rows = c.num_simulations * (c.num_candidates + c.rollout_depth * c.num_rollout_candidates)
     trees = (config.prompts.num_problems or config.prompts.batch_size) * rows * (c.max_step_tokens + 10) * 4
     kept = config.checkpoints.num_kept + 1
+    fits = f"{state / GIB:.2f} GiB more while fits are saved; " if config.checkpoints.num_updates else ""
     yield (
-        f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: {kept * state / GIB:.2f} GiB; "
+        f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: {kept * state / GIB:.2f} GiB; {fits}"
         f"at most {trees / GIB:.3f} GiB of trees an iteration, before compression"
     )
 

@@ -2,7 +2,8 @@
 
     config.json     the resolved config          checkpoints/<iteration>/                    orbax
     manifest.json   versions, devices, hashes    trees/<iteration>/<purpose>-<shard>.npz     see `Workdir.save_trees`
-    run.lock        who runs here now            metrics.jsonl, tensorboard/, report.html
+    run.lock        who runs here now            fits/<iteration>/<network>/<updates>/       orbax, while a fit lasts
+                                                 metrics.jsonl, tensorboard/, report.html
 
 A run may be killed at any instant, so a file is complete or absent: it is written under a temporary name, synced to
 the disk and renamed. One run owns a folder at a time (the kernel drops the lock of a killed process), and one config
