@@ -1,0 +1,79 @@
+"""Draw what `benchmarks.arms` and `jaxtrain.evaluate` measured (matplotlib comes with the extra `tasks`).
+
+    python -m benchmarks.figures --root runs/arms/smollm2_gsm --evaluated runs/gsm_test --to benchmarks/smollm2_gsm
+
+writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with Wilson 95 % intervals of all
+their answers together; and <to>_tokens.svg: accuracy of every method against the tokens of both networks a problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+
+from benchmarks.arms import ARMS, merge
+from jaxtrain.intervals import wilson
+from jaxtrain.report.scores import METHODS
+
+Curve = tuple[str, list[tuple[float, ...]]]  # name, (x, accuracy, low, high) a point
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--evaluated", type=Path)
+    parser.add_argument("--to", type=Path, required=True)
+    options = parser.parse_args()
+    draw(f"{options.to}_iterations.svg", "iteration", by_iteration(options.root))
+    if options.evaluated:
+        draw(f"{options.to}_tokens.svg", "tokens a problem, policy and PRM", by_tokens(options.evaluated), is_log=True)
+
+
+def by_iteration(root: Path) -> list[Curve]:
+    """Pool the seeds of every arm that was run."""
+    curves = []
+    for arm in ARMS:
+        seeds = [merge(folder) for folder in sorted(root.glob(f"{arm}_*"))]
+        points = []
+        for i in sorted(set.intersection(*map(set, seeds))) if seeds else ():
+            outcomes = np.concatenate([seed[i]["evaluation/greedy/outcomes"] for seed in seeds])
+            points.append((i, outcomes.mean(), *wilson(int(outcomes.sum()), len(outcomes))))
+        curves.append((arm, points))
+    return curves
+
+
+def by_tokens(folder: Path) -> list[Curve]:
+    """Take every method of an evaluation, at every number of samples."""
+    row = list(merge(folder).values())[-1]
+    curves = []
+    for key, name, _ in METHODS:
+        at = f"evaluation/{key}"
+        alone = [[row.get(f"{at}/{part}") for part in ("tokens", "accuracy", "low", "high")]]
+        points = [tuple(point[:4]) for point in row.get(f"{at}/curve", alone) if point[0]]
+        curves.append((name, points))
+    return curves
+
+
+def draw(path: str, x_label: str, curves: list[Curve], is_log: bool = False) -> None:
+    """Draw curves with their intervals."""
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    curves = [curve for curve in curves if curve[1]]
+    for number, (name, points) in enumerate(curves):
+        x, y, low, high = (100 * np.array(points, float) * [0.01, 1, 1, 1]).T
+        x = x if is_log else x + 0.02 * (number - (len(curves) - 1) / 2)  # so that intervals stand side by side
+        axes.errorbar(x, y, (y - low, high - y), marker="o", markersize=4, capsize=2, linewidth=1.2, label=name)
+    if is_log:
+        axes.set_xscale("log")
+    else:
+        axes.set_xticks(range(1 + max(int(point[0]) for _, points in curves for point in points)))
+    axes.set(xlabel=x_label, ylabel="accuracy, %", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Print traces and trees of a run as Markdown, chosen by their order alone.
+
+    python -m benchmarks.look --workdir runs/arms/smollm2_gsm/search_0 --iteration 2 > look.md
+
+Traces: the greedy answers to the first held-out problems. Trees: the first of the iteration's searches that holds a
+correct answer, and the first that holds finished ones and no correct one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jaxtrain import labels, trees
+from jaxtrain.main import open_run
+from jaxtrain.structs import Kind, Tree, Verdict
+from jaxtrain.tasks import Problem, Task, make_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--iteration", type=int, required=True)
+    parser.add_argument("--traces", type=int, default=10)
+    options = parser.parse_args()
+    config, _, model = open_run(options.workdir)
+    task = make_task(config.tasks, model.tokenizer if model else None)
+    problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
+    folder = options.workdir / "trees" / str(options.iteration)
+    print(f"# Iteration {options.iteration} of {options.workdir}\n\n## Greedy traces")
+    greedy = (found for path in sorted(folder.glob("greedy-*.npz")) for found in judged(path, task, problems))
+    for (tree, verdict, b), _ in zip(greedy, range(options.traces), strict=False):
+        print("\n".join(trace(tree, verdict, b, problems, task)))
+    grown = [found for path in sorted(folder.glob("search-*.npz")) for found in judged(path, task, problems)]
+    for title, is_wanted in (
+        ("The first tree with a correct answer", lambda v: (v == Verdict.CORRECT).any()),
+        (
+            "The first tree with answers and none correct",
+            lambda v: (v == Verdict.WRONG).any() and Verdict.CORRECT not in v,
+        ),
+    ):
+        for tree, verdict, b in [found for found in grown if is_wanted(found[1][found[2]])][:1]:
+            print(f"\n## {title}\n")
+            print("\n".join(whole_tree(tree, verdict, b, problems, task)))
+
+
+def judged(path: Path, task: Task, problems: dict[int, Problem]) -> Iterator[tuple[Tree, np.ndarray, int]]:
+    """Yield (tree, verdicts [B R], index) for every problem of a file of trees."""
+    with np.load(path) as arrays:
+        tree = Tree(**{name: arrays[name] for name in arrays.files})
+    verdict = labels.judge(tree, lambda id, tokens: task.verify(problems[id], task.tokenizer.decode(tokens.tolist())))
+    yield from ((tree, verdict, int(b)) for b in np.flatnonzero(tree.problem_id >= 0))
+
+
+def head(tree: Tree, b: int, problems: dict[int, Problem]) -> str:
+    problem = problems[int(tree.problem_id[b])]
+    return f"**{problem.prompt.strip()}** (gold: {problem.gold})\n"
+
+
+def step(tree: Tree, b: int, row: int, task: Task) -> str:
+    return task.tokenizer.decode(tree.tokens[b, row, : tree.length[b, row]].tolist()).strip().replace("\n", " / ")
+
+
+def trace(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task) -> Iterator[str]:
+    """Yield the lines of one answer."""
+    last = max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
+    yield f"\n{head(tree, b, problems)}"
+    for row in trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]:
+        yield f"    {step(tree, b, row, task)}"
+    yield f"\n{Verdict(int(verdict[b, last])).name.lower()}"
+
+
+def whole_tree(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task) -> Iterator[str]:
+    """Yield the lines of a tree, children below their parent: PRM score, value after back-up, visits, step."""
+    yield head(tree, b, problems)
+    yield "Score of the PRM, value after back-up, visits, step; `~` is a step of a rollout.\n"
+
+    def below(parent: int, depth: int) -> Iterator[str]:
+        for row in np.flatnonzero((tree.parent[b] == parent) & (tree.kind[b] != Kind.EMPTY)):
+            kind = Kind(int(tree.kind[b, row]))
+            mark = {Kind.ROLLOUT: "~ ", Kind.DUPLICATE: "= "}.get(kind, "")
+            judgement = Verdict(int(verdict[b, row]))
+            told = f"  [{judgement.name}]" if judgement in (Verdict.CORRECT, Verdict.WRONG) else ""
+            numbers = f"{tree.score[b, row]:.2f} {tree.value[b, row]:.2f} {tree.visits[b, row]}"
+            yield f"    {'  ' * depth}{numbers}  {mark}{step(tree, b, int(row), task)}{told}"
+            yield from below(int(row), depth + 1)
+
+    yield from below(-1, 0)
+
+
+if __name__ == "__main__":
+    main()
