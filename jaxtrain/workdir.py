@@ -37,7 +37,14 @@ from jaxtrain.structs import Tree
 
 # A key stands for itself and all below it. None of these changes what an iteration computes: data files and models are
 # known by their content, whose hash is a fact.
-FREE_KEYS = ("loop.num_iterations", "tasks.path", "tasks.test_path", "hub.pretrained", "hub.may_download")
+FREE_KEYS = (
+    "loop.num_iterations",
+    "checkpoints",
+    "tasks.path",
+    "tasks.test_path",
+    "hub.pretrained",
+    "hub.may_download",
+)
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
 TEMPORARY = ".tmp"  # suffix of a file that is still being written
