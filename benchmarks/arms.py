@@ -4,10 +4,10 @@
     python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search demonstrations sample
 
 Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table. The arms share iteration 0,
-the warm start, and every later one makes the same number of updates:
+the warm start:
 
     search          the plain command
-    demonstrations  the policy is fitted to D_S0 again wherever the loop would fit it to its own traces
+    demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its own traces
     sample          ReST-EM: traces are sampled one by one instead of searched for, for as many generated tokens
 """
 
@@ -51,8 +51,8 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
     (folder / "checkpoints" / "0.copy").rename(folder / "checkpoints" / "0")
 
 
-def run_demonstrations(flags: list[str], folder: Path) -> None:
-    """Fit the policy to D_S0 in every iteration that is not on disk yet, and score it."""
+def run_demonstrations(flags: list[str], source: Path, folder: Path) -> None:
+    """Fit the policy to D_S0 in every iteration that is not on disk yet, as often as `source` did, and score it."""
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)
     with (
@@ -68,7 +68,10 @@ def run_demonstrations(flags: list[str], folder: Path) -> None:
             score(state, run)
         rows, _ = run.demonstrations()
         for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
-            policy = fit(run, i, "policy", fns.update_policy, state.policy, run.policy_batches(i, rows))
+            num_updates = merge(source)[i]["updates/policy/num_updates"]
+            as_often = replace(config.updates.policy, num_updates=num_updates, max_epochs=0.0)
+            run_i = replace(run, config=replace(config, updates=replace(config.updates, policy=as_often)))
+            policy = fit(run_i, i, "policy", fns.update_policy, state.policy, rows)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
             shutil.rmtree(workdir.fits, ignore_errors=True)
@@ -104,7 +107,7 @@ def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict
     if arm != "search":
         fork(flags, source, folder)
     if arm == "demonstrations":
-        run_demonstrations(flags, folder)
+        run_demonstrations(flags, source, folder)
     else:
         subprocess.run([sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)], check=True)
     return merge(folder)

@@ -55,10 +55,13 @@ def get_config(size="gpu"):
 
     for fit in (c.updates.policy, c.updates.prm):
         fit.batch_size = 16
-        fit.learning_rate = 1e-4
+        fit.learning_rate = fit.first_learning_rate = 1e-4
         fit.weight_decay = 0.0
         fit.num_first_updates = 150
         fit.num_updates = 200
+    c.updates.policy.learning_rate = 5e-5
+    c.updates.policy.max_epochs = 2.0
+    c.updates.prm.max_epochs = 3.0
     c.evaluation.split = "dev"
     c.evaluation.num_problems = 256
     c.evaluation.num_samples = 16
@@ -68,7 +71,7 @@ def get_config(size="gpu"):
     if size == "reduced":
         c.model.dtype = "float32"
         c.tasks.num_demonstrations = 600
-        c.prompts.num_problems = 80
+        c.prompts.num_problems = 448
         c.prompts.num_first_problems = 48
         c.prompts.batch_size = 16
         c.prompts.max_prompt_tokens = 80
@@ -82,8 +85,9 @@ def get_config(size="gpu"):
         c.checkpoints.num_updates = 16
         for fit in (c.updates.policy, c.updates.prm):
             fit.batch_size = 8
-            fit.learning_rate = 2e-4
-            fit.num_first_updates = fit.num_updates = 16
+            fit.first_learning_rate = 2e-4
+            fit.num_first_updates = 16
+            fit.num_updates = 48
         c.updates.policy.num_first_updates = 128
         c.evaluation.methods = "greedy"
         c.evaluation.num_problems = 256

@@ -9,7 +9,7 @@ bit.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -27,7 +27,19 @@ from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import write_report
-from jaxtrain.structs import Kind, Labels, Learner, Paths, Prompts, State, Traces, Tree, Verdict
+from jaxtrain.structs import (
+    Kind,
+    Labels,
+    Learner,
+    Paths,
+    PolicyBatch,
+    PrmBatch,
+    Prompts,
+    State,
+    Traces,
+    Tree,
+    Verdict,
+)
 from jaxtrain.tasks import Problem, Task
 from jaxtrain.updates import FitConfig
 from jaxtrain.workdir import Workdir
@@ -81,17 +93,13 @@ class Run:
         pairs = [(self.encode_prompt(d), [*encode(d.response), end_id]) for d in self.task.demonstrations]
         return datasets.demonstration_rows(pairs, self.config.max_length)
 
-    def policy_batches(self, i: int, traces: Traces) -> Callable:
-        rng = np.random.default_rng((self.config.seed, i, int(Purpose.FIT_POLICY)))
-        by_length = self.config.datasets.group_by_length
-        return lambda num_updates, batch_size: datasets.policy_batches(traces, num_updates, batch_size, rng, by_length)
-
-    def prm_batches(self, i: int, paths: Paths) -> Callable:
-        rng = np.random.default_rng((self.config.seed, i, int(Purpose.FIT_PRM)))
-        c = self.config.datasets
-        return lambda num_updates, batch_size: datasets.prm_batches(
-            paths, num_updates, batch_size, rng, c.balance_outcomes, c.group_by_length
-        )
+    def batches(self, i: int, rows: Traces | Paths, num_updates: int) -> Iterator[PolicyBatch | PrmBatch]:
+        c, seed = self.config.datasets, (self.config.seed, i)
+        if isinstance(rows, Traces):
+            size, rng = self.config.updates.policy.batch_size, np.random.default_rng((*seed, int(Purpose.FIT_POLICY)))
+            return datasets.policy_batches(rows, num_updates, size, rng, c.group_by_length)
+        size, rng = self.config.updates.prm.batch_size, np.random.default_rng((*seed, int(Purpose.FIT_PRM)))
+        return datasets.prm_batches(rows, num_updates, size, rng, c.balance_outcomes, c.group_by_length)
 
 
 def iterate(state: State, run: Run) -> State:
@@ -102,8 +110,8 @@ def iterate(state: State, run: Run) -> State:
     shards = grow(run, i, batches, state.policy, state.prm)
     replay, kept = datasets.add(state.replay, shards, i, c.datasets, c.seed)
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", kept)})
-    policy = fit(run, i, "policy", fns.update_policy, state.policy, run.policy_batches(i, replay.traces))
-    prm = fit(run, i, "prm", fns.update_prm, state.prm, run.prm_batches(i, replay.paths))
+    policy = fit(run, i, "policy", fns.update_policy, state.policy, replay.traces)
+    prm = fit(run, i, "prm", fns.update_prm, state.prm, replay.paths)
     return State(np.asarray(i, np.int32), policy, prm, replay)
 
 
@@ -112,7 +120,7 @@ def warm_start(run: Run) -> State:
     c, fns = run.config, run.fns
     rows, num_too_long = run.demonstrations()
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
-    policy = fit(run, 0, "policy", fns.update_policy, fns.init_policy(key), run.policy_batches(0, rows))
+    policy = fit(run, 0, "policy", fns.update_policy, fns.init_policy(key), rows)
     prm = fns.init_prm(policy.params)
 
     problems = prompts.draw(run.task.train, c.prompts.num_first_problems, c.seed, 0)
@@ -123,7 +131,7 @@ def warm_start(run: Run) -> State:
     counts = {"prompts/num_too_long": num_prompts_too_long, "prompts/num_demonstrations_too_long": num_too_long}
     told = named("tasks", {**run.task.counts, "notice": run.task.notice})
     run.log.append(0, {**counts, **told, **named("datasets", kept)})
-    prm = fit(run, 0, "prm", fns.update_prm, prm, run.prm_batches(0, replay.paths))
+    prm = fit(run, 0, "prm", fns.update_prm, prm, replay.paths)
     return State(np.asarray(0, np.int32), policy, prm, replay)
 
 
@@ -186,16 +194,16 @@ def judge(run: Run, tree: Tree) -> Labels:
     return jax.device_get(run.fns.back_up(tree, labels.judge(tree, run.verify)))
 
 
-def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, make_batches: Callable) -> Learner:
-    """Fit one network to `make_batches(num_updates, batch_size)`, from where an interrupted fit was last saved."""
+def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: Traces | Paths) -> Learner:
+    """Fit one network to its rows, from where an interrupted fit was last saved."""
     c: FitConfig = getattr(run.config.updates, name)
-    num_updates = c.num_updates if i else c.num_first_updates
+    num_updates = updates.count_updates(c, i == 0, datasets.num_rows(rows))
+    batches, rates = run.batches(i, rows, num_updates), updates.learning_rates(c, i == 0, num_updates)
     every = run.config.checkpoints.num_updates
     with (
         FitCheckpoints(run.workdir.fits / str(i) / name, is_on=every > 0) as saved,
         run.progress.phase(f"{name} updates", iteration=i, total=num_updates, unit="updates") as phase,
     ):
-        batches, rates = iter(make_batches(num_updates, c.batch_size)), updates.learning_rates(c, num_updates)
         learner, infos = saved.restore(learner, updates.NO_INFOS)
         done = sum(1 for _ in islice(batches, len(infos["loss"])))
         phase.advance(done)

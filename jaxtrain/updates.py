@@ -8,6 +8,7 @@ live on. An update whose loss or gradient is not finite leaves the learner as it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,14 @@ import optax
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
 
+AT_LEAST_ZERO = (
+    "num_updates",
+    "num_first_updates",
+    "max_epochs",
+    "learning_rate",
+    "first_learning_rate",
+    "weight_decay",
+)
 # What no updates tell.
 NO_INFOS = {"loss": np.zeros(0, np.float32), "grad_norm": np.zeros(0, np.float32), "is_skipped": np.zeros(0, bool)}
 
@@ -31,8 +40,10 @@ class FitConfig:
 
     num_updates: int = 400  # updates of a fit in iterations 1, 2, ...
     num_first_updates: int = 800  # updates of iteration 0: the policy on demonstrations, the PRM on D_V0
+    max_epochs: float = 0.0  # fewer updates in iterations 1, 2, ... where rows would be seen more often; 0: no limit
     batch_size: int = 64  # M, over all devices
     learning_rate: float = 1e-3  # peak
+    first_learning_rate: float = 0.0  # peak in iteration 0; 0: the same
     warmup: float = 0.05  # share of a fit in which the rate rises from 0; a cosine to `final` follows
     final: float = 0.1  # last rate, as a share of the peak
     b1: float = 0.9
@@ -50,7 +61,8 @@ class UpdatesConfig:
 
     def __post_init__(self):
         for section, fit in (("updates.policy", self.policy), ("updates.prm", self.prm)):
-            require_at_least(0, section, fit, "num_updates", "num_first_updates", "learning_rate", "weight_decay")
+            require_at_least(0, section, fit, "num_updates", "num_first_updates", "max_epochs", "weight_decay")
+            require_at_least(0, section, fit, "learning_rate", "first_learning_rate")
             require_at_least(1, section, fit, "batch_size")
             require_share(section, fit, "warmup", "final", "b1", "b2")
             if not fit.clip_norm > 0:
@@ -113,12 +125,19 @@ def make_update(loss_fn: Callable[[Params, Any], Array], optimizer: optax.Gradie
     return update
 
 
-def learning_rates(config: FitConfig, num_updates: int) -> np.ndarray:
+def count_updates(config: FitConfig, is_first: bool, num_rows: int) -> int:
+    """Return how many updates a fit on so many rows makes."""
+    if is_first:
+        return config.num_first_updates
+    most = math.ceil(config.max_epochs * num_rows / config.batch_size)
+    return min(config.num_updates, most) if config.max_epochs else config.num_updates
+
+
+def learning_rates(config: FitConfig, is_first: bool, num_updates: int) -> np.ndarray:
     """Lay the schedule over one fit: [num_updates] float32."""
+    peak = is_first and config.first_learning_rate or config.learning_rate
     warmup = max(1, round(config.warmup * num_updates))
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(num_updates, warmup + 1), config.final * config.learning_rate
-    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_updates, warmup + 1), config.final * peak)
     return np.asarray(jax.vmap(schedule)(jnp.arange(1, num_updates + 1)), np.float32)
 
 
