@@ -8,7 +8,8 @@ the warm start:
 
     search          the plain command
     demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its own traces
-    sample          ReST-EM: traces are sampled one by one instead of searched for, for as many generated tokens
+    sample          ReST-EM: traces are sampled one by one instead of searched for, for as many generated tokens; as
+                    many updates as its own traces ask for
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def run_demonstrations(flags: list[str], source: Path, folder: Path) -> None:
             policy = fit(run_i, i, "policy", fns.update_policy, state.policy, rows)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
-            shutil.rmtree(workdir.fits, ignore_errors=True)
+            workdir.remove_fits(i)
             score(state, run)
 
 

@@ -18,6 +18,7 @@ from benchmarks.arms import ARMS, merge
 from jaxtrain.intervals import wilson
 from jaxtrain.report.scores import METHODS
 
+OUTCOMES = "evaluation/greedy/outcomes"
 Curve = tuple[str, list[tuple[float, ...]]]  # name, (x, accuracy, low, high) a point
 
 
@@ -38,8 +39,9 @@ def by_iteration(root: Path) -> list[Curve]:
     for arm in ARMS:
         seeds = [merge(folder) for folder in sorted(root.glob(f"{arm}_*"))]
         points = []
-        for i in sorted(set.intersection(*map(set, seeds))) if seeds else ():
-            outcomes = np.concatenate([seed[i]["evaluation/greedy/outcomes"] for seed in seeds])
+        scored = [{i for i in seed if OUTCOMES in seed[i]} for seed in seeds]
+        for i in sorted(set.intersection(*scored)) if seeds else ():
+            outcomes = np.concatenate([seed[i][OUTCOMES] for seed in seeds])
             points.append((i, outcomes.mean(), *wilson(int(outcomes.sum()), len(outcomes))))
         curves.append((arm, points))
     return curves

@@ -3,7 +3,7 @@
     python -m benchmarks.look --workdir runs/arms/smollm2_gsm/search_0 --iteration 2 > look.md
 
 Traces: the greedy answers to the first held-out problems. Trees: the first of the iteration's searches that holds a
-correct answer, and the first that holds finished ones and no correct one.
+correct answer, and the first that holds wrong ones and no correct one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     for title, is_wanted in (
         ("The first tree with a correct answer", lambda v: (v == Verdict.CORRECT).any()),
         (
-            "The first tree with answers and none correct",
+            "The first tree with wrong answers and no correct one",
             lambda v: (v == Verdict.WRONG).any() and Verdict.CORRECT not in v,
         ),
     ):
@@ -76,7 +76,7 @@ def trace(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem],
 def whole_tree(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task) -> Iterator[str]:
     """Yield the lines of a tree, children below their parent: PRM score, value after back-up, visits, step."""
     yield head(tree, b, problems)
-    yield "Score of the PRM, value after back-up, visits, step; `~` is a step of a rollout.\n"
+    yield "Score of the PRM, value after back-up, visits, step; `~` is a step of a rollout, `=` a duplicate.\n"
 
     def below(parent: int, depth: int) -> Iterator[str]:
         for row in np.flatnonzero((tree.parent[b] == parent) & (tree.kind[b] != Kind.EMPTY)):

@@ -17,8 +17,8 @@ Neither form has been run to its end yet; RESULTS.md tells what was. Every choic
   steps.
 - Rollouts go on to the end: before the PRM knows anything, a tree of few expansions is broad and shallow, and
   nearly half of the solutions have more than four steps. So every expansion follows one trace to its end.
-- Later fits see their rows two or three times at most, the policy at a quarter of the first rate: 23 traces seen six
-  times at the first rate cost 13 points (RESULTS.md).
+- Later fits make two (policy) or three (PRM) epochs at most, at lower rates than the first: 23 traces seen six times at
+  the first rate cost 13 points (RESULTS.md).
 - Every iteration is scored on dev; the test sets are scored once, by `jaxtrain.evaluate`.
 - The reduced form leaves out prompts of more than 80 tokens (43 %) and cuts solutions after 5 steps of 40 tokens (of
   its demonstrations with such prompts 86 % fit); it scores iterations greedily, searches for fewer than half as many

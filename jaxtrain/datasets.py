@@ -107,7 +107,7 @@ def policy_batches(
 
     Rows are shuffled anew for every epoch; each comes once before any comes again. A batch is as wide as a quarter, a
     half, three quarters or all of L, whichever its longest row needs, so at most four programs are compiled. With
-    group_by_length, every POOL batches are sorted by length, split anew and shuffled.
+    group_by_length, every POOL batches are sorted by length, split anew and shuffled, across the ends of epochs too.
     """
     rows = np.flatnonzero(traces.iteration >= 0)
     streams = [_epochs(rows, num_updates, batch_size, rng)]
@@ -329,16 +329,24 @@ def _epochs(rows: np.ndarray, num_updates: int, batch_size: int, rng: np.random.
 def _joined(
     streams: Sequence[Iterator[np.ndarray]], length: np.ndarray | None, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Join the streams' parts to batches; with `length`, by row, every POOL batches hold rows of like length each."""
+    """Join the streams' parts to batches; with `length`, by row, every POOL batches hold rows of like length each.
+
+    A row that a pool holds twice comes again behind the others: it must not stand beside itself.
+    """
     batches = zip(*streams, strict=True)
     while pool := list(islice(batches, POOL)):
         order = np.arange(len(pool))
         if length is not None:
             rows = [np.concatenate(parts) for parts in zip(*pool, strict=True)]
-            ordered = [row[np.argsort(length[row], kind="stable")] for row in rows]
+            ordered = [row[np.lexsort((length[row], _turns(row)))] for row in rows]
             pool = list(zip(*(np.split(row, len(pool)) for row in ordered), strict=True))
             order = rng.permutation(len(pool))
         yield from (np.concatenate(pool[k]) for k in order)
+
+
+def _turns(rows: np.ndarray) -> np.ndarray:
+    """Count for every entry how many before it are the same."""
+    return np.array([np.sum(rows[:k] == row) for k, row in enumerate(rows)])
 
 
 def _cut(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:

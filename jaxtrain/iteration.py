@@ -8,7 +8,6 @@ bit.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -147,12 +146,13 @@ def run_loop(
         state = None if newest is None else checkpoints.restore(newest, fns.abstract_state)
         if state is not None:
             progress.note(f"resuming after iteration {newest} in {workdir.path}")
+            workdir.remove_fits(int(state.iteration))
             if not is_scored:
                 score(state, run)
         while state is None or int(state.iteration) < config.loop.num_iterations:
             state = warm_start(run) if state is None else iterate(state, run)
             checkpoints.save(state)
-            shutil.rmtree(workdir.fits, ignore_errors=True)
+            workdir.remove_fits(int(state.iteration))
             give_back()
             score(state, run)
     return state

@@ -1,6 +1,6 @@
 """Stage 5 of 7. Batches in, Learner out.
 
-A *fit* is a fixed number of updates from a stream of batches; an *update* is one jitted, pure step
+A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one jitted, pure step
 `(learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh. The learning rate is an argument and its
 schedule spans exactly one fit, so the warm start and every later fit have a horizon of their own while Adam's moments
 live on. An update whose loss or gradient is not finite leaves the learner as it was and is counted.
@@ -22,14 +22,6 @@ import optax
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
 
-AT_LEAST_ZERO = (
-    "num_updates",
-    "num_first_updates",
-    "max_epochs",
-    "learning_rate",
-    "first_learning_rate",
-    "weight_decay",
-)
 # What no updates tell.
 NO_INFOS = {"loss": np.zeros(0, np.float32), "grad_norm": np.zeros(0, np.float32), "is_skipped": np.zeros(0, bool)}
 
@@ -40,7 +32,7 @@ class FitConfig:
 
     num_updates: int = 400  # updates of a fit in iterations 1, 2, ...
     num_first_updates: int = 800  # updates of iteration 0: the policy on demonstrations, the PRM on D_V0
-    max_epochs: float = 0.0  # fewer updates in iterations 1, 2, ... where rows would be seen more often; 0: no limit
+    max_epochs: float = 0.0  # fewer updates in iterations 1, 2, ... if these are more epochs, rounded up; 0: no limit
     batch_size: int = 64  # M, over all devices
     learning_rate: float = 1e-3  # peak
     first_learning_rate: float = 0.0  # peak in iteration 0; 0: the same

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -76,6 +77,12 @@ class Workdir:
     @property
     def fits(self) -> Path:
         return self.path / "fits"
+
+    def remove_fits(self, iteration: int) -> None:
+        """Remove what was saved of an iteration's fits; its checkpoint holds them whole."""
+        shutil.rmtree(self.fits / str(iteration), ignore_errors=True)
+        with contextlib.suppress(OSError):  # absent, or another iteration's are there
+            self.fits.rmdir()
 
     @property
     def metrics(self) -> Path:

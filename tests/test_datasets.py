@@ -342,6 +342,15 @@ def test_grouped_policy_batches_are_epochs_whose_pools_are_split_by_length():
         assert (np.diff(pool[:, 0]) < 0).any(), "the batches are shuffled"
 
 
+def test_grouped_batches_of_few_rows_hold_each_as_often_as_they_must():
+    rows, _ = datasets.demonstration_rows([([1], list(range(2, 2 + n))) for n in range(6)], 64)
+    for batch in datasets.policy_batches(rows, 16, 3, np.random.default_rng(0), True):
+        assert len(set(batch.length.tolist())) == 3
+    paths = paths_of([True] * 2 + [False] * 6)
+    for batch in datasets.prm_batches(paths, 16, 4, np.random.default_rng(0), True, True):
+        assert len(set(batch.length.tolist())) == 4
+
+
 def test_grouped_prm_batches_stay_balanced_and_sort_each_half():
     paths = paths_of([True] * 16 + [False] * 48)
     pools = lengths_by_pool(datasets.prm_batches(paths, 16, 4, np.random.default_rng(0), True, True))

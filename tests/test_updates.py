@@ -261,7 +261,7 @@ def test_learning_rates_span_one_fit(num_updates):
     ("max_epochs", "num_rows", "num_updates"),
     [(0, 3, 50), (2, 23, 6), (2, 24, 6), (0.5, 23, 2), (2, 999, 50), (2, 0, 0)],
 )
-def test_no_row_is_seen_more_often_than_allowed(max_epochs, num_rows, num_updates):
+def test_a_limit_of_epochs_is_rounded_up_to_updates(max_epochs, num_rows, num_updates):
     config = FitConfig(num_updates=50, num_first_updates=70, batch_size=8, max_epochs=max_epochs)
     assert count_updates(config, False, num_rows) == num_updates
     assert count_updates(config, True, num_rows) == 70
