@@ -173,7 +173,7 @@ def test_a_fit_saved_on_its_way_goes_on_from_there(run_in, task, tmp_path, strai
     config = replace(CONFIG, checkpoints=CheckpointsConfig(num_kept=9, num_updates=2))
     with pytest.raises(Interrupted):
         run_in(tmp_path, task, config, InterruptedProgress(lambda name, i, done: (name, i, done) == (phase, 1, 3)))
-    (tmp_path / "fits" / "0").mkdir(exist_ok=True)  # as a kill leaves it between a checkpoint and what it makes needless
+    (tmp_path / "fits" / "0").mkdir(exist_ok=True)  # a kill right after a checkpoint leaves it
     seen = []
     state = run_in(
         tmp_path,
