@@ -164,10 +164,10 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Lea
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
         for k, batch in enumerate(batches):
             temperature = run.config.search.temperature
-            tree = explore(run, run.fns.grow, i, Purpose.SEARCH, k, batch, policy, prm, temperature)
+            tree, is_restored = explore(run, run.fns.grow, i, Purpose.SEARCH, k, batch, policy, prm, temperature)
             shards.append((batch, tree, judge(run, tree)))
             counts.append(labels.counts(tree, shards[-1][2]))
-            tally(phase, tree, counts[-1])
+            tally(phase, tree, counts[-1], is_restored)
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     metrics = {**named("search", search_totals([tree for _, tree, _ in shards])), **named("labels", totals)}
     run.log.append(i, {**metrics, "time/search": phase.seconds})
@@ -176,17 +176,18 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Lea
 
 def explore(
     run: Run, grow_fn: Callable, i: int, purpose: Purpose, k: int, batch: Prompts, policy, prm, temperature
-) -> Tree:
+) -> tuple[Tree, bool]:
     """Call one of the compiled searches on batch `k` of its purpose, with the keys of that purpose.
 
-    Returns host arrays, which also lie on disk; what lies there already is not grown again.
+    Returns (host arrays, which also lie on disk; whether they lay there already and were not grown again).
     """
     tree = run.workdir.load_trees(i, k, purpose.name.lower())
+    is_restored = tree is not None
     if tree is None:
         keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
         tree = jax.device_get(grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature)))
         run.workdir.save_trees(i, k, tree, purpose.name.lower())
-    return tree
+    return tree, is_restored
 
 
 def judge(run: Run, tree: Tree) -> Labels:
@@ -206,7 +207,7 @@ def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: T
     ):
         learner, infos = saved.restore(learner, updates.NO_INFOS)
         done = sum(1 for _ in islice(batches, len(infos["loss"])))
-        phase.advance(done)
+        phase.advance(done, is_restored=True)
         while done < num_updates:
             part = rates[done : done + (every or num_updates)]
             learner, told = updates.fit(update, learner, batches, part, lambda loss: phase.advance(loss=loss))
@@ -239,9 +240,9 @@ def score(state: State, run: Run) -> None:
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
         for name, (grow_fn, purpose, temperature) in methods.items():
             for k, batch in enumerate(batches):
-                tree = explore(run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature)
+                tree, is_restored = explore(run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature)
                 found[name].append((batch, tree, judge(run, tree)))
-                tally(phase, tree, labels.counts(tree, found[name][-1][2]))
+                tally(phase, tree, labels.counts(tree, found[name][-1][2]), is_restored)
         joined: dict[str, datasets.Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
         }
@@ -318,7 +319,7 @@ def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
     }
 
 
-def tally(phase: Phase, tree: Tree, counts: dict[str, int]) -> None:
+def tally(phase: Phase, tree: Tree, counts: dict[str, int], is_restored: bool) -> None:
     """Tell the progress what a batch of trees was."""
     phase.advance(
         counts["num_trees"],
@@ -326,6 +327,7 @@ def tally(phase: Phase, tree: Tree, counts: dict[str, int]) -> None:
         tokens=int(tree.policy_tokens.sum() + tree.prm_tokens.sum()),
         solved=counts["num_trees_solved"],
         attempted=counts["num_trees"],
+        is_restored=is_restored,
     )
 
 

@@ -35,6 +35,7 @@ class Phase:
     clock: Clock
     start: float
     done: int = 0
+    restored: int = 0  # of it, what an earlier process did
     sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
     loss: float | None = None
     compile_seconds: float = 0.0  # spent in the phase, but no part of its speed
@@ -50,9 +51,16 @@ class Phase:
         solved: int = 0,
         attempted: int = 0,
         loss: float | None = None,
+        is_restored: bool = False,
     ) -> None:
-        """Count what has just been done; `loss` is a Python float, the newest one is shown."""
+        """Count what has just been done; `loss` is a Python float, the newest one is shown.
+
+        What is only restored counts as done and solved, but tells nothing of the speed.
+        """
         self.done += amount
+        if is_restored:
+            self.restored += amount
+            simulations = tokens = 0
         for name, count in zip(SUMS, (simulations, tokens, solved, attempted), strict=True):
             self.sums[name] += count
         self.loss = self.loss if loss is None else loss
@@ -60,10 +68,10 @@ class Phase:
 
     def describe(self) -> list[str]:
         """Return the parts of a line about the phase: speed, solve rate, loss."""
-        if not self.done:
-            return []
-        # Work arrives in chunks: a speed as of the last one does not sag while the next is under way.
-        parts = [f"{_rate(self.done / self.worked_seconds)} {self.unit}/s"]
+        parts = []
+        if self.done > self.restored:
+            # Work arrives in chunks: a speed as of the last one does not sag while the next is under way.
+            parts.append(f"{_rate((self.done - self.restored) / self.worked_seconds)} {self.unit}/s")
         parts += [
             f"{_rate(self.sums[n] / self.worked_seconds)} {n}/s" for n in ("simulations", "tokens") if self.sums[n]
         ]
@@ -76,9 +84,9 @@ class Phase:
     def outlook(self) -> str:
         """Return "ETA 0:12" where the work so far allows to say so, else "0:12 so far"."""
         seconds = self.clock() - self.start - self.compile_seconds
-        if not self.total or not self.done:
+        if not self.total or self.done == self.restored:
             return f"{_duration(seconds)} so far"
-        needed = self.total * self.worked_seconds / self.done
+        needed = (self.total - self.restored) * self.worked_seconds / (self.done - self.restored)
         return f"ETA {_duration(max(needed - seconds, 0))}"
 
 

@@ -62,6 +62,20 @@ def test_eta_counts_down_and_speed_holds_between_two_advances(progress, stream, 
     assert stream.getvalue().splitlines()[0] == "search 20/100 problems | 2 problems/s | ETA 0:25"
 
 
+def test_what_is_restored_tells_nothing_of_the_speed(progress, stream, clock):
+    with progress.phase("search", total=100) as phase:
+        phase.advance(60, tokens=9000, solved=15, attempted=60, is_restored=True)
+        assert (phase.describe(), phase.outlook()) == (["solved 25.0%"], "0:00 so far")
+        clock.now += 10
+        phase.advance(20, tokens=400, solved=5, attempted=20)
+        clock.now += 5
+        progress.beat()
+    assert (
+        stream.getvalue().splitlines()[0]
+        == "search 80/100 problems | 2 problems/s | 40 tokens/s | solved 25.0% | ETA 0:05"
+    )
+
+
 def test_phase_ends_with_one_line(progress, stream, clock):
     with progress.phase("updates", iteration=1, total=600, unit="updates") as phase:
         for loss in (2.0, 1.25):
