@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.hub import HubConfig, Pretrained
 from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
-from jaxtrain.nn.heads import ValueHead
+from jaxtrain.nn.heads import HEAD, make_logits, make_values
 from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
 from jaxtrain.nn.transformer import ModelConfig, Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
@@ -100,31 +101,18 @@ def build(
     """
     mesh = mesh or sharding.make_mesh(config.sharding)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
-    model, head = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size), ValueHead()
+    model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size)
     c = config.search
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, c.boundary, c.answer)
     sample_steps = make_sample_steps(model, tables, c.max_step_tokens, c.step_tokens)
     score_steps = make_score_steps(model)
-
-    def logits_fn(params: Params, tokens: Array, length: Array) -> Array:
-        return model.apply({"params": params}, read(params, tokens, length), method="logits")
-
-    def values_fn(params: Params, tokens: Array, length: Array, step_end: Array) -> Array:
-        hidden = read(params["backbone"], tokens, length)
-        at_ends = jnp.take_along_axis(hidden, step_end[..., None], axis=1)
-        return head.apply({"params": params["head"]}, at_ends)
-
-    def read(params: Params, tokens: Array, length: Array) -> Array:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        return model.apply({"params": params}, tokens, positions, positions < length[:, None])[0]
-
     optimizer = updates.make_optimizer(config.updates.policy), updates.make_optimizer(config.updates.prm)
 
     def new_policy(key: Array):
         return updates.init_learner(init_params(model, jax.random.wrap_key_data(key)), optimizer[0])
 
     def new_prm(policy_params: Params):
-        head_params = head.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]
+        head_params = HEAD.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]
         return updates.init_learner({"backbone": policy_params, "head": head_params}, optimizer[1])
 
     policy = jax.eval_shape(new_policy, jax.ShapeDtypeStruct((2,), jnp.uint32))
@@ -155,8 +143,8 @@ def build(
 
         return compiled(name, fn, in_shardings=(placed[0].params, placed[1].params, split, split, whole))
 
-    def updater(name: str, loss: Callable, fn: Callable, which: int) -> Callable:
-        update = updates.make_update(lambda params, batch: loss(fn, params, batch), optimizer[which])
+    def updater(name: str, loss: Callable, which: int) -> Callable:
+        update = updates.make_update(loss, optimizer[which])
         learner = placed[which]
         return compiled(
             name, update, in_shardings=(learner, split, whole), out_shardings=(learner, whole), donate_argnums=0
@@ -180,8 +168,8 @@ def build(
         sample=grower("sampling", samples),
         greedy=grower("greedy decoding", replace(samples, num_samples=1)),
         back_up=compiled("back-up", labels.back_up),
-        update_policy=updater("policy update", updates.policy_loss, logits_fn, 0),
-        update_prm=updater("PRM update", updates.prm_loss, values_fn, 1),
+        update_policy=updater("policy update", partial(updates.policy_loss, make_logits(model)), 0),
+        update_prm=updater("PRM update", partial(updates.prm_loss, make_values(model)), 1),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings

@@ -1,6 +1,7 @@
 """The loop whole, on a Countdown so small that a network of width 16 learns its sixteen problems by heart."""
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from jaxtrain import iteration
 from jaxtrain.build import Config, Functions, LoopConfig, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
-from jaxtrain.datasets import DatasetsConfig
+from jaxtrain.datasets import DatasetsConfig, num_rows
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.progress import Progress
@@ -184,6 +185,21 @@ def test_a_fit_saved_on_its_way_goes_on_from_there(run_in, task, tmp_path, strai
     assert seen[:3] == [0, 2, 3], "two updates were on the disk, the third was done again"
     assert_same_run(state, tmp_path, straight)
     assert not (tmp_path / "fits").exists()
+
+
+def test_a_fit_keeps_to_its_rates_and_epochs(run_in, task, fns, tmp_path):
+    rates = []
+
+    def update(learner, batch, rate):
+        rates.append(float(rate))
+        return fns.update_policy(learner, batch, rate)
+
+    policy = replace(CONFIG.updates.policy, learning_rate=0.01, first_learning_rate=0.02, max_epochs=1.5)
+    config = replace(CONFIG, updates=replace(CONFIG.updates, policy=policy), loop=LoopConfig(num_iterations=1))
+    state = run_in(tmp_path, task, config, fns=replace(fns, update_policy=update))
+    first, later = rates[: policy.num_first_updates], rates[policy.num_first_updates :]
+    assert (max(first), max(later)) == pytest.approx((0.02, 0.01), rel=1e-2)
+    assert len(later) == math.ceil(1.5 * num_rows(state.replay.traces) / 16) < policy.num_updates
 
 
 INTERRUPTIONS = {

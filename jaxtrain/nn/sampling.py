@@ -8,19 +8,17 @@ so they do not change with the company it keeps in a batch.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, OVER, START, Tables
 from jaxtrain.keys import fold_in
-from jaxtrain.nn.heads import ValueHead
+from jaxtrain.nn.heads import HEAD, Network
 from jaxtrain.nn.transformer import Segment
 from jaxtrain.structs import Array, Params, Prefix, Steps
 
-Network = Any  # a Transformer, or its head; flax types what `apply` returns as if it could be mutable collections too
-HEAD: Network = ValueHead()
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
 
@@ -39,6 +37,27 @@ class _Lanes(NamedTuple):
     is_finished: Array  # [b K] bool
     is_cut: Array  # [b K] bool
     own: Segment  # of the K*S tokens written at most
+
+
+def _open(segment: Segment, room: Array, max_steps: int, size: int) -> _Lanes:
+    """Lanes that have written nothing behind `segment`; those without room [b] are not live."""
+    b, most = room.shape[0], max_steps * size
+    # [rows kv T h], behind a layer axis where layers are scanned.
+    empty = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k)
+    return _Lanes(
+        num_tokens=jnp.zeros((), jnp.int32),
+        token=jnp.zeros(b, jnp.int32),
+        is_live=room > 0,
+        is_ok=jnp.ones(b, bool),
+        step=jnp.zeros(b, jnp.int32),
+        step_state=jnp.zeros(b, jnp.int32),
+        answer_state=jnp.zeros(b, jnp.int32),
+        tokens=jnp.zeros((b, max_steps, size), jnp.int32),
+        length=jnp.zeros((b, max_steps), jnp.int32),
+        is_finished=jnp.zeros((b, max_steps), bool),
+        is_cut=jnp.zeros((b, max_steps), bool),
+        own=Segment(empty, empty, jnp.full((b, most), -1)),
+    )
 
 
 def read(model: Network, params: Params, prefix: Prefix) -> tuple[Segment, Array]:
@@ -110,24 +129,6 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
         # Folded twice: nodes fold an action into the same key, and a lane must not draw with the key of a child node.
         lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
         start, lane_room = jnp.repeat(prefix.length, num_lanes), jnp.repeat(room, num_lanes)
-        # [rows kv T h], behind a layer axis where layers are scanned.
-        empty = jax.tree.map(
-            lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k
-        )
-        lanes = _Lanes(
-            num_tokens=jnp.zeros((), jnp.int32),
-            token=jnp.zeros(b, jnp.int32),
-            is_live=lane_room > 0,
-            is_ok=jnp.ones(b, bool),
-            step=jnp.zeros(b, jnp.int32),
-            step_state=jnp.zeros(b, jnp.int32),
-            answer_state=jnp.zeros(b, jnp.int32),
-            tokens=jnp.zeros((b, max_steps, size), jnp.int32),
-            length=jnp.zeros((b, max_steps), jnp.int32),
-            is_finished=jnp.zeros((b, max_steps), bool),
-            is_cut=jnp.zeros((b, max_steps), bool),
-            own=Segment(empty, empty, jnp.full((b, most), -1)),
-        )
 
         def next_token(lanes: _Lanes) -> _Lanes:
             at = lanes.num_tokens - 1
@@ -139,6 +140,7 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
             logits = model.apply({"params": params}, hidden[:, 0], method="logits")
             return record(lanes._replace(own=own), logits, lane_keys, lane_room, temperature)
 
+        lanes = _open(segment, lane_room, max_steps, size)
         lanes = record(lanes, logits, lane_keys, lane_room, temperature)
         lanes = jax.lax.while_loop(lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes)
 
