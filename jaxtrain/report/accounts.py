@@ -117,7 +117,8 @@ def render_time(history: list[Row]) -> str:
     sums = [duration(sum(_seconds(row).values())) for row in timed]
     body.append(["<b>all</b>", *sums, f"<b>{duration(total)}</b>", "", ""])
     heads = ["", *map(iteration_name, timed), "all", "", "share"]
-    return f"<section><h2>Where the time went</h2>{table(heads, body)}</section>"
+    told = "<p>Of a stage that was interrupted, what its last start took.</p>"
+    return f"<section><h2>Where the time went</h2>{told}{table(heads, body)}</section>"
 
 
 def _seconds(row: Row) -> dict[str, float]:
