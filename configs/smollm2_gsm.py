@@ -4,7 +4,7 @@
     python -m jaxtrain.main --config configs/smollm2_gsm.py             # one GPU
     python -m jaxtrain.main --config configs/smollm2_gsm.py:reduced     # two CPU cores and patience
 
-Neither form has been run to its end yet; RESULTS.md tells what was. Every choice:
+The reduced form has been run with one seed, the other not yet; RESULTS.md tells what came of it. Every choice:
 
 - Model: the 4-bit GGUF file from PyPI, dequantized, for the policy and the PRM. Layers scanned, for compile time;
   bfloat16 on a GPU.
