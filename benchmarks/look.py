@@ -70,7 +70,8 @@ def trace(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem],
     yield f"\n{head(tree, b, problems)}"
     for row in trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]:
         yield f"    {step(tree, b, row, task)}"
-    yield f"\n{Verdict(int(verdict[b, last])).name.lower()}"
+    judgement = Verdict(int(verdict[b, last]))
+    yield "\nno answer" if judgement == Verdict.NONE else f"\n{judgement.name.lower()}"
 
 
 def whole_tree(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task) -> Iterator[str]:
