@@ -82,12 +82,13 @@ class Phase:
         return parts
 
     def outlook(self) -> str:
-        """Return "ETA 0:12" where the work so far allows to say so, else "0:12 so far"."""
+        """Return "ETA 0:12" where the work so far tells it and time has not proved it wrong, else "0:12 so far"."""
         seconds = self.clock() - self.start - self.compile_seconds
-        if not self.total or self.done == self.restored:
-            return f"{_duration(seconds)} so far"
-        needed = (self.total - self.restored) * self.worked_seconds / (self.done - self.restored)
-        return f"ETA {_duration(max(needed - seconds, 0))}"
+        if self.total and self.done > self.restored:
+            left = (self.total - self.restored) * self.worked_seconds / (self.done - self.restored) - seconds
+            if left >= 0:
+                return f"ETA {_duration(left)}"
+        return f"{_duration(seconds)} so far"
 
 
 class Progress:

@@ -62,6 +62,16 @@ def test_eta_counts_down_and_speed_holds_between_two_advances(progress, stream, 
     assert stream.getvalue().splitlines()[0] == "search 20/100 problems | 2 problems/s | ETA 0:25"
 
 
+def test_eta_that_has_passed_is_not_repeated(progress, clock):
+    with progress.phase("search", total=100) as phase:
+        clock.now += 10
+        phase.advance(50)
+        clock.now += 10
+        assert phase.outlook() == "ETA 0:00"
+        clock.now += 60
+        assert phase.outlook() == "1:20 so far"
+
+
 def test_what_is_restored_tells_nothing_of_the_speed(progress, stream, clock):
     with progress.phase("search", total=100) as phase:
         phase.advance(60, tokens=9000, solved=15, attempted=60, is_restored=True)
