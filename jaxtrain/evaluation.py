@@ -98,6 +98,15 @@ def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
     return Answered(np.asarray(tree.problem_id), answer, is_correct, score, policy_tokens, prm_tokens)
 
 
+def share_in_tree(tree: Tree, verdict: Array) -> float:
+    """Return the share of problems whose tree holds a correct answer anywhere, NaN where there is no problem.
+
+    What search misses here, no better PRM would find. `verdict [B R]` int; padding problems (id -1) are dropped.
+    """
+    verdict = _keep(np.asarray(tree.problem_id) >= 0, verdict)
+    return float((verdict == Verdict.CORRECT).any(axis=1).mean()) if len(verdict) else math.nan
+
+
 def vote(answered: Answered, k: int) -> np.ndarray:
     """Return the trace `[B]` int with the commonest answer among the first k (self-consistency), -1 without any.
 

@@ -268,8 +268,7 @@ def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable)
     _, solved, solve_labels = found["mcts"]
     searched = evaluation.read_choice(solved, solve_labels.verdict, answer_fn)
     table = evaluation.accuracy_table(read_samples("greedy"), read_samples("sample"), searched)
-    # The answers that search could have chosen from: what it misses here, no better PRM would find.
-    table["evaluation/mcts/in_tree"] = float(np.mean((solve_labels.verdict == Verdict.CORRECT).any(axis=1)))
+    table["evaluation/mcts/in_tree"] = evaluation.share_in_tree(solved, solve_labels.verdict)
     paths = state.replay.paths
     _, depth = np.nonzero(paths.weight)
     baseline = evaluation.fit_baseline(paths.target[paths.weight > 0], depth)

@@ -21,6 +21,7 @@ from jaxtrain.evaluation import (
     read_choice,
     read_samples,
     row_depth,
+    share_in_tree,
     vote,
     weighted_vote,
 )
@@ -143,6 +144,14 @@ def test_a_choice_is_the_chosen_row_at_the_measured_cost():
     assert read.is_correct.tolist() == [[True], [False], [False], [False]]
     assert read.policy_tokens.tolist() == [[50], [60], [70], [80]]
     assert read.prm_tokens.tolist() == [[40], [41], [42], [43]]
+
+
+def test_share_in_tree_counts_any_correct_row_and_no_padding():
+    tree = make_tree([SEARCH] * 4, num_rows=5, problem_id=np.array([3, 4, -1, -1]))
+    verdict = verdicts([[NONE, NONE, WRONG, WRONG, CORRECT], [NONE, NONE, WRONG, WRONG, WRONG]] * 2, num_rows=5)
+    assert share_in_tree(tree, verdict) == 0.5
+    nobody = make_tree([SEARCH], num_rows=5, problem_id=np.array([-1]))
+    assert math.isnan(share_in_tree(nobody, verdict[:1]))
 
 
 def make_answered(answer, is_correct, score=None, policy=10, prm=10, prompt=5):
