@@ -61,19 +61,20 @@ def by_tokens(folder: Path) -> list[Curve]:
 
 def draw(path: str, x_label: str, curves: list[Curve], is_log: bool = False) -> None:
     """Draw curves with their intervals."""
-    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
     curves = [curve for curve in curves if curve[1]]
     for number, (name, points) in enumerate(curves):
         x, y, low, high = (100 * np.array(points, float) * [0.01, 1, 1, 1]).T
         x = x if is_log else x + 0.02 * (number - (len(curves) - 1) / 2)  # so that intervals stand side by side
         axes.errorbar(x, y, (y - low, high - y), marker="o", markersize=4, capsize=2, linewidth=1.2, label=name)
     if is_log:
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
     else:
         axes.set_xticks(range(1 + max(int(point[0]) for _, points in curves for point in points)))
     axes.set(xlabel=x_label, ylabel="accuracy, %", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(frameon=False, fontsize="small", loc="outside right upper")
     figure.savefig(path)
 
 
