@@ -88,7 +88,7 @@ def until_answer(text: str) -> str:
 
 def write_on(folder: Path, rows: list[list[int]], num_tokens: int) -> list[list[int]]:
     """Continue every row greedily, by transformers, and return the new tokens up to the end token."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
