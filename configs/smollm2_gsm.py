@@ -73,6 +73,7 @@ def get_config(size="gpu"):
     c.loop.num_iterations = 3
     if size == "reduced":
         c.model.dtype = "float32"
+        c.model.is_scanned = False
         c.tasks.num_demonstrations = 600
         c.prompts.num_problems = 448
         c.prompts.num_first_problems = 48

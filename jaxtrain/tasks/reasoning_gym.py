@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,12 +84,12 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
 
 
 def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tuple[list, dict[str, int]]:
-    """Take items in the order of their index, at most `most`, until `size` different questions are there.
+    """Take items in the order of their index, at most `most`, until `size` different ones are there.
 
     Returns ((index, item) of each, counts by reason of those left out). Raises UserError where there is no such
     dataset, or it is not made of the templates that are to be held out.
     """
-    rows: dict[str, tuple[int, dict[str, str]]] = {}
+    rows: dict[tuple, tuple[int, dict[str, str]]] = {}
     counts = {"repeated": 0, "without_gold": 0, "held_out": 0}
     for index in range(most):
         if len(rows) == size:
@@ -108,11 +109,21 @@ def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tupl
             counts["held_out"] += 1
         elif item["answer"] is None:
             counts["without_gold"] += 1
-        elif item["question"] in rows:
+        elif (key := substance(item)) in rows:
             counts["repeated"] += 1
         else:
-            rows[item["question"]] = index, item
+            rows[key] = index, item
     return list(rows.values()), counts
+
+
+def substance(item: dict[str, str]) -> tuple:
+    """Return what two items share that are the same to a solver: the question; of a template, numbers and gold alone.
+
+    What differs in names only, a model that has seen the one may recite for the other.
+    """
+    if not item["template"]:
+        return (item["question"],)
+    return item["template"], *re.findall(r"\d+", item["question"]), item["answer"]
 
 
 def is_unseen(template: str, config: TasksConfig) -> bool:
