@@ -69,6 +69,21 @@ def test_templates_held_out_are_in_no_set():
     worker.close()
 
 
+def test_no_two_problems_differ_in_names_alone():
+    """Numbers are new in every set: an answer cannot be recited for a test problem from a train problem."""
+    worker = Worker("gsm_symbolic", {"seed": 0, "size": 2000})
+    config = TasksConfig(
+        name="reasoning_gym", dataset="gsm_symbolic", num_train=250, num_dev=20, num_test=200, num_demonstrations=0
+    )
+    task = make_task(config)
+    problems = [*task.train, *task.dev, *task.test]
+    numbers = ["".join(c if c.isdigit() else " " for c in p.question).split() for p in problems]
+    alike = {(worker.item(p.id)["template"], *found, p.gold) for p, found in zip(problems, numbers, strict=True)}
+    worker.close()
+    assert len(alike) == len(problems) == len({p.question for p in problems})
+    assert task.counts["repeated"] > 0
+
+
 def test_reference_solutions_are_split_into_steps():
     task = make_task(
         TasksConfig(
