@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.main import open_run
+from jaxtrain.main import open_run, open_task
 from jaxtrain.prompts import make_encode
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks import make_task
 
 NUMBER, UNIT = r"[$€£]?(\d[\d,]*(?:\.\d+)?)", r"(?:\s*[a-zA-Z/]+){0,3}\s*"
 SUM = re.compile(rf"(?<![\d.,]){NUMBER}{UNIT}([-+*/x])\s*{NUMBER}{UNIT}=\s*{NUMBER}(?!\.?\d|%|\s*[-+*/x]\s*\d)")
@@ -37,8 +36,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()
-    config, _, model = open_run(options.workdir)
-    task = make_task(config.tasks, model.tokenizer if model else None)
+    config, manifest, model = open_run(options.workdir)
+    task = open_task(options.workdir, config, manifest, model)
     tokenizer, encode = task.tokenizer, make_encode(config.prompts, task.tokenizer, task.demonstrations)
     asked = [(p, list(map(int, encode(p)))) for p in getattr(task, options.split)[: config.evaluation.num_problems]]
     problems, prompts = zip(

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxtrain import labels, trees
-from jaxtrain.main import open_run
+from jaxtrain.main import open_run, open_task
 from jaxtrain.structs import Kind, Tree, Verdict
-from jaxtrain.tasks import Problem, Task, make_task
+from jaxtrain.tasks import Problem, Task
 
 
 def main() -> None:
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--iteration", type=int, required=True)
     parser.add_argument("--traces", type=int, default=10)
     options = parser.parse_args()
-    config, _, model = open_run(options.workdir)
-    task = make_task(config.tasks, model.tokenizer if model else None)
+    config, manifest, model = open_run(options.workdir)
+    task = open_task(options.workdir, config, manifest, model)
     problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
     folder = options.workdir / "trees" / str(options.iteration)
     print(f"# Iteration {options.iteration} of {options.workdir}\n\n## Greedy traces")

@@ -93,6 +93,7 @@ def get_config(size="gpu"):
             fit.num_first_updates = 16
             fit.num_updates = 48
         c.updates.policy.num_first_updates = 128
+        c.updates.policy.num_updates = 96
         c.evaluation.methods = "greedy"
         c.evaluation.num_problems = 256
         c.loop.num_iterations = 2

@@ -1,8 +1,9 @@
 """The command: `python -m jaxtrain.evaluate --workdir W --to DIR [--iteration K] [--config.section.key=value]`.
 
 Scores one checkpoint of a run on other problems, or with another budget, than the run did: other templates or files by
-`--config.tasks...`, another split or more samples by `--config.evaluation...`. DIR becomes a run folder of its own,
-with config, manifest, trees, metrics and report.html; the same command resumes there.
+`--config.tasks...`, another split or more samples by `--config.evaluation...`. Problems that the run trained on are
+left out. DIR becomes a run folder of its own, with config, manifest, trees, metrics and report.html; the same command
+resumes there.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.errors import UserError
 from jaxtrain.flags import override
 from jaxtrain.iteration import Run, score
-from jaxtrain.main import complain, list_facts, open_run, summary
+from jaxtrain.main import complain, list_facts, open_run, open_task, summary
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
-from jaxtrain.tasks import make_task
+from jaxtrain.tasks import Task, make_task
 from jaxtrain.workdir import open_workdir
 
 FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # sections that may differ from the run's
@@ -51,11 +52,10 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     """Score one checkpoint and write the report. Raises UserError."""
     ran, manifest, pretrained = open_run(path)
     config = change(ran, overrides)
+    learnt = open_task(path, ran, manifest, pretrained)
+    task, num_learnt = leave_out(learnt, make_task(config.tasks, learnt.tokenizer), config.evaluation.split)
     # Tokens and shots stay those that the run had.
-    tokenizer = pretrained.tokenizer if pretrained else make_task(ran.tasks).tokenizer
-    task = make_task(config.tasks, tokenizer)
-    if config.prompts.style == "few_shot":
-        task = replace(task, demonstrations=make_task(ran.tasks, tokenizer).demonstrations)
+    task = replace(task, demonstrations=learnt.demonstrations)
     check(config, task)
     with Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True) as checkpoints:
         iteration = checkpoints.choose(iteration)
@@ -63,11 +63,26 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
         facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
         with open_workdir(to, asdict(config), facts) as workdir, Progress(iteration) as progress, MetricsLog(to) as log:
             # The shapes of a State are the run's; the problems may have others.
-            abstract = build(replace(ran, sharding=config.sharding), tokenizer, progress).abstract_state
+            abstract = build(replace(ran, sharding=config.sharding), learnt.tokenizer, progress).abstract_state
             state = checkpoints.restore(iteration, abstract)
             log.truncate(-1)
-            score(state, Run(config, task, build(config, tokenizer, progress), workdir, log, progress))
+            if num_learnt:
+                progress.note(f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them")
+            score(state, Run(config, task, build(config, learnt.tokenizer, progress), workdir, log, progress))
     print(summary(workdir))
+
+
+def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
+    """Drop from a split what a run may have trained on. Returns (the task, how many problems were dropped).
+
+    Raises UserError where nothing is left.
+    """
+    prompts = {row.prompt for row in (*learnt.train, *learnt.demonstrations)}
+    problems = getattr(task, split)
+    kept = tuple(problem for problem in problems if problem.prompt not in prompts)
+    if problems and not kept:
+        raise UserError(f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose others")
+    return replace(task, **{split: kept}), len(problems) - len(kept)
 
 
 def change(ran: Config, overrides: Sequence[str]) -> Config:

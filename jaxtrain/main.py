@@ -125,6 +125,17 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
     return replace(config, sharding=ShardingConfig()), manifest, pretrained
 
 
+def open_task(path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None) -> Task:
+    """Make the task of a run anew. Raises UserError where its problems are not those that it trained on."""
+    task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
+    if digest(task) != manifest["facts"]["tasks.problems.sha256"]:
+        raise UserError(
+            f"--workdir {path}: its config no longer makes the problems that it trained on, so none can be told to be "
+            "held out; take the jaxtrain and the data of its manifest.json"
+        )
+    return task
+
+
 def usage() -> str:
     """Say what the command does, and list all keys with their defaults and remarks."""
     return f"{inspect.cleandoc(__doc__ or '')}\n\nKeys, their defaults, and what they are:\n\n" + "\n".join(list_keys())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hub_models import write_model
 from safetensors.numpy import load_file
 
 from jaxtrain import evaluate, export
+from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, open_pretrained
 from jaxtrain.main import main
+from jaxtrain.tasks import TasksConfig, make_task
 
 FLAGS = {
     "model.is_scanned": True,
@@ -155,6 +158,26 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
     assert facts["evaluated.iteration"] == 0 and len(facts["evaluated.config_sha256"]) == 64
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+
+
+def test_what_a_run_trained_on_is_not_scored():
+    """Other sizes or seeds draw the sets anew: one's test problem is another's demonstration."""
+    ran = TasksConfig(num_train=800, num_dev=0, num_test=50, num_demonstrations=200)
+    learnt, redrawn = make_task(ran), make_task(replace(ran, seed=1))
+    task, num_learnt = evaluate.leave_out(learnt, redrawn, "test")
+    assert {p.prompt for p in task.test}.isdisjoint(row.prompt for row in (*learnt.train, *learnt.demonstrations))
+    assert 0 < num_learnt < 50 == num_learnt + len(task.test)
+    with pytest.raises(UserError, match="trained on all 800 train problems"):
+        evaluate.leave_out(learnt, learnt, "train")
+
+
+def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path, capsys):
+    shutil.copytree(root / "run", tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["facts"]["tasks.problems.sha256"] = "0" * 64
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    assert evaluate.main(["evaluate", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    assert "no longer makes the problems that it trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
