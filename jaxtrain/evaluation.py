@@ -3,7 +3,8 @@
 Two questions, answered on problems that nobody trained on. *Does search pay?* `accuracy_table` sets search beside what
 the same tokens buy otherwise: vote, best-of-k and weighted vote get as many samples as cost what search was measured
 to cost, on the same problems, with an interval on every share and on the paired differences. *Does the PRM know
-anything?* `prm_report` sets it beside predictors that have read no text.
+anything?* `prm_report` sets it beside predictors that have read no text, `samples_report` says how it ranks what
+best-of-k chooses from.
 
 The models stay outside. Trees come in, with the verdicts on them and a function that reads answers; metrics go out,
 as plain floats and lists. Host numpy throughout: the arrays are small and the votes are over strings.
@@ -207,7 +208,7 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     """Measure the PRM's scores on held-out trees: as a ranking of finished leaves and as values of labelled steps.
 
     Keys `evaluation/prm/<name>`; x stands for a quantity with its _low and _high, bootstrapped over problems:
-    auroc (x) of correct against wrong leaves; auroc_within (x), the mean AUROC of the num_mixed_trees problems that
+    auroc (x) of correct against wrong leaves; auroc_within (x), the mean AUROC of the num_mixed problems that
     have both, which easy and hard problems cannot lift; squared_error (x) of the clipped score, squared_error_constant
     and _depth of the baseline; skill_constant and skill_depth (x), baseline's squared error less the PRM's; within,
     within_constant and within_depth, the share within 0.1 of the target (Eq. 38); calibration, a list of
@@ -233,6 +234,16 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     return _named("prm", {**leaf_metrics, **step_metrics, "num_trees": len(tree.problem_id)})
 
 
+def samples_report(sampled: Answered) -> Metrics:
+    """Measure the PRM's scores of independent traces that give an answer, as a ranking: what best-of-k goes by.
+
+    Keys `evaluation/prm/samples/<name>` with auroc (x), auroc_within (x), num_mixed and num_leaves of `prm_report`.
+    """
+    has_answer = np.array([[text is not None for text in texts] for texts in sampled.answer], bool)
+    at = np.nonzero(has_answer.reshape(sampled.score.shape))
+    return _named("prm/samples", _leaf_metrics(sampled.score[at], sampled.is_correct[at], sampled.problem_id[at[0]]))
+
+
 def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray) -> Metrics:
     low, high = auroc_interval(score, is_correct, problem)
     within = {p: auroc(score[problem == p], is_correct[problem == p]) for p in np.unique(problem)}
@@ -242,7 +253,7 @@ def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray
         "auroc_low": low,
         "auroc_high": high,
         **_with_interval("auroc_within", np.array(list(mixed.values())), np.array(list(mixed))),
-        "num_mixed_trees": len(mixed),
+        "num_mixed": len(mixed),
         "num_leaves": len(score),
     }
 

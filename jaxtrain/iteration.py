@@ -267,12 +267,13 @@ def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable)
         return evaluation.accuracy_table(read_samples("greedy"))
     _, solved, solve_labels = found["mcts"]
     searched = evaluation.read_choice(solved, solve_labels.verdict, answer_fn)
-    table = evaluation.accuracy_table(read_samples("greedy"), read_samples("sample"), searched)
+    sampled = read_samples("sample")
+    table = evaluation.accuracy_table(read_samples("greedy"), sampled, searched)
     table["evaluation/mcts/in_tree"] = evaluation.share_in_tree(solved, solve_labels.verdict)
     paths = state.replay.paths
     _, depth = np.nonzero(paths.weight)
     baseline = evaluation.fit_baseline(paths.target[paths.weight > 0], depth)
-    return {**table, **evaluation.prm_report(solved, solve_labels, baseline)}
+    return {**table, **evaluation.prm_report(solved, solve_labels, baseline), **evaluation.samples_report(sampled)}
 
 
 def reported_traces(run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from jaxtrain.evaluation import (
     read_choice,
     read_samples,
     row_depth,
+    samples_report,
     share_in_tree,
     vote,
     weighted_vote,
@@ -399,7 +400,7 @@ def test_prm_auroc_equals_pairs_of_judged_leaves(random_report):
     assert report["evaluation/prm/auroc"] == pytest.approx(share_won([(p, q) for _, p in right for _, q in wrong]))
     pairs = [[(p, q) for b, p in right if b == t for c, q in wrong if c == t] for t in range(40)]
     within = [share_won(own) for own in pairs if own]
-    assert report["evaluation/prm/num_mixed_trees"] == len(within)
+    assert report["evaluation/prm/num_mixed"] == len(within)
     assert report["evaluation/prm/auroc_within"] == pytest.approx(np.mean(within))
     for name in ("auroc", "auroc_within"):
         name = f"evaluation/prm/{name}"
@@ -475,6 +476,27 @@ def test_easy_and_hard_problems_lift_auroc_but_not_auroc_within():
     assert report["evaluation/prm/auroc_within"] == 0.5
 
 
+def test_samples_are_ranked_by_pairs_of_answers():
+    answered = random_answered(np.random.default_rng(3), num_problems=40)
+    report = samples_report(answered)
+    given = [
+        (b, score, right)
+        for b, row in enumerate(answered.answer)
+        for text, score, right in zip(row, answered.score[b], answered.is_correct[b], strict=True)
+        if text is not None
+    ]
+    pairs = [(b == c, p, q) for b, p, right in given if right for c, q, other in given if not other]
+    assert report["evaluation/prm/samples/num_leaves"] == len(given) < answered.score.size
+    assert report["evaluation/prm/samples/auroc"] == pytest.approx(share_won([(p, q) for _, p, q in pairs]))
+    own = defaultdict(list)
+    for b, p, right in given:
+        if right:
+            own[b] += [(p, q) for c, q, other in given if c == b and not other]
+    within = [share_won(pairs) for pairs in own.values() if pairs]
+    assert report["evaluation/prm/samples/auroc_within"] == pytest.approx(np.mean(within))
+    assert report["evaluation/prm/samples/num_mixed"] == len(within) > 1
+
+
 def test_an_error_of_a_tenth_in_float32_is_within_a_tenth():
     tree = make_tree([[(-1, [1], s, False) for s in (0.9, 0.4, 0.51)]])
     target = np.zeros((1, 8), np.float32)
@@ -493,7 +515,7 @@ def test_prm_intervals_shrink_with_trees():
 def test_nothing_to_measure_is_nan():
     tree = make_tree([SAMPLES[0], SAMPLES[1]], is_ok=np.array([False, False]))
     report = prm_report(tree, make_labels(tree, verdicts(SAMPLE_VERDICTS)), fit_baseline(np.array([]), np.array([])))
-    counts = {"num_leaves": 0, "num_steps": 0, "num_trees": 0, "num_mixed_trees": 0, "calibration": []}
+    counts = {"num_leaves": 0, "num_steps": 0, "num_trees": 0, "num_mixed": 0, "calibration": []}
     counts["auroc_by_depth"] = []
     for name, value in report.items():
         name = name.removeprefix("evaluation/prm/")

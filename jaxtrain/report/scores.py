@@ -30,7 +30,11 @@ PRM_ROWS = (
     ("num_leaves", "finished leaves", "count", False),
     ("num_steps", "labelled steps", "count", False),
     ("num_trees", "trees", "count", False),
-    ("num_mixed_trees", "trees with both outcomes", "count", False),
+    ("num_mixed", "trees with both outcomes", "count", False),
+    ("samples/auroc", "AUROC of independent samples", "decimal", True),
+    ("samples/auroc_within", "&emsp;within a problem", "decimal", True),
+    ("samples/num_leaves", "&emsp;finished samples", "count", False),
+    ("samples/num_mixed", "&emsp;problems with both outcomes", "count", False),
 )
 
 
