@@ -1,10 +1,10 @@
 """Self-training by search against what else the same warm start could have been given.
 
     python -m benchmarks.arms --seeds 3                                     # the quickstart against its control
-    python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search demonstrations sample
+    python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search demonstrations sample --test
 
-Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table. The arms share iteration 0,
-the warm start:
+Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table; with --test also that of the
+last policies on the test split, scored into runs/arms/<config>/test. The arms share iteration 0, the warm start:
 
     search          the plain command
     demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its own traces
@@ -114,11 +114,21 @@ def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict
     return merge(folder)
 
 
+def run_test(arm: str, iteration: int, root: Path, seed: int) -> dict[int, dict]:
+    """Score one checkpoint of an arm greedily on the test split, or take what is there. Returns its metrics."""
+    to = root / "test" / f"{arm}_{seed}_{iteration}"
+    which = ["--workdir", str(root / f"{arm}_{seed}"), "--iteration", str(iteration), "--to", str(to)]
+    how = ["--config.evaluation.split=test", "--config.evaluation.methods=greedy"]
+    subprocess.run([sys.executable, "-m", "jaxtrain.evaluate", *which, *how], check=True)
+    return merge(to)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:2], help="search always runs, and first")
+    parser.add_argument("--test", action="store_true", help="also score what came of it on the test split")
     parser.add_argument("--root", type=Path, default=Path("runs/arms"))
     options, overrides = parser.parse_known_args()
     root = options.root / Path(options.config.split(":")[0]).stem
@@ -129,10 +139,18 @@ def main() -> None:
         for arm in arms:
             found[arm].append(run_arm(arm, flags, root, seed))
             print(f"seed {seed}, {arm}: {show(found[arm][-1])}", flush=True)
-    ours = found["search"]
-    print(f"search, gain over its warm start: {difference(ours, [0] * len(ours), ours)}")
-    for arm in arms[1:]:
-        print(f"search, above {arm}: {difference(found[arm], [max(run) for run in found[arm]], ours)}")
+    tell("", found, found["search"])
+    if options.test:
+        runs = {arm: list(enumerate(found[arm])) for arm in arms}
+        warm = [run_test("search", 0, root, seed) for seed, _ in runs["search"]]
+        tell("test: ", {arm: [run_test(arm, max(run), root, seed) for seed, run in runs[arm]] for arm in arms}, warm)
+
+
+def tell(where: str, found: dict[str, list[dict[int, dict]]], warm: list[dict[int, dict]]) -> None:
+    """Print how far search stands above its warm start, which `warm` holds as iteration 0, and above the other arms."""
+    for name, theirs in {"its warm start": [{0: run[0]} for run in warm], **found}.items():
+        if name != "search":
+            print(f"{where}search, above {name}: {difference(theirs, found['search'])}")
 
 
 def show(run: dict[int, dict]) -> str:
@@ -142,16 +160,13 @@ def show(run: dict[int, dict]) -> str:
     return f"greedy {accuracies} %, {tokens:,} tokens generated"
 
 
-def difference(theirs: list[dict[int, dict]], iterations: list[int], ours: list[dict[int, dict]]) -> str:
-    """Mean difference of greedy accuracy at the last iteration, paired by problem, and that of every seed.
+def difference(theirs: list[dict[int, dict]], ours: list[dict[int, dict]]) -> str:
+    """Mean difference of greedy accuracy at the last iterations, paired by problem, and that of every seed.
 
     The interval is bootstrapped over problems, which all seeds share: what other seeds would give, it does not say.
     """
     key = "evaluation/greedy/outcomes"
-    rows = [
-        np.subtract(mine[max(mine)][key], other[i][key])
-        for mine, other, i in zip(ours, theirs, iterations, strict=True)
-    ]
+    rows = [np.subtract(mine[max(mine)][key], other[max(other)][key]) for mine, other in zip(ours, theirs, strict=True)]
     pairs = np.stack(rows).astype(float)  # [seeds problems]
     low, high = mean_interval(pairs.mean(axis=0), np.arange(pairs.shape[1]))
     each = " ".join(f"{100 * pair.mean():+.1f}" for pair in pairs)
