@@ -53,7 +53,8 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     ran, manifest, pretrained = open_run(path)
     config = change(ran, overrides)
     learnt = open_task(path, ran, manifest, pretrained)
-    task, num_learnt = leave_out(learnt, make_task(config.tasks, learnt.tokenizer), config.evaluation.split)
+    asked = learnt if config.tasks == ran.tasks else make_task(config.tasks, learnt.tokenizer)
+    task, num_learnt = leave_out(learnt, asked, config.evaluation.split)
     # Tokens and shots stay those that the run had.
     task = replace(task, demonstrations=learnt.demonstrations)
     check(config, task)
