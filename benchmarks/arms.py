@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
 from jaxtrain.iteration import Run, fit, score
@@ -40,8 +40,10 @@ ARMS = ("search", "demonstrations", "sample")
 
 
 def fork(flags: list[str], source: Path, folder: Path) -> None:
-    """Make a run folder that stands where `source` stood after iteration 0; one that is there already stays."""
+    """Make a run folder that stands where `source` stood after iteration 0; one that began there already stays."""
     if (folder / "checkpoints" / "0").exists():
+        if len({fingerprint(run / "checkpoints", 0) for run in (source, folder)}) > 1:
+            sys.exit(f"{folder}: began from another warm start than {source}; remove it")
         return
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)

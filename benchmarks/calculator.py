@@ -21,7 +21,7 @@ from jaxtrain.prompts import make_encode
 from jaxtrain.structs import Verdict
 
 NUMBER, UNIT = r"[$€£]?(\d[\d,]*(?:\.\d+)?)", r"(?:\s*[a-zA-Z/]+){0,3}\s*"
-SUM = re.compile(rf"(?<![\d.,]){NUMBER}{UNIT}([-+*/x])\s*{NUMBER}{UNIT}=\s*{NUMBER}(?!\.?\d|%|\s*[-+*/x]\s*\d)")
+SUM = re.compile(rf"(?<![\d.,]){NUMBER}{UNIT}([-+*/x])\s*{NUMBER}{UNIT}=\s*{NUMBER}(?![.,]?\d|%|\s*[-+*/x]\s*\d)")
 ENDS_IN_OPERATOR = re.compile(r"[-+*/x]\s*[$€£]?$")
 ANSWER = re.compile(r"####[^\n]*")
 TOLERANCE = 0.011  # results are rounded to two digits

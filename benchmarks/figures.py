@@ -2,8 +2,9 @@
 
     python -m benchmarks.figures --root runs/arms/smollm2_gsm --evaluated runs/gsm_test --to benchmarks/smollm2_gsm
 
-writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with Wilson 95 % intervals of all
-their answers together; and <to>_tokens.svg: accuracy of every method against the tokens of both networks a problem.
+writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with Wilson 95 % intervals for the
+problems, which all seeds share; and <to>_tokens.svg: accuracy of every method against the tokens of both networks a
+problem.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def by_iteration(root: Path) -> list[Curve]:
         points = []
         scored = [{i for i in seed if OUTCOMES in seed[i]} for seed in seeds]
         for i in sorted(set.intersection(*scored)) if seeds else ():
-            outcomes = np.concatenate([seed[i][OUTCOMES] for seed in seeds])
-            points.append((i, outcomes.mean(), *wilson(int(outcomes.sum()), len(outcomes))))
+            solved = np.mean([seed[i][OUTCOMES] for seed in seeds], axis=0)
+            points.append((i, solved.mean(), *wilson(solved.sum(), len(solved))))
         curves.append((arm, points))
     return curves
 

@@ -8,6 +8,7 @@ Where a fit takes long, it is saved on its way too.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ class CheckpointsConfig:
     def __post_init__(self):
         require_at_least(1, "checkpoints", self, "num_kept")
         require_at_least(0, "checkpoints", self, "num_updates")
+
+
+def fingerprint(folder: Path, iteration: int) -> str:
+    """Hash what orbax noted of a checkpoint when it saved it, the time among it: two saves differ, copies do not."""
+    return hashlib.sha256((folder / str(iteration) / "_CHECKPOINT_METADATA").read_bytes()).hexdigest()
 
 
 class Checkpoints:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxtrain.build import Config, build, check
-from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.flags import override
 from jaxtrain.iteration import Run, score
@@ -62,13 +62,16 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)
         facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
+        facts["evaluated.checkpoint_sha256"] = fingerprint(path / "checkpoints", iteration)
         with open_workdir(to, asdict(config), facts) as workdir, Progress(iteration) as progress, MetricsLog(to) as log:
             # The shapes of a State are the run's; the problems may have others.
             abstract = build(replace(ran, sharding=config.sharding), learnt.tokenizer, progress).abstract_state
             state = checkpoints.restore(iteration, abstract)
             log.truncate(-1)
             if num_learnt:
-                progress.note(f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them")
+                notice = f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them"
+                log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
+                progress.note(notice)
             score(state, Run(config, task, build(config, learnt.tokenizer, progress), workdir, log, progress))
     print(summary(workdir))
 
@@ -78,9 +81,9 @@ def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
 
     Raises UserError where nothing is left.
     """
-    prompts = {row.prompt for row in (*learnt.train, *learnt.demonstrations)}
+    known = {row.substance or row.prompt for row in (*learnt.train, *learnt.demonstrations)}
     problems = getattr(task, split)
-    kept = tuple(problem for problem in problems if problem.prompt not in prompts)
+    kept = tuple(problem for problem in problems if (problem.substance or problem.prompt) not in known)
     if problems and not kept:
         raise UserError(f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose others")
     return replace(task, **{split: kept}), len(problems) - len(kept)
@@ -92,6 +95,12 @@ def change(ran: Config, overrides: Sequence[str]) -> Config:
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):
             raise UserError(f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}")
+    held_out = [(c.tasks.dataset, c.tasks.seed, c.tasks.unseen_share) for c in (config, ran)]
+    if config.tasks.is_unseen and held_out[0] != held_out[1]:
+        raise UserError(
+            "--config.tasks.is_unseen=True: other templates are held out with another dataset, tasks.seed or "
+            "tasks.unseen_share than the run's; leave these three as they are"
+        )
     return config
 
 

@@ -19,7 +19,7 @@ SEED = 0
 UNKNOWN = (math.nan, math.nan)
 
 
-def wilson(num_correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(num_correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Return Wilson's score interval (low, high) of the share num_correct / n, NaN for n = 0 (Wilson, 1927)."""
     if n == 0:
         return UNKNOWN

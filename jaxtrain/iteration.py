@@ -236,18 +236,21 @@ def score(state: State, run: Run) -> None:
     if c.methods == "greedy":
         methods = {"greedy": methods["greedy"]}
     found: dict[str, list[tuple[Prompts, Tree, Labels]]] = {name: [] for name in methods}
+    trouble = dict.fromkeys(("num_errors", "num_set_aside"), 0)  # both count as wrong
     total = len(methods) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
         for name, (grow_fn, purpose, temperature) in methods.items():
             for k, batch in enumerate(batches):
                 tree, is_restored = explore(run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature)
                 found[name].append((batch, tree, judge(run, tree)))
-                tally(phase, tree, labels.counts(tree, found[name][-1][2]), is_restored)
+                counts = labels.counts(tree, found[name][-1][2])
+                trouble = {key: trouble[key] + counts[key] for key in trouble}
+                tally(phase, tree, counts, is_restored)
         joined: dict[str, datasets.Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
         }
         metrics = measure(state, joined, run.answer)
-    metrics |= {"evaluation/num_too_long": num_too_long, "time/evaluation": phase.seconds}
+    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble}) | {"time/evaluation": phase.seconds}
     shown = [name for name in ("mcts", "greedy") if name in joined]
     samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
     # The report first: a kill in between scores the iteration again, and writes it again.
@@ -306,16 +309,16 @@ def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
         return {}
     names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
     totals: dict[str, float] = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
-    num_steps = sum(int((t.kind != Kind.EMPTY).sum()) for t in grown)
-    num_duplicates = sum(int((t.kind == Kind.DUPLICATE).sum()) for t in grown)
+    rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
+    num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
     useful = sum(int(t.length.sum()) for t in grown)
     return totals | {
-        "num_steps": num_steps,
-        "num_duplicates": num_duplicates,
+        "num_steps": num_candidates + rows[Kind.ROLLOUT],
+        "num_duplicates": rows[Kind.DUPLICATE],
         "sampled_tokens": useful,
         "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
         "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
-        "share_duplicates": num_duplicates / max(num_steps, 1),
+        "share_duplicates": rows[Kind.DUPLICATE] / max(num_candidates, 1),
     }
 
 

@@ -85,14 +85,6 @@ class Workdir:
             self.fits.rmdir()
 
     @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

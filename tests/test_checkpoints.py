@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
+from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, fingerprint
 from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.sharding import tree_shardings
 from jaxtrain.structs import State
@@ -127,3 +128,13 @@ def test_an_interrupted_save_is_no_checkpoint_and_is_swept(tmp_path, monkeypatch
         checkpoints.save(state)
         assert_bit_equal(checkpoints.restore(3, abstract), state)
     assert on_disk(tmp_path) == ["0", "3"]
+
+
+def test_saves_are_told_apart_and_copies_are_not(tmp_path):
+    """Two runs of one config that end in the same State, too."""
+    for name in ("one", "other"):
+        with Checkpoints(tmp_path / name, CheckpointsConfig()) as checkpoints:
+            checkpoints.save(state_on(ONE)[0])
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    one, other, copy = (fingerprint(tmp_path / name, 0) for name in ("one", "other", "copy"))
+    assert one == copy != other

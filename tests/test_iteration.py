@@ -295,6 +295,8 @@ METRICS = (  # names that scripts rely on
     "evaluation/prm/squared_error_constant",
     "evaluation/prm/squared_error_depth",
     "evaluation/num_too_long",
+    "evaluation/num_errors",
+    "evaluation/num_set_aside",
     "search/num_simulations",
     "search/share_wasted_simulations",
     "search/share_useful_lanes",
@@ -321,6 +323,16 @@ def test_every_iteration_has_one_row_with_each_metric(straight):
     _, folder = straight
     counted = Counter((row["iteration"], key) for row in read_rows(folder) for key in row)
     assert {(i, name): counted[i, name] for i in range(3) for name in METRICS if counted[i, name] != 1} == {}
+
+
+def test_duplicates_are_a_share_of_the_candidates(straight):
+    """A rollout's step has no siblings, so it is none of them."""
+    _, folder = straight
+    kinds = np.concatenate([np.load(path)["kind"].ravel() for path in (folder / "trees" / "2").glob("search-*.npz")])
+    counts = Counter(kinds.tolist())
+    rows = [row for row in read_rows(folder) if row["iteration"] == 2]
+    (told,) = [row["search/share_duplicates"] for row in rows if "search/share_duplicates" in row]
+    assert counts[Kind.ROLLOUT] and told == counts[Kind.DUPLICATE] / (counts[Kind.DUPLICATE] + counts[Kind.CANDIDATE])
 
 
 def test_report_shows_the_last_iteration(straight):

@@ -153,7 +153,7 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
     (row,) = map(json.loads, (tmp_path / "brief" / "metrics.jsonl").read_text().splitlines())
     scored = {key: value for key, value in row.items() if key.startswith("evaluation/")}
     assert scored == {k: v for k, v in expected.items() if k in scored} and "evaluation/greedy/accuracy" in scored
-    assert {key.split("/")[1] for key in scored} == {"greedy", "num_too_long"}
+    assert {key.split("/")[1] for key in scored} == {"greedy", "num_too_long", "num_errors", "num_set_aside"}
 
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
     assert facts["evaluated.iteration"] == 0 and len(facts["evaluated.config_sha256"]) == 64
@@ -169,6 +169,31 @@ def test_what_a_run_trained_on_is_not_scored():
     assert 0 < num_learnt < 50 == num_learnt + len(task.test)
     with pytest.raises(UserError, match="trained on all 800 train problems"):
         evaluate.leave_out(learnt, learnt, "train")
+
+
+def test_what_differs_from_it_in_names_alone_is_not_scored_either():
+    task = make_task(TasksConfig(num_train=8, num_dev=0, num_test=4, num_demonstrations=4))
+    train, demonstrations, test = (
+        tuple(replace(row, substance=f"{name} {i}") for i, row in enumerate(rows))
+        for name, rows in (("train", task.train), ("shown", task.demonstrations), ("test", task.test))
+    )
+    twins = replace(test[1], substance="train 3"), replace(test[2], substance="shown 0")
+    learnt = replace(task, train=train, demonstrations=demonstrations)
+    left, num_learnt = evaluate.leave_out(learnt, replace(task, test=(test[0], *twins, test[3])), "test")
+    assert (left.test, num_learnt) == ((test[0], test[3]), 2)
+
+
+def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
+    """A run made anew has another policy under the same config and iteration; a copy of the first has the same."""
+    how = ["--to", str(tmp_path / "out"), "--iteration", "0", "--config.evaluation.methods=greedy"]
+    assert evaluate.main(["evaluate", "--workdir", str(root / "run"), *how]) == 0
+    shutil.copytree(root / "run", tmp_path / "run")
+    assert evaluate.main(["evaluate", "--workdir", str(tmp_path / "run"), *how]) == 0
+    noted = tmp_path / "run" / "checkpoints" / "0" / "_CHECKPOINT_METADATA"
+    told = json.loads(noted.read_text())
+    noted.write_text(json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1}))
+    assert evaluate.main(["evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2
+    assert "belongs to other facts: evaluated.checkpoint_sha256" in capsys.readouterr().err
 
 
 def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path, capsys):
@@ -198,6 +223,11 @@ def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path,
             evaluate,
             ["--config.tasks.num_tests=8"],
             "--config.tasks.num_tests is unknown; keys of config.tasks: num_test",
+        ),
+        (
+            evaluate,
+            ["--config.tasks.is_unseen=True", "--config.tasks.seed=1"],
+            "--config.tasks.is_unseen=True: other templates are held out with another",
         ),
         (evaluate, ["--num", "8"], "--num is unknown"),
     ],

@@ -80,7 +80,7 @@ def test_no_two_problems_differ_in_names_alone():
     numbers = ["".join(c if c.isdigit() else " " for c in p.question).split() for p in problems]
     alike = {(worker.item(p.id)["template"], *found, p.gold) for p, found in zip(problems, numbers, strict=True)}
     worker.close()
-    assert len(alike) == len(problems) == len({p.question for p in problems})
+    assert len(alike) == len(problems) == len({p.question for p in problems}) == len({p.substance for p in problems})
     assert task.counts["repeated"] > 0
 
 
@@ -105,6 +105,7 @@ def test_reference_solutions_are_split_into_steps():
         ({"params": "[3]"}, "must be a JSON object"),
         ({"num_train": 0}, "num_train=0"),
         ({"unseen_share": 0.5}, "chain_sum is not made of templates"),
+        ({"is_unseen": True}, "is_unseen=True: no template is held out"),
         ({"dataset": "rush_hour", "params": ""}, "different questions with a gold of rush_hour"),
         (
             {"params": '{"max_terms": 2, "max_digits": 1}', "num_train": 5000},

@@ -189,6 +189,7 @@ def test_header_says_how_far_the_run_is(page):
 def test_notices_name_what_went_wrong_and_only_that():
     rows = make_rows()
     rows.append({"iteration": 3, "updates/policy/grad_norm": None, "evaluation/best_of_k/is_budget_short": 1})
+    rows.append({"iteration": 2, "evaluation/num_errors": 5})
     rows.append({"iteration": 2, "labels/num_set_aside": 7, "tasks/notice": "path.jsonl:3 is not JSON"})
     text = render_report(CONFIG, rows, [])
     notices = Page(text[text.index('<section class="notices">') : text.index('<section class="tiles">')]).text
@@ -196,9 +197,10 @@ def test_notices_name_what_went_wrong_and_only_that():
     assert "updates/policy/num_skipped: 2" in notices
     assert "updates/policy/grad_norm was not finite" in notices
     assert "labels/num_set_aside: 7" in notices
+    assert "evaluation/num_errors: 5" in notices
     assert "tasks: path.jsonl:3 is not JSON" in notices
     assert "all samples of best-of-k together cost over 5% less" in notices
-    assert notices.count("Iteration ") == 6
+    assert notices.count("Iteration ") == 7
     clean = [{"iteration": 0, "updates/policy/num_skipped": 0, "updates/prm_squared_error": 0.5}]
     assert "Notices" not in render_report(CONFIG, clean, [])
 

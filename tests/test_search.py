@@ -103,15 +103,14 @@ def rollout_rows(tree: Tree, b: int, prompt: tuple[int, ...]) -> Counter:
 
 
 def expected_answer(tree: Tree, b: int, rows: dict, nodes: dict, search: oracle.Search) -> int:
-    """Return the deciding leaf's row, or the first of the finished rows of the highest value; -1 without any.
+    """Return the deciding leaf's row, or the first of the finished rows of the highest raw score; -1 without any.
 
-    The rows have been compared already, so their order, the one thing that is the search's own, is taken from them. A
-    finished row's value is its clipped score: nothing below it is ever backed up, and its blend is with itself.
+    The rows have been compared already, so their order, the one thing that is the search's own, is taken from them.
     """
     if search.chosen is not None:
         return next(rows[path] for path, node in nodes.items() if node is search.chosen)
     is_answer = tree.is_finished[b] & np.isin(tree.kind[b], (Kind.CANDIDATE, Kind.ROLLOUT))
-    return int(np.argmax(np.where(is_answer, tree.score[b].clip(0, 1), -1))) if is_answer.any() else -1
+    return int(np.argmax(np.where(is_answer, tree.score[b], -np.inf))) if is_answer.any() else -1
 
 
 BASE = SearchConfig(
@@ -246,6 +245,13 @@ def test_ended_leaves_are_visited_again_and_counted(stop, visits, num_simulation
     assert (tree.num_simulations[0], tree.num_wasted[0], tree.chosen[0]) == (num_simulations, num_wasted, 0)
 
 
+def test_answers_are_ranked_by_raw_scores():
+    """Both values are clipped to 1, and the better one comes later."""
+    world = oracle.TableWorld({"?": [("x", 1.02, "finished"), ("y", 1.3, "finished")]})
+    tree = callback_grow(replace(HAND, num_simulations=2, num_candidates=2), world)
+    assert (tree.chosen[0], tree.value[0, :2].tolist()) == (1, [1, 1])
+
+
 def take(tree, rows):
     return jax.tree.map(lambda x: np.asarray(x)[rows], tree)
 
@@ -277,6 +283,12 @@ def test_a_tree_does_not_depend_on_the_size_of_its_batch(keyed):
     grow, prompts, trees = keyed
     alone, among_others = grow(take(prompts, slice(5, 8))), take(trees, slice(5, 8))
     assert_bit_equal(replace(alone, lane_tokens=0), replace(among_others, lane_tokens=0))
+
+
+def test_a_tree_that_waits_holds_its_lanes_open(keyed):
+    """An ended leaf visited again draws nothing, but its batch is held until the others have drawn."""
+    _, _, trees = keyed
+    assert trees.num_wasted.any() and len(set(trees.lane_tokens.tolist())) == 1
 
 
 def test_every_draw_has_a_key_of_its_own():

@@ -51,7 +51,7 @@ def _notice(row: Row, key: str, value: object) -> str:
         return (
             f"{escape(stage)}: the {escape(name.partition('/')[0])} had no data, its fit was skipped" if value else ""
         )
-    if stage == "evaluation":
+    if stage == "evaluation" and not name.startswith("num_"):
         return ""
     if value is None:
         return f"{escape(key)} was not finite"

@@ -39,4 +39,4 @@ def make_grow(config: SearchConfig, sample_steps: Callable, score_steps: Callabl
     return grow
 
 
-__all__ = ["METHODS", "SearchConfig", "make_grow"]
+__all__ = ["SearchConfig", "make_grow"]

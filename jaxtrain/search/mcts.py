@@ -40,6 +40,7 @@ class Progress:
     is_ok: Array  # [B] bool
     num_simulations: Array  # [B] int32
     num_wasted: Array  # [B] int32
+    lane_tokens: Array  # [B] int32, of its batch, whether or not the tree itself grew
 
 
 def grow_mcts_star(
@@ -97,6 +98,7 @@ def grow_mcts_star(
             is_ok=is_real,
             num_simulations=is_real.astype(jnp.int32),
             num_wasted=jnp.zeros(num_problems, jnp.int32),
+            lane_tokens=root.lane_tokens,
         ),
     )
     return to_rows(config, prompts, tree)
@@ -191,6 +193,7 @@ def settle(config: SearchConfig, old: MctxTree, new: MctxTree) -> MctxTree:
             is_ok=progress.is_ok & is_ok,
             num_simulations=progress.num_simulations + is_counted,
             num_wasted=progress.num_wasted + is_wasted,
+            lane_tokens=progress.lane_tokens + new.embeddings.lane_tokens[rows, slot],
         ),
     )
     start = jnp.where(is_growing, slot, jnp.where(is_wasted, parent, -1))
@@ -221,10 +224,10 @@ def to_rows(config: SearchConfig, prompts: Prompts, tree: MctxTree) -> Tree:
     is_rolled = (node.rollout_length > 0) & is_grown[..., None, None]
     kind = flat(kind, jnp.where(is_rolled, int(Kind.ROLLOUT), int(Kind.EMPTY)))
     is_row = kind != Kind.EMPTY
-    value = jnp.where(is_row, flat(tree.children_values, clip(node.rollout_score)), 0.0)
+    score = jnp.where(is_row, flat(node.score, node.rollout_score), 0.0)
     is_finished = is_row & flat(node.is_finished, node.rollout_is_finished)
     is_answer = is_finished & (kind != Kind.DUPLICATE)
-    best = jnp.argmax(jnp.where(is_answer, value, -1.0), axis=1)
+    best = jnp.argmax(jnp.where(is_answer, score, -jnp.inf), axis=1)  # the raw score: values are clipped, which ties
     chosen = jnp.where(progress.decided >= 0, progress.decided, jnp.where(jnp.any(is_answer, axis=1), best, -1))
 
     def total(x: Array) -> Array:
@@ -237,9 +240,9 @@ def to_rows(config: SearchConfig, prompts: Prompts, tree: MctxTree) -> Tree:
         kind=kind,
         tokens=jnp.where(is_row[..., None], flat(node.tokens, node.rollout_tokens), 0),
         length=jnp.where(is_row, flat(node.length, node.rollout_length), 0),
-        score=jnp.where(is_row, flat(node.score, node.rollout_score), 0.0),
+        score=score,
         visits=jnp.where(is_row, flat(tree.children_visits, jnp.zeros_like(node.rollout_length)), 0),
-        value=value,
+        value=jnp.where(is_row, flat(tree.children_values, clip(node.rollout_score)), 0.0),
         is_ended=is_row & flat(node.is_ended, node.rollout_is_ended),
         is_finished=is_finished,
         chosen=chosen.astype(jnp.int32),
@@ -248,5 +251,5 @@ def to_rows(config: SearchConfig, prompts: Prompts, tree: MctxTree) -> Tree:
         num_wasted=progress.num_wasted,
         policy_tokens=total(node.policy_tokens),
         prm_tokens=total(node.prm_tokens),
-        lane_tokens=total(node.lane_tokens),
+        lane_tokens=jnp.where(prompts.problem_id >= 0, progress.lane_tokens, 0),
     )

@@ -55,6 +55,7 @@ class Problem:
     prompt: str  # in the task's own form; ends with a newline: the response starts on a line of its own
     gold: str
     question: str = ""  # alone, as one would ask it in a chat
+    substance: str = ""  # what problems that differ in names only share; empty: the prompt
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Demonstration:
     prompt: str
     response: str  # steps separated by newlines, without the end token
     question: str = ""
+    substance: str = ""
 
 
 @dataclass(frozen=True)

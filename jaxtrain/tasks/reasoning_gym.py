@@ -55,6 +55,8 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
         raise UserError(f"--config.tasks.params={config.params}: is not JSON ({error})") from error
     if not isinstance(params, dict):
         raise UserError(f'--config.tasks.params={config.params}: must be a JSON object such as {{"max_terms": 3}}')
+    if config.is_unseen and not config.unseen_share:
+        raise UserError("--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share")
     size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
     share = config.unseen_share if config.is_unseen else 1 - config.unseen_share
@@ -89,7 +91,7 @@ def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tupl
     Returns ((index, item) of each, counts by reason of those left out). Raises UserError where there is no such
     dataset, or it is not made of the templates that are to be held out.
     """
-    rows: dict[tuple, tuple[int, dict[str, str]]] = {}
+    rows: dict[str, tuple[int, dict[str, str]]] = {}
     counts = {"repeated": 0, "without_gold": 0, "held_out": 0}
     for index in range(most):
         if len(rows) == size:
@@ -116,14 +118,14 @@ def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tupl
     return list(rows.values()), counts
 
 
-def substance(item: dict[str, str]) -> tuple:
+def substance(item: dict[str, str]) -> str:
     """Return what two items share that are the same to a solver: the question; of a template, numbers and gold alone.
 
     What differs in names only, a model that has seen the one may recite for the other.
     """
     if not item["template"]:
-        return (item["question"],)
-    return item["template"], *re.findall(r"\d+", item["question"]), item["answer"]
+        return item["question"]
+    return " ".join([item["template"], *re.findall(r"\d+", item["question"]), item["answer"]])
 
 
 def is_unseen(template: str, config: TasksConfig) -> bool:
@@ -134,7 +136,7 @@ def is_unseen(template: str, config: TasksConfig) -> bool:
 
 def _problem(index: int, item: dict[str, str]) -> Problem:
     question = item["question"].strip()
-    return Problem(index, prompt=f"Q: {question}\nA:\n", gold=item["answer"], question=question)
+    return Problem(index, f"Q: {question}\nA:\n", item["answer"], question, substance(item))
 
 
 def _demonstration(index: int, item: dict[str, str]) -> Demonstration:
@@ -142,4 +144,4 @@ def _demonstration(index: int, item: dict[str, str]) -> Demonstration:
     reasoning = item["solution"].rpartition(MARKER)[0]
     steps = [line.strip() for line in reasoning.split("\n") if line.strip()]
     answer = f"{MARKER} {problem.gold}" if "\n" not in problem.gold else f"\\boxed{{{problem.gold}}}"
-    return Demonstration(problem.prompt, "\n".join([*steps, answer]), problem.question)
+    return Demonstration(problem.prompt, "\n".join([*steps, answer]), problem.question, problem.substance)
