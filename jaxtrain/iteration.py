@@ -236,20 +236,20 @@ def score(state: State, run: Run) -> None:
     if c.methods == "greedy":
         methods = {"greedy": methods["greedy"]}
     found: dict[str, list[tuple[Prompts, Tree, Labels]]] = {name: [] for name in methods}
-    trouble = dict.fromkeys(("num_errors", "num_set_aside"), 0)  # both count as wrong
+    counts = []
     total = len(methods) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
         for name, (grow_fn, purpose, temperature) in methods.items():
             for k, batch in enumerate(batches):
                 tree, is_restored = explore(run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature)
                 found[name].append((batch, tree, judge(run, tree)))
-                counts = labels.counts(tree, found[name][-1][2])
-                trouble = {key: trouble[key] + counts[key] for key in trouble}
-                tally(phase, tree, counts, is_restored)
+                counts.append(labels.counts(tree, found[name][-1][2]))
+                tally(phase, tree, counts[-1], is_restored)
         joined: dict[str, datasets.Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
         }
         metrics = measure(state, joined, run.answer)
+    trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}  # count as wrong
     metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble}) | {"time/evaluation": phase.seconds}
     shown = [name for name in ("mcts", "greedy") if name in joined]
     samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
