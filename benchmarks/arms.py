@@ -42,7 +42,7 @@ ARMS = ("search", "demonstrations", "sample")
 def fork(flags: list[str], source: Path, folder: Path) -> None:
     """Make a run folder that stands where `source` stood after iteration 0; one that began there already stays."""
     if (folder / "checkpoints" / "0").exists():
-        if len({fingerprint(run / "checkpoints", 0) for run in (source, folder)}) > 1:
+        if fingerprint(folder / "checkpoints", 0) != fingerprint(source / "checkpoints", 0):
             sys.exit(f"{folder}: began from another warm start than {source}; remove it")
         return
     config, model = open_model(parse(["arms", *flags])[0])

@@ -61,8 +61,11 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     with Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True) as checkpoints:
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)
-        facts |= {"evaluated.config_sha256": manifest["config_sha256"], "evaluated.iteration": iteration}
-        facts["evaluated.checkpoint_sha256"] = fingerprint(path / "checkpoints", iteration)
+        facts |= {
+            "evaluated.config_sha256": manifest["config_sha256"],
+            "evaluated.iteration": iteration,
+            "evaluated.checkpoint_sha256": fingerprint(path / "checkpoints", iteration),
+        }
         with open_workdir(to, asdict(config), facts) as workdir, Progress(iteration) as progress, MetricsLog(to) as log:
             # The shapes of a State are the run's; the problems may have others.
             abstract = build(replace(ran, sharding=config.sharding), learnt.tokenizer, progress).abstract_state
@@ -81,16 +84,19 @@ def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
 
     Raises UserError where nothing is left.
     """
-    known = {row.substance or row.prompt for row in (*learnt.train, *learnt.demonstrations)}
+    known = {text for row in (*learnt.train, *learnt.demonstrations) for text in (row.prompt, row.substance) if text}
     problems = getattr(task, split)
-    kept = tuple(problem for problem in problems if (problem.substance or problem.prompt) not in known)
+    kept = tuple(problem for problem in problems if known.isdisjoint((problem.prompt, problem.substance)))
     if problems and not kept:
         raise UserError(f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose others")
     return replace(task, **{split: kept}), len(problems) - len(kept)
 
 
 def change(ran: Config, overrides: Sequence[str]) -> Config:
-    """Apply overrides to a run's config. Raises UserError for a section that an evaluation cannot change."""
+    """Apply overrides to a run's config.
+
+    Raises UserError for a section that an evaluation cannot change, and for unseen templates that it may have seen.
+    """
     config = override(ConfigDict(asdict(ran)), overrides)
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):

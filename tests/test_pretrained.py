@@ -178,9 +178,11 @@ def test_what_differs_from_it_in_names_alone_is_not_scored_either():
         for name, rows in (("train", task.train), ("shown", task.demonstrations), ("test", task.test))
     )
     twins = replace(test[1], substance="train 3"), replace(test[2], substance="shown 0")
+    same_prompt = replace(train[0], substance="another task has no such word for it")
     learnt = replace(task, train=train, demonstrations=demonstrations)
-    left, num_learnt = evaluate.leave_out(learnt, replace(task, test=(test[0], *twins, test[3])), "test")
-    assert (left.test, num_learnt) == ((test[0], test[3]), 2)
+    asked = replace(task, test=(test[0], *twins, same_prompt, replace(test[3], substance="")))
+    left, num_learnt = evaluate.leave_out(learnt, asked, "test")
+    assert (left.test, num_learnt) == ((asked.test[0], asked.test[4]), 3)
 
 
 def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):

@@ -55,7 +55,7 @@ class Problem:
     prompt: str  # in the task's own form; ends with a newline: the response starts on a line of its own
     gold: str
     question: str = ""  # alone, as one would ask it in a chat
-    substance: str = ""  # what problems that differ in names only share; empty: the prompt
+    substance: str = ""  # what problems that differ in names only share; empty: nothing but the prompt
 
 
 @dataclass(frozen=True)
