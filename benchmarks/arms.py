@@ -1,7 +1,7 @@
 """Self-training by search against what else the same warm start could have been given.
 
     python -m benchmarks.arms --seeds 3                                     # the quickstart against its control
-    python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search demonstrations sample --test
+    python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search demonstrations sample reference --test
 
 Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table; with --test also that of the
 last policies on the test split, scored into runs/arms/<config>/test. The arms share iteration 0, the warm start:
@@ -10,6 +10,8 @@ last policies on the test split, scored into runs/arms/<config>/test. The arms s
     demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its own traces
     sample          traces are sampled one by one instead of searched for, for as many generated tokens; as many updates
                     as its own traces ask for. ReST-EM, but that every fit goes on from the policy before it
+    reference       the policy is fitted to the dataset's own solutions of the problems that search drew, as often as
+                    they ask for: what a search that solves everything would give (reasoning_gym alone has solutions)
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtrain import prompts
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.flags import parse
@@ -33,10 +36,11 @@ from jaxtrain.main import list_facts, open_model
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Kind
-from jaxtrain.tasks import make_task
+from jaxtrain.tasks import Demonstration, make_task
+from jaxtrain.tasks.reasoning_gym import ReasoningGymTask
 from jaxtrain.workdir import open_workdir
 
-ARMS = ("search", "demonstrations", "sample")
+ARMS = ("search", "demonstrations", "sample", "reference")
 
 
 def fork(flags: list[str], source: Path, folder: Path) -> None:
@@ -54,8 +58,8 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
     (folder / "checkpoints" / "0.copy").rename(folder / "checkpoints" / "0")
 
 
-def run_demonstrations(flags: list[str], source: Path, folder: Path) -> None:
-    """Fit the policy to D_S0 in every iteration that is not on disk yet, as often as `source` did, and score it."""
+def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
+    """Fit the policy to solutions it is given, in every iteration that is not on disk yet, and score it."""
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)
     with (
@@ -69,16 +73,28 @@ def run_demonstrations(flags: list[str], source: Path, folder: Path) -> None:
         state = checkpoints.restore(checkpoints.choose(None), fns.abstract_state)
         if not log.truncate(int(state.iteration)):
             score(state, run)
-        rows, _ = run.demonstrations()
         for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
-            num_updates = merge(source)[i]["updates/policy/num_updates"]
-            as_often = replace(config.updates.policy, num_updates=num_updates, max_epochs=0.0)
-            run_i = replace(run, config=replace(config, updates=replace(config.updates, policy=as_often)))
+            how, shown = config.updates.policy, task.demonstrations
+            if arm == "demonstrations":
+                how = replace(how, num_updates=merge(source)[i]["updates/policy/num_updates"], max_epochs=0.0)
+            else:
+                shown = solutions(run, i)
+            rows, _ = run.demonstrations(shown)
+            run_i = replace(run, config=replace(config, updates=replace(config.updates, policy=how)))
             policy = fit(run_i, i, "policy", fns.update_policy, state.policy, rows)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
             workdir.remove_fits(i)
             score(state, run)
+
+
+def solutions(run: Run, iteration: int) -> list[Demonstration]:
+    """Look up the solutions of all problems that iterations 1 to `iteration` draw and whose prompts fit."""
+    c, task = run.config, run.task
+    if not isinstance(task, ReasoningGymTask):
+        sys.exit(f"--arms reference: --config.tasks.name={c.tasks.name} keeps no solutions; reasoning_gym does")
+    drawn = [p for i in range(1, iteration + 1) for p in prompts.draw(task.train, c.prompts.num_problems, c.seed, i)]
+    return [task.solution(p) for p in drawn if len(run.encode_prompt(p)) <= c.prompts.max_prompt_tokens]
 
 
 def equal_samples(source: Path) -> int:
@@ -109,8 +125,8 @@ def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict
         flags = [*flags, "--config.search.method=sample", f"--config.search.num_samples={equal_samples(source)}"]
     if arm != "search":
         fork(flags, source, folder)
-    if arm == "demonstrations":
-        run_demonstrations(flags, source, folder)
+    if arm in ("demonstrations", "reference"):
+        run_shown(arm, flags, source, folder)
     else:
         subprocess.run([sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)], check=True)
     return merge(folder)

@@ -1,10 +1,10 @@
-"""Draw what `benchmarks.arms` and `jaxtrain.evaluate` measured (matplotlib comes with the extra `tasks`).
+"""Draw what `benchmarks.arms` measured (matplotlib comes with the extra `tasks`).
 
-    python -m benchmarks.figures --root runs/arms/smollm2_gsm --evaluated runs/gsm_test --to benchmarks/smollm2_gsm
+    python -m benchmarks.figures --root runs/arms/smollm2_gsm --to benchmarks/smollm2_gsm
 
 writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with Wilson 95 % intervals for the
-problems, which all seeds share; and <to>_tokens.svg: accuracy of every method against the tokens of both networks a
-problem.
+problems, which all seeds share; and, where `sample` was run, <to>_tokens.svg: accuracy of every method against the
+tokens it generates a problem, by `benchmarks.compare` for seed 0.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
 from benchmarks.arms import ARMS, merge
+from benchmarks.compare import Points, compare
 from jaxtrain.intervals import wilson
-from jaxtrain.report.scores import METHODS
 
 OUTCOMES = "evaluation/greedy/outcomes"
-Curve = tuple[str, list[tuple[float, ...]]]  # name, (x, accuracy, low, high) a point
+Curve = tuple[str, Points]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--evaluated", type=Path)
     parser.add_argument("--to", type=Path, required=True)
     options = parser.parse_args()
     draw(f"{options.to}_iterations.svg", "iteration", by_iteration(options.root))
-    if options.evaluated:
-        draw(f"{options.to}_tokens.svg", "tokens a problem, policy and PRM", by_tokens(options.evaluated), is_log=True)
+    if (options.root / "sample_0").exists():
+        curves = list(compare(options.root, 0).points.items())
+        draw(f"{options.to}_tokens.svg", "tokens generated a problem", curves, is_log=True)
 
 
 def by_iteration(root: Path) -> list[Curve]:
@@ -45,18 +45,6 @@ def by_iteration(root: Path) -> list[Curve]:
             solved = np.mean([seed[i][OUTCOMES] for seed in seeds], axis=0)
             points.append((i, solved.mean(), *wilson(solved.sum(), len(solved))))
         curves.append((arm, points))
-    return curves
-
-
-def by_tokens(folder: Path) -> list[Curve]:
-    """Take every method of an evaluation, at every number of samples."""
-    row = list(merge(folder).values())[-1]
-    curves = []
-    for key, name, _ in METHODS:
-        at = f"evaluation/{key}"
-        alone = [[row.get(f"{at}/{part}") for part in ("tokens", "accuracy", "low", "high")]]
-        points = [tuple(point[:4]) for point in row.get(f"{at}/curve", alone) if point[0]]
-        curves.append((name, points))
     return curves
 
 

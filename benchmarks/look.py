@@ -2,8 +2,8 @@
 
     python -m benchmarks.look --workdir runs/arms/smollm2_gsm/search_0 --iteration 2 > look.md
 
-Traces: the greedy answers to the first held-out problems. Trees: the first of the iteration's searches that holds a
-correct answer, and the first that holds wrong ones and no correct one.
+Traces: of the greedy answers to held-out problems the first that are correct and the first that are not. Trees: the
+first of the iteration's searches that holds a correct answer, and the first that holds wrong ones and no correct one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--iteration", type=int, required=True)
-    parser.add_argument("--traces", type=int, default=10)
+    parser.add_argument("--traces", type=int, default=5, help="of each kind")
     options = parser.parse_args()
     config, manifest, model = open_run(options.workdir)
     task = open_task(options.workdir, config, manifest, model)
     problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
     folder = options.workdir / "trees" / str(options.iteration)
-    print(f"# Iteration {options.iteration} of {options.workdir}\n\n## Greedy traces")
-    greedy = (found for path in sorted(folder.glob("greedy-*.npz")) for found in judged(path, task, problems))
-    for (tree, verdict, b), _ in zip(greedy, range(options.traces), strict=False):
-        print("\n".join(trace(tree, verdict, b, problems, task)))
+    print(f"# Iteration {options.iteration} of {options.workdir}")
+    greedy = [found for path in sorted(folder.glob("greedy-*.npz")) for found in judged(path, task, problems)]
+    for title, is_correct in (("correct", True), ("not correct", False)):
+        kind = [found for found in greedy if (found[1][found[2]] == Verdict.CORRECT).any() == is_correct]
+        print(f"\n## Greedy answers: {len(kind)} of {len(greedy)} are {title}, the first of them")
+        for tree, verdict, b in kind[: options.traces]:
+            print("\n".join(trace(tree, verdict, b, problems, task)))
     grown = [found for path in sorted(folder.glob("search-*.npz")) for found in judged(path, task, problems)]
     for title, is_wanted in (
         ("The first tree with a correct answer", lambda v: (v == Verdict.CORRECT).any()),

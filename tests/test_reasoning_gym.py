@@ -10,6 +10,7 @@ import pytest
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
 from jaxtrain.tasks import TasksConfig, make_task
+from jaxtrain.tasks.reasoning_gym import ReasoningGymTask
 from jaxtrain.verifiers.worker import Worker
 
 try:
@@ -90,6 +91,9 @@ def test_reference_solutions_are_split_into_steps():
             name="reasoning_gym", dataset="gsm_symbolic", num_train=1, num_dev=0, num_test=1, num_demonstrations=3
         )
     )
+    assert isinstance(task, ReasoningGymTask)
+    assert task.verify(task.train[0], task.solution(task.train[0]).response) == Verdict.CORRECT
+    assert task.solution(task.train[0]).prompt == task.train[0].prompt
     for demonstration in task.demonstrations:
         lines = demonstration.response.split("\n")
         assert len(lines) > 1 and all(line.strip() == line != "" for line in lines)

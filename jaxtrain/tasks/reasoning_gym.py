@@ -44,6 +44,10 @@ class ReasoningGymTask(Task):
         answer = extract_answer(text)
         return answer if answer and len(answer) <= MAX_ANSWER else None
 
+    def solution(self, problem: Problem) -> Demonstration:
+        """Return the dataset's own solution, which no stage of the loop is shown of a problem that it searches."""
+        return _demonstration(problem.id, self.worker.item(problem.id))
+
 
 def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningGymTask:
     """Make the task that a config describes. Raises UserError for a dataset or parameters that are not known."""
