@@ -10,17 +10,20 @@ last policies on the test split, scored into runs/arms/<config>/test. The arms s
     demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its own traces
     sample          traces are sampled one by one instead of searched for, for as many generated tokens; as many updates
                     as its own traces ask for. ReST-EM, but that every fit goes on from the policy before it
-    reference       the policy is fitted to the dataset's own solutions of the problems that search drew, as often as
-                    they ask for: what a search that solves everything would give (reasoning_gym alone has solutions)
+    reference       the policy is fitted to the dataset's own solutions of the problems that search drew, by as many
+                    updates as `updates.policy` makes of so many rows: what right traces of all problems would give.
+                    Nothing of iteration 0 is among them, and none is dropped. For reasoning_gym alone
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -79,7 +82,8 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
                 how = replace(how, num_updates=merge(source)[i]["updates/policy/num_updates"], max_epochs=0.0)
             else:
                 shown = solutions(run, i)
-            rows, _ = run.demonstrations(shown)
+            rows, num_too_long = run.encode_demonstrations(shown)
+            progress.note(f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} too long")
             run_i = replace(run, config=replace(config, updates=replace(config.updates, policy=how)))
             policy = fit(run_i, i, "policy", fns.update_policy, state.policy, rows)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
@@ -91,8 +95,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
 def solutions(run: Run, iteration: int) -> list[Demonstration]:
     """Look up the solutions of all problems that iterations 1 to `iteration` draw and whose prompts fit."""
     c, task = run.config, run.task
-    if not isinstance(task, ReasoningGymTask):
-        sys.exit(f"--arms reference: --config.tasks.name={c.tasks.name} keeps no solutions; reasoning_gym does")
+    assert isinstance(task, ReasoningGymTask)
     drawn = [p for i in range(1, iteration + 1) for p in prompts.draw(task.train, c.prompts.num_problems, c.seed, i)]
     return [task.solution(p) for p in drawn if len(run.encode_prompt(p)) <= c.prompts.max_prompt_tokens]
 
@@ -124,12 +127,21 @@ def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict
     if arm == "sample":
         flags = [*flags, "--config.search.method=sample", f"--config.search.num_samples={equal_samples(source)}"]
     if arm != "search":
-        fork(flags, source, folder)
+        apart(fork, flags, source, folder)
     if arm in ("demonstrations", "reference"):
-        run_shown(arm, flags, source, folder)
+        apart(run_shown, arm, flags, source, folder)
     else:
         subprocess.run([sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)], check=True)
     return merge(folder)
+
+
+def apart(fn: Callable, *args) -> None:
+    """Call in a process of its own, for a process that has used a GPU keeps its memory until it ends."""
+    child = multiprocessing.get_context("spawn").Process(target=fn, args=args)
+    child.start()
+    child.join()
+    if child.exitcode:
+        sys.exit(child.exitcode)
 
 
 def run_test(arm: str, iteration: int, root: Path, seed: int) -> dict[int, dict]:
@@ -149,6 +161,9 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="also score what came of it on the test split")
     parser.add_argument("--root", type=Path, default=Path("runs/arms"))
     options, overrides = parser.parse_known_args()
+    config = parse(["arms", "--config", options.config, *overrides])[0]
+    if "reference" in options.arms and config.tasks.name != "reasoning_gym":
+        sys.exit(f"--arms reference: --config.tasks.name={config.tasks.name} keeps no solutions; reasoning_gym does")
     root = options.root / Path(options.config.split(":")[0]).stem
     arms = [arm for arm in ARMS if arm == "search" or arm in options.arms]
     found: dict[str, list[dict[int, dict]]] = {arm: [] for arm in arms}

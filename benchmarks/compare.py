@@ -4,25 +4,30 @@
 
 In iteration 1 the arms `search` and `sample` draw the same problems and work with the networks of the same warm start,
 for about as many generated tokens, and the fits come after. So these trees tell, on as many problems as an iteration
-has, what each method would have answered, and how well the PRM of iteration 0 ranks what it has not seen. Samples
-are drawn at search's own temperature. Every trace is judged again.
+has, what each method would have answered, and how well the PRM of iteration 0 ranks what it has not seen. Samples are
+drawn at search's own temperature. Every trace is judged again; a problem that was set aside counts as not solved.
+Beside the PRM stands a rule that learns nothing: how many sums of a trace are false (`benchmarks.calculator`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from benchmarks.calculator import sums
 from jaxtrain import evaluation, labels
+from jaxtrain.errors import UserError
+from jaxtrain.evaluation import Answered
 from jaxtrain.intervals import mean_interval, wilson
 from jaxtrain.main import open_run, open_task
 from jaxtrain.report.scores import METHODS
-from jaxtrain.structs import Labels, Tree
+from jaxtrain.structs import Labels, Tree, Verdict
 from jaxtrain.tasks import Task
 
 Points = list[tuple[float, ...]]  # (tokens generated a problem, accuracy, low, high) each
@@ -30,7 +35,7 @@ Points = list[tuple[float, ...]]  # (tokens generated a problem, accuracy, low, 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of it: the points of every method by its name, and the lines that tell of search and the PRM."""
+    """What came of it: the points of every method by its name, and what else there is to say."""
 
     points: dict[str, Points]
     lines: list[str]
@@ -41,7 +46,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    compared = compare(options.root, options.seed)
+    try:
+        compared = compare(options.root, options.seed)
+    except UserError as error:
+        sys.exit(str(error))
     print("| method | tokens generated a problem | solved |\n| --- | --- | --- |")
     for name, points in compared.points.items():
         tokens, *shares = points[-1]
@@ -50,45 +58,50 @@ def main() -> None:
 
 
 def compare(root: Path, seed: int) -> Compared:
-    """Judge what both arms of a seed left, and compare."""
-    folder = root / f"search_{seed}"
+    """Judge what both arms of a seed left, and compare. Raises UserError where they cannot be compared."""
+    folder, other = root / f"search_{seed}", root / f"sample_{seed}"
     config, manifest, model = open_run(folder)
     task = open_task(folder, config, manifest, model)
     tree, judged = read_trees(folder, 1, task)
-    sample_tree, sample_judged = read_trees(root / f"sample_{seed}", 1, task)
+    sample_tree, sample_judged = read_trees(other, 1, task)
+    if not np.array_equal(tree.problem_id, sample_tree.problem_id):
+        raise UserError(f"{folder} and {other}: iteration 1 drew different problems, so there is nothing to pair")
 
-    def answer(_: int, tokens: np.ndarray) -> str | None:
-        return task.answer(task.tokenizer.decode(tokens.tolist()))
-
-    # Of tokens, those generated alone are counted: no prompt, nothing for the PRM.
-    no_tokens = np.zeros(len(sample_tree.problem_id), int)
-    sampled = evaluation.read_samples(sample_tree, sample_judged.verdict, no_tokens, answer)
-    sampled = replace(sampled, prm_tokens=0 * sampled.prm_tokens)
-    table = evaluation.accuracy_table(sampled, sampled)  # no greedy answers are there: its row is not read
-    points: dict[str, Points] = {
-        name: [tuple(point[:4]) for point in table[f"evaluation/{key}/curve"]]
-        for key, name, _ in METHODS
-        if key not in ("greedy", "mcts")
-    }
-    chosen = evaluation.read_choice(tree, judged.verdict, answer).is_correct[:, 0]
+    sampled = read_samples(sample_tree, sample_judged, task, task.answer)
+    counted = read_samples(sample_tree, sample_judged, task, count_false_sums)
+    chosen = evaluation.read_choice(tree, judged.verdict, lambda *_: None).is_correct[:, 0]
+    in_tree = (judged.verdict == Verdict.CORRECT).any(axis=1)
     generated = float(tree.length.sum() / len(chosen))
-    points["MCTS"] = [(generated, chosen.mean(), *wilson(int(chosen.sum()), len(chosen)))]
 
+    # Every method is charged the tokens that were generated for it, as those are what the arms have in common.
+    costs = sampled.policy_tokens.mean(axis=0)
+    names = {key: name for key, name, _ in METHODS}
+    points: dict[str, Points] = {
+        names[key]: [tuple(point[:4]) for point in evaluation.curve(key, sampled, costs)]
+        for key in (*evaluation.SELECT_FNS, "pass_at_k")
+    }
+    solved_by_rule = evaluation.is_solved("self_consistency", keep_fewest(sampled, counted), len(costs))
+    points["vote, fewest false sums"] = [point(costs[-1], solved_by_rule)]
+    points["MCTS"] = [point(generated, chosen)]
+    points["in the tree (oracle)"] = [point(generated, in_tree)]
+
+    policy = [float(x.policy_tokens.mean()) for x in (tree, sample_tree)]
     lines = [
-        f"{len(chosen)} problems; a tree holds a correct answer for "
-        f"{100 * evaluation.share_in_tree(tree, judged.verdict):.1f} % of them, "
-        f"a sample is correct in {100 * sampled.is_correct.mean():.1f} %"
+        f"{len(chosen)} problems; {100 * sampled.is_correct.mean():.1f} % of the samples are right",
+        f"policy tokens a problem, those it read too: search {policy[0]:,.0f}, sampling {policy[1]:,.0f}",
     ]
-    for key, name, _ in METHODS:
-        if key in evaluation.SELECT_FNS:
-            gain = chosen.astype(float) - table[f"evaluation/{key}/outcomes"]
-            low, high = mean_interval(gain, np.arange(len(gain)))
-            lines.append(f"MCTS less {name}: {100 * gain.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]")
+    for key in evaluation.SELECT_FNS:
+        solved = evaluation.is_solved(key, sampled, len(costs))
+        lines.append(f"MCTS less {names[key]}: {difference(chosen, solved)}")
+    voted = evaluation.is_solved("self_consistency", sampled, len(costs))
+    lines.append(f"vote, fewest false sums, less vote: {difference(solved_by_rule, voted)}")
     first_tree, first_judged = read_trees(folder, 0, task)
     at = first_judged.is_labelled
     baseline = evaluation.fit_baseline(first_judged.target[at], evaluation.row_depth(first_tree.parent)[at])
-    lines += tell_prm("trees", "prm", evaluation.prm_report(tree, judged, baseline))
-    lines += tell_prm("samples", "prm/samples", evaluation.samples_report(sampled))
+    lines += tell_ranking("PRM on trees", "prm", evaluation.prm_report(tree, judged, baseline))
+    lines += tell_ranking("PRM on samples", "prm/samples", evaluation.samples_report(sampled))
+    by_rule = replace(sampled, score=-numbers(counted))
+    lines += tell_ranking("false sums on samples", "prm/samples", evaluation.samples_report(by_rule))
     return Compared(points, lines)
 
 
@@ -96,31 +109,69 @@ def read_trees(folder: Path, iteration: int, task: Task) -> tuple[Tree, Labels]:
     """Load an iteration's trees without padding, judge every finished trace and back the values up."""
     problems = {p.id: p for p in task.train}
     paths = sorted((folder / "trees" / str(iteration)).glob("search-*.npz"))
+    if not paths:
+        raise UserError(f"{folder}: holds no trees of iteration {iteration}; run benchmarks.arms to its end first")
     tree = jax.tree.map(lambda *x: np.concatenate(x), *(Tree(**dict(np.load(path).items())) for path in paths))
     tree = jax.tree.map(lambda x: x[tree.problem_id >= 0], tree)
     verdict = labels.judge(tree, lambda i, tokens: task.verify(problems[i], task.tokenizer.decode(tokens.tolist())))
     return tree, jax.device_get(labels.back_up(tree, verdict))
 
 
-def tell_prm(where: str, prefix: str, report: evaluation.Metrics) -> Iterator[str]:
-    """Say how the PRM ranks and, of trees, what its values are worth."""
+def read_samples(tree: Tree, judged: Labels, task: Task, read_fn: Callable[[str], str | None]) -> Answered:
+    """Take the samples; what `read_fn` makes of a finished text stands as its answer. No prompt is charged."""
+    no_prompt = np.zeros(len(tree.problem_id), int)
+    return evaluation.read_samples(
+        tree, judged.verdict, no_prompt, lambda _, tokens: read_fn(task.tokenizer.decode(tokens.tolist()))
+    )
+
+
+def count_false_sums(text: str) -> str:
+    return str([is_right for *_, is_right in sums(text)].count(False))
+
+
+def numbers(counted: Answered) -> np.ndarray:
+    """Turn counts that stand as answers into numbers [B K], infinity where there is none."""
+    return np.array([[np.inf if count is None else float(count) for count in row] for row in counted.answer])
+
+
+def keep_fewest(sampled: Answered, counted: Answered) -> Answered:
+    """Leave the answers with the fewest false sums of those to the same problem."""
+    count = np.where([[text is not None for text in row] for row in sampled.answer], numbers(counted), np.inf)
+    is_kept = count == count.min(axis=1, keepdims=True)
+    pairs = zip(sampled.answer, is_kept, strict=True)
+    return replace(sampled, answer=[[text if keep else None for text, keep in zip(*row, strict=True)] for row in pairs])
+
+
+def point(tokens: float, solved: np.ndarray) -> tuple[float, ...]:
+    return float(tokens), float(solved.mean()), *wilson(int(solved.sum()), len(solved))
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Mean difference of what is solved [B], paired by problem, bootstrapped over problems."""
+    gain = ours.astype(float) - theirs
+    low, high = mean_interval(gain, np.arange(len(gain)))
+    return f"{100 * gain.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def tell_ranking(what: str, prefix: str, report: evaluation.Metrics) -> Iterator[str]:
+    """Say how well scores rank finished traces and, for trees, what they are worth as values."""
+    at = f"evaluation/{prefix}"
 
     def of(name: str) -> str:
-        value, low, high = (report[f"evaluation/{prefix}/{name}{end}"] for end in ("", "_low", "_high"))
+        value, low, high = (report[f"{at}/{name}{end}"] for end in ("", "_low", "_high"))
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
-    at = f"evaluation/{prefix}"
     yield (
-        f"PRM on {where}: AUROC of {report[f'{at}/num_leaves']:,} finished traces {of('auroc')}, within a problem "
+        f"{what}: AUROC of {report[f'{at}/num_leaves']:,} finished traces {of('auroc')}, within a problem "
         f"{of('auroc_within')} (the mean of {report[f'{at}/num_mixed']} that have both)"
     )
     if f"{at}/squared_error" not in report:
         return
-    by_depth = " ".join(f"{value:.2f}" for _, value, _ in report[f"{at}/auroc_by_depth"])
-    yield f"  steps by depth, those that reach a correct answer against the others: {by_depth}"
+    by_depth = ", ".join(f"{depth}: {value:.2f}" for depth, value, _ in report[f"{at}/auroc_by_depth"])
+    yield f"  steps of solved trees, by depth, those that reach a correct answer against the others: {by_depth}"
     yield (
-        f"  squared error {of('squared_error')}, skill over the constant {of('skill_constant')}, over the depth alone "
-        f"{of('skill_depth')}; within 0.1: {100 * report[f'{at}/within']:.0f} %, constant "
+        f"  their squared error {of('squared_error')}, skill over the constant {of('skill_constant')}, over the depth "
+        f"alone {of('skill_depth')}; within 0.1: {100 * report[f'{at}/within']:.0f} %, constant "
         f"{100 * report[f'{at}/within_constant']:.0f} %, depth {100 * report[f'{at}/within_depth']:.0f} %"
     )
 

@@ -166,8 +166,8 @@ def accuracy_table(greedy: Answered, sampled: Answered | None = None, searched: 
         if name in SELECT_FNS and budget is not None:
             k = _matched_k(costs, budget)
             metrics |= _named(name, {"is_budget_short": int(costs[-1] < budget * (1 - BUDGET_TOLERANCE))})
-        solved[name] = _is_solved(name, sampled, k)
-        metrics |= _named(name, {**_row(solved[name], costs[k - 1]), "k": k, "curve": _curve(name, sampled, costs)})
+        solved[name] = is_solved(name, sampled, k)
+        metrics |= _named(name, {**_row(solved[name], costs[k - 1]), "k": k, "curve": curve(name, sampled, costs)})
     if searched is not None:
         for rival in ("self_consistency", "best_of_k"):
             gain = solved["mcts"].astype(float) - solved[rival]
@@ -334,7 +334,7 @@ def _plurality(answers: Sequence[str | None], weight: np.ndarray) -> int:
     return answers.index(max(total, key=total.__getitem__)) if total else -1
 
 
-def _is_solved(method: str, answered: Answered, k: int) -> np.ndarray:
+def is_solved(method: str, answered: Answered, k: int) -> np.ndarray:
     """Whether `method` is right on each problem `[B]` with the first k traces."""
     if method == "pass_at_k":
         return np.any(answered.is_correct[:, :k], axis=1)
@@ -361,10 +361,10 @@ def _row(is_solved: np.ndarray, tokens: float) -> Metrics:
     return row | {"outcomes": is_solved.astype(int).tolist()}
 
 
-def _curve(method: str, answered: Answered, costs: np.ndarray) -> list[list[float]]:
+def curve(method: str, answered: Answered, costs: np.ndarray) -> list[list[float]]:
     """[tokens, accuracy, low, high, k] at k = 1, 2, 4, ... and K."""
     curve = []
     for k in sorted({2**i for i in range(len(costs).bit_length())} | {len(costs)}):
-        row = _row(_is_solved(method, answered, k), costs[k - 1])
+        row = _row(is_solved(method, answered, k), costs[k - 1])
         curve.append([row["tokens"], row["accuracy"], row["low"], row["high"], k])
     return curve

@@ -87,7 +87,7 @@ class Run:
         c = self.config.prompts
         return prompts.encode(problems, self.encode_prompt, c.max_prompt_tokens, c.batch_size)
 
-    def demonstrations(self, shown: Sequence[Demonstration]) -> tuple[Traces, int]:
+    def encode_demonstrations(self, shown: Sequence[Demonstration]) -> tuple[Traces, int]:
         encode, end_id = self.task.tokenizer.encode, self.task.tokenizer.end_id
         pairs = [(self.encode_prompt(d), [*encode(d.response), end_id]) for d in shown]
         return datasets.demonstration_rows(pairs, self.config.max_length)
@@ -117,7 +117,7 @@ def iterate(state: State, run: Run) -> State:
 def warm_start(run: Run) -> State:
     """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's first trees (D_V0)."""
     c, fns = run.config, run.fns
-    rows, num_too_long = run.demonstrations(run.task.demonstrations)
+    rows, num_too_long = run.encode_demonstrations(run.task.demonstrations)
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
     policy = fit(run, 0, "policy", fns.update_policy, fns.init_policy(key), rows)
     prm = fns.init_prm(policy.params)

@@ -45,7 +45,7 @@ class ReasoningGymTask(Task):
         return answer if answer and len(answer) <= MAX_ANSWER else None
 
     def solution(self, problem: Problem) -> Demonstration:
-        """Return the dataset's own solution, which no stage of the loop is shown of a problem that it searches."""
+        """Return the dataset's own solution. No stage of the loop asks for it."""
         return _demonstration(problem.id, self.worker.item(problem.id))
 
 
