@@ -32,6 +32,7 @@ import numpy as np
 from jaxtrain import prompts
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints, fingerprint
+from jaxtrain.errors import UserError
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
 from jaxtrain.iteration import Run, fit, score
@@ -77,11 +78,9 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
         if not log.truncate(int(state.iteration)):
             score(state, run)
         for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
-            how, shown = config.updates.policy, task.demonstrations
+            how, shown = config.updates.policy, solutions(run, i) if arm == "reference" else task.demonstrations
             if arm == "demonstrations":
                 how = replace(how, num_updates=merge(source)[i]["updates/policy/num_updates"], max_epochs=0.0)
-            else:
-                shown = solutions(run, i)
             rows, num_too_long = run.encode_demonstrations(shown)
             progress.note(f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} too long")
             run_i = replace(run, config=replace(config, updates=replace(config.updates, policy=how)))
@@ -97,7 +96,8 @@ def solutions(run: Run, iteration: int) -> list[Demonstration]:
     c, task = run.config, run.task
     assert isinstance(task, ReasoningGymTask)
     drawn = [p for i in range(1, iteration + 1) for p in prompts.draw(task.train, c.prompts.num_problems, c.seed, i)]
-    return [task.solution(p) for p in drawn if len(run.encode_prompt(p)) <= c.prompts.max_prompt_tokens]
+    batches, _ = run.encode(drawn)
+    return [task.solution(run.problems[int(i)]) for batch in batches for i in batch.problem_id if i >= 0]
 
 
 def equal_samples(source: Path) -> int:
@@ -161,7 +161,10 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="also score what came of it on the test split")
     parser.add_argument("--root", type=Path, default=Path("runs/arms"))
     options, overrides = parser.parse_known_args()
-    config = parse(["arms", "--config", options.config, *overrides])[0]
+    try:
+        config = parse(["arms", "--config", options.config, *overrides])[0]
+    except UserError as error:
+        sys.exit(str(error))
     if "reference" in options.arms and config.tasks.name != "reasoning_gym":
         sys.exit(f"--arms reference: --config.tasks.name={config.tasks.name} keeps no solutions; reasoning_gym does")
     root = options.root / Path(options.config.split(":")[0]).stem

@@ -71,7 +71,6 @@ def compare(root: Path, seed: int) -> Compared:
     counted = read_samples(sample_tree, sample_judged, task, count_false_sums)
     chosen = evaluation.read_choice(tree, judged.verdict, lambda *_: None).is_correct[:, 0]
     in_tree = (judged.verdict == Verdict.CORRECT).any(axis=1)
-    generated = float(tree.length.sum() / len(chosen))
 
     # Every method is charged the tokens that were generated for it, as those are what the arms have in common.
     costs = sampled.policy_tokens.mean(axis=0)
@@ -80,21 +79,19 @@ def compare(root: Path, seed: int) -> Compared:
         names[key]: [tuple(point[:4]) for point in evaluation.curve(key, sampled, costs)]
         for key in (*evaluation.SELECT_FNS, "pass_at_k")
     }
+    solved = {key: evaluation.is_solved(key, sampled, len(costs)) for key in evaluation.SELECT_FNS}
     solved_by_rule = evaluation.is_solved("self_consistency", keep_fewest(sampled, counted), len(costs))
     points["vote, fewest false sums"] = [point(costs[-1], solved_by_rule)]
-    points["MCTS"] = [point(generated, chosen)]
-    points["in the tree (oracle)"] = [point(generated, in_tree)]
+    points["MCTS"] = [point(tree.length.sum() / len(chosen), chosen)]
 
     policy = [float(x.policy_tokens.mean()) for x in (tree, sample_tree)]
     lines = [
-        f"{len(chosen)} problems; {100 * sampled.is_correct.mean():.1f} % of the samples are right",
+        f"{len(chosen)} problems; {100 * sampled.is_correct.mean():.1f} % of the samples are right; "
+        f"a tree holds a right answer for {percent(*point(0, in_tree)[1:])}",
         f"policy tokens a problem, those it read too: search {policy[0]:,.0f}, sampling {policy[1]:,.0f}",
     ]
-    for key in evaluation.SELECT_FNS:
-        solved = evaluation.is_solved(key, sampled, len(costs))
-        lines.append(f"MCTS less {names[key]}: {difference(chosen, solved)}")
-    voted = evaluation.is_solved("self_consistency", sampled, len(costs))
-    lines.append(f"vote, fewest false sums, less vote: {difference(solved_by_rule, voted)}")
+    lines += [f"MCTS less {names[key]}: {difference(chosen, theirs)}" for key, theirs in solved.items()]
+    lines += [f"vote, fewest false sums, less vote: {difference(solved_by_rule, solved['self_consistency'])}"]
     first_tree, first_judged = read_trees(folder, 0, task)
     at = first_judged.is_labelled
     baseline = evaluation.fit_baseline(first_judged.target[at], evaluation.row_depth(first_tree.parent)[at])
@@ -105,12 +102,12 @@ def compare(root: Path, seed: int) -> Compared:
     return Compared(points, lines)
 
 
-def read_trees(folder: Path, iteration: int, task: Task) -> tuple[Tree, Labels]:
+def read_trees(folder: Path, iteration: int, task: Task, purpose: str = "search") -> tuple[Tree, Labels]:
     """Load an iteration's trees without padding, judge every finished trace and back the values up."""
-    problems = {p.id: p for p in task.train}
-    paths = sorted((folder / "trees" / str(iteration)).glob("search-*.npz"))
+    problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
+    paths = sorted((folder / "trees" / str(iteration)).glob(f"{purpose}-*.npz"))
     if not paths:
-        raise UserError(f"{folder}: holds no trees of iteration {iteration}; run benchmarks.arms to its end first")
+        raise UserError(f"{folder}: holds no trees of {purpose} of iteration {iteration}; let the run get that far")
     tree = jax.tree.map(lambda *x: np.concatenate(x), *(Tree(**dict(np.load(path).items())) for path in paths))
     tree = jax.tree.map(lambda x: x[tree.problem_id >= 0], tree)
     verdict = labels.judge(tree, lambda i, tokens: task.verify(problems[i], task.tokenizer.decode(tokens.tolist())))

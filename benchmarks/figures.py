@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     draw(f"{options.to}_iterations.svg", "iteration", by_iteration(options.root))
     if (options.root / "sample_0").exists():
-        curves = [curve for curve in compare(options.root, 0).points.items() if "tree" not in curve[0]]
+        curves = list(compare(options.root, 0).points.items())
         draw(f"{options.to}_tokens.svg", "tokens generated a problem", curves, is_log=True)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtrain import labels, trees
+from benchmarks.compare import read_trees
+from jaxtrain import trees
 from jaxtrain.main import open_run, open_task
 from jaxtrain.structs import Kind, Tree, Verdict
 from jaxtrain.tasks import Problem, Task
@@ -29,33 +30,22 @@ def main() -> None:
     config, manifest, model = open_run(options.workdir)
     task = open_task(options.workdir, config, manifest, model)
     problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
-    folder = options.workdir / "trees" / str(options.iteration)
     print(f"# Iteration {options.iteration} of {options.workdir}")
-    greedy = [found for path in sorted(folder.glob("greedy-*.npz")) for found in judged(path, task, problems)]
-    for title, is_correct in (("correct", True), ("not correct", False)):
-        kind = [found for found in greedy if (found[1][found[2]] == Verdict.CORRECT).any() == is_correct]
-        print(f"\n## Greedy answers: {len(kind)} of {len(greedy)} are {title}, the first of them")
-        for tree, verdict, b in kind[: options.traces]:
-            print("\n".join(trace(tree, verdict, b, problems, task)))
-    grown = [found for path in sorted(folder.glob("search-*.npz")) for found in judged(path, task, problems)]
+    tree, judged = read_trees(options.workdir, options.iteration, task, "greedy")
+    is_solved = (judged.verdict == Verdict.CORRECT).any(axis=1)
+    for title, found in (("correct", np.flatnonzero(is_solved)), ("not correct", np.flatnonzero(~is_solved))):
+        print(f"\n## Greedy answers: {len(found)} of {len(is_solved)} are {title}, the first of them")
+        for b in found[: options.traces]:
+            print("\n".join(trace(tree, judged.verdict, int(b), problems, task)))
+    tree, judged = read_trees(options.workdir, options.iteration, task)
+    is_solved, is_wrong = ((judged.verdict == kind).any(axis=1) for kind in (Verdict.CORRECT, Verdict.WRONG))
     for title, is_wanted in (
-        ("The first tree with a correct answer", lambda v: (v == Verdict.CORRECT).any()),
-        (
-            "The first tree with wrong answers and no correct one",
-            lambda v: (v == Verdict.WRONG).any() and Verdict.CORRECT not in v,
-        ),
+        ("The first tree with a correct answer", is_solved),
+        ("The first tree with wrong answers and no correct one", is_wrong & ~is_solved),
     ):
-        for tree, verdict, b in [found for found in grown if is_wanted(found[1][found[2]])][:1]:
+        for b in np.flatnonzero(is_wanted)[:1]:
             print(f"\n## {title}\n")
-            print("\n".join(whole_tree(tree, verdict, b, problems, task)))
-
-
-def judged(path: Path, task: Task, problems: dict[int, Problem]) -> Iterator[tuple[Tree, np.ndarray, int]]:
-    """Yield (tree, verdicts [B R], index) for every problem of a file of trees."""
-    with np.load(path) as arrays:
-        tree = Tree(**{name: arrays[name] for name in arrays.files})
-    verdict = labels.judge(tree, lambda id, tokens: task.verify(problems[id], task.tokenizer.decode(tokens.tolist())))
-    yield from ((tree, verdict, int(b)) for b in np.flatnonzero(tree.problem_id >= 0))
+            print("\n".join(whole_tree(tree, judged.verdict, int(b), problems, task)))
 
 
 def head(tree: Tree, b: int, problems: dict[int, Problem]) -> str:

@@ -354,17 +354,17 @@ def _matched_k(costs: np.ndarray, budget: float) -> int:
     return int(np.argmin(distance)) + 1
 
 
-def _row(is_solved: np.ndarray, tokens: float) -> Metrics:
-    low, high = wilson(int(is_solved.sum()), len(is_solved))
-    accuracy = mean(is_solved)
-    row = {"accuracy": accuracy, "low": low, "high": high, "num_problems": len(is_solved), "tokens": float(tokens)}
-    return row | {"outcomes": is_solved.astype(int).tolist()}
+def _row(solved: np.ndarray, tokens: float) -> Metrics:
+    low, high = wilson(int(solved.sum()), len(solved))
+    accuracy = mean(solved)
+    row = {"accuracy": accuracy, "low": low, "high": high, "num_problems": len(solved), "tokens": float(tokens)}
+    return row | {"outcomes": solved.astype(int).tolist()}
 
 
 def curve(method: str, answered: Answered, costs: np.ndarray) -> list[list[float]]:
     """[tokens, accuracy, low, high, k] at k = 1, 2, 4, ... and K."""
-    curve = []
+    points = []
     for k in sorted({2**i for i in range(len(costs).bit_length())} | {len(costs)}):
         row = _row(is_solved(method, answered, k), costs[k - 1])
-        curve.append([row["tokens"], row["accuracy"], row["low"], row["high"], k])
-    return curve
+        points.append([row["tokens"], row["accuracy"], row["low"], row["high"], k])
+    return points

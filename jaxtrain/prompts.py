@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,7 +45,6 @@ class Tokenizer(Protocol):
     def encode_chat(self, text: str, system: str) -> list[int]: ...
 
 
-AnyProblem = TypeVar("AnyProblem", bound=Problem)
 Encode = Callable[[Any], list[int]]
 
 
@@ -67,7 +66,7 @@ class PromptsConfig:
         require_at_least(1, "prompts", self, "max_prompt_tokens", "batch_size", "num_shots")
 
 
-def draw(problems: Sequence[AnyProblem], num_problems: int, seed: int, iteration: int) -> list[AnyProblem]:
+def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: int) -> list[Problem]:
     """Draw an iteration's problems without replacement; each epoch over the set is a permutation of its own.
 
     Iterations take `num_problems` at a time from the endless concatenation of the epochs, so every problem is seen
