@@ -2,13 +2,14 @@
 
 One orbax checkpoint an iteration holds everything the next one needs: both learners and the replay. It is restored
 through the abstract state (shapes, dtypes, shardings) that also shaped its initialisation, so another number of devices
-is no matter. A checkpoint is committed whole or not at all; what a killed save left behind is swept at the next start.
-Where a fit takes long, it is saved on its way too.
+is no matter. A checkpoint is sealed (`files.py`) before it gets its name and verified before it is used: what is
+damaged is set aside, and the newest good one is used. Where a fit takes long, it is saved on its way too.
 """
 
 from __future__ import annotations
 
-import hashlib
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxtrain import files
 from jaxtrain.errors import UserError, require_at_least
 from jaxtrain.structs import Learner, State
+
+NoteFn = Callable[[str], None]
+
+ROOM = 1.5  # free bytes asked for, as a share of the arrays: orbax keeps some of them twice for a while
 
 
 @dataclass(frozen=True)
@@ -34,57 +40,145 @@ class CheckpointsConfig:
 
 
 def fingerprint(folder: Path, iteration: int) -> str:
-    """Hash what orbax noted of a checkpoint when it saved it, the time among it: two saves differ, copies do not."""
-    return hashlib.sha256((folder / str(iteration) / "_CHECKPOINT_METADATA").read_bytes()).hexdigest()
+    """Hash the seal of a checkpoint, which holds the times of its save: two saves differ, copies do not."""
+    return files.sha256(folder / str(iteration) / files.SEAL)
+
+
+class Store:
+    """Sealed orbax folders `<number>/state` below a folder of a run.
+
+    `about` says in JSON values what they all are: a folder of another kind or number counts as damaged.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], run: Path, note_fn: NoteFn, is_read_only: bool = False):
+        """Open the folder. A reader moves nothing: another process may be writing there."""
+        self.folder, self._about, self._run = folder.absolute(), about, run.absolute()
+        self._note, self._is_read_only = note_fn, is_read_only
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        if not is_read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(f"*{files.TEMPORARY}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def close(self) -> None:
+        """Give orbax's threads back."""
+        self._orbax.close()
+
+    def numbers(self) -> list[int]:
+        """Return the numbers on disk, good or not, in order."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
+
+    def fault(self, number: int) -> str:
+        """Say what is wrong with a number, "" where it is as it was saved."""
+        return files.fault(self.folder / str(number), self._about | {"number": number})
+
+    def newest(self) -> tuple[int | None, dict[int, str]]:
+        """Return (the newest number that is as it was saved, None without any; what is wrong with the newer ones)."""
+        faults = {}
+        for number in reversed(self.numbers()):
+            if not (fault := self.fault(number)):
+                return number, faults
+            faults[number] = fault
+        return None, faults
+
+    def set_aside(self, faults: dict[int, str], instead: str) -> None:
+        """Move damaged numbers out of the way and say so, and what is used instead. A reader only says it."""
+        for number, fault in faults.items():
+            place = "left where it is"
+            if not self._is_read_only:
+                to = files.set_aside(self.folder / str(number), self._run)
+                place = f"set aside in {to.relative_to(self._run)}"
+            self._note(f"{fault}; it is {place}, and {instead}")
+
+    def save(self, number: int, tree: Any) -> None:
+        """Write a tree of arrays; it is on disk, sealed, when this returns. Raises UserError for a disk too full."""
+        self.require_space(tree, f"{self._about['kind']} {number}")
+        path = self.folder / str(number)
+        temporary = path.with_name(path.name + files.TEMPORARY)
+        self._orbax.save(temporary, args=ocp.args.Composite(state=ocp.args.StandardSave(tree)))
+        files.seal(temporary, self._about | {"number": number})
+        if path.exists():  # a stray file or folder
+            files.set_aside(path, self._run)
+        files.rename(temporary, path)
+
+    def require_space(self, tree: Any, what: str) -> None:
+        """Refuse to begin where the disk has no room for a tree of arrays. Raises UserError."""
+        num_bytes = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+        files.require_space(self.folder, int(ROOM * num_bytes), what)
+
+    def restore(self, number: int, abstract: Any) -> Any:
+        """Read a number onto the shapes, dtypes and shardings of `abstract`."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._orbax.restore(self.folder / str(number), args=args)["state"]
+
+    def remove(self, number: int) -> None:
+        """Delete a number."""
+        shutil.rmtree(self.folder / str(number))
 
 
 class Checkpoints:
     """The folder `checkpoints/<iteration>/state` of a run."""
 
-    def __init__(self, folder: Path, config: CheckpointsConfig, is_read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointsConfig,
+        is_read_only: bool = False,
+        note_fn: NoteFn = lambda text: None,
+    ):
         """Open the folder of a run; `is_read_only` for one that another process may be writing to."""
-        policy = ocp.checkpoint_managers.preservation_policy
-        keep = policy.AnyPreservationPolicy([policy.LatestN(config.num_kept), policy.CustomSteps([0])])
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if is_read_only else keep,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=not is_read_only,
-            create=not is_read_only,
-            read_only=is_read_only,
-        )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._num_kept = config.num_kept
+        self._store = Store(folder, {"kind": "checkpoint"}, folder.parent, note_fn, is_read_only)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        self._store.close()
 
     def newest(self) -> int | None:
-        """Return the newest iteration on disk, None if there is none."""
-        return self._manager.latest_step()
+        """Return the newest good iteration, None where there is no checkpoint at all.
+
+        Damaged newer ones are set aside and told. Raises UserError where checkpoints are there and none is good.
+        """
+        number, faults = self._store.newest()
+        if number is None and faults:
+            raise UserError(
+                f"no checkpoint is good: {'; '.join(faults.values())}; restore {self._store.folder} from a copy, or "
+                "begin again in another --workdir"
+            )
+        self._store.set_aside(faults, f"iteration {number} is used")
+        return number
 
     def all(self) -> list[int]:
         """Return the iterations on disk."""
-        return sorted(self._manager.all_steps())
+        return self._store.numbers()
 
     def choose(self, iteration: int | None) -> int:
-        """Return `iteration`, or the newest one for None. Raises UserError where it is not on disk."""
-        there = self.all()
-        chosen = max(there, default=None) if iteration is None else iteration
-        if chosen is None or chosen not in there:
-            known = ", ".join(map(str, there)) or "none"
-            raise UserError(f"--iteration {iteration}: {self._manager.directory} has checkpoints {known}")
+        """Return `iteration`, or the newest good one for None. Raises UserError where it is not there or damaged."""
+        chosen = self.newest() if iteration is None else iteration
+        if chosen is None or chosen not in self.all():
+            known = ", ".join(map(str, self.all())) or "none"
+            raise UserError(f"--iteration {iteration}: {self._store.folder} has checkpoints {known}")
+        if iteration is not None and (fault := self._store.fault(iteration)):
+            raise UserError(f"--iteration {iteration}: {fault}; choose another one, or leave --iteration out")
         return chosen
 
+    def require_space(self, abstract: State) -> None:
+        """Refuse to begin where the disk has no room for one more checkpoint. Raises UserError."""
+        self._store.require_space(abstract, "a checkpoint")
+
     def save(self, state: State) -> None:
-        """Write a checkpoint; it is on disk when this returns."""
-        self._manager.save(int(state.iteration), args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+        """Write a checkpoint; it is on disk when this returns. Raises UserError for a disk too full."""
+        self._store.save(int(state.iteration), state)
+        for old in self._store.numbers()[: -self._num_kept]:
+            if old != 0:
+                self._store.remove(old)
 
     def restore(self, iteration: int, abstract: Any) -> State:
         """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the replay as numpy."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        state: State = self._manager.restore(iteration, args=args)["state"]
+        state: State = self._store.restore(iteration, abstract)
         return replace(state, replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration))
 
 
@@ -94,33 +188,35 @@ class FitCheckpoints:
     It goes when the checkpoint of its iteration is there.
     """
 
-    def __init__(self, folder: Path, is_on: bool):
+    def __init__(self, folder: Path, is_on: bool, note_fn: NoteFn = lambda text: None):
         """Open the folder of a fit; nothing is read or written unless `is_on`."""
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options) if is_on else None
+        about = {"kind": "fit", "iteration": folder.parent.name, "network": folder.name}
+        self._store = Store(folder, about, folder.parents[2], note_fn) if is_on else None
 
     def __enter__(self) -> FitCheckpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._manager:
-            self._manager.close()
+        if self._store:
+            self._store.close()
 
     def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
         """Write the learner and what its updates told so far, [N] a key; on disk when this returns."""
-        if self._manager:
-            fit = {"learner": learner, "infos": infos}
-            self._manager.save(len(infos["loss"]), args=ocp.args.StandardSave(fit))
+        if self._store:
+            self._store.save(len(infos["loss"]), {"learner": learner, "infos": infos})
+            for old in self._store.numbers()[:-1]:
+                self._store.remove(old)
 
     def restore(self, learner: Learner, infos: dict[str, np.ndarray]) -> tuple[Learner, dict[str, np.ndarray]]:
         """Return both as last saved, or the given ones where nothing was; the memory of a learner replaced is freed."""
-        num_updates = self._manager.latest_step() if self._manager else None
-        if self._manager is None or num_updates is None:
+        if self._store is None:
+            return learner, infos
+        num_updates, faults = self._store.newest()
+        self._store.set_aside(faults, f"the fit goes on from update {num_updates or 0}")
+        if num_updates is None:
             return learner, infos
         saved = {key: np.zeros(num_updates, x.dtype) for key, x in infos.items()}
         abstract = {"learner": jax.tree.map(ocp.utils.to_shape_dtype_struct, learner), "infos": saved}
         jax.tree.map(lambda x: x.delete(), learner)  # an update donates it as well
-        fit = self._manager.restore(num_updates, args=ocp.args.StandardRestore(abstract))
+        fit = self._store.restore(num_updates, abstract)
         return fit["learner"], jax.device_get(fit["infos"])

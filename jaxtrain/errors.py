@@ -7,6 +7,10 @@ class UserError(Exception):
     """Say in one line what is wrong, where, and what to do next; `main` prints it and exits with code 2."""
 
 
+class Diverged(Exception):
+    """Say in one line that training cannot go on; exit code 3 and the last good checkpoint is untouched."""
+
+
 def require_at_least(least: float, section: str, config: object, *names: str) -> None:
     """Refuse fields of a config below a bound, in the same words for every section. Raises UserError."""
     for name in names:

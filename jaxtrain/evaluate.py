@@ -20,9 +20,9 @@ from jaxtrain.build import Config, build, check
 from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.flags import override
-from jaxtrain.iteration import Run, score
 from jaxtrain.main import complain, list_facts, open_run, open_task, summary
 from jaxtrain.metrics import MetricsLog
+from jaxtrain.phases import Run, score
 from jaxtrain.progress import Progress
 from jaxtrain.tasks import Task, make_task
 from jaxtrain.workdir import open_workdir

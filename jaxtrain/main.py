@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxtrain.build import Config, check
 from jaxtrain.errors import UserError
+from jaxtrain.files import read_json
 from jaxtrain.flags import list_keys, parse, read_config
 from jaxtrain.hub import Pretrained, open_pretrained, resolve
 from jaxtrain.iteration import run_loop
@@ -32,7 +33,7 @@ from jaxtrain.plan import plan
 from jaxtrain.progress import Progress
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, digest, file_hashes, make_task
-from jaxtrain.workdir import Workdir, open_workdir, read_json
+from jaxtrain.workdir import Workdir, open_workdir
 
 
 def main(argv: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from jaxtrain.errors import UserError
-from jaxtrain.workdir import write_atomic
+from jaxtrain.files import write_atomic
 
 Row = dict[str, Any]  # "iteration" and the values, plain JSON
 
@@ -99,6 +99,11 @@ class MetricsLog:
     def has(self, iteration: int, prefix: str) -> bool:
         """Return whether some row of the iteration has a key that starts with the prefix."""
         return any(row["iteration"] == iteration and any(key.startswith(prefix) for key in row) for row in self._rows)
+
+    def last(self, prefix: str) -> int:
+        """Return the last iteration that has a key with the prefix, -1 where none has."""
+        told = (row["iteration"] for row in self._rows if any(key.startswith(prefix) for key in row))
+        return max(told, default=-1)
 
     def _copy(self, row: Row) -> None:
         assert self._writer is not None

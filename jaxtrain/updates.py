@@ -3,7 +3,8 @@
 A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one jitted, pure step
 `(learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh. The learning rate is an argument and its
 schedule spans exactly one fit, so the warm start and every later fit have a horizon of their own while Adam's moments
-live on. An update whose loss or gradient is not finite leaves the learner as it was and is counted.
+live on. An update leaves the learner as it was, and is counted, where its loss, its gradient, a new parameter or a new
+moment is not finite.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class UpdatesConfig:
 
     policy: FitConfig = field(default_factory=FitConfig)
     prm: FitConfig = field(default_factory=FitConfig)
+    max_skipped: int = 20  # updates in a row that are not finite, and so are skipped, before the run stops
 
     def __post_init__(self):
+        require_at_least(1, "updates", self, "max_skipped")
         for section, fit in (("updates.policy", self.policy), ("updates.prm", self.prm)):
             require_at_least(0, section, fit, "num_updates", "num_first_updates", "max_epochs", "weight_decay")
             require_at_least(0, section, fit, "learning_rate", "first_learning_rate")
@@ -107,10 +110,11 @@ def make_update(loss_fn: Callable[[Params, Any], Array], optimizer: optax.Gradie
     def update(learner: Learner, batch: Any, learning_rate: Array) -> tuple[Learner, dict[str, Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(learner.params, batch)
         norm = optax.tree.norm(grads)
-        is_ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, learner.params, direction)
         new = Learner(params, opt_state, learner.num_updates + 1)
+        is_finite = [jnp.all(jnp.isfinite(x)) for x in (loss, norm, *jax.tree.leaves((params, opt_state)))]
+        is_ok = jnp.all(jnp.stack(is_finite))
         learner = jax.tree.map(partial(jnp.where, is_ok), new, learner)
         return learner, {"loss": loss, "grad_norm": norm, "is_skipped": ~is_ok}
 
@@ -138,21 +142,26 @@ def fit(
     learner: Learner,
     batches: Iterable[Any],
     rates: np.ndarray,
-    on_update: Callable[[float], None] = lambda loss: None,
+    on_update: Callable[[float, bool], None] = lambda loss, is_skipped: None,
 ) -> tuple[Learner, dict[str, np.ndarray]]:
     """Run one update for every batch and rate. Returns the learner and what each of the N updates told, [N] a key.
 
-    on_update is told the loss of every update once it is done; by then the next one is with the device.
+    on_update is told the loss of every update, and whether it was skipped, once it is done; by then the next one is
+    with the device.
     """
     infos = []
+
+    def tell() -> None:
+        on_update(float(infos[-1]["loss"]), bool(infos[-1]["is_skipped"]))
+
     for rate, batch in zip(rates, batches, strict=False):  # in this order: no batch is taken that has no rate
         learner, info = update(learner, batch, rate)
         if infos:
-            on_update(float(infos[-1]["loss"]))
+            tell()
         infos.append(info)
     if not infos:
         return learner, NO_INFOS
-    on_update(float(infos[-1]["loss"]))
+    tell()
     return learner, jax.tree.map(lambda *x: np.stack(x), *jax.device_get(infos))
 
 

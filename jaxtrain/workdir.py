@@ -5,8 +5,10 @@
     run.lock        who runs here now            fits/<iteration>/<network>/<updates>/       orbax, while a fit lasts
                                                  metrics.jsonl, tensorboard/, report.html
 
-A run may be killed at any instant, so a file is complete or absent: it is written under a temporary name, synced to
-the disk and renamed. One run owns a folder at a time (the kernel drops the lock of a killed process), and one config
+    damaged/        what was set aside
+
+A run may be killed at any instant, so a file is complete or absent (`files.py`), and what does not hold what was saved
+is set aside and told. One run owns a folder at a time (the kernel drops the lock of a killed process), and one config
 owns it for ever: the same command resumes, another config is refused before anything is touched.
 """
 
@@ -23,7 +25,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,13 +36,16 @@ import jax
 import numpy as np
 
 from jaxtrain.errors import UserError
+from jaxtrain.files import ASIDE, TEMPORARY, dumps, read_json, set_aside, write_atomic, write_json
 from jaxtrain.structs import Tree
 
-# A key stands for itself and all below it. None of these changes what an iteration computes: data files and models are
-# known by their content, whose hash is a fact.
+# A key stands for itself and all below it. None of these changes what an iteration learns: data files and models are
+# known by their content, whose hash is a fact, and another number of devices draws the same.
 FREE_KEYS = (
     "loop.num_iterations",
     "checkpoints",
+    "evaluation",
+    "sharding",
     "tasks.path",
     "tasks.test_path",
     "hub.pretrained",
@@ -48,8 +53,16 @@ FREE_KEYS = (
 )
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
-TEMPORARY = ".tmp"  # suffix of a file that is still being written
 LOCK = "run.lock"
+FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
+FOLDERS = ("checkpoints", "fits", "trees", "tensorboard", ASIDE)
+NEEDED = ("facts", "starts", "versions", "devices", "git_commit")  # of a manifest
+TRAINING = "search"  # the purpose of trees that are learnt from
+DIGEST = "sha256"  # the one array of a shard that is no field of a tree
+
+
+class Damaged(Exception):
+    """Say in one line what is wrong with a file that was believed, and where it lies now."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,9 @@ class Workdir:
     """A run folder that this process owns until `close` (or the end of a `with` block)."""
 
     path: Path
-    notices: tuple[str, ...]  # "key old -> new" for versions, devices and code that changed since the last start
+    notices: tuple[str, ...]  # what changed since the last start, or is missing, a line each
+    num_starts: int  # this one included
+    keys: Mapping[bool, str]  # is it training? -> hash of the config and facts that such trees depend on
     lock: IO[str]
 
     def __enter__(self) -> Workdir:
@@ -103,74 +118,130 @@ class Workdir:
 
         The format is public: a zip of npy arrays as `numpy.savez_compressed` writes it, one per field of
         `structs.Tree`, under the field's name, with the shape and dtype that are written there (`[B R S]` int32
-        tokens, and so on). Read it with `numpy.load(path)` and no code of ours.
+        tokens, and so on), and `sha256`, a hash of them and of what the shard is. Read it with `numpy.load(path)` and
+        no code of ours.
         """
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {field.name: np.asarray(getattr(tree, field.name)) for field in fields(Tree)}
-        np.savez_compressed(buffer, **arrays)
+        digest = self._digest(arrays, iteration, shard, purpose)
+        np.savez_compressed(buffer, **arrays, **{DIGEST: np.array(digest)})
         path = self.trees(iteration, shard, purpose)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
 
     def load_trees(self, iteration: int, shard: int, purpose: str = "search") -> Tree | None:
-        """Read a shard back as numpy arrays; None where it is absent or damaged, so that it is grown again."""
+        """Read a shard back as numpy arrays; None where it is absent.
+
+        Raises Damaged where it is not what was saved here, or was made by another run or under other settings: it is
+        set aside, to be grown again.
+        """
         path = self.trees(iteration, shard, purpose)
         if not path.exists():
             return None
-        data = path.read_bytes()
-        # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header parser. The zip's
-        # own CRC covers every array, so what does load is what was saved.
+        # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header parser.
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return Tree(**{name: arrays[name] for name in arrays.files})
-        except Exception:
-            return None
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            digest = str(arrays.pop(DIGEST))
+            tree = Tree(**arrays)
+            wrong = "is of another run or other settings, or was altered"
+            is_good = digest == self._digest(arrays, iteration, shard, purpose)
+        except Exception as error:
+            wrong, is_good = f"cannot be read ({type(error).__name__})", False
+        if is_good:
+            return tree
+        aside = set_aside(path, self.path).relative_to(self.path)
+        raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and its trees are grown again")
+
+    def _digest(self, arrays: Mapping[str, np.ndarray], iteration: int, shard: int, purpose: str) -> str:
+        """Hash the arrays of a shard and what it is."""
+        digest = hashlib.sha256(f"{self.keys[purpose == TRAINING]} {iteration} {shard} {purpose}".encode())
+        for name in sorted(arrays):
+            digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+            digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+        return digest.hexdigest()
 
 
 def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any]) -> Workdir:
     """Open a run folder, new or to be resumed, and lock it.
 
     Args:
-      path: a local folder; made if it does not exist.
+      path: a local folder, `~` for the home folder; made if it does not exist.
       config: the resolved config, nested dicts of JSON values, with `seed`.
       facts: JSON values that the run depends on besides its config, such as hashes of its data files.
 
     Raises:
       UserError: another run is alive in the folder; it belongs to another config (any key but `FREE_KEYS`) or to
-        other facts; it holds files but no config.json; or it is no local folder at all.
+        other facts; it holds files but no config.json, or a folder where a file belongs; it cannot be written to;
+        or it is no local folder at all.
     """
     if "://" in str(path):
         raise UserError(
             f"workdir {path}: only a folder of this machine's file system will do; choose another --workdir"
         )
-    path = Path(path)
+    path = Path(path).expanduser()
     config, facts = _as_json(config), _as_json(facts)
-    _make_folder(path)
-    lock = _acquire(path)
     try:
-        before = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
-        if (path / "config.json").exists():
-            _refuse(path, "config", _differing(read_json(path / "config.json"), config, FREE_KEYS))
-        if before:
-            _refuse(path, "facts", _differing(before["facts"], facts))
-        _remove_leftovers(path)
-        now = describe(config, facts)
-        starts = [*(before["starts"] if before else ()), _now()]
-        write_json(path / "config.json", config)
-        write_json(path / "manifest.json", now | {"starts": starts})
-    except BaseException:
-        lock.close()
-        raise
-    parts = ("versions", "devices", "git_commit")
-    notices = _differing({part: before[part] for part in parts}, {part: now[part] for part in parts}) if before else []
-    return Workdir(path, tuple(notices), lock)
+        _make_folder(path)
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(_acquire(path))
+            notices, starts = _take_over(path, config, facts)
+            stack.pop_all()
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(
+            f"workdir {path}: {where} cannot be used ({error.strerror}); choose another --workdir"
+        ) from error
+    return Workdir(path, tuple(notices), len(starts), _tree_keys(config, facts), lock)
+
+
+def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Compare a locked folder with what is to run there, and describe the new start. Returns (notices, starts)."""
+    old_config, before = _read_old(path, "config.json"), _read_old(path, "manifest.json")
+    missing = [name for name in NEEDED if before and name not in before]
+    if missing:
+        raise UserError(
+            f"{path / 'manifest.json'} has no {', '.join(missing)}; restore it from a copy, or remove it: then "
+            "data and model are not compared with those that the run began with"
+        )
+    if old_config:
+        _refuse(path, "config", _differing(old_config, config, FREE_KEYS))
+    if before:
+        _refuse(path, "facts", _differing(before["facts"], facts))
+    _remove_leftovers(path)
+
+    now = describe(config, facts)
+    starts = [*(before["starts"] if before else ()), _now()]
+    write_json(path / "config.json", config)
+    write_json(path / "manifest.json", now | {"starts": starts})
+
+    def changes(old: dict[str, Any], new: dict[str, Any], *parts: str) -> list[str]:
+        return _differing(*({part: whole.get(part, {}) for part in parts} for whole in (old, new)))
+
+    notices = []
+    if before:
+        machine = changes(before, now, "versions", "devices", "git_commit")
+        notices += [f"changed since the last start: {line}" for line in machine]
+    elif old_config:
+        notices.append("manifest.json was gone: data and model are not compared with those that the run began with")
+    if old_config:
+        told = changes(old_config, config, "evaluation", "sharding")
+        notices += [f"changed from here on: {line}" for line in told]
+    return notices, starts
+
+
+def _tree_keys(config: dict[str, Any], facts: dict[str, Any]) -> dict[bool, str]:
+    """Hash what trees depend on: those of training not on the evaluation's settings, the others on them too."""
+    learnt = {"facts": facts, "config": {k: v for k, v in _flatten(config) if not _is_free(k)}}
+    scored = learnt | {"evaluation": config.get("evaluation")}
+    return {is_it: hashlib.sha256(dumps(x).encode()).hexdigest() for is_it, x in ((True, learnt), (False, scored))}
 
 
 def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Describe what is about to run, for manifest.json: versions, devices, commit, seed, hashes."""
     return {
         "seed": config["seed"],
-        "config_sha256": hashlib.sha256(_dumps(config).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(dumps(config).encode()).hexdigest(),
         "facts": facts,
         "versions": {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
@@ -185,34 +256,6 @@ def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file's content as one event: after a crash, at any instant, it holds the old bytes or the new."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut too
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as sorted, indented JSON, atomically."""
-    write_atomic(path, _dumps(value).encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of the run folder; raises UserError, naming it, where it is not JSON."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it from a copy, or use another --workdir") from error
-
-
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -222,6 +265,11 @@ def _make_folder(path: Path) -> None:
     # A start killed before config.json was in place leaves these two at most.
     if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
         raise UserError(f"workdir {path} holds files but no config.json, so it is no run; choose another --workdir")
+    for name, is_folder in (*((name, False) for name in FILES), *((name, True) for name in FOLDERS)):
+        entry = path / name
+        if entry.exists() and entry.is_dir() != is_folder:
+            kinds = ("a file", "a folder") if is_folder else ("a folder", "a file")
+            raise UserError(f"{entry} is {kinds[0]} where {kinds[1]} belongs; move it away, then start again")
 
 
 def _acquire(path: Path) -> IO[str]:
@@ -243,12 +291,15 @@ def _acquire(path: Path) -> IO[str]:
 def _differing(old: dict[str, Any], new: dict[str, Any], free_keys: tuple[str, ...] = ()) -> list[str]:
     """Return a line "key old -> new" for every leaf that two nested dicts do not share, free keys apart."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    free = tuple(key + "." for key in free_keys)
     return [
         f"{key} {_show(before, key)} -> {_show(after, key)}"
         for key in sorted(before.keys() | after.keys())
-        if not (key + ".").startswith(free) and (key in before, before.get(key)) != (key in after, after.get(key))
+        if not _is_free(key, free_keys) and (key in before, before.get(key)) != (key in after, after.get(key))
     ]
+
+
+def _is_free(key: str, free_keys: tuple[str, ...] = FREE_KEYS) -> bool:
+    return (key + ".").startswith(tuple(free + "." for free in free_keys))
 
 
 def _refuse(path: Path, what: str, differing: list[str]) -> None:
@@ -262,7 +313,18 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     for leftover in (*path.glob("*" + TEMPORARY), *path.glob(f"trees/*/*{TEMPORARY}")):
-        leftover.unlink()
+        if leftover.is_dir():  # of nobody here: a write of ours leaves a file
+            set_aside(leftover, path)
+        else:
+            leftover.unlink()
+
+
+def _read_old(path: Path, name: str) -> dict[str, Any]:
+    """Return what a JSON file of the run folder holds, {} where it is absent. Raises UserError."""
+    value = read_json(path / name) if (path / name).exists() else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir")
+    return value
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -285,11 +347,7 @@ def _now() -> str:
 
 def _as_json(value: Any) -> Any:
     """Return the value as JSON reads it back (tuples are lists), the only form that is compared or hashed."""
-    return json.loads(_dumps(value))
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return json.loads(dumps(value))
 
 
 def _version(package: str) -> str | None:

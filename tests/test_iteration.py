@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import iteration
+from jaxtrain import iteration, phases
 from jaxtrain.build import Config, Functions, LoopConfig, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
 from jaxtrain.datasets import DatasetsConfig, num_rows
@@ -241,7 +241,7 @@ def test_stop_between_report_and_log_scores_again(run_in, task, folder, straight
         raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(iteration, "write_report", interrupted)
+        patch.setattr(phases, "write_report", interrupted)
         run_in(folder, task)
     assert_same_run(run_in(folder, task), folder, straight)
 

@@ -13,10 +13,11 @@ import pytest
 
 from jaxtrain import main as main_lib
 from jaxtrain.build import Config
+from jaxtrain.files import read_json
 from jaxtrain.flags import load, parse, read_config
 from jaxtrain.main import main
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.workdir import open_workdir, read_json
+from jaxtrain.workdir import open_workdir
 
 CONFIG = """
 from configs.base import get_config as base

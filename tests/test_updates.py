@@ -187,6 +187,23 @@ def test_an_update_that_is_not_finite_leaves_the_learner_as_it_was(learner, faul
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+@pytest.mark.parametrize("moment", ["mu", "nu"])
+def test_a_moment_that_is_not_finite_never_reaches_the_parameters(learner, moment):
+    """Loss and gradient are finite, and yet Adam would write NaN into the weights."""
+    clip, adam, decay = learner.opt_state
+    spoilt_adam = adam._replace(**{moment: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), getattr(adam, moment))})
+    before = learner.replace(opt_state=(clip, spoilt_adam, decay))
+    after, info = update(before, line_batches(1)[0], np.float32(0.01))
+    assert info["is_skipped"] and np.isfinite(info["loss"]) and np.isfinite(info["grad_norm"])
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_an_overflowing_parameter_is_not_taken(learner):
+    after, info = update(learner, line_batches(1)[0], np.float32(3.4e38))
+    assert info["is_skipped"] and np.isfinite(info["loss"]) and np.isfinite(info["grad_norm"])
+    jax.tree.map(np.testing.assert_array_equal, after, learner)
+
+
 # Fits.
 
 
@@ -212,7 +229,7 @@ def test_a_fit_without_batches_says_so(learner):
 
 def test_a_fit_reports_means_and_tells_of_every_update(learner):
     batches, rates, told = line_batches(20), np.full(20, 0.01, np.float32), []
-    _, infos = fit(update, learner, batches, rates, told.append)
+    _, infos = fit(update, learner, batches, rates, lambda loss, is_skipped: told.append(loss))
     info = summarise(infos)
     losses = []
     for batch in batches:

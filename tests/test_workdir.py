@@ -1,7 +1,9 @@
 """The run folder: one owner, one config, and files that are complete or absent."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import pytest
 
 from jaxtrain import workdir as workdir_lib
 from jaxtrain.errors import UserError
+from jaxtrain.files import read_json, write_atomic
 from jaxtrain.structs import Tree
-from jaxtrain.workdir import open_workdir, read_json, write_atomic
+from jaxtrain.workdir import Damaged, open_workdir
 
 CONFIG = {
     "seed": 3,
@@ -126,7 +129,71 @@ def test_changed_versions_are_a_notice(tmp_path, monkeypatch):
     open_workdir(tmp_path, CONFIG, FACTS).close()
     monkeypatch.setattr(workdir_lib, "_version", lambda package: "99" if package == "mctx" else None)
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        assert any(notice.startswith("versions.mctx") and '-> "99"' in notice for notice in workdir.notices)
+        (told,) = [notice for notice in workdir.notices if "versions.mctx" in notice]
+    assert told.startswith("changed since the last start: versions.mctx") and told.endswith('-> "99"')
+
+
+def test_what_changes_no_training_may_change_and_is_told(tmp_path):
+    config = CONFIG | {"evaluation": {"num_samples": 16}, "sharding": {"data": -1}}
+    open_workdir(tmp_path, config, FACTS).close()
+    other = change(change(config, "evaluation.num_samples", 32), "sharding.data", 4)
+    with open_workdir(tmp_path, other, FACTS) as workdir:
+        assert workdir.notices == (
+            "changed from here on: evaluation.num_samples 16 -> 32",
+            "changed from here on: sharding.data -1 -> 4",
+        )
+
+
+def test_a_manifest_that_is_gone_is_told(tmp_path):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    (tmp_path / "manifest.json").unlink()
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        assert len(workdir.notices) == 1 and workdir.notices[0].startswith("manifest.json was gone")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "is not JSON"), ("[1]", "holds no JSON object"), ('{"facts": {}}', "has no starts, versions, devices")],
+)
+def test_a_damaged_manifest_is_one_line(tmp_path, content, said):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=said) as caught:
+        open_workdir(tmp_path, CONFIG, FACTS)
+    assert "manifest.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.lock", "config.json", "manifest.json", "metrics.jsonl", "report.html"])
+def test_a_folder_where_a_file_belongs_is_one_line(tmp_path, name):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name} is a folder where a file belongs"):
+        open_workdir(tmp_path, CONFIG, FACTS)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "fits", "trees", "tensorboard", "damaged"])
+def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, name):
+    open_workdir(tmp_path, CONFIG, FACTS).close()
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=rf"{name} is a file where a folder belongs"):
+        open_workdir(tmp_path, CONFIG, FACTS)
+
+
+@pytest.mark.parametrize("name", ["open", "mkdir"])
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, monkeypatch, name):
+    def refuse(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(UserError, match="Read-only file system.*choose another --workdir"):
+        open_workdir(tmp_path / "run" if name == "mkdir" else tmp_path, CONFIG, FACTS)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with open_workdir("~/run", CONFIG, FACTS) as workdir:
+        assert workdir.path == tmp_path / "run"
 
 
 def test_foreign_folder_is_refused_and_left_alone(tmp_path):
@@ -208,12 +275,20 @@ def test_trees_are_read_by_plain_numpy(tmp_path):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         workdir.save_trees(1, 0, tree)
     with np.load(tmp_path / "trees" / "1" / "search-00000.npz", allow_pickle=False) as arrays:
-        assert sorted(arrays.files) == sorted(field.name for field in fields(Tree))
+        assert sorted(arrays.files) == sorted([*(field.name for field in fields(Tree)), "sha256"])
         assert np.array_equal(arrays["tokens"], tree.tokens)
 
 
+def load_or_none(workdir, *place) -> Tree | None:
+    """Load a shard; None where it is set aside."""
+    try:
+        return workdir.load_trees(*place)
+    except Damaged:
+        return None
+
+
 def test_damaged_shard_is_never_believed(tmp_path):
-    """Every single flipped byte and every truncation yields None, or the very same tree."""
+    """Every single flipped byte and every truncation is found, or leaves the very same tree."""
     tree = make_tree(num_problems=1)
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         workdir.save_trees(1, 0, tree)
@@ -224,18 +299,68 @@ def test_damaged_shard_is_never_believed(tmp_path):
             damaged = bytearray(whole)
             damaged[position] ^= 1 << int(rng.integers(8))
             path.write_bytes(damaged)
-            loaded = workdir.load_trees(1, 0)
+            loaded = load_or_none(workdir, 1, 0)
             assert loaded is None or equal(loaded, tree)
+            shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
         for length in range(0, len(whole), 97):
             path.write_bytes(whole[:length])
-            assert workdir.load_trees(1, 0) is None
+            assert load_or_none(workdir, 1, 0) is None
+            shutil.rmtree(tmp_path / "damaged")
 
 
-def test_shard_of_another_version_is_grown_again(tmp_path):
+def alter(arrays):
+    return arrays | {"visits": arrays["visits"] + 1}
+
+
+def leave_out(arrays):
+    return {name: array for name, array in arrays.items() if name != "score"}
+
+
+@pytest.mark.parametrize("spoil", [alter, leave_out])
+def test_an_altered_or_partial_shard_is_set_aside_and_told(tmp_path, spoil):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         workdir.save_trees(1, 0, make_tree())
-        np.savez(workdir.trees(1, 0), problem_id=np.zeros(1, np.int32))
+        path = workdir.trees(1, 0)
+        with np.load(path) as arrays:
+            np.savez(path, **spoil(dict(arrays)))
+        with pytest.raises(Damaged, match=r"set aside in damaged/trees-1-search-00000.npz, and its trees are grown"):
+            workdir.load_trees(1, 0)
+        assert (tmp_path / "damaged" / "trees-1-search-00000.npz").exists()
         assert workdir.load_trees(1, 0) is None
+
+
+def test_a_folder_in_the_place_of_a_shard_is_set_aside(tmp_path):
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        workdir.trees(1, 0).mkdir(parents=True)
+        assert load_or_none(workdir, 1, 0) is None
+        assert (tmp_path / "damaged" / "trees-1-search-00000.npz").is_dir()
+
+
+@pytest.mark.parametrize("place", [(2, 0, "search"), (1, 1, "search"), (1, 0, "solve")])
+def test_a_shard_in_the_place_of_another_is_set_aside(tmp_path, place):
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        workdir.save_trees(1, 0, make_tree())
+        workdir.save_trees(*place[:2], make_tree(), place[2])
+        shutil.copy(workdir.trees(1, 0), workdir.trees(*place))
+        assert load_or_none(workdir, 1, 0) is not None
+        assert load_or_none(workdir, *place) is None
+
+
+def test_a_shard_of_other_settings_is_set_aside(tmp_path):
+    """Trees of an evaluation depend on its settings, those of training do not; a longer run changes neither."""
+    config = CONFIG | {"evaluation": {"num_samples": 16}}
+    with open_workdir(tmp_path, config, FACTS) as workdir:
+        for purpose in ("search", "sample"):
+            workdir.save_trees(1, 0, make_tree(), purpose)
+    with open_workdir(tmp_path, change(config, "loop.num_iterations", 9), FACTS) as workdir:
+        assert all(load_or_none(workdir, 1, 0, purpose) for purpose in ("search", "sample"))
+    with open_workdir(tmp_path, change(config, "evaluation.num_samples", 32), FACTS) as workdir:
+        assert load_or_none(workdir, 1, 0, "search") is not None
+        assert load_or_none(workdir, 1, 0, "sample") is None
+    with open_workdir(tmp_path / "other", change(config, "seed", 4), FACTS) as other:
+        other.trees(1, 0).parent.mkdir(parents=True)
+        shutil.copy(tmp_path / "trees" / "1" / "search-00000.npz", other.trees(1, 0))
+        assert load_or_none(other, 1, 0) is None
 
 
 def test_purpose_cannot_leave_the_folder(tmp_path):
@@ -249,8 +374,10 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     leftovers = [tmp_path / "metrics.jsonl.tmp", tmp_path / "trees" / "1" / "search-00001.npz.tmp"]
     for leftover in leftovers:
         leftover.write_bytes(b"half")
+    (tmp_path / "x.tmp").mkdir()  # of nobody here
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         assert not any(leftover.exists() for leftover in leftovers)
+        assert (tmp_path / "damaged" / "x.tmp").is_dir()
         assert workdir.load_trees(1, 0) is not None
 
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.files import write_atomic
 from jaxtrain.report import accounts, samples, scores
 from jaxtrain.report.markup import Row, duration, escape, get_row, iteration_name, merge, number, points
 from jaxtrain.report.style import CSS
-from jaxtrain.workdir import write_atomic
 
 Manifest = dict[str, Any]
 

@@ -1,0 +1,121 @@
+"""Files that are whole, or known to be damaged. Stands at the bottom; imports nothing of ours but the errors.
+
+A file is complete or absent: it is written under a temporary name, synced to the disk and renamed. What has to be
+believed later, a checkpoint above all, is sealed: `sha256.json`, written last, holds the hash of every file beside it
+and what the folder is meant to be. A folder without a seal was not finished. What is damaged is set aside, never
+deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.errors import UserError
+
+TEMPORARY = ".tmp"  # suffix of a file that is still being written
+SEAL = "sha256.json"
+ASIDE = "damaged"  # folder of a run that holds what was set aside
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file's content as one event: after a crash, at any instant, it holds the old bytes or the new."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    rename(temporary, path)
+
+
+def rename(source: Path, to: Path) -> None:
+    """Give a file or folder its name, replacing a file; the name itself survives a power cut too."""
+    os.replace(source, to)
+    folder = os.open(to.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as sorted, indented JSON, atomically."""
+    write_atomic(path, dumps(value).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises UserError, naming it, where it cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it from a copy, or use another --workdir") from error
+
+
+def dumps(value: Any) -> str:
+    """Return a value as sorted, indented JSON, the only form that is written, compared or hashed."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the seal of a folder whose content is complete; `about` says in JSON values what it is."""
+    write_json(folder / SEAL, {**about, "files": _hashes(folder)})
+
+
+def fault(folder: Path, about: Mapping[str, Any]) -> str:
+    """Say what is wrong with a sealed folder, "" where it is what was sealed. Any file too few or too many counts."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text("utf-8"))
+        expected = sealed.pop("files")
+        found = _hashes(folder)
+    except FileNotFoundError:
+        return f"{folder} has no {SEAL}: it was never finished"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"{folder / SEAL} cannot be read ({error})"
+    if sealed != about:
+        return f"{folder} says that it is {sealed}, not {dict(about)}"
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{folder / name} is missing"
+        if name not in expected:
+            return f"{folder / name} does not belong there"
+        if found[name] != expected[name]:
+            return f"{folder / name} is not as it was written (its sha256 differs)"
+    return ""
+
+
+def set_aside(path: Path, run: Path) -> Path:
+    """Move what is damaged into `damaged/` of its run folder, under a free name. Returns where it lies now."""
+    (run / ASIDE).mkdir(exist_ok=True)
+    name = "-".join(path.relative_to(run).parts)
+    copies = (run / ASIDE / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    to = next(place for place in copies if not place.exists())
+    rename(path, to)
+    return to
+
+
+def require_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Refuse, before it is begun, a write that the disk has no room for. Raises UserError."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise UserError(
+            f"{folder}: {what} needs {num_bytes:,} bytes, and {free:,} are free on that disk; free some, or move the "
+            "run folder to another disk and name it by --workdir"
+        )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    return {str(p.relative_to(folder)): sha256(p) for p in files if p != folder / SEAL}

@@ -1,0 +1,318 @@
+"""A stage as it is run: with its files, its progress and its log. Stands between the compiled functions and the loop.
+
+What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a fit is made in parts that are
+saved; a checkpoint is scored; and what cannot go on says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
+from jaxtrain.build import Config, Functions
+from jaxtrain.checkpoints import FitCheckpoints
+from jaxtrain.errors import Diverged
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.progress import Phase, Progress
+from jaxtrain.report import write_report
+from jaxtrain.structs import (
+    Kind,
+    Labels,
+    Learner,
+    Paths,
+    PolicyBatch,
+    PrmBatch,
+    Prompts,
+    State,
+    Traces,
+    Tree,
+    Verdict,
+)
+from jaxtrain.tasks import Demonstration, Problem, Task
+from jaxtrain.updates import FitConfig
+from jaxtrain.workdir import Damaged, Workdir
+
+NUM_REPORTED_TRACES = 10
+
+
+class Purpose(IntEnum):
+    """What a key or a random generator is for; part of every seed."""
+
+    INIT = 0
+    SEARCH = 1
+    SOLVE = 2
+    SAMPLE = 3
+    GREEDY = 4
+    FIT_POLICY = 5
+    FIT_PRM = 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works with besides its State: functions, the task, and where things are told."""
+
+    config: Config
+    task: Task
+    fns: Functions
+    workdir: Workdir
+    log: MetricsLog
+    progress: Progress
+
+    @cached_property
+    def problems(self) -> dict[int, Problem]:
+        return {p.id: p for p in (*self.task.train, *self.task.dev, *self.task.test)}
+
+    def verify(self, problem_id: int, tokens: np.ndarray) -> Verdict:
+        return self.task.verify(self.problems[problem_id], self.task.tokenizer.decode(tokens.tolist()))
+
+    def answer(self, problem_id: int, tokens: np.ndarray) -> str | None:
+        return self.task.answer(self.task.tokenizer.decode(tokens.tolist()))
+
+    @cached_property
+    def encode_prompt(self) -> prompts.Encode:
+        return prompts.make_encode(self.config.prompts, self.task.tokenizer, self.task.demonstrations)
+
+    def encode(self, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
+        c = self.config.prompts
+        return prompts.encode(problems, self.encode_prompt, c.max_prompt_tokens, c.batch_size)
+
+    def encode_demonstrations(self, shown: Sequence[Demonstration]) -> tuple[Traces, int]:
+        encode, end_id = self.task.tokenizer.encode, self.task.tokenizer.end_id
+        pairs = [(self.encode_prompt(d), [*encode(d.response), end_id]) for d in shown]
+        return datasets.demonstration_rows(pairs, self.config.max_length)
+
+    def batches(self, i: int, rows: Traces | Paths, num_updates: int) -> Iterator[PolicyBatch | PrmBatch]:
+        c, seed = self.config.datasets, (self.config.seed, i)
+        if isinstance(rows, Traces):
+            size, rng = self.config.updates.policy.batch_size, np.random.default_rng((*seed, int(Purpose.FIT_POLICY)))
+            return datasets.policy_batches(rows, num_updates, size, rng, c.group_by_length)
+        size, rng = self.config.updates.prm.batch_size, np.random.default_rng((*seed, int(Purpose.FIT_PRM)))
+        return datasets.prm_batches(rows, num_updates, size, rng, c.balance_outcomes, c.group_by_length)
+
+
+def grow(run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Learner) -> list[datasets.Shard]:
+    """Grow and judge an iteration's trees, batch by batch."""
+    shards, counts = [], []
+    with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
+        for k, batch in enumerate(batches):
+            temperature = run.config.search.temperature
+            tree, is_restored = explore(run, run.fns.grow, i, Purpose.SEARCH, k, batch, policy, prm, temperature)
+            shards.append((batch, tree, judge(run, tree)))
+            counts.append(labels.counts(tree, shards[-1][2]))
+            tally(phase, tree, counts[-1], is_restored)
+    totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
+    require_some_ok(run, i, counts)
+    metrics = {**named("search", search_totals([tree for _, tree, _ in shards])), **named("labels", totals)}
+    run.log.append(i, {**metrics, "time/search": phase.seconds})
+    return shards
+
+
+def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
+    """Raise Diverged where every tree was set aside: then a network holds what overflows, or NaN."""
+    num_trees, num_set_aside = (sum(count[key] for count in counts) for key in ("num_trees", "num_set_aside"))
+    if num_set_aside == num_trees > 0:
+        raise diverged(run, i, f"all {num_trees} trees were set aside, since logits or scores were not finite")
+
+
+def diverged(run: Run, i: int, what: str) -> Diverged:
+    """Say what went wrong in iteration i, and what is left to go on from."""
+    rates = (
+        f"--config.updates.{name}.learning_rate={getattr(run.config.updates, name).learning_rate}"
+        for name in ("policy", "prm")
+    )
+    return Diverged(
+        f"iteration {i}: {what}; nothing on disk was changed: in another --workdir, lower {' and '.join(rates)}, "
+        f"or look at the weights that {run.workdir.path} began with"
+    )
+
+
+def explore(
+    run: Run, grow_fn: Callable, i: int, purpose: Purpose, k: int, batch: Prompts, policy, prm, temperature
+) -> tuple[Tree, bool]:
+    """Call one of the compiled searches on batch `k` of its purpose, with the keys of that purpose.
+
+    Returns (host arrays, which also lie on disk; whether they lay there already and were not grown again).
+    """
+    try:
+        tree = run.workdir.load_trees(i, k, purpose.name.lower())
+    except Damaged as damage:
+        run.progress.note(str(damage))
+        tree = None
+    is_restored = tree is not None
+    if tree is None:
+        keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
+        tree = jax.device_get(grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature)))
+        run.workdir.save_trees(i, k, tree, purpose.name.lower())
+    return tree, is_restored
+
+
+def judge(run: Run, tree: Tree) -> Labels:
+    """Ask the task about every finished trace, then infer what every step is worth."""
+    return jax.device_get(run.fns.back_up(tree, labels.judge(tree, run.verify)))
+
+
+def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: Traces | Paths) -> Learner:
+    """Fit one network to its rows, from where an interrupted fit was last saved."""
+    c: FitConfig = getattr(run.config.updates, name)
+    num_updates = updates.count_updates(c, i == 0, datasets.num_rows(rows))
+    batches, rates = run.batches(i, rows, num_updates), updates.learning_rates(c, i == 0, num_updates)
+    every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
+    with (
+        FitCheckpoints(folder, is_on=every > 0, note_fn=run.progress.note) as saved,
+        run.progress.phase(f"{name} updates", iteration=i, total=num_updates, unit="updates") as phase,
+    ):
+        learner, infos = saved.restore(learner, updates.NO_INFOS)
+        num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
+
+        def on_update(loss: float, is_skipped: bool) -> None:
+            nonlocal num_skipped
+            phase.advance(loss=loss)
+            num_skipped = num_skipped + 1 if is_skipped else 0
+            if num_skipped == limit:
+                raise diverged(run, i, f"{limit} updates of the {name} in a row were not finite, so they were skipped")
+
+        done = sum(1 for _ in islice(batches, len(infos["loss"])))
+        phase.advance(done, is_restored=True)
+        while done < num_updates:
+            part = rates[done : done + (every or num_updates)]
+            learner, told = updates.fit(update, learner, batches, part, on_update)
+            if not len(told["loss"]):
+                break
+            infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
+            done = len(infos["loss"])
+            saved.save(learner, infos)
+    info = updates.summarise(infos)
+    if info["is_skipped_fit"]:
+        run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
+    run.log.append(i, {**named(f"updates/{name}", info), f"time/{name}_updates": phase.seconds})
+    return learner
+
+
+def score(state: State, run: Run) -> None:
+    """Measure an iteration on held-out problems, log it as one event, and write the report."""
+    i, c, fns = int(state.iteration), run.config.evaluation, run.fns
+    problems = getattr(run.task, c.split)[: c.num_problems]
+    batches, num_too_long = run.encode(problems)
+    methods = {
+        "greedy": (fns.greedy, Purpose.GREEDY, 0.0),
+        "sample": (fns.sample, Purpose.SAMPLE, c.temperature),
+        "mcts": (fns.solve, Purpose.SOLVE, run.config.search.temperature),
+    }
+    if c.methods == "greedy":
+        methods = {"greedy": methods["greedy"]}
+    found: dict[str, list[tuple[Prompts, Tree, Labels]]] = {name: [] for name in methods}
+    counts = []
+    total = len(methods) * num_problems(batches)
+    with run.progress.phase("evaluation", iteration=i, total=total) as phase:
+        for name, (grow_fn, purpose, temperature) in methods.items():
+            for k, batch in enumerate(batches):
+                tree, is_restored = explore(run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature)
+                found[name].append((batch, tree, judge(run, tree)))
+                counts.append(labels.counts(tree, found[name][-1][2]))
+                tally(phase, tree, counts[-1], is_restored)
+        joined: dict[str, datasets.Shard] = {
+            name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
+        }
+        metrics = measure(state, joined, run.answer)
+    require_some_ok(run, i, counts)
+    trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}  # count as wrong
+    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble}) | {"time/evaluation": phase.seconds}
+    shown = [name for name in ("mcts", "greedy") if name in joined]
+    samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
+    # The report first: a kill in between scores the iteration again, and writes it again.
+    rows = [*run.log.read(), {"iteration": i, **metrics}]
+    write_report(run.workdir.report, asdict(run.config), rows, samples, run.workdir.manifest)
+    run.log.append(i, metrics)
+
+
+def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable) -> evaluation.Metrics:
+    """Turn judged trees into the accuracy table, and those of a search into the PRM's report."""
+
+    def read_samples(name: str) -> evaluation.Answered:
+        prompt, tree, labelled = found[name]
+        return evaluation.read_samples(tree, labelled.verdict, prompt.length, answer_fn)
+
+    if "mcts" not in found:
+        return evaluation.accuracy_table(read_samples("greedy"))
+    _, solved, solve_labels = found["mcts"]
+    searched = evaluation.read_choice(solved, solve_labels.verdict, answer_fn)
+    sampled = read_samples("sample")
+    table = evaluation.accuracy_table(read_samples("greedy"), sampled, searched)
+    table["evaluation/mcts/in_tree"] = evaluation.share_in_tree(solved, solve_labels.verdict)
+    paths = state.replay.paths
+    _, depth = np.nonzero(paths.weight)
+    baseline = evaluation.fit_baseline(paths.target[paths.weight > 0], depth)
+    return {**table, **evaluation.prm_report(solved, solve_labels, baseline), **evaluation.samples_report(sampled)}
+
+
+def reported_traces(run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str) -> list[dict[str, Any]]:
+    """Take the answers to the first problems of the split for the report, each step with its score and target."""
+    samples = []
+    for b in np.flatnonzero(prompt.problem_id >= 0)[: NUM_REPORTED_TRACES // 2]:
+        problem = run.problems[int(prompt.problem_id[b])]
+        # The last step sampled where there is no answer; -1 where there is no step, which has no verdict either.
+        last = tree.chosen[b] if tree.chosen[b] >= 0 else max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
+        rows = trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]
+        steps = [
+            {
+                "text": run.task.tokenizer.decode(tree.tokens[b, r, : tree.length[b, r]].tolist()).rstrip("\n"),
+                "score": float(tree.score[b, r]),
+                "value": float(tree.value[b, r]),
+                "target": float(labelled.target[b, r]) if labelled.is_labelled[b, r] else None,
+            }
+            for r in rows
+        ]
+        verdict = Verdict(int(labelled.verdict[b, last])).name.lower()
+        samples.append(
+            {"problem": problem.prompt, "gold": problem.gold, "steps": steps, "verdict": verdict, "method": method}
+        )
+    return samples
+
+
+def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
+    """Count what a search cost and how much of it was of use."""
+    if not grown:
+        return {}
+    names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
+    totals: dict[str, float] = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
+    rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
+    num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
+    useful = sum(int(t.length.sum()) for t in grown)
+    return totals | {
+        "num_steps": num_candidates + rows[Kind.ROLLOUT],
+        "num_duplicates": rows[Kind.DUPLICATE],
+        "sampled_tokens": useful,
+        "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
+        "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
+        "share_duplicates": rows[Kind.DUPLICATE] / max(num_candidates, 1),
+    }
+
+
+def tally(phase: Phase, tree: Tree, counts: dict[str, int], is_restored: bool) -> None:
+    """Tell the progress what a batch of trees was."""
+    phase.advance(
+        counts["num_trees"],
+        simulations=int(tree.num_simulations.sum()),
+        tokens=int(tree.policy_tokens.sum() + tree.prm_tokens.sum()),
+        solved=counts["num_trees_solved"],
+        attempted=counts["num_trees"],
+        is_restored=is_restored,
+    )
+
+
+def num_problems(batches: Sequence[Prompts]) -> int:
+    """Count the problems of batches, padding apart."""
+    return sum(int((batch.problem_id >= 0).sum()) for batch in batches)
+
+
+def named(stage: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Put the stage in front of every key."""
+    return {f"{stage}/{key}": value for key, value in metrics.items()}
