@@ -123,14 +123,13 @@ def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
 
 
 def diverged(run: Run, i: int, what: str) -> Diverged:
-    """Say what went wrong in iteration i, and what is left to go on from."""
-    rates = (
-        f"--config.updates.{name}.learning_rate={getattr(run.config.updates, name).learning_rate}"
-        for name in ("policy", "prm")
-    )
+    """Say what went wrong in iteration i, and how to go on."""
+    updates_config = run.config.updates
+    rates = {"policy": updates_config.policy.learning_rate, "prm": updates_config.prm.learning_rate}
+    told = " and ".join(f"--config.updates.{name}.learning_rate={rate}" for name, rate in rates.items())
     return Diverged(
-        f"iteration {i}: {what}; nothing on disk was changed: in another --workdir, lower {' and '.join(rates)}, "
-        f"or look at the weights that {run.workdir.path} began with"
+        f"iteration {i}: {what}; the checkpoints of {run.workdir.path} are as they were; begin in another --workdir with "
+        f"rates below {told}, or with other weights"
     )
 
 

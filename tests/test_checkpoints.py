@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, fingerprint
 from jaxtrain.datasets import DatasetsConfig, empty_replay
+from jaxtrain.errors import UserError
 from jaxtrain.sharding import tree_shardings
 from jaxtrain.structs import State
 from jaxtrain.updates import FitConfig, init_learner, make_optimizer
@@ -138,3 +140,66 @@ def test_saves_are_told_apart_and_copies_are_not(tmp_path):
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     one, other, copy = (fingerprint(tmp_path / name, 0) for name in ("one", "other", "copy"))
     assert one == copy != other
+
+
+# Integrity.
+
+
+def test_every_flipped_bit_is_found_or_harmless(tmp_path):
+    """84 flips over all files of a checkpoint: what is not found comes back array-equal."""
+    state, abstract = state_on(ONE, 1)
+    with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
+        checkpoints.save(state)
+    paths = sorted(path for path in (tmp_path / "1").rglob("*") if path.is_file())
+    rng, num_found = np.random.default_rng(0), 0
+    for k in range(84):
+        path = paths[k % len(paths)]
+        whole = path.read_bytes()
+        spoilt = bytearray(whole)
+        spoilt[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(spoilt)
+        with Checkpoints(tmp_path, CheckpointsConfig(), is_read_only=True) as checkpoints:
+            try:
+                checkpoints.newest()
+            except UserError as error:
+                num_found += 1
+                assert str(path) in str(error) or path.name == "sha256.json"
+            else:
+                assert_bit_equal(checkpoints.restore(1, abstract), state)
+        path.write_bytes(whole)
+    assert len(paths) > 10 and num_found >= 80
+
+
+def test_a_disk_too_full_is_one_line_before_anything_is_written(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
+        state, abstract = state_on(ONE, 0)
+        checkpoints.save(state)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1234))
+        for refused in (lambda: checkpoints.save(state_on(ONE, 1)[0]), lambda: checkpoints.require_space(abstract)):
+            with pytest.raises(UserError, match=r"needs [\d,]+ bytes, and 1,234 are free"):
+                refused()
+        assert on_disk(tmp_path) == ["0"]
+
+
+def test_a_stray_file_makes_room_for_a_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, CheckpointsConfig()) as checkpoints:
+        (folder / "1").write_text("stray")
+        assert checkpoints.newest() is None
+        checkpoints.save(state_on(ONE, 1)[0])
+        assert checkpoints.newest() == 1
+    assert (tmp_path / "damaged" / "checkpoints-1").read_text() == "stray"
+
+
+def test_a_reader_uses_a_good_checkpoint_and_moves_nothing(tmp_path):
+    told = []
+    with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
+        for iteration in range(2):
+            checkpoints.save(state_on(ONE, iteration)[0])
+    (tmp_path / "1" / "sha256.json").unlink()
+    with Checkpoints(tmp_path, CheckpointsConfig(), is_read_only=True, note_fn=told.append) as checkpoints:
+        assert checkpoints.choose(None) == 0
+        with pytest.raises(UserError, match="--iteration 1: .*was never finished; choose another one"):
+            checkpoints.choose(1)
+    assert on_disk(tmp_path) == ["0", "1"]
+    assert len(told) == 1 and told[0].endswith("left where it is, and iteration 0 is used")

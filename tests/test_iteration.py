@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from jaxtrain import iteration, phases
 from jaxtrain.build import Config, Functions, LoopConfig, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
 from jaxtrain.datasets import DatasetsConfig, num_rows
+from jaxtrain.errors import Diverged, UserError
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.progress import Progress
@@ -53,7 +55,8 @@ class InterruptedProgress(Progress):
     """Stop a run where `is_end(phase name, iteration, work done)` first says so."""
 
     def __init__(self, is_end: Callable[[str, int, int], bool]):
-        super().__init__(CONFIG.loop.num_iterations, StringIO())
+        self.stream = StringIO()
+        super().__init__(CONFIG.loop.num_iterations, self.stream)
         self._is_end = is_end
 
     def phase(self, name, *, iteration=None, **kwargs):
@@ -234,6 +237,116 @@ def test_stop_around_the_save_of_a_checkpoint(run_in, task, folder, straight, mo
         patch.setattr(Checkpoints, "save", interrupted)
         run_in(folder, task)
     assert_same_run(run_in(folder, task), folder, straight)
+
+
+def flip_a_bit(path: Path) -> None:
+    """Change one bit in the middle of the largest file of a folder."""
+    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    for file in path.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+DAMAGES = {
+    "a flipped bit": flip_a_bit,
+    "truncated arrays": truncate,
+    "arrays gone": lambda path: [file.unlink() for file in path.rglob("d/*")],
+    "metadata gone": lambda path: next(path.rglob("_METADATA")).unlink(),
+    "an empty folder": empty,
+    "a folder with a stray file": lambda path: (path / "state" / "notes.txt").write_text("mine"),
+    "no seal": lambda path: (path / "sha256.json").unlink(),
+    "a spoilt seal": lambda path: (path / "sha256.json").write_text("{"),
+    "another iteration's": lambda path: (shutil.rmtree(path), shutil.copytree(path.with_name("1"), path)),
+    "gone": shutil.rmtree,
+    "a stray newer one": lambda path: (path.with_name("7")).mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_a_good_one(run_in, task, straight, tmp_path, damage):
+    folder = shutil.copytree(straight[1], tmp_path / "run")
+    damage(folder / "checkpoints" / "2")
+    told = InterruptedProgress(lambda *phase: False)
+    assert_same_run(run_in(folder, task, progress=told), folder, straight)
+    lines = told.stream.getvalue()
+    if (tmp_path / "run" / "checkpoints" / "2").exists() and damage is not shutil.rmtree:
+        assert "set aside in damaged/checkpoints-" in lines
+        assert len(list((folder / "damaged").iterdir())) == 1
+    assert re.search(r"iteration [12] is used", lines)
+
+
+def test_without_a_good_checkpoint_nothing_begins_again(run_in, task, folder):
+    flip_a_bit(folder / "checkpoints" / "0")
+    before = {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"no checkpoint is good: .*checkpoints/0/.*sha256 differs"):
+        run_in(folder, task)
+    assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == before
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="metrics.jsonl tells of iteration 0, whose checkpoint is not there"):
+        run_in(folder, task)
+
+
+def test_a_thinned_log_is_told(run_in, task, straight, tmp_path):
+    folder = shutil.copytree(straight[1], tmp_path / "run")
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(row for row in rows if '"iteration": 1,' not in row))
+    told = InterruptedProgress(lambda *phase: False)
+    run_in(folder, task, progress=told)
+    assert "metrics.jsonl lacks rows of iterations 1: what they told is lost" in told.stream.getvalue()
+
+
+def test_an_interrupted_start_says_what_begins_again(run_in, task, tmp_path, straight):
+    with pytest.raises(Interrupted):
+        run_in(tmp_path, task, progress=InterruptedProgress(INTERRUPTIONS["in policy training"]))
+    told = InterruptedProgress(lambda *phase: False)
+    run_in(tmp_path, task, progress=told)
+    assert "iteration 1: finished trees are used again, fits begin again" in told.stream.getvalue()
+
+
+def test_a_damaged_fit_begins_again_where_it_is_good(run_in, task, tmp_path, straight):
+    config = replace(CONFIG, checkpoints=CheckpointsConfig(num_kept=9, num_updates=2))
+    is_end = lambda name, i, done: (name, i, done) == ("prm updates", 1, 3)  # noqa: E731
+    with pytest.raises(Interrupted):
+        run_in(tmp_path, task, config, InterruptedProgress(is_end))
+    flip_a_bit(tmp_path / "fits" / "1" / "prm" / "2")
+    told = InterruptedProgress(lambda *phase: False)
+    assert_same_run(run_in(tmp_path, task, config, told), tmp_path, straight)
+    assert "the fit goes on from update 0" in told.stream.getvalue()
+    assert (tmp_path / "damaged" / "fits-1-prm-2").is_dir()
+
+
+def spoil(learner, where, value):
+    """Put a value into one parameter, or one moment, of a learner."""
+    tree = getattr(learner, where)
+    leaves, treedef = jax.tree.flatten(tree)
+    k = next(k for k, leaf in enumerate(leaves) if leaf.ndim == 2)
+    leaves[k] = leaves[k].at[0, 0].set(value)
+    return learner.replace(**{where: jax.tree.unflatten(treedef, leaves)})
+
+
+@pytest.mark.parametrize("network", ["policy", "prm"])
+@pytest.mark.parametrize(("where", "value"), [("params", np.nan), ("params", 1e38), ("opt_state", np.nan)])
+def test_what_is_not_finite_stops_the_run(run_in, task, fns, folder, network, where, value):
+    """The checkpoint holds it, as if a bit had flipped in memory before the save."""
+    with Checkpoints(folder / "checkpoints", CONFIG.checkpoints) as checkpoints:
+        state = checkpoints.restore(0, fns.abstract_state)
+        checkpoints.save(state.replace(**{network: spoil(getattr(state, network), where, value)}))
+        sealed = (folder / "checkpoints" / "0" / "sha256.json").read_bytes()
+    with pytest.raises(Diverged, match="iteration 1: .* were (set aside|not finite)") as caught:
+        run_in(folder, task)
+    assert "learning_rate" in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0"]
+    assert (folder / "checkpoints" / "0" / "sha256.json").read_bytes() == sealed
 
 
 def test_stop_between_report_and_log_scores_again(run_in, task, folder, straight, monkeypatch):
@@ -436,19 +549,17 @@ def test_no_demonstrations_and_no_prompt_that_fits(run_in, task, tmp_path):
     assert "iteration 0: the policy has no data, its fit is skipped" in stream.getvalue()
 
 
-def test_network_that_has_blown_up_is_counted_and_teaches_nothing(run_in, fns, task, tmp_path):
+@pytest.mark.parametrize(("num_updates", "said"), [(120, "20 updates of the policy in a row"), (0, "all 8 trees")])
+def test_a_network_that_has_blown_up_stops_the_run(run_in, fns, task, tmp_path, num_updates, said):
     def broken(key):
         learner = fns.init_policy(key)
         return learner.replace(params=jax.tree.map(lambda x: x * np.float32("nan"), learner.params))
 
-    state = run_in(tmp_path, task, replace(CONFIG, loop=LoopConfig(1)), fns=replace(fns, init_policy=broken))
-    merged = [{k: v for row in read_rows(tmp_path) if row["iteration"] == i for k, v in row.items()} for i in (0, 1)]
-    assert merged[0]["updates/policy/num_skipped"] == CONFIG.updates.policy.num_first_updates
-    assert [row["labels/num_set_aside"] for row in merged] == [8, 16]
-    assert [row["labels/num_labelled"] for row in merged] == [0, 0]
-    assert merged[1]["evaluation/greedy/accuracy"] == 0
-    assert (state.replay.paths.iteration == -1).all()
-    assert "labels/num_set_aside" in (tmp_path / "report.html").read_text()
+    policy = replace(CONFIG.updates.policy, num_first_updates=num_updates)
+    config = replace(CONFIG, updates=replace(CONFIG.updates, policy=policy))
+    with pytest.raises(Diverged, match=f"iteration 0: {said}"):
+        run_in(tmp_path, task, config, fns=replace(fns, init_policy=broken))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_fewer_evaluation_problems_than_a_report_shows(run_in, task, tmp_path):
