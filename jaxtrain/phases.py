@@ -128,8 +128,8 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
     rates = {"policy": updates_config.policy.learning_rate, "prm": updates_config.prm.learning_rate}
     told = " and ".join(f"--config.updates.{name}.learning_rate={rate}" for name, rate in rates.items())
     return Diverged(
-        f"iteration {i}: {what}; the checkpoints of {run.workdir.path} are as they were; begin in another --workdir with "
-        f"rates below {told}, or with other weights"
+        f"iteration {i}: {what}; the checkpoints of {run.workdir.path} are as they were; begin in another --workdir "
+        f"with rates below {told}, or with other weights"
     )
 
 

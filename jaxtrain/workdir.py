@@ -124,7 +124,7 @@ class Workdir:
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {field.name: np.asarray(getattr(tree, field.name)) for field in fields(Tree)}
         digest = self._digest(arrays, iteration, shard, purpose)
-        np.savez_compressed(buffer, **arrays, **{DIGEST: np.array(digest)})
+        np.savez_compressed(buffer, **(arrays | {DIGEST: np.array(digest)}))
         path = self.trees(iteration, shard, purpose)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
@@ -216,7 +216,8 @@ def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> tup
     write_json(path / "manifest.json", now | {"starts": starts})
 
     def changes(old: dict[str, Any], new: dict[str, Any], *parts: str) -> list[str]:
-        return _differing(*({part: whole.get(part, {}) for part in parts} for whole in (old, new)))
+        before, after = ({part: whole.get(part, {}) for part in parts} for whole in (old, new))
+        return _differing(before, after)
 
     notices = []
     if before:
