@@ -36,9 +36,9 @@ from jaxtrain.errors import UserError
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
 from jaxtrain.iteration import Run, fit, score
-from jaxtrain.main import list_facts, open_model
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
+from jaxtrain.runs import list_facts, open_model
 from jaxtrain.structs import Kind
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.reasoning_gym import ReasoningGymTask

@@ -1,10 +1,14 @@
-"""The one error that a user, not a programmer, is meant to read."""
+"""The errors that a user, not a programmer, is meant to read."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
     """Say in one line what is wrong, where, and what to do next; `main` prints it and exits with code 2."""
+
+
+class Diverged(Exception):
+    """Say in one line that training cannot go on; exit code 3 and the last good checkpoint is untouched."""
 
 
 def require_at_least(least: float, section: str, config: object, *names: str) -> None:
