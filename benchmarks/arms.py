@@ -35,10 +35,10 @@ from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
-from jaxtrain.main import list_facts, open_model
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, fit, score
 from jaxtrain.progress import Progress
+from jaxtrain.runs import list_facts, open_model
 from jaxtrain.structs import Kind
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.reasoning_gym import ReasoningGymTask

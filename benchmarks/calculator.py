@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.main import open_run, open_task
 from jaxtrain.prompts import make_encode
+from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Verdict
 
 NUMBER, UNIT = r"[$€£]?(\d[\d,]*(?:\.\d+)?)", r"(?:\s*[a-zA-Z/]+){0,3}\s*"

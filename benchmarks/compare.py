@@ -25,8 +25,8 @@ from jaxtrain import evaluation, labels
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import Answered
 from jaxtrain.intervals import mean_interval, wilson
-from jaxtrain.main import open_run, open_task
 from jaxtrain.report.scores import METHODS
+from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Labels, Tree, Verdict
 from jaxtrain.tasks import Task
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.compare import read_trees
 from jaxtrain import trees
-from jaxtrain.main import open_run, open_task
+from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Kind, Tree, Verdict
 from jaxtrain.tasks import Problem, Task
 

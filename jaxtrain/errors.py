@@ -1,4 +1,4 @@
-"""The one error that a user, not a programmer, is meant to read."""
+"""The errors that a user, not a programmer, is meant to read."""
 
 from __future__ import annotations
 

@@ -1,79 +1,8 @@
-"""The command: `python -m jaxtrain.export --workdir W --to DIR [--iteration K] [--network policy|prm]`.
+"""`python -m jaxtrain.export ...` is the command `export`; see `commands/export.py`."""
 
-Takes a network out of a run as a Hugging Face folder, tokenizer and all; see `hub/export.py` for what is in it.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
-from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints
-from jaxtrain.errors import UserError
-from jaxtrain.hub import Pretrained
-from jaxtrain.hub.export import write_policy, write_prm
-from jaxtrain.main import complain, open_run
-from jaxtrain.metrics import MetricsLog
-from jaxtrain.progress import Progress
-from jaxtrain.tasks import make_task
-
-WRITERS = {"policy": write_policy, "prm": write_prm}
-
-
-def main(argv: list[str]) -> int:
-    """Export one network of one checkpoint. Returns the exit code: 0 done, 2 an error of the user's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, type=Path, help="the run folder")
-    parser.add_argument("--to", required=True, type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("--iteration", type=int, help="the checkpoint; the newest one by default")
-    parser.add_argument("--network", choices=WRITERS, default="policy")
-    options = parser.parse_args(argv[1:])
-    try:
-        export(options.workdir, options.to, options.iteration, options.network)
-    except UserError as error:
-        complain(error)
-        return 2
-    print(options.to)
-    return 0
-
-
-def export(workdir: Path, to: Path, iteration: int | None, network: str) -> None:
-    """Write one network. Raises UserError for a folder that is no run, or lacks the checkpoint."""
-    config, manifest, pretrained = open_run(workdir)
-    tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
-    with (
-        Progress(0) as progress,
-        Checkpoints(workdir / "checkpoints", config.checkpoints, is_read_only=True) as checkpoints,
-    ):
-        iteration = checkpoints.choose(iteration)
-        state = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
-    card = model_card(workdir, manifest, network, iteration, pretrained)
-    WRITERS[network](to, getattr(state, network).params, config.model, tokenizer, config.max_length, card)
-
-
-def model_card(workdir: Path, manifest: dict, network: str, iteration: int, pretrained: Pretrained | None) -> str:
-    """Say where a network comes from and how well it did: numbers and hashes of its run."""
-    rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
-    metrics = {key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")}
-    table = [f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()) if isinstance(value, int | float)]
-    what = {
-        "policy": "The policy: a causal language model.",
-        "prm": "The process reward model: its one label is the value of the text up to a token, at the last token of "
-        "a step; clip it to [0, 1].",
-    }[network]
-    start = pretrained.where.rsplit("/", 1)[-1] if pretrained else "random weights"
-    facts = [f"- {key}: `{value}`" for key, value in sorted(manifest["facts"].items())]
-    about = [
-        f"- iteration {iteration}, seed {manifest['seed']}, started from {start}",
-        f"- config sha256: `{manifest['config_sha256']}`, commit: `{manifest['git_commit']}`",
-        *facts,
-    ]
-    table = ["| metric | value |", "| --- | --- |", *table] if table else ["It was not scored."]
-    head = ["---", "library_name: transformers", "tags: [jaxtrain]", "---", "", f"# {what}", ""]
-    return "\n".join([*head, "Made by jaxtrain.", "", *about, "", *table, ""])
-
+from jaxtrain.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main([sys.argv[0], "export", *sys.argv[1:]]))

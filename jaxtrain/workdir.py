@@ -124,7 +124,8 @@ class Workdir:
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {field.name: np.asarray(getattr(tree, field.name)) for field in fields(Tree)}
         digest = self._digest(arrays, iteration, shard, purpose)
-        np.savez_compressed(buffer, **(arrays | {DIGEST: np.array(digest)}))
+        arrays[DIGEST] = np.array(digest)
+        np.savez_compressed(buffer, **arrays)
         path = self.trees(iteration, shard, purpose)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
@@ -195,15 +196,28 @@ def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any]
     return Workdir(path, tuple(notices), len(starts), _tree_keys(config, facts), lock)
 
 
+def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what config.json and manifest.json of a run folder hold, {} for one that is absent.
+
+    Raises UserError for what is no such file.
+    """
+    values = []
+    for name, needed in (("config.json", ()), ("manifest.json", NEEDED)):
+        value = read_json(path / name) if (path / name).exists() else {}
+        if not isinstance(value, dict):
+            raise UserError(f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir")
+        if value and (missing := [key for key in needed if key not in value]):
+            raise UserError(
+                f"{path / name} has no {', '.join(missing)}; restore it from a copy, or remove it: then data and model "
+                "are not compared with those that the run began with"
+            )
+        values.append(value)
+    return values[0], values[1]
+
+
 def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Compare a locked folder with what is to run there, and describe the new start. Returns (notices, starts)."""
-    old_config, before = _read_old(path, "config.json"), _read_old(path, "manifest.json")
-    missing = [name for name in NEEDED if before and name not in before]
-    if missing:
-        raise UserError(
-            f"{path / 'manifest.json'} has no {', '.join(missing)}; restore it from a copy, or remove it: then "
-            "data and model are not compared with those that the run began with"
-        )
+    old_config, before = read_old(path)
     if old_config:
         _refuse(path, "config", _differing(old_config, config, FREE_KEYS))
     if before:
@@ -318,14 +332,6 @@ def _remove_leftovers(path: Path) -> None:
             set_aside(leftover, path)
         else:
             leftover.unlink()
-
-
-def _read_old(path: Path, name: str) -> dict[str, Any]:
-    """Return what a JSON file of the run folder holds, {} where it is absent. Raises UserError."""
-    value = read_json(path / name) if (path / name).exists() else {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir")
-    return value
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,7 @@
-"""The command: every mistake is one line and exit code 2, and nothing is written."""
+"""The door and the command: every mistake is one line and exit code 2, and nothing is written."""
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -11,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain import main as main_lib
+import jaxtrain.commands.run
+from jaxtrain import __version__
 from jaxtrain.build import Config
+from jaxtrain.errors import Diverged
 from jaxtrain.files import read_json
 from jaxtrain.flags import load, parse, read_config
 from jaxtrain.main import main
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.workdir import open_workdir
 
+ROOT = Path(__file__).parents[1]
 CONFIG = """
 from configs.base import get_config as base
 
@@ -232,7 +237,7 @@ def fake_loop(monkeypatch):
     """Replace the loop by something that takes no time."""
 
     def replace(act):
-        monkeypatch.setattr(main_lib, "run_loop", lambda config, task, workdir, *_: act(workdir))
+        monkeypatch.setattr(jaxtrain.commands.run, "run_loop", lambda config, task, workdir, *_: act(workdir))
 
     return replace
 
@@ -280,16 +285,74 @@ def test_unexpected_error_keeps_its_traceback_and_ends_with_the_way_on(run, fake
     assert lines[-1].endswith(f"--workdir {tmp_path / 'run'} --config.seed=2")
 
 
+def test_a_run_that_diverged_says_so_in_one_line(run, fake_loop):
+    def act(workdir):
+        raise Diverged("the loss is nan")
+
+    fake_loop(act)
+    code, _, err = run()
+    assert (code, err) == (3, "jaxtrain: the loss is nan\n")
+
+
+def test_commands_that_need_no_jax_say_what_they_are(capsys):
+    assert main(["jaxtrain", "--version"]) == 0
+    assert capsys.readouterr().out == f"jaxtrain {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_command_on_a_run_says_what_is_missing(command, capsys):
+    assert main(["jaxtrain", command, "--to", "x"]) == 2
+    expected = "jaxtrain: the following arguments are required: --workdir; --help lists all flags\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("command", ["", "evaluate", "export"])
+def test_an_unexpected_error_of_any_command_ends_with_the_way_on(command, monkeypatch, capsys, tmp_path):
+    name = command or "run"
+    arguments = [command] if command else []
+    module = importlib.import_module(f"jaxtrain.commands.{name}")
+    monkeypatch.setattr(module, "run", lambda *_: 1 / 0)
+    assert main(["jaxtrain", *arguments, "--workdir", "x"]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert "ZeroDivisionError: division by zero" in err
+    assert err[-1].endswith(" ".join(["the same command resumes: python -m jaxtrain.main", *arguments, "--workdir x"]))
+
+
+def test_the_door_imports_nothing_that_takes_time():
+    """Signals are heard as soon as it is open."""
+    code = "import sys, jaxtrain.main; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(ast.literal_eval(told)) & {"jax", "numpy", "absl", "ml_collections", "rich"} == set()
+
+
+@pytest.mark.parametrize("call", [["jaxtrain"], ["jaxtrain.main"], ["jaxtrain.evaluate"], ["jaxtrain.export"]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_during_the_imports_is_one_line(call, number, tmp_path):
+    """The first module that a command imports takes for ever."""
+    (tmp_path / "ml_collections.py").write_text("print('importing', flush=True)\nwhile True: pass\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", *call, "--workdir", str(tmp_path / "run")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        told = process.stderr.read()
+        assert process.wait(timeout=60) == 128 + number
+    assert told.startswith(f"jaxtrain: stopped by {number.name}; the same command resumes: python -m jaxtrain.main")
+    assert told.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_signal_ends_a_compiled_call_at_once_in_one_line(config_file, tmp_path, number):
     """The loop is inside C code that no Python signal handler can interrupt, as it is in XLA."""
     code = (
-        "import sys, hashlib, jaxtrain.main as lib\n"
+        "import sys, hashlib, jaxtrain.commands.run as lib, jaxtrain.main\n"
         "def loop(config, task, workdir, progress, pretrained):\n"
         "    progress.note('in the loop')\n"
         "    hashlib.pbkdf2_hmac('sha512', b'', b'', 2**31 - 1)\n"
         "lib.run_loop = loop\n"
-        "sys.exit(lib.main(sys.argv))\n"
+        "sys.exit(jaxtrain.main.main())\n"
     )
     command = [sys.executable, "-c", code, "--config", str(config_file), "--workdir", str(tmp_path / "run")]
     root = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import pytest
 from hub_models import write_model
 from safetensors.numpy import load_file
 
-from jaxtrain import evaluate, export
+from jaxtrain.commands.evaluate import leave_out
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, open_pretrained
 from jaxtrain.main import main
@@ -86,7 +86,9 @@ def test_the_loop_turns_and_its_traces_are_finished_by_their_text(root):
 
 @pytest.mark.parametrize("network", ["policy", "prm"])
 def test_both_networks_leave_as_folders_that_open_again(root, tmp_path, network, capsys):
-    code = export.main(["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--network", network])
+    code = main(
+        ["jaxtrain", "export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--network", network]
+    )
     assert (code, capsys.readouterr().out) == (0, f"{tmp_path / 'out'}\n")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "iteration 1" in card and "evaluation/greedy/accuracy" in card and "config sha256" in card
@@ -111,7 +113,7 @@ def test_a_live_run_can_be_exported(root, tmp_path):
     unfinished.mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 2, "eval')
-    assert export.main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 0
+    assert main(["jaxtrain", "export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 0
     assert unfinished.exists()
 
 
@@ -120,7 +122,7 @@ def test_an_export_takes_no_other_tokenizer(root, tmp_path, capsys):
     text = path.read_text()
     path.write_text(text.replace("{", '{"note": 1,', 1))
     try:
-        assert export.main(["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out")]) == 2
+        assert main(["jaxtrain", "export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out")]) == 2
     finally:
         path.write_text(text)
     assert "hub/tokenizer_config.json is not what it was when" in capsys.readouterr().err
@@ -129,27 +131,45 @@ def test_an_export_takes_no_other_tokenizer(root, tmp_path, capsys):
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     manifest["facts"]["hub/vocab.txt"] = "0" * 64
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    assert export.main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    assert main(["jaxtrain", "export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
     assert "hub/vocab.txt is not what it was when" in capsys.readouterr().err
 
 
 def test_the_warm_start_is_exported_by_its_number(root, tmp_path):
-    arguments = ["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--iteration", "0"]
-    assert export.main(arguments) == 0
+    arguments = [
+        "jaxtrain",
+        "export",
+        "--workdir",
+        str(root / "run"),
+        "--to",
+        str(tmp_path / "out"),
+        "--iteration",
+        "0",
+    ]
+    assert main(arguments) == 0
     assert "iteration 0" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
     """On the run's own problems, whole or greedily; on others, the folder says which."""
-    arguments = ["evaluate", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--iteration", "0"]
+    arguments = [
+        "jaxtrain",
+        "evaluate",
+        "--workdir",
+        str(root / "run"),
+        "--to",
+        str(tmp_path / "out"),
+        "--iteration",
+        "0",
+    ]
     for _ in range(2):  # the second time all trees are there
-        assert evaluate.main(arguments) == 0
+        assert main(arguments) == 0
         (row,) = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
         expected = {k: v for k, v in metrics_of(root)[0].items() if k.startswith("evaluation/")}
         assert {key: row[key] for key in expected} == expected
     assert "greedy accuracy" in capsys.readouterr().out
     brief = [*arguments, "--to", str(tmp_path / "brief"), "--config.evaluation.methods=greedy"]
-    assert evaluate.main(brief) == 0
+    assert main(brief) == 0
     (row,) = map(json.loads, (tmp_path / "brief" / "metrics.jsonl").read_text().splitlines())
     scored = {key: value for key, value in row.items() if key.startswith("evaluation/")}
     assert scored == {k: v for k, v in expected.items() if k in scored} and "evaluation/greedy/accuracy" in scored
@@ -164,11 +184,11 @@ def test_what_a_run_trained_on_is_not_scored():
     """Other sizes or seeds draw the sets anew: one's test problem is another's demonstration."""
     ran = TasksConfig(num_train=800, num_dev=0, num_test=50, num_demonstrations=200)
     learnt, redrawn = make_task(ran), make_task(replace(ran, seed=1))
-    task, num_learnt = evaluate.leave_out(learnt, redrawn, "test")
+    task, num_learnt = leave_out(learnt, redrawn, "test")
     assert {p.prompt for p in task.test}.isdisjoint(row.prompt for row in (*learnt.train, *learnt.demonstrations))
     assert 0 < num_learnt < 50 == num_learnt + len(task.test)
     with pytest.raises(UserError, match="trained on all 800 train problems"):
-        evaluate.leave_out(learnt, learnt, "train")
+        leave_out(learnt, learnt, "train")
 
 
 def test_what_differs_from_it_in_names_alone_is_not_scored_either():
@@ -181,20 +201,20 @@ def test_what_differs_from_it_in_names_alone_is_not_scored_either():
     same_prompt = replace(train[0], substance="another task has no such word for it")
     learnt = replace(task, train=train, demonstrations=demonstrations)
     asked = replace(task, test=(test[0], *twins, same_prompt, replace(test[3], substance="")))
-    left, num_learnt = evaluate.leave_out(learnt, asked, "test")
+    left, num_learnt = leave_out(learnt, asked, "test")
     assert (left.test, num_learnt) == ((asked.test[0], asked.test[4]), 3)
 
 
 def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
     """A run made anew has another policy under the same config and iteration; a copy of the first has the same."""
     how = ["--to", str(tmp_path / "out"), "--iteration", "0", "--config.evaluation.methods=greedy"]
-    assert evaluate.main(["evaluate", "--workdir", str(root / "run"), *how]) == 0
+    assert main(["jaxtrain", "evaluate", "--workdir", str(root / "run"), *how]) == 0
     shutil.copytree(root / "run", tmp_path / "run")
-    assert evaluate.main(["evaluate", "--workdir", str(tmp_path / "run"), *how]) == 0
+    assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 0
     noted = tmp_path / "run" / "checkpoints" / "0" / "_CHECKPOINT_METADATA"
     told = json.loads(noted.read_text())
     noted.write_text(json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1}))
-    assert evaluate.main(["evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2
+    assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2
     assert "belongs to other facts: evaluated.checkpoint_sha256" in capsys.readouterr().err
 
 
@@ -203,40 +223,42 @@ def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path,
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     manifest["facts"]["tasks.problems.sha256"] = "0" * 64
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    assert evaluate.main(["evaluate", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
     assert "no longer makes the problems that it trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        *((command, ["--iteration", "7"], "--iteration 7: ") for command in (export, evaluate)),
+        *((command, ["--iteration", "7"], "--iteration 7: ") for command in ("export", "evaluate")),
         *(
             (command, ["--workdir", "nowhere"], "holds no config.json, so it is no run")
-            for command in (export, evaluate)
+            for command in ("export", "evaluate")
         ),
-        (export, ["--to", "."], "exists already"),
+        ("export", ["--to", "."], "exists already"),
         (
-            evaluate,
+            "evaluate",
             ["--config.model.width=8"],
             "--config.model: is the run's own; an evaluation may differ in seed, tasks",
         ),
         (
-            evaluate,
+            "evaluate",
             ["--config.tasks.num_tests=8"],
             "--config.tasks.num_tests is unknown; keys of config.tasks: num_test",
         ),
         (
-            evaluate,
+            "evaluate",
             ["--config.tasks.is_unseen=True", "--config.tasks.seed=1"],
             "--config.tasks.is_unseen=True: other templates are held out with another",
         ),
-        (evaluate, ["--num", "8"], "--num is unknown"),
+        ("evaluate", ["--num", "8"], "--num is unknown"),
+        ("evaluate", ["--it", "0"], "--it is unknown"),
+        ("export", ["--it", "0"], "unrecognized arguments: --it 0; --help lists all flags"),
     ],
 )
 def test_a_mistake_in_a_command_on_a_run_is_one_line(root, tmp_path, capsys, command, arguments, message):
     plain = ["--workdir", str(root / "run"), "--to", str(tmp_path / "out")]
-    assert command.main(["command", *plain, *arguments]) == 2
+    assert main(["jaxtrain", command, *plain, *arguments]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not (tmp_path / "out").exists()

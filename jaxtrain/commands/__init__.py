@@ -1,0 +1,34 @@
+"""What can be asked for on the command line: a module each, whose `run(arguments, leaving)` does it.
+
+`main` chose the command and has taken its name off `arguments`. It closes `leaving`, an ExitStack, however the process
+ends, so a command enters there what must clear the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from jaxtrain.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Read the flags of a command on a finished run: --workdir, --to, --iteration. Raises UserError."""
+
+    def __init__(self, description: str | None, to: str):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        self.add_argument("--workdir", required=True, type=home_path, help="the run folder")
+        self.add_argument("--to", required=True, type=home_path, help=to)
+        self.add_argument("--iteration", type=int, help="the checkpoint; the newest one by default")
+
+    def error(self, message: str) -> NoReturn:
+        """Say it as every other mistake is said."""
+        raise UserError(f"{message}; --help lists all flags")
+
+
+def home_path(text: str) -> Path:
+    """Read a path; `~` is the home folder, which a shell does not know behind an equals sign."""
+    return Path(text).expanduser()

@@ -1,0 +1,104 @@
+"""The command: `python -m jaxtrain.evaluate --workdir W --to DIR [--iteration K] [--config.section.key=value]`.
+
+Scores one checkpoint of a run on other problems, or with another budget, than the run did: other templates or files by
+`--config.tasks...`, another split or more samples by `--config.evaluation...`. Problems that the run trained on are
+left out. DIR becomes a run folder of its own, with config, manifest, trees, metrics and report.html; the same command
+resumes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxtrain.build import Config, build, check
+from jaxtrain.checkpoints import Checkpoints, fingerprint
+from jaxtrain.commands import Parser
+from jaxtrain.errors import UserError
+from jaxtrain.flags import override
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.phases import Run, score
+from jaxtrain.progress import Progress
+from jaxtrain.runs import list_facts, open_run, open_task, summary
+from jaxtrain.tasks import Task, make_task
+from jaxtrain.workdir import open_workdir
+
+FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # sections that may differ from the run's
+
+
+def run(arguments: Sequence[str], leaving: ExitStack) -> None:
+    """Evaluate one checkpoint. Raises UserError."""
+    parser = Parser(__doc__, to="the folder for what is found")
+    options, overrides = parser.parse_known_args(arguments)
+    evaluate(options.workdir, options.to, options.iteration, overrides, leaving)
+
+
+def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[str], leaving: ExitStack) -> None:
+    """Score one checkpoint and write the report. Raises UserError."""
+    ran, manifest, pretrained = open_run(path)
+    config = change(ran, overrides)
+    learnt = open_task(path, ran, manifest, pretrained)
+    asked = learnt if config.tasks == ran.tasks else make_task(config.tasks, learnt.tokenizer)
+    task, num_learnt = leave_out(learnt, asked, config.evaluation.split)
+    # Tokens and shots stay those that the run had.
+    task = replace(task, demonstrations=learnt.demonstrations)
+    check(config, task)
+    told: list[str] = []
+    with Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True, note_fn=told.append) as checkpoints:
+        iteration = checkpoints.choose(iteration)
+        facts = list_facts(config, task, pretrained)
+        facts |= {
+            "evaluated.config_sha256": manifest["config_sha256"],
+            "evaluated.iteration": iteration,
+            "evaluated.checkpoint_sha256": fingerprint(path / "checkpoints", iteration),
+        }
+        with open_workdir(to, asdict(config), facts) as workdir, MetricsLog(workdir.path) as log:
+            progress = leaving.enter_context(Progress(iteration))
+            for line in (*told, *workdir.notices):
+                progress.note(line)
+            # The shapes of a State are the run's; the problems may have others.
+            abstract = build(replace(ran, sharding=config.sharding), learnt.tokenizer, progress).abstract_state
+            state = checkpoints.restore(iteration, abstract)
+            log.truncate(-1)
+            if num_learnt:
+                notice = f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them"
+                log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
+                progress.note(notice)
+            score(state, Run(config, task, build(config, learnt.tokenizer, progress), workdir, log, progress))
+            leaving.close()
+    print(summary(workdir))
+
+
+def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
+    """Drop from a split what a run may have trained on. Returns (the task, how many problems were dropped).
+
+    Raises UserError where nothing is left.
+    """
+    known = {text for row in (*learnt.train, *learnt.demonstrations) for text in (row.prompt, row.substance) if text}
+    problems = getattr(task, split)
+    kept = tuple(problem for problem in problems if known.isdisjoint((problem.prompt, problem.substance)))
+    if problems and not kept:
+        raise UserError(f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose others")
+    return replace(task, **{split: kept}), len(problems) - len(kept)
+
+
+def change(ran: Config, overrides: Sequence[str]) -> Config:
+    """Apply overrides to a run's config.
+
+    Raises UserError for a section that an evaluation cannot change, and for unseen templates that it may have seen.
+    """
+    config = override(ConfigDict(asdict(ran)), overrides)
+    for section in (field.name for field in fields(Config)):
+        if section not in FREE and getattr(config, section) != getattr(ran, section):
+            raise UserError(f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}")
+    held_out = [(c.tasks.dataset, c.tasks.seed, c.tasks.unseen_share) for c in (config, ran)]
+    if config.tasks.is_unseen and held_out[0] != held_out[1]:
+        raise UserError(
+            "--config.tasks.is_unseen=True: other templates are held out with another dataset, tasks.seed or "
+            "tasks.unseen_share than the run's; leave these three as they are"
+        )
+    return config

@@ -1,0 +1,75 @@
+"""Open what a run starts from, and runs that are there: for the commands and the benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxtrain.build import Config
+from jaxtrain.errors import UserError
+from jaxtrain.flags import read_config
+from jaxtrain.hub import Pretrained, open_pretrained, resolve
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.sharding import ShardingConfig
+from jaxtrain.tasks import Task, digest, file_hashes, make_task
+from jaxtrain.workdir import Workdir, read_old
+
+
+def open_model(config: Config) -> tuple[Config, Pretrained | None]:
+    """Open the pretrained model that a config names, and take over its shape. Raises UserError."""
+    if not config.hub.pretrained:
+        return config, None
+    pretrained = open_pretrained(config.hub)
+    return replace(config, model=resolve(config.model, pretrained)), pretrained
+
+
+def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dict[str, Any]:
+    """List what a run depends on besides its config: hashes of its data, its problems and its pretrained model."""
+    hashes = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
+    return hashes | dict(pretrained.hashes if pretrained else {})
+
+
+def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
+    """Open a run that is there, to read it alone. Returns (its config, its manifest, the model it started from).
+
+    The config is for the devices here. Raises UserError where it is no run, or its model is not what it was.
+    """
+    values, manifest = read_old(path)
+    for name, content in (("config.json", values), ("manifest.json", manifest)):
+        if not content:
+            raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
+    config = read_config(ConfigDict(values))
+    pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
+    hashes = pretrained.hashes if pretrained else {}
+    started = {name: value for name, value in manifest["facts"].items() if name.startswith("hub/")}
+    for name in sorted(started.keys() | hashes.keys()):
+        if started.get(name) != hashes.get(name):
+            raise UserError(f"{config.hub.pretrained}: {name} is not what it was when {path} started from it")
+    return replace(config, sharding=ShardingConfig()), manifest, pretrained
+
+
+def open_task(path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None) -> Task:
+    """Make the task of a run anew. Raises UserError where its problems are not those that it trained on."""
+    task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
+    if digest(task) != manifest["facts"]["tasks.problems.sha256"]:
+        raise UserError(
+            f"--workdir {path}: its config no longer makes the problems that it trained on, so none can be told to be "
+            "held out; take the jaxtrain and the data of its manifest.json"
+        )
+    return task
+
+
+def summary(workdir: Workdir) -> str:
+    """Say in two lines what came of a run."""
+    with MetricsLog(workdir.path) as log:
+        rows = [row for row in log.read() if "evaluation/greedy/accuracy" in row]
+
+    def told(row: dict[str, Any]) -> str:
+        share, low, high = (row[f"evaluation/greedy/{name}"] for name in ("accuracy", "low", "high"))
+        return f"{share:.1%} [{low:.1%}, {high:.1%}] after iteration {row['iteration']}"
+
+    told_rows = " -> ".join(told(row) for row in (rows[:1] if len(rows) < 2 else (rows[0], rows[-1])))
+    return f"greedy accuracy {told_rows} ({rows[-1]['evaluation/greedy/num_problems']} problems)\n{workdir.report}"
