@@ -50,7 +50,12 @@ def main(argv: Sequence[str]) -> int:
         task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
         check(config, task)
         with (
-            open_workdir(path, asdict(config), list_facts(config, task, pretrained)) as workdir,
+            open_workdir(
+                path,
+                asdict(config),
+                list_facts(config, task, pretrained),
+                command,
+            ) as workdir,
             Progress(config.loop.num_iterations) as progress,
             leave_at_signal(command, progress.close),
         ):

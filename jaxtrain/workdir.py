@@ -127,13 +127,19 @@ class Workdir:
             return None
 
 
-def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any]) -> Workdir:
+def open_workdir(
+    path: str | Path,
+    config: dict[str, Any],
+    facts: dict[str, Any],
+    command: str = "",
+) -> Workdir:
     """Open a run folder, new or to be resumed, and lock it.
 
     Args:
       path: a local folder; made if it does not exist.
       config: the resolved config, nested dicts of JSON values, with `seed`.
       facts: JSON values that the run depends on besides its config, such as hashes of its data files.
+      command: what was typed, to be told in manifest.json.
 
     Raises:
       UserError: another run is alive in the folder; it belongs to another config (any key but `FREE_KEYS`) or to
@@ -157,7 +163,7 @@ def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any]
         now = describe(config, facts)
         starts = [*(before["starts"] if before else ()), _now()]
         write_json(path / "config.json", config)
-        write_json(path / "manifest.json", now | {"starts": starts})
+        write_json(path / "manifest.json", now | {"starts": starts, "command": command})
     except BaseException:
         lock.close()
         raise
