@@ -485,7 +485,16 @@ def test_hostile_text_is_shown_as_text_everywhere():
     sample = {"problem": HOSTILE, "gold": HOSTILE, "verdict": HOSTILE, "method": HOSTILE, "steps": steps}
     config = {"tasks": {"name": HOSTILE}, "seed": HOSTILE, "loop": {"num_iterations": 1}}
     text = render_report(
-        config, rows, [sample], {"versions": {HOSTILE: HOSTILE}, "devices": {"count": 1, "kind": HOSTILE}}
+        config,
+        rows,
+        [sample],
+        {
+            "versions": {HOSTILE: HOSTILE},
+            "devices": {"count": 1, "kind": HOSTILE},
+            "git_commit": HOSTILE,
+            "starts": [HOSTILE],
+            "command": HOSTILE,
+        },
     )
     page = Page(text)
     assert not {"script", "img"} & set(page.tags)

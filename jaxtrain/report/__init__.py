@@ -98,6 +98,7 @@ def render_report(
 
 
 def _header(title: str, config: dict[str, Any], history: list[Row], manifest: Manifest | None) -> str:
+    # How far the run is.
     goal = _look_up(config, "loop.num_iterations")
     done = history[-1]["iteration"] if history else None
     if done is None:
@@ -107,19 +108,21 @@ def _header(title: str, config: dict[str, Any], history: list[Row], manifest: Ma
     else:
         status = f"iteration {done} of {goal}"
         share = min(done / goal, 1.0)
+
+    # What it took, and what it ran on.
     seconds = accounts.total_seconds(history)
     facts = [f"{duration(seconds)} accounted for"] if seconds else []
     facts += [f"seed {config['seed']}"] if "seed" in config else []
-    manifest = manifest or {}
-    starts = manifest.get("starts", [])
-    facts += [f"started {starts[0]}"] if starts else []
-    facts += [f"resumed {starts[-1]}"] if len(starts) > 1 else []
-    facts += [f"commit {manifest['git_commit']}"] if manifest.get("git_commit") else []
-    if devices := manifest.get("devices"):
-        facts.append(f"{devices['count']} x {devices['kind']}")
-    versions = manifest.get("versions", {})
-    facts += [f"{name} {version}" for name, version in versions.items() if version]
-    command = f"<pre>{escape(manifest['command'])}</pre>" if manifest.get("command") else ""
+    command = ""
+    if manifest:
+        starts, versions = manifest["starts"], manifest["versions"].items()
+        facts.append(f"started {starts[0]}")
+        facts += [f"resumed {starts[-1]}"] if len(starts) > 1 else []
+        facts.append(f"{manifest['devices']['count']} x {manifest['devices']['kind']}")
+        facts.append(f"commit {manifest['git_commit'] or 'unknown'}")
+        facts += [f"{name} {version}" for name, version in versions if version]
+        command = f"<pre>{escape(manifest['command'])}</pre>" if manifest["command"] else ""
+
     return f"""<header>
 <p class="kicker">jaxtrain</p>
 <h1>{escape(title)}</h1>
