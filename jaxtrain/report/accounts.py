@@ -156,7 +156,8 @@ def _histogram(row: Row | None) -> str:
         return ""
     bars = [(f"{i / len(counts):.1f}", count) for i, count in enumerate(counts)]
     chart = bar_chart(bars, "value target, from", "steps")
-    return f"<div><h3>Value targets, iteration {row['iteration']}</h3>{chart}</div>"
+    told = f"<p>{explain('datasets/value_histogram')}</p>"
+    return f"<div><h3>Value targets, iteration {row['iteration']}</h3>{told}{chart}</div>"
 
 
 def total_seconds(history: list[Row]) -> float:

@@ -58,6 +58,7 @@ MEANINGS = {
     "datasets/num_values": "steps with a target in them; one that paths share counts once",
     "datasets/num_values_new": "of these, found in this iteration",
     "datasets/num_values_left_out": "labelled steps that no path kept goes through",
+    "datasets/value_histogram": "targets of the steps labelled in this iteration, by tenths",
     "updates/num_updates": "updates of this fit",
     "updates/num_skipped": "updates without effect: loss or gradient was not finite",
     "updates/is_skipped_fit": "1: there was no data, so no update was made",
