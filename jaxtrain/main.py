@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from jaxtrain import __version__
+from jaxtrain.commands import command_line
 from jaxtrain.errors import Diverged, UserError
 
 COMMANDS = ("run", "plan", "evaluate", "export")
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 done, 1 an error of ours, 2 of the user's, 3 diverged, 130 or 143 stopped.
     """
     name, *arguments = read_command((sys.argv if argv is None else argv)[1:])
-    command = shlex.join(["python", "-m", "jaxtrain.main", *([] if name == "run" else [name]), *arguments])
+    command = command_line(name, arguments)
     if "--version" in arguments:
         print(f"jaxtrain {__version__}")
         return 0

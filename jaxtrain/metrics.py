@@ -10,6 +10,9 @@ without gap or duplicate when the run is killed at any instant:
    `truncate` says which, and the caller scores the restored iteration again where it is missing.
 
 TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept.
+
+The value of a key that ends with `/losses` is a list, one loss an update: TensorBoard shows one
+scalar for each, at the number that the update has in the whole run, counted over the rows.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,7 @@ class MetricsLog:
         self._tensorboard = folder / "tensorboard"
         self._rows = _read(self._path)
         self._writer: SummaryWriter | None = None
+        self._num_updates: Counter[str] = Counter()  # those whose losses TensorBoard has, by key
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -67,6 +72,7 @@ class MetricsLog:
         for events in self._tensorboard.glob("events.out.tfevents.*"):
             events.unlink()
         self._writer = SummaryWriter(str(self._tensorboard), flush_secs=5)
+        self._num_updates.clear()
         for row in self._rows:
             self._copy(row)
         return self.has(iteration, "evaluation/")
@@ -77,7 +83,8 @@ class MetricsLog:
         Args:
           iteration: the iteration that the event belongs to.
           metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are taken as such,
-            and a float that is not finite is stored as null. Scalars also go to TensorBoard, with step = iteration.
+            and a float that is not finite is stored as null. Scalars also go to
+            TensorBoard, with step = iteration, and lists of losses, with step = update.
         """
         if self._writer is None:
             raise RuntimeError("call truncate(restored iteration, or -1) before the first append")
@@ -110,6 +117,11 @@ class MetricsLog:
         for key, value in row.items():
             if key != "iteration" and isinstance(value, int | float):
                 self._writer.add_scalar(key, value, row["iteration"])
+            elif key.endswith("/losses"):
+                for loss in value:
+                    self._num_updates[key] += 1
+                    if loss is not None:
+                        self._writer.add_scalar(key, loss, self._num_updates[key])
 
 
 def _read(path: Path) -> list[Row]:

@@ -23,6 +23,7 @@ from jaxtrain.errors import Diverged
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import write_report
+from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Kind,
     Labels,
@@ -191,7 +192,8 @@ def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: T
     info = updates.summarise(infos)
     if info["is_skipped_fit"]:
         run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
-    run.log.append(i, {**named(f"updates/{name}", info), f"time/{name}_updates": phase.seconds})
+    told = {**info, "losses": [float(f"{loss:.6g}") for loss in infos["loss"]]}
+    run.log.append(i, {**named(f"updates/{name}", told), f"time/{name}_updates": phase.seconds})
     return learner
 
 
@@ -230,6 +232,7 @@ def score(state: State, run: Run) -> None:
     rows = [*run.log.read(), {"iteration": i, **metrics}]
     write_report(run.workdir.report, asdict(run.config), rows, samples, run.workdir.manifest)
     run.log.append(i, metrics)
+    run.progress.note(tell_accuracy(rows[-1]))
 
 
 def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable) -> evaluation.Metrics:

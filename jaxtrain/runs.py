@@ -13,6 +13,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.flags import read_config
 from jaxtrain.hub import Pretrained, open_pretrained, resolve
 from jaxtrain.metrics import MetricsLog
+from jaxtrain.report.accounts import tell_nothing_learnt
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, digest, file_hashes, make_task
 from jaxtrain.workdir import Workdir, read_old
@@ -63,13 +64,19 @@ def open_task(path: Path, config: Config, manifest: dict[str, Any], pretrained: 
 
 
 def summary(workdir: Workdir) -> str:
-    """Say in two lines what came of a run."""
+    """Say in two lines what came of a run, and in a third that nothing was learnt, if so it was."""
     with MetricsLog(workdir.path) as log:
-        rows = [row for row in log.read() if "evaluation/greedy/accuracy" in row]
+        all_rows = log.read()
+    rows = [row for row in all_rows if "evaluation/greedy/accuracy" in row]
 
     def told(row: dict[str, Any]) -> str:
         share, low, high = (row[f"evaluation/greedy/{name}"] for name in ("accuracy", "low", "high"))
         return f"{share:.1%} [{low:.1%}, {high:.1%}] after iteration {row['iteration']}"
 
     told_rows = " -> ".join(told(row) for row in (rows[:1] if len(rows) < 2 else (rows[0], rows[-1])))
-    return f"greedy accuracy {told_rows} ({rows[-1]['evaluation/greedy/num_problems']} problems)\n{workdir.report}"
+    lines = [
+        f"greedy accuracy {told_rows} ({rows[-1]['evaluation/greedy/num_problems']} problems)",
+        str(workdir.report),
+        tell_nothing_learnt(all_rows),
+    ]
+    return "\n".join(filter(None, lines))

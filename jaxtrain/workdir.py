@@ -163,13 +163,14 @@ class Workdir:
         return digest.hexdigest()
 
 
-def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any]) -> Workdir:
+def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any], command: str = "") -> Workdir:
     """Open a run folder, new or to be resumed, and lock it.
 
     Args:
       path: a local folder, `~` for the home folder; made if it does not exist.
       config: the resolved config, nested dicts of JSON values, with `seed`.
       facts: JSON values that the run depends on besides its config, such as hashes of its data files.
+      command: what was typed, to be told in manifest.json.
 
     Raises:
       UserError: another run is alive in the folder; it belongs to another config (any key but `FREE_KEYS`) or to
@@ -186,7 +187,7 @@ def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any]
         _make_folder(path)
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(_acquire(path))
-            notices, starts = _take_over(path, config, facts)
+            notices, starts = _take_over(path, config, facts, command)
             stack.pop_all()
     except OSError as error:
         where = error.filename or path
@@ -215,7 +216,7 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return values[0], values[1]
 
 
-def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> tuple[list[str], list[str]]:
+def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any], command: str) -> tuple[list[str], list[str]]:
     """Compare a locked folder with what is to run there, and describe the new start. Returns (notices, starts)."""
     old_config, before = read_old(path)
     if old_config:
@@ -227,7 +228,7 @@ def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> tup
     now = describe(config, facts)
     starts = [*(before["starts"] if before else ()), _now()]
     write_json(path / "config.json", config)
-    write_json(path / "manifest.json", now | {"starts": starts})
+    write_json(path / "manifest.json", now | {"starts": starts, "command": command})
 
     def changes(old: dict[str, Any], new: dict[str, Any], *parts: str) -> list[str]:
         before, after = ({part: whole.get(part, {}) for part in parts} for whole in (old, new))

@@ -192,6 +192,20 @@ def test_tensorboard_shows_every_number_once(tmp_path):
     assert tensorboard_scalars(tmp_path) == [("a/b", 0, 1.0), ("a/b", 1, 0.5)]
 
 
+def test_tensorboard_shows_the_loss_of_every_update_of_the_run(tmp_path):
+    """Steps count through all fits, a loss that was not finite among them, and again after a restart."""
+    key = "updates/policy/losses"
+    with open_log(tmp_path) as log:
+        log.append(0, {key: [4.0, math.nan, 2.0], "updates/prm/losses": []})
+        log.append(1, {key: [1.0], "updates/prm/losses": [0.5]})
+        log.append(2, {key: [9.0]})
+    with open_log(tmp_path, 1) as log:
+        log.append(2, {key: [0.25]})
+    steps = [(key, 1, 4.0), (key, 3, 2.0), (key, 4, 1.0), (key, 5, 0.25)]
+    assert tensorboard_scalars(tmp_path) == [*steps, ("updates/prm/losses", 1, 0.5)]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])[key] == [4.0, None, 2.0]
+
+
 def test_killed_anywhere_metrics_have_no_gap_and_no_duplicate(tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -7,6 +7,8 @@ ends, so a command enters there what must clear the terminal.
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,3 +34,8 @@ class Parser(argparse.ArgumentParser):
 def home_path(text: str) -> Path:
     """Read a path; `~` is the home folder, which a shell does not know behind an equals sign."""
     return Path(text).expanduser()
+
+
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """Return what starts a command again."""
+    return shlex.join(["python", "-m", "jaxtrain.main", *([] if name == "run" else [name]), *arguments])

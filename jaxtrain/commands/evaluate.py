@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jaxtrain.build import Config, build, check
 from jaxtrain.checkpoints import Checkpoints, fingerprint
-from jaxtrain.commands import Parser
+from jaxtrain.commands import Parser, command_line
 from jaxtrain.errors import UserError
 from jaxtrain.flags import override
 from jaxtrain.metrics import MetricsLog
@@ -31,14 +30,10 @@ FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # secti
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
-    """Evaluate one checkpoint. Raises UserError."""
+    """Score one checkpoint and write the report. Raises UserError."""
     parser = Parser(__doc__, to="the folder for what is found")
     options, overrides = parser.parse_known_args(arguments)
-    evaluate(options.workdir, options.to, options.iteration, overrides, leaving)
-
-
-def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[str], leaving: ExitStack) -> None:
-    """Score one checkpoint and write the report. Raises UserError."""
+    path, iteration = options.workdir, options.iteration
     ran, manifest, pretrained = open_run(path)
     config = change(ran, overrides)
     learnt = open_task(path, ran, manifest, pretrained)
@@ -56,7 +51,11 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
             "evaluated.iteration": iteration,
             "evaluated.checkpoint_sha256": fingerprint(path / "checkpoints", iteration),
         }
-        with open_workdir(to, asdict(config), facts) as workdir, MetricsLog(workdir.path) as log:
+        command = command_line("evaluate", arguments)
+        with (
+            open_workdir(options.to, asdict(config), facts, command) as workdir,
+            MetricsLog(workdir.path) as log,
+        ):
             progress = leaving.enter_context(Progress(iteration))
             for line in (*told, *workdir.notices):
                 progress.note(line)

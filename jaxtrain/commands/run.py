@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from jaxtrain.build import check
+from jaxtrain.commands import command_line
 from jaxtrain.flags import list_keys, parse
 from jaxtrain.iteration import run_loop
 from jaxtrain.progress import Progress
@@ -29,7 +30,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     config, pretrained = open_model(config)
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     check(config, task)
-    with open_workdir(path, asdict(config), list_facts(config, task, pretrained)) as workdir:
+    facts = list_facts(config, task, pretrained)
+    with open_workdir(path, asdict(config), facts, command_line("run", arguments)) as workdir:
         progress = leaving.enter_context(Progress(config.loop.num_iterations))
         tell_what_is_odd(task, workdir, progress)
         run_loop(config, task, workdir, progress, pretrained)

@@ -5,21 +5,32 @@ The page loads nothing and runs nothing, wherever it is sent. Model text is host
 where it is not printable, and a policy in the page itself forbids scripts in case that were not enough.
 
     markup.py    escaping, numbers, tables          scores.py     accuracy against compute; what the PRM knows
-    charts.py    figures as inline SVG              accounts.py   notices, counts, time, value targets
-    style.py     the look                           samples.py    traces, step by step
+    charts.py    figures as inline SVG              accounts.py   notices, losses, counts, time
+    style.py     the look                           meanings.py   what every count means
+    samples.py   traces, step by step
 
 A number is shown rounded; point at it to read its metric key and its full value.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.files import write_atomic
 from jaxtrain.report import accounts, samples, scores
-from jaxtrain.report.markup import Row, duration, escape, get_row, iteration_name, merge, number, points
+from jaxtrain.report.markup import (
+    Row,
+    duration,
+    escape,
+    get_row,
+    interval,
+    iteration_name,
+    merge,
+    number,
+)
 from jaxtrain.report.style import CSS
 
 Manifest = dict[str, Any]
@@ -54,10 +65,10 @@ def write_report(
 
     Args:
       path: the HTML file.
-      config: the resolved config; shown are `tasks.name`, `loop.num_iterations` and `seed`, where it has them.
+      config: the resolved config.
       rows: the rows of the metrics log; any metric may be missing.
       sample_traces: what `samples.render_samples` takes.
-      manifest: what `workdir.describe` returns, for the versions and devices.
+      manifest: that of the run folder, for the command, commit, starts, versions and devices.
     """
     write_atomic(path, render_report(config, rows, sample_traces, manifest).encode("utf-8"))
 
@@ -78,6 +89,7 @@ def render_report(
         _highlights(history),
         scores.render_accuracy(history),
         scores.render_prm(history),
+        accounts.render_losses(history),
         accounts.render_counts(history),
         accounts.render_time(history),
         samples.render_samples(sample_traces),
@@ -86,6 +98,7 @@ def render_report(
 
 
 def _header(title: str, config: dict[str, Any], history: list[Row], manifest: Manifest | None) -> str:
+    # How far the run is.
     goal = _look_up(config, "loop.num_iterations")
     done = history[-1]["iteration"] if history else None
     if done is None:
@@ -95,12 +108,21 @@ def _header(title: str, config: dict[str, Any], history: list[Row], manifest: Ma
     else:
         status = f"iteration {done} of {goal}"
         share = min(done / goal, 1.0)
+
+    # What it took, and what it ran on.
     seconds = accounts.total_seconds(history)
     facts = [f"{duration(seconds)} accounted for"] if seconds else []
     facts += [f"seed {config['seed']}"] if "seed" in config else []
+    command = ""
     if manifest:
+        starts, versions = manifest["starts"], manifest["versions"].items()
+        facts.append(f"started {starts[0]}")
+        facts += [f"resumed {starts[-1]}"] if len(starts) > 1 else []
         facts.append(f"{manifest['devices']['count']} x {manifest['devices']['kind']}")
-        facts += [f"{name} {version}" for name, version in manifest["versions"].items() if version]
+        facts.append(f"commit {manifest['git_commit'] or 'unknown'}")
+        facts += [f"{name} {version}" for name, version in versions if version]
+        command = f"<pre>{escape(manifest['command'])}</pre>" if manifest["command"] else ""
+
     return f"""<header>
 <p class="kicker">jaxtrain</p>
 <h1>{escape(title)}</h1>
@@ -108,29 +130,37 @@ def _header(title: str, config: dict[str, Any], history: list[Row], manifest: Ma
 both learn from what the verifier confirms. Iteration 0 is the warm start.</p>
 <p class="status"><span class="track"><span style="width:{100 * share:.0f}%"></span></span> {escape(status)}</p>
 <p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</p>
+{command}
+<details><summary>Config</summary><pre>{escape(json.dumps(config, indent=2))}</pre></details>
 </header>"""
 
 
 def _highlights(history: list[Row]) -> str:
-    """Return the three or four figures that a hurried reader wants."""
+    """Return the three figures that a hurried reader wants, each with its interval."""
     tiles = []
-    scored = [row for row in history if "evaluation/greedy/accuracy" in row]
-    if scored:
+    if scored := [row for row in history if "evaluation/greedy/accuracy" in row]:
         first, last = scored[0], scored[-1]
-        gain = points(first, last, "evaluation/greedy/accuracy") if last is not first else ""
-        note = f"{gain} since {iteration_name(first)}" if gain else iteration_name(last)
-        tiles.append(("greedy accuracy", number(last, "evaluation/greedy/accuracy", "percent"), note))
-    searched = get_row(history, "evaluation/mcts/accuracy")
-    if searched:
+        ours, theirs = (row.get("evaluation/greedy/outcomes") for row in (last, first))
+        gain = scores.paired(ours, theirs) if last is not first else None
+        note = f"{scores.tell_difference(gain)} since {iteration_name(first)}" if gain else ""
+        spread = interval(last, "evaluation/greedy/low", "evaluation/greedy/high", "percent")
+        figure = number(last, "evaluation/greedy/accuracy", "percent")
+        tiles.append(("greedy accuracy", figure, spread, note))
+    if searched := get_row(history, "evaluation/mcts/accuracy"):
         note = f"{number(searched, 'evaluation/mcts/tokens', 'count')} tokens per problem"
-        tiles.append(("accuracy with search", number(searched, "evaluation/mcts/accuracy", "percent"), note))
-    rated = get_row(history, "evaluation/prm/auroc")
-    if rated:
+        spread = interval(searched, "evaluation/mcts/low", "evaluation/mcts/high", "percent")
+        figure = number(searched, "evaluation/mcts/accuracy", "percent")
+        tiles.append(("accuracy with search", figure, spread, note))
+    if rated := get_row(history, "evaluation/prm/auroc"):
         note = "chance that a correct trace outscores a wrong one"
-        tiles.append(("PRM AUROC", number(rated, "evaluation/prm/auroc", "decimal"), note))
+        spread = interval(rated, "evaluation/prm/auroc_low", "evaluation/prm/auroc_high", "decimal")
+        tiles.append(("PRM AUROC", number(rated, "evaluation/prm/auroc", "decimal"), spread, note))
     if not tiles:
         return ""
-    inner = "".join(f"<div><h3>{name}</h3><p>{figure}</p><small>{note}</small></div>" for name, figure, note in tiles)
+    inner = "".join(
+        f"<div><h3>{name}</h3><p>{figure}</p><small>{spread}</small><small>{note}</small></div>"
+        for name, figure, spread, note in tiles
+    )
     return f'<section class="tiles">{inner}</section>'
 
 

@@ -1,10 +1,11 @@
-"""The accounts of a run: what went wrong, what was kept and dropped, what the labels look like, where the time went."""
+"""The accounts of a run: what went wrong, the losses, what was kept and dropped, the time."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from jaxtrain.report.charts import bar_chart
+from jaxtrain.report.charts import Point, Series, bar_chart, line_chart
 from jaxtrain.report.markup import (
     Row,
     bar,
@@ -14,14 +15,42 @@ from jaxtrain.report.markup import (
     get_row,
     is_number,
     iteration_name,
+    merge,
     number,
     table,
 )
+from jaxtrain.report.meanings import explain
 
 # The stages in their order; metrics of any other stage follow.
 STAGES = ("prompts", "tasks", "search", "labels", "datasets", "updates", "checkpoints")
 # Words in the name of a count that should be zero.
 TROUBLE = re.compile(r"(^|[_/])(skipped|set_aside|non_?finite|errors?|failed)($|_)")
+
+NETWORKS = (("policy", "policy", "c2"), ("prm", "PRM", "c4"))  # key, name, colour class
+NUM_LOSSES = 60  # points of a loss curve, about
+
+
+def tell_nothing_learnt(rows: Sequence[Row]) -> str:
+    """Return the line for the end of a run in which neither network learnt anything, else nothing.
+
+    The fits that count are those after the warm start, or its own where nothing follows it. A
+    network learns from a fit in which an update was made and not skipped.
+    """
+    keys = [f"updates/{name}/num_" for name, *_ in NETWORKS]
+    fits = [row for row in merge(rows) if any(f"{key}updates" in row for key in keys)]
+    later = [row for row in fits if row["iteration"]] or fits
+    made = sum(row.get(f"{key}updates", 0) for row in later for key in keys)
+    skipped = sum(row.get(f"{key}skipped", 0) for row in later for key in keys)
+    if not fits or made > skipped:
+        return ""
+    when = "after the warm start" if later[0]["iteration"] else "in the warm start"
+    if made:
+        why = "no update was finite"
+    elif sum(row.get("labels/num_correct", 0) for row in fits):
+        why = "every fit was skipped"
+    else:
+        why = "no trace was verified, so every fit was skipped"
+    return f"neither network learnt anything {when}: {why}"
 
 
 def render_notices(history: list[Row]) -> str:
@@ -60,6 +89,36 @@ def _notice(row: Row, key: str, value: object) -> str:
     return ""
 
 
+def render_losses(history: list[Row]) -> str:
+    """Return the loss curve of each network over all updates of the run."""
+    charts = {name: _losses(history, key, colour) for key, name, colour in NETWORKS}
+    inner = "".join(f"<div><h3>{name}</h3>{chart}</div>" for name, chart in charts.items() if chart)
+    if not inner:
+        return ""
+    return f"""<section><h2>Losses</h2>
+<p>A point is the mean of some updates in turn, its whisker their range. Ticks stand where a fit
+begins.</p>
+<div class="pair">{inner}</div></section>"""
+
+
+def _losses(history: list[Row], network: str, colour: str) -> str:
+    fits = [row.get(f"updates/{network}/losses") or [] for row in history]
+    size = 1 + sum(map(len, fits)) // NUM_LOSSES
+    points, starts, done = [], [], 0
+    for losses in filter(None, fits):
+        starts.append(done + 1)
+        for k in range(0, len(losses), size):
+            part = [loss for loss in losses[k : k + size] if loss is not None]
+            if part:
+                low, mean, high = min(part), sum(part) / len(part), max(part)
+                first, last = done + k + 1, done + min(k + size, len(losses))
+                label = f"updates {first:,} to {last:,}: {mean:.4g} ({low:.4g} to {high:.4g})"
+                points.append(Point((first + last) / 2, mean, low, high, label))
+        done += len(losses)
+    ticks = [(float(start), f"{start:,}") for start in starts[:: 1 + len(starts) // 8]]
+    return line_chart([Series(network, colour, points)], ticks, "update", "loss", is_percent=False)
+
+
 def render_counts(history: list[Row]) -> str:
     """Return all plain numbers of the stages, iteration by iteration, and the histogram of value targets."""
     keys = {key for row in history for key, value in row.items() if "/" in key and is_number(value)}
@@ -69,7 +128,7 @@ def render_counts(history: list[Row]) -> str:
     for stage in stages:
         body.append([escape(stage)])
         names = [key for key in _in_order(history) if key in keys and key.startswith(stage + "/")]
-        body += [[_name(key), *(number(row, key) for row in history)] for key in names]
+        body += [[_explained(key), *(number(row, key) for row in history)] for key in names]
     counts = f"<div>{table(['', *map(iteration_name, history)], body, 'dense')}</div>" if body else ""
     histogram = _histogram(get_row(history, "datasets/value_histogram"))
     if not counts and not histogram:
@@ -87,13 +146,18 @@ def _name(key: str) -> str:
     return escape(re.sub(r"[/_]", " ", name))
 
 
+def _explained(key: str) -> str:
+    return f"{_name(key)}<small>{escape(explain(key))}</small>"
+
+
 def _histogram(row: Row | None) -> str:
     counts = row["datasets/value_histogram"] if row else []
     if not row or not counts:
         return ""
     bars = [(f"{i / len(counts):.1f}", count) for i, count in enumerate(counts)]
     chart = bar_chart(bars, "value target, from", "steps")
-    return f"<div><h3>Value targets, iteration {row['iteration']}</h3>{chart}</div>"
+    told = f"<p>{explain('datasets/value_histogram')}</p>"
+    return f"<div><h3>Value targets, iteration {row['iteration']}</h3>{told}{chart}</div>"
 
 
 def total_seconds(history: list[Row]) -> float:

@@ -72,13 +72,6 @@ def format_number(value: float, style: str) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def points(first: Row, last: Row, key: str) -> str:
-    """Return the gain of an accuracy from one row to another, "+12.3 points", nothing where one is missing."""
-    if not is_number(first.get(key)) or not is_number(last.get(key)):
-        return ""
-    return f"{100 * (last[key] - first[key]):+.1f} points"
-
-
 def duration(seconds: float) -> str:
     """Return "0.4 s", "12 s", "3 min 20 s" or "2 h 05 min"."""
     if seconds < 59.5:

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxtrain.intervals import mean_interval
 from jaxtrain.report.charts import Point, Series, line_chart, log_ticks
-from jaxtrain.report.markup import NONE, Row, get_row, interval, is_number, iteration_name, number, table
+from jaxtrain.report.markup import (
+    NONE,
+    Row,
+    format_number,
+    get_row,
+    interval,
+    is_number,
+    iteration_name,
+    number,
+    table,
+)
+
+Gain = tuple[float, float, float]  # a difference of accuracies, and its interval
 
 # Key, name, colour class. An oracle picks by the gold answer, which no method can: an upper bound, not a rival.
 METHODS = (
@@ -38,6 +55,42 @@ PRM_ROWS = (
 )
 
 
+def tell_accuracy(row: Row) -> str:
+    """Return a line for the terminal: an iteration's accuracies as far as measured, no oracle's."""
+    found = [
+        f"{name} {row[f'evaluation/{key}/accuracy']:.1%}"
+        for key, name, _ in METHODS
+        if key != ORACLE and _has(row, key)
+    ]
+    if found:
+        found.append(f"{row['evaluation/greedy/num_problems']:,} problems")
+    return f"iteration {row['iteration']}: {' | '.join(found) or 'no problem was scored'}"
+
+
+def paired(ours: Sequence[int] | None, theirs: Sequence[int] | None) -> Gain | None:
+    """Return the difference of two accuracies and its 95 % interval, bootstrapped over problems.
+
+    `ours` and `theirs` are outcomes, 1 or 0 a problem; None where they cannot be paired.
+    """
+    if not ours or not theirs or len(ours) != len(theirs) or len(ours) < 2:
+        return None
+    difference = np.subtract(ours, theirs)
+    return float(difference.mean()), *mean_interval(difference, np.arange(len(difference)))
+
+
+def is_beyond_noise(gain: Gain) -> bool:
+    """Return whether the interval leaves 0 out."""
+    _, low, high = gain
+    return low > 0 or high < 0
+
+
+def tell_difference(gain: Gain) -> str:
+    """Return "+4.4 points (+2.3 to +6.7)", and that it is noise where the interval holds 0."""
+    difference, low, high = (format_number(value, "points") for value in gain)
+    told = f"<b>{difference} points</b> ({low} to {high})"
+    return told if is_beyond_noise(gain) else f"{told}: no difference beyond noise"
+
+
 def render_accuracy(history: list[Row]) -> str:
     """Return the accuracy table (methods by iterations) and its two figures."""
     scored = [row for row in history if any(f"evaluation/{key}/accuracy" in row for key, _, _ in METHODS)]
@@ -55,7 +108,7 @@ def render_accuracy(history: list[Row]) -> str:
 number of problems, and the mean tokens per problem, policy and PRM together. The oracle picks by the gold answer: a
 bound, not a rival.</p>
 {table(["", *map(iteration_name, scored)], body, "wide")}
-{_differences(last)}
+{_best(last)}
 <div class="pair">
 <div><h3>By iteration</h3>{_by_iteration(scored)}</div>
 <div><h3>Against tokens, iteration {last["iteration"]}</h3>{_by_tokens(last)}</div>
@@ -79,21 +132,34 @@ def _accuracy_cell(row: Row, method: str) -> str:
     return f"<b>{accuracy}</b><small>{spread}</small><small>{' &middot; '.join(costs)}</small>"
 
 
-def _differences(row: Row) -> str:
-    """Say how search compares with its rivals on the same problems at matched tokens, where that was measured."""
-    sentences = []
-    for method, name, _ in METHODS:
-        key = f"evaluation/mcts_minus_{method}"
-        if is_number(row.get(key)):
-            spread = interval(row, f"{key}_low", f"{key}_high", "points")
-            sentences.append(f"<li>MCTS minus {name}: <b>{number(row, key, 'points')} points</b> ({spread})</li>")
-    if is_number(row.get("evaluation/mcts/in_tree")):
-        share = number(row, "evaluation/mcts/in_tree", "percent")
-        sentences.append(f"<li>a correct answer stands anywhere in MCTS's tree: <b>{share}</b> of the problems</li>")
-    if not sentences:
+def _best(row: Row) -> str:
+    """Say which method is best at equal tokens, and by how much on the same problems."""
+    names = {key: name for key, name, _ in METHODS if key != ORACLE}
+    solved = {key: row.get(f"evaluation/{key}/outcomes") for key in names}
+    solved = {key: outcomes for key, outcomes in solved.items() if outcomes}
+    rivals = [key for key in solved if key != "greedy"]  # it costs less than they
+    if len(rivals) < 2 or "mcts" not in rivals:  # whose tokens the others are given
         return ""
-    head = f"Same problems, nearest equal mean tokens, iteration {row['iteration']}, 95% interval of the difference:"
-    return f"<p>{head}</p><ul>{''.join(sentences)}</ul>"
+
+    # The differences from the best.
+    best = max(rivals, key=lambda key: np.mean(solved[key]))
+    gains = {key: paired(solved[best], solved[key]) for key in solved if key != best}
+    gains = {key: gain for key, gain in gains.items() if gain}
+    told = "".join(f"<li>{names[key]}: {tell_difference(gains[key])}</li>" for key in gains)
+
+    # The sentence claims no more than the intervals.
+    is_clear = all(key in gains and is_beyond_noise(gains[key]) for key in rivals if key != best)
+    is_short = any(row.get(f"evaluation/{key}/is_budget_short") for key in rivals)
+    tokens = "tokens that are not all equal (see the notices)" if is_short else "equal tokens"
+    claim = "Best at" if is_clear else "No method is best beyond noise; the highest at"
+    accuracy = number(row, f"evaluation/{best}/accuracy", "percent")
+    spread = interval(row, f"evaluation/{best}/low", f"evaluation/{best}/high", "percent")
+    in_tree = number(row, "evaluation/mcts/in_tree", "percent")
+    return f"""<p>{claim} {tokens}, iteration {row["iteration"]}: <b>{names[best]}, {accuracy}</b>
+({spread}).
+On the same problems, with 95% intervals, it stands above the others by</p>
+<ul>{told}</ul>
+<p>Of MCTS's trees {in_tree} hold a correct answer anywhere.</p>"""
 
 
 def _by_iteration(scored: list[Row]) -> str:

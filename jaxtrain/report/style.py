@@ -27,6 +27,7 @@ data { text-decoration: none; cursor: default; }
 .status { font-weight: 600; display: flex; align-items: center; gap: 0.8rem; margin: 1.4rem 0 0.7rem; }
 .track { width: 12rem; height: 6px; border-radius: 3px; background: var(--line); overflow: hidden; }
 .track span { display: block; height: 100%; background: var(--accent); }
+details summary { cursor: pointer; color: var(--soft); font-size: 0.85rem; margin-top: 0.6rem; }
 .facts { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; color: var(--soft); font-size: 0.85rem; max-width: none; }
 .notices { background: var(--warn); border: 1px solid var(--warn-line); border-radius: 8px; padding: 1rem 1.3rem; }
 .notices h2 { font-size: 1rem; }
@@ -47,6 +48,7 @@ tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody th.group { font-weight: 650; padding-top: 1.1rem; }
 table.dense th, table.dense td { padding-top: 0.22rem; padding-bottom: 0.22rem; }
 table.dense tbody tr + tr > * { border-top: 0; }
+table.dense small { white-space: normal; min-width: 18rem; }
 table.dense tbody th.group { padding-top: 0.9rem; }
 td b { font-weight: 650; }
 .dot, .legend i { display: inline-block; width: 0.65rem; height: 0.65rem; border-radius: 50%; margin-right: 0.55rem;
