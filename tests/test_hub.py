@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
-from hub_models import GOLDEN, MODELS, TOKENS, VOCAB, config_of, tensors_of, write_model
+from hub_models import GOLDEN, LLAMA3, MODELS, TOKENS, VOCAB, config_of, tensors_of, write_model
 from safetensors.numpy import load_file, save_file
 
 from jaxtrain.errors import UserError
@@ -25,6 +26,7 @@ from jaxtrain.hub.tokenizer import wrap
 from jaxtrain.nn.transformer import Segment, Transformer, abstract_params
 from jaxtrain.tokenizers import byte_tokenizer
 
+SHARD = "model-1.safetensors"
 POSITIONS = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
 
 
@@ -168,7 +170,8 @@ def edit_tensors(path, drop=(), **changes):
 
 
 def write_index(path, file, name="lm_head.weight"):
-    index = {"weight_map": dict.fromkeys(load_file(path / "model.safetensors"), "model.safetensors") | {name: file}}
+    (path / "model.safetensors").rename(path / SHARD)
+    index = {"weight_map": dict.fromkeys(load_file(path / SHARD), SHARD) | {name: file}}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -192,6 +195,7 @@ def lie_in_header(path):
     (path / "model.safetensors").write_bytes(struct.pack("<Q", 2**40) + data[8:])
 
 
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 1000.0}
 BAD = {
     "architecture": (lambda p: edit_config(p, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel is not supported"),
     "no architecture": (
@@ -212,10 +216,29 @@ BAD = {
     "infinite theta": (lambda p: edit_config(p, rope_theta=float("inf")), "rope_theta=inf is not supported"),
     "nested": (lambda p: (p / "config.json").write_text("[" * 100_000), "cannot be opened as a model"),
     "odd ends": (lambda p: write_ends(p, [[1]]), "cannot be opened as a model"),
-    "twice": (lambda p: write_twice(p), "tensor model.norm.weight is in model.safetensors too"),
+    "twice": (lambda p: write_twice(p), "tensor model.norm.weight is in model-1.safetensors too"),
     "list": (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
     "ends": (lambda p: (p / "generation_config.json").write_text("[]"), "is not a JSON object"),
-    "weight map": (lambda p: (p / INDEX).write_text("{}"), "has no weight_map"),
+    "weight map": (
+        lambda p: (write_index(p, SHARD), (p / INDEX).write_text("{}")),
+        "has no weight_map",
+    ),
+    "another family's key": (
+        lambda p: edit_config(p, sliding_window=6),
+        "sliding_window=6 is not supported for LlamaForCausalLM; supported is a config without it",
+    ),
+    "an unknown scale": (lambda p: edit_config(p, logit_scale=0.5), "logit_scale=0.5 is not supported"),
+    "part of a head": (lambda p: edit_config(p, partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not"),
+    "two ropes": (
+        lambda p: edit_config(p, rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=DEFAULT_ROPE),
+        "rope_type='linear' is not supported",
+    ),
+    "rope by sections": (
+        lambda p: edit_config(p, rope_scaling={"type": "default", "mrope_section": [2, 1, 1]}),
+        r"mrope_section=\[2, 1, 1\] is not supported",
+    ),
+    "another model type": (lambda p: edit_config(p, model_type="mistral"), "model_type='mistral' is not supported"),
+    "quantized by whom": (lambda p: edit_config(p, quantization_config={"bits": 4}), "quantization_config='?'"),
     "integers": (
         lambda p: edit_tensors(p, **{"model.norm.weight": np.ones(32, np.int8)}),
         "tensor model.norm.weight is of type I8",
@@ -232,7 +255,7 @@ BAD = {
     "header": (lie_in_header, "is cut short or damaged"),
     "missing shard": (lambda p: write_index(p, "model-2.safetensors"), "model-2.safetensors: is missing"),
     "outside": (lambda p: write_index(p, "../other.safetensors"), "outside the folder"),
-    "index lies": (lambda p: write_index(p, "model.safetensors", "model.more"), "tensor model.more is missing"),
+    "index lies": (lambda p: write_index(p, SHARD, "model.more"), "tensor model.more is missing"),
     "missing tensor": (lambda p: edit_tensors(p, drop=["model.norm.weight"]), "tensor model.norm.weight is missing"),
     "shape": (
         lambda p: edit_tensors(p, **{"model.norm.weight": np.ones(7, np.float32)}),
@@ -256,6 +279,64 @@ def test_a_bad_folder_is_refused_in_one_line(folders, tmp_path, case):
     with pytest.raises(UserError, match=message) as caught:
         open_pretrained(HubConfig(str(path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16, np.float16, np.float64])
+def test_weights_that_are_not_finite_are_refused(folders, tmp_path, value, kind):
+    shutil.copytree(folders["llama2"], tmp_path / "model")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensor = tensors_of("llama2")[name].astype(np.float64)
+    tensor[3, 5] = value
+    with np.errstate(over="ignore"):
+        edit_tensors(tmp_path / "model", **{name: tensor.astype(kind)})
+    with pytest.raises(UserError, match=f"model: tensor {name} holds a NaN or an infinity"):
+        load(tmp_path / "model")
+
+
+def test_a_tied_model_has_one_embedding(folders, tmp_path):
+    """A copy of it in the file is nothing new; another matrix is what transformers would compute with."""
+    shutil.copytree(folders["smollm2"], tmp_path / "model")
+    embedding = tensors_of("smollm2")["model.embed_tokens.weight"]
+    edit_tensors(tmp_path / "model", **{"lm_head.weight": embedding})
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "model")[1], load(folders["smollm2"])[1])
+    edit_tensors(tmp_path / "model", **{"lm_head.weight": embedding + 1})
+    with pytest.raises(UserError, match="tie_word_embeddings is true, but lm_head.weight is not model.embed_tokens"):
+        load(tmp_path / "model")
+
+
+def test_a_single_file_is_read_whatever_index_lies_beside_it(folders, tmp_path):
+    shutil.copytree(folders["llama2"], tmp_path / "model")
+    write_index(tmp_path / "model", SHARD)
+    newer = {name: 2 * tensor for name, tensor in tensors_of("llama2").items()}
+    save_file(newer, tmp_path / "model" / "model.safetensors")
+    np.testing.assert_array_equal(load(tmp_path / "model")[1]["embedding"], newer["model.embed_tokens.weight"])
+
+
+def test_of_two_ropes_the_older_form_counts(folders, tmp_path):
+    shutil.copytree(folders["llama2"], tmp_path / "model")
+    edit_config(tmp_path / "model", rope_scaling=DEFAULT_ROPE, rope_parameters={"rope_type": "yarn"})
+    assert load(tmp_path / "model")[2].config == load(folders["llama2"])[2].config
+
+
+# Keys that published configs hold besides those of transformers' classes.
+PUBLISHED = {
+    "LlamaForCausalLM": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
+    "MistralForCausalLM": {"sliding_window": None, "unsloth_fixed": True, "_name_or_path": "x", "hidden_dropout": 0.1},
+    "Qwen2ForCausalLM": {"use_mrope": False, "use_sliding_window": False, "sliding_window": 131072},
+    "Qwen3ForCausalLM": {"rope_scaling": None, "attention_bias": False, "max_window_layers": 36, "torch_dtype": "x"},
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("is_published", [False, True])
+def test_every_key_of_transformers_own_configs_is_known(family, is_published):
+    import transformers
+
+    data = getattr(transformers, family.replace("ForCausalLM", "Config"))(num_hidden_layers=2).to_dict()
+    data |= {"architectures": [family]} | (PUBLISHED[family] if is_published else {})
+    found, config = read_model_config(json.loads(json.dumps(data)), "here")
+    assert (found, config.num_layers, config.rope_theta) == (family, 2, 10_000.0)
 
 
 def test_an_edited_export_is_refused(folders, tmp_path):
@@ -369,6 +450,38 @@ def test_transformers_reads_our_policy(folders, name, tmp_path, torch):
     with torch.no_grad():
         logits = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()
     np.testing.assert_allclose(logits, states_of(model, params)[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama2", {"rope_theta": 500.0}),
+        ("llama2", {"rope_scaling": DEFAULT_ROPE | {"factor": 4.0}}),
+        ("llama2", {"num_key_value_heads": None, "head_dim": 4}),
+        ("llama3", {"rope_scaling": LLAMA3 | {"rope_theta": 50.0}}),
+        ("mistral", {"sliding_window": 3}),
+        ("mistral", {"use_sliding_window": False}),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}),
+        ("qwen2", {"max_window_layers": 1}),
+        ("qwen3", {"sliding_window": 3, "max_window_layers": 0}),
+        ("qwen3", {"attention_bias": True}),
+    ],
+)
+def test_what_is_not_refused_is_computed_as_transformers_does(folders, tmp_path, torch, name, changes, key):
+    """Alone, and beside rotary settings of the other form."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(folders[name], tmp_path / "model")
+    edit_config(tmp_path / "model", **({key: DEFAULT_ROPE | {"rope_theta": 2000.0}} | changes))
+    try:
+        model, params, _ = load(tmp_path / "model")
+    except UserError:
+        return
+    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model"), attn_implementation="eager").eval()
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()
+    np.testing.assert_allclose(states_of(model, params)[1], logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama2", "mistral", "qwen2", "qwen3"])

@@ -25,6 +25,7 @@ from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
 from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_params
 from jaxtrain.structs import Params
 
+OUTPUT = families.TOP["unembedding"]
 HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
 
 
@@ -118,18 +119,37 @@ def find_in_package(name: str) -> Path:
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     """Load the weights onto the shapes, dtypes and shardings of `abstract`, the parameters of a Transformer.
 
-    Raises UserError for a tensor that cannot be read.
+    Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that a tied model does
+    not use.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = {families.path_of(path): leaf for path, leaf in paths}
     loaded = {}
     for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
         tensors = (
-            (index, families.to_ours(name, pretrained.read_fn(families.their_name(name)), shape))
+            (index, families.to_ours(name, read_tensor(pretrained, families.their_name(name)), shape))
             for name, index, shape in families.layers_of(path, leaf.shape)
         )
         loaded[path] = place_layers(tensors, leaf) if path.startswith(f"{STACKED}/") else place(next(tensors)[1], leaf)
+    if pretrained.config.is_tied and OUTPUT in pretrained.shapes:
+        pair = [read_tensor(pretrained, name) for name in (families.TOP["embedding"], OUTPUT)]
+        if not np.array_equal(*pair):
+            raise UserError(
+                f"{pretrained.where}: tie_word_embeddings is true, but {OUTPUT} is not {families.TOP['embedding']}; "
+                "set it to false in config.json, or remove the tensor"
+            )
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
+
+
+def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
+    """Read a tensor by Hugging Face's name. Raises UserError where a value is not finite in float32."""
+    tensor = pretrained.read_fn(name)
+    # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite weights reach the limit.
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = tensor.sum(dtype=np.float64)
+    if not abs(total) <= np.finfo(np.float32).max:
+        raise UserError(f"{pretrained.where}: tensor {name} holds a NaN or an infinity; fetch the model again")
+    return tensor
 
 
 def place(values: np.ndarray, leaf: Any) -> jax.Array:
@@ -170,7 +190,7 @@ def check_tensors(pretrained: Pretrained) -> None:
     for name in pretrained.shapes:
         is_known = name in wanted or families.IGNORED.fullmatch(name)
         # A tied model may carry its embedding twice.
-        if not is_known and not (name == "lm_head.weight" and pretrained.config.is_tied):
+        if not is_known and not (name == OUTPUT and pretrained.config.is_tied):
             raise UserError(f"{pretrained.where}: tensor {name} has no place in this architecture")
 
 

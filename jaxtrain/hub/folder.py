@@ -57,7 +57,9 @@ def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
     Only headers are read here. A file is opened anew for every tensor, so that no more of it than that tensor is ever
     mapped into memory. Raises UserError for a shard that is missing, damaged or outside the folder.
     """
-    if (folder / INDEX).exists():
+    if (folder / SINGLE).exists():  # transformers reads it and no index beside it
+        files, listed = [SINGLE], None
+    elif (folder / INDEX).exists():
         listed = read_json(folder / INDEX).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
             raise UserError(f"{folder / INDEX}: has no weight_map from tensor to file; fetch the model again")
@@ -65,8 +67,6 @@ def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
             if Path(name).name != name:
                 raise UserError(f"{folder / INDEX}: names {name!r}, which is outside the folder; fetch the model again")
         files = sorted(set(listed.values()))
-    elif (folder / SINGLE).exists():
-        files, listed = [SINGLE], None
     else:
         has_pickle = any(folder.glob("*.bin"))
         more = "; its .bin files can execute code and are not read: convert them to safetensors" if has_pickle else ""
