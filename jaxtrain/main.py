@@ -30,6 +30,7 @@ from jaxtrain.iteration import run_loop
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.plan import plan
 from jaxtrain.progress import Progress
+from jaxtrain.prompts import fix_date
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, digest, file_hashes, make_task
 from jaxtrain.workdir import Workdir, open_workdir, read_json
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config, path = parse(argv)
         config, pretrained = open_model(config)
+        config = replace(config, prompts=fix_date(config.prompts, date_of(path)))
         task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
         check(config, task)
         with (
@@ -101,9 +103,16 @@ def open_model(config: Config) -> tuple[Config, Pretrained | None]:
     return replace(config, model=resolve(config.model, pretrained)), pretrained
 
 
+def date_of(path: str) -> str:
+    """Return the day that the run in a folder tells its chats; empty where there is none."""
+    config = Path(path) / "config.json"
+    return read_json(config).get("prompts", {}).get("date", "") if config.is_file() else ""
+
+
 def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dict[str, Any]:
     """List what a run depends on besides its config: hashes of its data, its problems and its pretrained model."""
     hashes = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
+    hashes |= {"prompts.date": config.prompts.date} if config.prompts.date else {}
     return hashes | dict(pretrained.hashes if pretrained else {})
 
 

@@ -161,6 +161,6 @@ def test_smollm2_splits_numbers_into_digits_and_gives_text_back(smollm2):
 def test_smollm2_answers_in_its_chat_template(smollm2):
     tokenizer = smollm2[2].tokenizer
     text = tokenizer.decode(
-        [i for i in tokenizer.encode_chat("What is 1+1?", "Be brief.") if i not in tokenizer.end_ids]
+        [i for i in tokenizer.encode_chat("What is 1+1?", "Be brief.", "") if i not in tokenizer.end_ids]
     )
     assert "Be brief." in text and "What is 1+1?" in text and text.endswith("<|im_start|>assistant\n")

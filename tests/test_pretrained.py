@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +84,21 @@ def test_the_loop_turns_and_its_traces_are_finished_by_their_text(root):
     assert (config["model"]["width"], config["model"]["vocab_size"], config["model"]["has_qkv_bias"]) == (32, 96, True)
     facts = json.loads((root / "run" / "manifest.json").read_text())["facts"]
     assert {"hub/config.json", "hub/tokenizer.json", "hub/model.safetensors"} <= facts.keys()
+
+
+def test_a_run_goes_on_with_the_day_on_which_it_started(root, monkeypatch):
+    def day():
+        config, manifest = (json.loads((root / "run" / f"{name}.json").read_text()) for name in ("config", "manifest"))
+        assert config["prompts"]["date"] == manifest["facts"]["prompts.date"]
+        return config["prompts"]["date"]
+
+    class Later(datetime.date):
+        today = classmethod(lambda cls: datetime.date(2099, 1, 1))
+
+    started = day()
+    monkeypatch.setattr("jaxtrain.prompts.datetime", SimpleNamespace(date=Later))
+    assert main(run_flags(root, **{"prompts.style": "chat"})) == 0
+    assert started == day() != "2099-01-01"
 
 
 @pytest.mark.parametrize("network", ["policy", "prm"])

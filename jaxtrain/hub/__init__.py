@@ -26,6 +26,7 @@ from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_
 from jaxtrain.structs import Params
 
 OUTPUT = families.TOP["unembedding"]
+CONFIGS = ("config.json", "generation_config.json")
 HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
 
 
@@ -76,16 +77,17 @@ def _open_pretrained(config: HubConfig) -> Pretrained:
 def open_folder(path: Path) -> Pretrained:
     """Open a Hugging Face folder. Raises UserError."""
     check_hashes(path)
-    _, config = families.read_model_config(folder.read_json(path / "config.json"), str(path / "config.json"))
+    given = {name: folder.read_json(path / name) for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()}
+    _, config = families.read_model_config(given["config.json"], str(path / "config.json"))
     shapes, read_fn = folder.list_tensors(path)
     fast = read_tokenizer(path)
     ends = [fast.eos_token_id]
-    if (path / "generation_config.json").exists():
-        more = folder.read_json(path / "generation_config.json").get("eos_token_id", [])
+    for data in reversed(given.values()):
+        more = data.get("eos_token_id", [])
         ends += more if isinstance(more, list) else [more]
     tokenizer = wrap(fast, config.vocab_size, ends, str(path))
     files = sorted({p for pattern in folder.PATTERNS for p in path.glob(pattern) if p.is_file()})
-    hashes = {f"hub/{p.name}": sha256(p) for p in files}
+    hashes = {f"hub/{p.name}": sha256(p) for p in files} | {"hub/tokenizer": tokenizer.sha256}
     return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
 
 
@@ -99,7 +101,8 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
     fast = gguf_file.make_tokenizer(reader, str(path))
     tokenizer = wrap(fast, config.vocab_size, [fast.eos_token_id], str(path))
-    return Pretrained(str(path), config, tokenizer, shapes, read_fn, {f"hub/{path.name}": found})
+    hashes = {f"hub/{path.name}": found, "hub/tokenizer": tokenizer.sha256}
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
 
 
 def find_in_package(name: str) -> Path:
