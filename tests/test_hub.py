@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, folder, load_params, open_pretrained
+from jaxtrain.hub.card import model_card
 from jaxtrain.hub.export import write_policy, write_prm, write_tensors
 from jaxtrain.hub.families import family_of, read_model_config
 from jaxtrain.hub.folder import INDEX
@@ -97,6 +98,82 @@ def test_import_export_import_is_byte_identical(folders, name, is_scanned, tmp_p
     again, params_again, _ = load(tmp_path / "out", is_scanned=is_scanned)
     assert again.config == model.config
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+GIVEN = {"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": 2, "max_position_embeddings": 131072, "note": "x"}
+SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2], "bos_token_id": 0}
+
+
+def write_base(path, name, kind, has_generation=True):
+    """A folder as one is published: with keys that we never read, and weights in `kind`, the norms in float32."""
+    write_model(path, name)
+    edit_config(path, **GIVEN, dtype=np.dtype(kind).name, torch_dtype=None)
+    edit_tensors(path, **{k: v.astype(kind) for k, v in tensors_of(name).items() if "norm" not in k})
+    if has_generation:
+        (path / "generation_config.json").write_text(json.dumps(SAMPLING))
+    (path / "README.md").write_text("---\nlicense: other\nlicense_name: mine\ntags: [x]\n---\nlicense: no\n")
+    return path
+
+
+def config_in(path, name="config.json"):
+    return json.loads((path / name).read_text())
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_a_base_leaves_as_it_came_in(tmp_path, kind, is_scanned):
+    """Config, sampling defaults and the dtype of every tensor; only the PRM says what it is."""
+    base = write_base(tmp_path / "base", "qwen2", kind)
+    model, params, pretrained = load(base, is_scanned=is_scanned)
+    write_policy(tmp_path / "policy", params, model.config, pretrained.tokenizer, 64, "", pretrained)
+    for name in ("config.json", "generation_config.json"):
+        assert config_in(tmp_path / "policy", name) == config_in(base, name)
+    prm = {"backbone": params, "head": {"weight": jnp.ones(model.config.width), "bias": jnp.float32(0.3)}}
+    write_prm(tmp_path / "prm", prm, model.config, pretrained.tokenizer, 64, "", pretrained)
+    of_prm = {"architectures": ["Qwen2ForTokenClassification"], "id2label": {"0": "value"}, "label2id": {"value": 0}}
+    assert config_in(tmp_path / "prm") == config_in(base) | of_prm
+    first = load_file(base / "model.safetensors")
+    for network, more in (("policy", set()), ("prm", {"score.weight", "score.bias"})):
+        ours = load_file(tmp_path / network / "model.safetensors")
+        assert ours.keys() == first.keys() | more
+        for tensor, values in first.items():
+            assert (ours[tensor].dtype, ours[tensor].tobytes()) == (values.dtype, values.tobytes()), tensor
+
+
+def test_a_base_without_sampling_defaults_gets_none(tmp_path):
+    """transformers then makes them of config.json."""
+    model, params, pretrained = load(write_base(tmp_path / "base", "llama2", np.float32, has_generation=False))
+    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "", pretrained)
+    assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
+def front_matter(card):
+    import yaml
+
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+MANIFEST = {"seed": 3, "config_sha256": "c0", "git_commit": "ab", "facts": {"hub/config.json": "ff"}}
+
+
+def test_a_card_names_base_license_and_use(tmp_path):
+    pretrained = open_pretrained(HubConfig(str(write_base(tmp_path / "base", "llama2", np.float16))))
+    rows = [{"iteration": 2, "evaluation/greedy/accuracy": 0.25}]
+    card = model_card("prm", 2, MANIFEST, rows, "\n\n", pretrained)
+    assert front_matter(card) == {
+        "base_model": "base",
+        "license": "other",
+        "license_name": "mine",
+        "library_name": "transformers",
+        "pipeline_tag": "token-classification",
+        "tags": ["jaxtrain"],
+    }
+    assert str(tmp_path) not in card
+    for text in (r"steps ended at '\n\n'", "[0, 1]", "| evaluation/greedy/accuracy | 0.25 |", "hub/config.json: `ff`"):
+        assert text in card
+    assert "rounded to the types of the model" in card
+    scratch = model_card("policy", 0, MANIFEST, [], "\n", None)
+    assert front_matter(scratch).keys() == {"library_name", "pipeline_tag", "tags"} and "rounded" not in scratch
 
 
 def test_large_models_are_written_in_shards(tmp_path, monkeypatch, folders):
@@ -600,6 +677,24 @@ def test_transformers_reads_our_prm(folders, name, tmp_path, torch):
     np.testing.assert_allclose(values, hidden[-1] @ head["weight"] + head["bias"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("network", ["policy", "prm"])
+def test_the_code_in_a_card_runs(tmp_path, network, torch, capsys):
+    model, params, pretrained = load(write_base(tmp_path / "base", "qwen2", ml_dtypes.bfloat16))
+    card = model_card(network, 2, MANIFEST, [], "\n", pretrained)
+    prm = {"backbone": params, "head": {"weight": jnp.zeros(model.config.width), "bias": jnp.float32(1.5)}}
+    write, what = (write_policy, params) if network == "policy" else (write_prm, prm)
+    write(tmp_path / "out", what, model.config, pretrained.tokenizer, 64, card, pretrained)
+    names = {}
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace('folder = "."', f"folder = {str(tmp_path / 'out')!r}"), names)
+    told = names["model"].config
+    assert (told.max_position_embeddings, told.eos_token_id, told.dtype) == (131072, [1, 2], torch.bfloat16)
+    if network == "policy":
+        assert (names["model"].generation_config.temperature, names["model"].generation_config.top_p) == (0.6, 0.9)
+    else:
+        assert "tensor(1., " in capsys.readouterr().out, "1.5, clipped"
+
+
 def test_a_tokenizer_of_ours_is_written_for_transformers(tmp_path):
     from transformers import AutoTokenizer
 
@@ -615,6 +710,6 @@ def test_a_tokenizer_of_ours_is_written_for_transformers(tmp_path):
 
 
 def test_only_headers_are_read_until_weights_are_asked_for(folders, monkeypatch):
-    shapes, read = folder.list_tensors(Path(folders["qwen3"]))
+    shapes, _, read = folder.list_tensors(Path(folders["qwen3"]))
     assert shapes.keys() == tensors_of("qwen3").keys()
     np.testing.assert_array_equal(read("model.norm.weight"), tensors_of("qwen3")["model.norm.weight"])

@@ -105,6 +105,8 @@ def test_a_run_goes_on_with_the_day_on_which_it_started(root, monkeypatch):
 def test_both_networks_leave_as_folders_that_open_again(root, tmp_path, network, capsys):
     code = export.main(["export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--network", network])
     assert (code, capsys.readouterr().out) == (0, f"{tmp_path / 'out'}\n")
+    config, base = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", root / "model"))
+    assert {key for key in config if config[key] != base.get(key)} <= {"architectures", "id2label", "label2id"}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "iteration 1" in card and "evaluation/greedy/accuracy" in card and "config sha256" in card
     tensors = load_file(tmp_path / "out" / "model.safetensors")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
 from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_params
 from jaxtrain.structs import Params
 
-OUTPUT = families.TOP["unembedding"]
+EMBEDDING, OUTPUT = families.TOP["embedding"], families.TOP["unembedding"]
 CONFIGS = ("config.json", "generation_config.json")
 HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
 
@@ -49,6 +49,9 @@ class Pretrained:
     shapes: Mapping[str, tuple[int, ...]]  # by Hugging Face's names
     read_fn: Callable[[str], np.ndarray]
     hashes: Mapping[str, str]  # facts for the manifest
+    name: str = ""  # as one would tell another, without this machine's folders
+    dtypes: Mapping[str, Any] = field(default_factory=dict)  # of tensors by name, in a folder
+    given: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # the CONFIGS of a folder, by file
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
@@ -71,7 +74,8 @@ def _open_pretrained(config: HubConfig) -> Pretrained:
     else:
         pretrained = open_folder(folder.find_folder(name, config.may_download))
     check_tensors(pretrained)
-    return pretrained
+    name = name.removeprefix("package:")
+    return replace(pretrained, name=Path(name).resolve().name if Path(name).exists() else name)
 
 
 def open_folder(path: Path) -> Pretrained:
@@ -79,7 +83,7 @@ def open_folder(path: Path) -> Pretrained:
     check_hashes(path)
     given = {name: folder.read_json(path / name) for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()}
     _, config = families.read_model_config(given["config.json"], str(path / "config.json"))
-    shapes, read_fn = folder.list_tensors(path)
+    shapes, dtypes, read_fn = folder.list_tensors(path)
     fast = read_tokenizer(path)
     ends = [fast.eos_token_id]
     for data in reversed(given.values()):
@@ -88,7 +92,7 @@ def open_folder(path: Path) -> Pretrained:
     tokenizer = wrap(fast, config.vocab_size, ends, str(path))
     files = sorted({p for pattern in folder.PATTERNS for p in path.glob(pattern) if p.is_file()})
     hashes = {f"hub/{p.name}": sha256(p) for p in files} | {"hub/tokenizer": tokenizer.sha256}
-    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes, dtypes=dtypes, given=given)
 
 
 def open_gguf_file(path: Path, expected: str) -> Pretrained:
@@ -134,13 +138,12 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
             for name, index, shape in families.layers_of(path, leaf.shape)
         )
         loaded[path] = place_layers(tensors, leaf) if path.startswith(f"{STACKED}/") else place(next(tensors)[1], leaf)
-    if pretrained.config.is_tied and OUTPUT in pretrained.shapes:
-        pair = [read_tensor(pretrained, name) for name in (families.TOP["embedding"], OUTPUT)]
-        if not np.array_equal(*pair):
-            raise UserError(
-                f"{pretrained.where}: tie_word_embeddings is true, but {OUTPUT} is not {families.TOP['embedding']}; "
-                "set it to false in config.json, or remove the tensor"
-            )
+    is_twice = pretrained.config.is_tied and OUTPUT in pretrained.shapes
+    if is_twice and not np.array_equal(read_tensor(pretrained, EMBEDDING), read_tensor(pretrained, OUTPUT)):
+        raise UserError(
+            f"{pretrained.where}: tie_word_embeddings is true, but {OUTPUT} is not {EMBEDDING}; "
+            "set it to false in config.json, or remove the tensor"
+        )
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
 
 

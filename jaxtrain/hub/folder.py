@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxtrain.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-FLOATS = ("F32", "BF16", "F16", "F64")
-PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what a download asks for
+FLOATS = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what a model is known by
 
 
 def find_folder(name: str, may_download: bool) -> Path:
@@ -29,8 +30,9 @@ def find_folder(name: str, may_download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = [*PATTERNS, "README.md"]  # which names the license
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=not may_download))
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not may_download))
     except LocalEntryNotFoundError as error:
         hint = "the hub cannot be reached" if may_download else "--config.hub.may_download=True fetches it"
         raise UserError(f"--config.hub.pretrained={name}: neither a folder nor in the hub's cache; {hint}") from error
@@ -51,8 +53,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not a JSON object ({error}); fetch the model again") from error
 
 
-def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """List the tensors of a folder. Returns (shape by name, function that reads one by name).
+def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any], Callable[[str], np.ndarray]]:
+    """List the tensors of a folder. Returns (shape by name, dtype by name, function that reads one by name).
 
     Only headers are read here. A file is opened anew for every tensor, so that no more of it than that tensor is ever
     mapped into memory. Raises UserError for a shard that is missing, damaged or outside the folder.
@@ -73,6 +75,7 @@ def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
         raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}{more}")
 
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, Any] = {}
     files_by_name: dict[str, Path] = {}
     for file in files:
         with open_safetensors(folder / file) as tensors:
@@ -84,6 +87,7 @@ def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
                 if name in shapes:
                     raise UserError(f"{folder / file}: tensor {name} is in {files_by_name[name].name} too")
                 shapes[name], files_by_name[name] = tuple(header.get_shape()), folder / file
+                dtypes[name] = FLOATS[kind]
     for name, file in (listed or {}).items():
         if files_by_name.get(name) != folder / file:
             raise UserError(f"{folder / file}: tensor {name} is missing, which {INDEX} says is there")
@@ -92,7 +96,7 @@ def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
         with open_safetensors(files_by_name[name]) as tensors:
             return tensors.get_tensor(name)
 
-    return shapes, read
+    return shapes, dtypes, read
 
 
 def open_safetensors(path: Path) -> Any:
