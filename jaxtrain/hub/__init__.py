@@ -32,11 +32,16 @@ HASHES = "sha256.json"  # in a folder that we exported: the hash of every other 
 
 @dataclass(frozen=True)
 class HubConfig:
-    """Which pretrained model the policy starts from."""
+    """Which pretrained models the networks start from."""
 
     pretrained: str = ""  # a folder, a hub id, a .gguf file, or package:NAME that carries one; empty: from scratch
     sha256: str = ""  # of the .gguf file; empty: any
     may_download: bool = False  # fetch a hub id that is not in the cache
+    prm: str = ""  # a folder or hub id with a value head, from which the PRM starts; empty: from the policy's weights
+
+    def __post_init__(self):
+        if self.prm and not self.pretrained:
+            raise UserError(f"--config.hub.prm={self.prm}: needs --config.hub.pretrained, a policy of the same shape")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Pretrained:
     name: str = ""  # as one would tell another, without this machine's folders
     dtypes: Mapping[str, Any] = field(default_factory=dict)  # of tensors by name, in a folder
     given: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # the CONFIGS of a folder, by file
+    prm: Pretrained | None = None  # what the PRM starts from, if not from this
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
@@ -75,14 +81,23 @@ def _open_pretrained(config: HubConfig) -> Pretrained:
         pretrained = open_folder(folder.find_folder(name, config.may_download))
     check_tensors(pretrained)
     name = name.removeprefix("package:")
-    return replace(pretrained, name=Path(name).resolve().name if Path(name).exists() else name)
+    pretrained = replace(pretrained, name=Path(name).resolve().name if Path(name).exists() else name)
+    if not config.prm:
+        return pretrained
+    from jaxtrain.hub.prm import open_prm  # stands above this file
+
+    prm = open_prm(folder.find_folder(config.prm, config.may_download, "prm"), pretrained)
+    hashes = {name.replace("hub/", "hub/prm/", 1): value for name, value in prm.hashes.items()}
+    return replace(pretrained, hashes={**pretrained.hashes, **hashes}, prm=prm)
 
 
-def open_folder(path: Path) -> Pretrained:
-    """Open a Hugging Face folder. Raises UserError."""
+def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
+    """Open a Hugging Face folder of an architecture that ends in `kind`. Raises UserError."""
     check_hashes(path)
     given = {name: folder.read_json(path / name) for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()}
-    _, config = families.read_model_config(given["config.json"], str(path / "config.json"))
+    names = [str(name).replace(kind, "ForCausalLM") for name in given["config.json"].get("architectures") or ()]
+    data = given["config.json"] | {"architectures": names}
+    _, config = families.read_model_config(data, str(path / "config.json"))
     shapes, dtypes, read_fn = folder.list_tensors(path)
     fast = read_tokenizer(path)
     ends = [fast.eos_token_id]
@@ -162,7 +177,7 @@ def place(values: np.ndarray, leaf: Any) -> jax.Array:
     """Put one tensor onto a sharding, in the dtype asked for; each device gets its part only."""
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.make_array_from_callback(
-        leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index], dtype=leaf.dtype)
+        leaf.shape, sharding, lambda index: np.asarray(values[index], leaf.dtype, order="C")
     )
 
 

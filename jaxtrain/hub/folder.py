@@ -18,7 +18,7 @@ FLOATS = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what a model is known by
 
 
-def find_folder(name: str, may_download: bool) -> Path:
+def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
     """Find a model: a local folder, or an id of the hub in its cache. Raises UserError where it is not there.
 
     The cache is Hugging Face's own (HF_HOME, HF_HUB_OFFLINE and HF_TOKEN hold). Nothing is fetched unless asked.
@@ -26,7 +26,7 @@ def find_folder(name: str, may_download: bool) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"--config.hub.pretrained={name}: no such folder")
+        raise UserError(f"--config.hub.{key}={name}: no such folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -35,9 +35,9 @@ def find_folder(name: str, may_download: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not may_download))
     except LocalEntryNotFoundError as error:
         hint = "the hub cannot be reached" if may_download else "--config.hub.may_download=True fetches it"
-        raise UserError(f"--config.hub.pretrained={name}: neither a folder nor in the hub's cache; {hint}") from error
+        raise UserError(f"--config.hub.{key}={name}: neither a folder nor in the hub's cache; {hint}") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"--config.hub.pretrained={name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--config.hub.{key}={name}: {str(error).splitlines()[0]}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

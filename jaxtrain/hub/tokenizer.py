@@ -86,11 +86,11 @@ class HubTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash what turns text into ids: vocabulary, merges, added tokens, the ids that end."""
+        """Hash what turns text into ids: vocabulary, merges, added tokens and all that is done before and after."""
         backend = json.loads(self.fast.backend_tokenizer.to_str())
         parts = ("normalizer", "pre_tokenizer", "post_processor", "added_tokens", "model")
-        what = [self.end_ids, self.vocab_size, *(backend[part] for part in parts)]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        what = json.dumps([backend[part] for part in parts], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text before the first end id."""
