@@ -61,7 +61,7 @@ def load(path: str) -> None:
     """Load a folder of weights; print what it took."""
     _, config = families.read_model_config(folder.read_json(Path(path) / "config.json"), path)
     config = replace(config, is_scanned=True)
-    shapes, read_fn = folder.list_tensors(Path(path))
+    shapes, _, read_fn = folder.list_tensors(Path(path))
     jax.block_until_ready(jnp.zeros(8))
     before, start = peak(), time.perf_counter()
     unused: dict = {"tokenizer": None, "hashes": {}}

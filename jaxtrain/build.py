@@ -24,6 +24,7 @@ from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.errors import UserError, require_at_least
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.hub import HubConfig, Pretrained
+from jaxtrain.hub.prm import load_prm
 from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
@@ -119,16 +120,25 @@ def build(
     prm = jax.eval_shape(new_prm, policy.params)
     placed = sharding.tree_shardings(mesh, policy), sharding.tree_shardings(mesh, prm)
 
-    def load_policy(_: Array):
-        assert pretrained is not None
-        progress.note(f"loading {pretrained.where}")
+    def load(source: Pretrained, which: int, load_fn: Callable):
+        progress.note(f"loading {source.where}")
         params = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), policy.params, placed[0].params
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            (policy, prm)[which].params,
+            placed[which].params,
         )
         wrap = jax.jit(
-            lambda params: updates.init_learner(params, optimizer[0]), out_shardings=placed[0], donate_argnums=0
+            lambda params: updates.init_learner(params, optimizer[which]), out_shardings=placed[which], donate_argnums=0
         )
-        return wrap(hub.load_params(pretrained, params))
+        return wrap(load_fn(source, params))
+
+    def load_policy(_: Array):
+        assert pretrained is not None
+        return load(pretrained, 0, hub.load_params)
+
+    def import_prm(policy_params: Params):
+        assert pretrained is not None and pretrained.prm is not None
+        return load(pretrained.prm, 1, partial(load_prm, unembedding=policy_params.get("unembedding")))
 
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
         return Announced(name, jax.jit(fn, **jit_options), progress)
@@ -162,7 +172,9 @@ def build(
     shardings = State(whole, *placed, jax.tree.map(lambda _: whole, abstract.replay))
     return Functions(
         init_policy=load_policy if pretrained else compiled("policy init", new_policy, out_shardings=placed[0]),
-        init_prm=compiled("PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]),
+        init_prm=import_prm
+        if pretrained and pretrained.prm
+        else compiled("PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]),
         grow=grower("search", c),
         solve=grower("solving search", solving),
         sample=grower("sampling", samples),

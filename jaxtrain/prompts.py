@@ -6,13 +6,14 @@ truncated; the last batch is filled with rows of problem id -1, so every batch h
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from jaxtrain.errors import require_at_least, require_one_of
+from jaxtrain.errors import UserError, require_at_least, require_one_of
 from jaxtrain.structs import Prompts
 
 
@@ -42,7 +43,7 @@ class Tokenizer(Protocol):
     """What this stage needs of a tokenizer."""
 
     def encode_start(self, text: str) -> list[int]: ...
-    def encode_chat(self, text: str, system: str) -> list[int]: ...
+    def encode_chat(self, text: str, system: str, date: str) -> list[int]: ...
 
 
 Encode = Callable[[Any], list[int]]
@@ -59,11 +60,23 @@ class PromptsConfig:
     style: str = "plain"  # plain: the task's own; few_shot: behind demonstrations; chat: the model's chat template
     num_shots: int = 4  # few_shot: demonstrations in front of every problem
     system: str = ""  # chat: the system text; empty: the template's own
+    date: str = ""  # chat: today, YYYY-MM-DD, to a template that asks; empty: the day on which the run starts
 
     def __post_init__(self):
         require_one_of("prompts", self, style=("plain", "few_shot", "chat"))
         require_at_least(0, "prompts", self, "num_problems", "num_first_problems")
         require_at_least(1, "prompts", self, "max_prompt_tokens", "batch_size", "num_shots")
+        try:
+            datetime.date.fromisoformat(self.date or "2000-01-01")
+        except ValueError as error:
+            raise UserError(f"--config.prompts.date={self.date}: must be a day, as YYYY-MM-DD") from error
+
+
+def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
+    """Fix the day that chats are told: the one `before`, with which a run started, or today where it is new."""
+    if config.style != "chat" or config.date:
+        return config
+    return replace(config, date=before or datetime.date.today().isoformat())
 
 
 def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: int) -> list[Problem]:
@@ -89,7 +102,7 @@ def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: i
 def make_encode(config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]) -> Encode:
     """Make the function that turns a problem, or the one of a demonstration, into the tokens of its prompt."""
     if config.style == "chat":
-        return lambda problem: tokenizer.encode_chat(problem.question, config.system)
+        return lambda problem: tokenizer.encode_chat(problem.question, config.system, config.date)
     num_shots = config.num_shots if config.style == "few_shot" else 0
     shots = "".join(f"{shot.prompt}{shot.response}\n\n" for shot in demonstrations[:num_shots])
     return lambda problem: tokenizer.encode_start(shots + problem.prompt)

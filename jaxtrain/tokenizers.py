@@ -60,7 +60,7 @@ class Tokenizer:
         """Return the ids of a text that starts a sequence; there is no begin id."""
         return self.encode(text)
 
-    def encode_chat(self, text: str, system: str) -> list[int]:
+    def encode_chat(self, text: str, system: str, date: str) -> list[int]:
         """Refuse: only pretrained models know a chat."""
         raise UserError("--config.prompts.style=chat: needs a pretrained model with a chat template; choose plain")
 

@@ -50,6 +50,7 @@ FREE_KEYS = (
     "tasks.test_path",
     "hub.pretrained",
     "hub.may_download",
+    "hub.prm",
 )
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names

@@ -107,7 +107,7 @@ def tiny_tokenizer():
 
     characters = sorted(set("abcdefghijklmnopqrstuvwxyzABQ:0123456789+-*/=.,#{}\\?$ĠĊ"))
     merges = [("Ċ", "Ċ"), ("#", "#"), ("##", "##"), ("Ġ", "#"), (".", "Ċ"), ("Ġ", "a"), ("}", "Ċ"), ("1", "2")]
-    vocab = ["<begin>", "<end>", "<|user|>", *characters, *("".join(merge) for merge in merges)]
+    vocab = ["<begin>", "<end>", "<|user|>", *characters, *("".join(merge) for merge in merges), *"<|>"]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()

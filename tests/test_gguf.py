@@ -113,6 +113,9 @@ def test_another_file_than_expected_is_refused(tmp_path):
         (lambda w: w.add_rope_scaling_factor(2.0), {}, "rope scaling 'none' or a rope over part of a head"),
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), {}, "rope scaling 'yarn'"),
         (lambda w: w.add_float32("llama.rope.scale_linear", 2.0), {}, "is not supported"),
+        (lambda w: w.add_logit_scale(2.0), {}, r"llama.logit_scale=2.0 is not supported"),
+        (lambda w: w.add_sliding_window(4), {}, r"llama.attention.sliding_window=4 is not supported"),
+        (lambda w: w.add_value_length(4), {}, r"value_length is not that of the keys, 8"),
         (None, {"output_norm.weight": np.ones(WIDTH, np.int8)}, "tensor output_norm.weight is of type I8, not known"),
         (None, {"model.norm.weight": np.ones(WIDTH, np.float32)}, "tensor model.norm.weight is there twice"),
         (None, {"extra": np.ones(3, np.float32)}, "tensor extra has no place in this architecture"),
@@ -158,6 +161,6 @@ def test_smollm2_splits_numbers_into_digits_and_gives_text_back(smollm2):
 def test_smollm2_answers_in_its_chat_template(smollm2):
     tokenizer = smollm2[2].tokenizer
     text = tokenizer.decode(
-        [i for i in tokenizer.encode_chat("What is 1+1?", "Be brief.") if i not in tokenizer.end_ids]
+        [i for i in tokenizer.encode_chat("What is 1+1?", "Be brief.", "") if i not in tokenizer.end_ids]
     )
     assert "Be brief." in text and "What is 1+1?" in text and text.endswith("<|im_start|>assistant\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,12 +86,29 @@ def test_the_loop_turns_and_its_traces_are_finished_by_their_text(root):
     assert {"hub/config.json", "hub/tokenizer.json", "hub/model.safetensors"} <= facts.keys()
 
 
+def test_a_run_goes_on_with_the_day_on_which_it_started(root, monkeypatch):
+    def day():
+        config, manifest = (json.loads((root / "run" / f"{name}.json").read_text()) for name in ("config", "manifest"))
+        assert config["prompts"]["date"] == manifest["facts"]["prompts.date"]
+        return config["prompts"]["date"]
+
+    class Later(datetime.date):
+        today = classmethod(lambda cls: datetime.date(2099, 1, 1))
+
+    started = day()
+    monkeypatch.setattr("jaxtrain.prompts.datetime", SimpleNamespace(date=Later))
+    assert main(run_flags(root, **{"prompts.style": "chat"})) == 0
+    assert started == day() != "2099-01-01"
+
+
 @pytest.mark.parametrize("network", ["policy", "prm"])
 def test_both_networks_leave_as_folders_that_open_again(root, tmp_path, network, capsys):
     code = main(
         ["jaxtrain", "export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--network", network]
     )
     assert (code, capsys.readouterr().out) == (0, f"{tmp_path / 'out'}\n")
+    config, base = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", root / "model"))
+    assert {key for key in config if config[key] != base.get(key)} <= {"architectures", "id2label", "label2id"}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "iteration 1" in card and "evaluation/greedy/accuracy" in card and "config sha256" in card
     tensors = load_file(tmp_path / "out" / "model.safetensors")

@@ -1,12 +1,15 @@
 """Which problems an iteration sees, and in which shape."""
 
+import datetime
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jaxtrain.errors import UserError
-from jaxtrain.prompts import PromptsConfig, draw, encode, make_encode
+from jaxtrain.prompts import PromptsConfig, draw, encode, fix_date, make_encode
 from jaxtrain.tasks import Demonstration, Problem
 from jaxtrain.tokenizers import byte_tokenizer
 
@@ -112,11 +115,29 @@ def test_a_chat_asks_the_question_alone():
     told = []
 
     class Chat:
-        def encode_chat(self, text, system):
-            told.append((text, system))
+        def encode_chat(self, text, system, date):
+            told.append((text, system, date))
             return [5]
 
-    assert make_encode(PromptsConfig(style="chat", system="Be brief."), Chat(), SHOTS)(ASKED) == [5]
-    assert told == [("9?", "Be brief.")]
+    config = PromptsConfig(style="chat", system="Be brief.", date="2024-07-26")
+    assert make_encode(config, Chat(), SHOTS)(ASKED) == [5]
+    assert told == [("9?", "Be brief.", "2024-07-26")]
     with pytest.raises(UserError, match="needs a pretrained model with a chat template"):
         make_encode(PromptsConfig(style="chat"), TOKENIZER, SHOTS)(ASKED)
+
+
+def test_the_day_is_that_on_which_a_run_started(monkeypatch):
+    class Days(datetime.date):
+        today = classmethod(lambda cls: datetime.date(2026, 2, 3))
+
+    monkeypatch.setattr("jaxtrain.prompts.datetime", SimpleNamespace(date=Days))
+    chat = PromptsConfig(style="chat")
+    assert fix_date(chat, "").date == "2026-02-03"
+    assert fix_date(chat, "2024-07-26").date == "2024-07-26"
+    assert fix_date(replace(chat, date="2020-01-01"), "2024-07-26").date == "2020-01-01"
+    assert fix_date(PromptsConfig(), "").date == "", "only chats are told"
+
+
+def test_a_date_is_a_day():
+    with pytest.raises(UserError, match="--config.prompts.date=today: must be a day, as YYYY-MM-DD"):
+        PromptsConfig(date="today")

@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.commands import Parser
-from jaxtrain.hub import Pretrained
+from jaxtrain.hub.card import model_card
 from jaxtrain.hub.export import write_policy, write_prm
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
@@ -40,27 +40,7 @@ def export(workdir: Path, to: Path, iteration: int | None, network: str, leaving
     with Checkpoints(folder, c, is_read_only=True, note_fn=progress.note) as checkpoints:
         iteration = checkpoints.choose(iteration)
         state = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
-    card = model_card(workdir, manifest, network, iteration, pretrained)
-    WRITERS[network](to, getattr(state, network).params, config.model, tokenizer, config.max_length, card)
-
-
-def model_card(workdir: Path, manifest: dict, network: str, iteration: int, pretrained: Pretrained | None) -> str:
-    """Say where a network comes from and how well it did: numbers and hashes of its run."""
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
-    metrics = {key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")}
-    table = [f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()) if isinstance(value, int | float)]
-    what = {
-        "policy": "The policy: a causal language model.",
-        "prm": "The process reward model: its one label is the value of the text up to a token, at the last token of "
-        "a step; clip it to [0, 1].",
-    }[network]
-    start = pretrained.where.rsplit("/", 1)[-1] if pretrained else "random weights"
-    facts = [f"- {key}: `{value}`" for key, value in sorted(manifest["facts"].items())]
-    about = [
-        f"- iteration {iteration}, seed {manifest['seed']}, started from {start}",
-        f"- config sha256: `{manifest['config_sha256']}`, commit: `{manifest['git_commit']}`",
-        *facts,
-    ]
-    table = ["| metric | value |", "| --- | --- |", *table] if table else ["It was not scored."]
-    head = ["---", "library_name: transformers", "tags: [jaxtrain]", "---", "", f"# {what}", ""]
-    return "\n".join([*head, "Made by jaxtrain.", "", *about, "", *table, ""])
+    card = model_card(network, iteration, manifest, rows, config.search.boundary, pretrained)
+    params = getattr(state, network).params
+    WRITERS[network](to, params, config.model, tokenizer, config.max_length, card, pretrained)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from jaxtrain.build import check
 from jaxtrain.commands import command_line
 from jaxtrain.flags import list_keys, parse
 from jaxtrain.iteration import run_loop
 from jaxtrain.progress import Progress
+from jaxtrain.prompts import fix_date
 from jaxtrain.runs import list_facts, open_model, summary
 from jaxtrain.tasks import Task, make_task
-from jaxtrain.workdir import Workdir, open_workdir
+from jaxtrain.workdir import Workdir, open_workdir, read_old
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
@@ -28,6 +30,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         return
     config, path = parse(["jaxtrain", *arguments])
     config, pretrained = open_model(config)
+    # A chat template may tell the day: it stays that of the first start.
+    old_config, _ = read_old(Path(path).expanduser())
+    config = replace(config, prompts=fix_date(config.prompts, old_config.get("prompts", {}).get("date", "")))
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     check(config, task)
     facts = list_facts(config, task, pretrained)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -25,16 +25,23 @@ from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
 from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_params
 from jaxtrain.structs import Params
 
+EMBEDDING, OUTPUT = families.TOP["embedding"], families.TOP["unembedding"]
+CONFIGS = ("config.json", "generation_config.json")
 HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
 
 
 @dataclass(frozen=True)
 class HubConfig:
-    """Which pretrained model the policy starts from."""
+    """Which pretrained models the networks start from."""
 
     pretrained: str = ""  # a folder, a hub id, a .gguf file, or package:NAME that carries one; empty: from scratch
     sha256: str = ""  # of the .gguf file; empty: any
     may_download: bool = False  # fetch a hub id that is not in the cache
+    prm: str = ""  # a folder or hub id with a value head, from which the PRM starts; empty: from the policy's weights
+
+    def __post_init__(self):
+        if self.prm and not self.pretrained:
+            raise UserError(f"--config.hub.prm={self.prm}: needs --config.hub.pretrained, a policy of the same shape")
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class Pretrained:
     shapes: Mapping[str, tuple[int, ...]]  # by Hugging Face's names
     read_fn: Callable[[str], np.ndarray]
     hashes: Mapping[str, str]  # facts for the manifest
+    name: str = ""  # as one would tell another, without this machine's folders
+    dtypes: Mapping[str, Any] = field(default_factory=dict)  # of tensors by name, in a folder
+    given: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # the CONFIGS of a folder, by file
+    prm: Pretrained | None = None  # what the PRM starts from, if not from this
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
@@ -69,23 +80,34 @@ def _open_pretrained(config: HubConfig) -> Pretrained:
     else:
         pretrained = open_folder(folder.find_folder(name, config.may_download))
     check_tensors(pretrained)
-    return pretrained
+    name = name.removeprefix("package:")
+    pretrained = replace(pretrained, name=Path(name).resolve().name if Path(name).exists() else name)
+    if not config.prm:
+        return pretrained
+    from jaxtrain.hub.prm import open_prm  # stands above this file
+
+    prm = open_prm(folder.find_folder(config.prm, config.may_download, "prm"), pretrained)
+    hashes = {name.replace("hub/", "hub/prm/", 1): value for name, value in prm.hashes.items()}
+    return replace(pretrained, hashes={**pretrained.hashes, **hashes}, prm=prm)
 
 
-def open_folder(path: Path) -> Pretrained:
-    """Open a Hugging Face folder. Raises UserError."""
+def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
+    """Open a Hugging Face folder of an architecture that ends in `kind`. Raises UserError."""
     check_hashes(path)
-    _, config = families.read_model_config(folder.read_json(path / "config.json"), str(path / "config.json"))
-    shapes, read_fn = folder.list_tensors(path)
+    given = {name: folder.read_json(path / name) for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()}
+    names = [str(name).replace(kind, "ForCausalLM") for name in given["config.json"].get("architectures") or ()]
+    data = given["config.json"] | {"architectures": names}
+    _, config = families.read_model_config(data, str(path / "config.json"))
+    shapes, dtypes, read_fn = folder.list_tensors(path)
     fast = read_tokenizer(path)
     ends = [fast.eos_token_id]
-    if (path / "generation_config.json").exists():
-        more = folder.read_json(path / "generation_config.json").get("eos_token_id", [])
+    for data in reversed(given.values()):
+        more = data.get("eos_token_id", [])
         ends += more if isinstance(more, list) else [more]
     tokenizer = wrap(fast, config.vocab_size, ends, str(path))
     files = sorted({p for pattern in folder.PATTERNS for p in path.glob(pattern) if p.is_file()})
-    hashes = {f"hub/{p.name}": sha256(p) for p in files}
-    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
+    hashes = {f"hub/{p.name}": sha256(p) for p in files} | {"hub/tokenizer": tokenizer.sha256}
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes, dtypes=dtypes, given=given)
 
 
 def open_gguf_file(path: Path, expected: str) -> Pretrained:
@@ -98,7 +120,8 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
     fast = gguf_file.make_tokenizer(reader, str(path))
     tokenizer = wrap(fast, config.vocab_size, [fast.eos_token_id], str(path))
-    return Pretrained(str(path), config, tokenizer, shapes, read_fn, {f"hub/{path.name}": found})
+    hashes = {f"hub/{path.name}": found, "hub/tokenizer": tokenizer.sha256}
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
 
 
 def find_in_package(name: str) -> Path:
@@ -118,25 +141,43 @@ def find_in_package(name: str) -> Path:
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     """Load the weights onto the shapes, dtypes and shardings of `abstract`, the parameters of a Transformer.
 
-    Raises UserError for a tensor that cannot be read.
+    Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that a tied model does
+    not use.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = {families.path_of(path): leaf for path, leaf in paths}
     loaded = {}
     for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
         tensors = (
-            (index, families.to_ours(name, pretrained.read_fn(families.their_name(name)), shape))
+            (index, families.to_ours(name, read_tensor(pretrained, families.their_name(name)), shape))
             for name, index, shape in families.layers_of(path, leaf.shape)
         )
         loaded[path] = place_layers(tensors, leaf) if path.startswith(f"{STACKED}/") else place(next(tensors)[1], leaf)
+    is_twice = pretrained.config.is_tied and OUTPUT in pretrained.shapes
+    if is_twice and not np.array_equal(read_tensor(pretrained, EMBEDDING), read_tensor(pretrained, OUTPUT)):
+        raise UserError(
+            f"{pretrained.where}: tie_word_embeddings is true, but {OUTPUT} is not {EMBEDDING}; "
+            "set it to false in config.json, or remove the tensor"
+        )
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
+
+
+def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
+    """Read a tensor by Hugging Face's name. Raises UserError where a value is not finite in float32."""
+    tensor = pretrained.read_fn(name)
+    # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite weights reach the limit.
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = tensor.sum(dtype=np.float64)
+    if not abs(total) <= np.finfo(np.float32).max:
+        raise UserError(f"{pretrained.where}: tensor {name} holds a NaN or an infinity; fetch the model again")
+    return tensor
 
 
 def place(values: np.ndarray, leaf: Any) -> jax.Array:
     """Put one tensor onto a sharding, in the dtype asked for; each device gets its part only."""
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.make_array_from_callback(
-        leaf.shape, sharding, lambda index: np.ascontiguousarray(values[index], dtype=leaf.dtype)
+        leaf.shape, sharding, lambda index: np.asarray(values[index], leaf.dtype, order="C")
     )
 
 
@@ -170,7 +211,7 @@ def check_tensors(pretrained: Pretrained) -> None:
     for name in pretrained.shapes:
         is_known = name in wanted or families.IGNORED.fullmatch(name)
         # A tied model may carry its embedding twice.
-        if not is_known and not (name == "lm_head.weight" and pretrained.config.is_tied):
+        if not is_known and not (name == OUTPUT and pretrained.config.is_tied):
             raise UserError(f"{pretrained.where}: tensor {name} has no place in this architecture")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxtrain.errors import UserError
-from jaxtrain.hub import HASHES, families, sha256
+from jaxtrain.hub import HASHES, OUTPUT, Pretrained, families, sha256
 from jaxtrain.hub.folder import INDEX, SINGLE
 from jaxtrain.hub.tokenizer import HubTokenizer
 from jaxtrain.nn.transformer import ModelConfig
@@ -28,25 +28,50 @@ from jaxtrain.tokenizers import Tokenizer
 MAX_SHARD_BYTES = 2**31
 
 
-def write_policy(to: Path, params: Params, config: ModelConfig, tokenizer: Any, max_length: int, card: str) -> None:
-    """Write the policy. Raises UserError where `to` is taken or no architecture computes the network."""
-    data = families.write_model_config(config, vocab_size_of(params), max_length)
-    generation = {"eos_token_id": list(tokenizer.end_ids), "pad_token_id": tokenizer.pad_id}
-    write_folder(to, data, generation, named_tensors(params), tokenizer, card)
+def write_policy(
+    to: Path,
+    params: Params,
+    config: ModelConfig,
+    tokenizer: Any,
+    max_length: int,
+    card: str,
+    base: Pretrained | None = None,
+) -> None:
+    """Write the policy, as its `base` was written. Raises UserError where `to` is taken or nothing computes it."""
+    data = config_json(params, config, max_length, base)
+    generation = base.given.get("generation_config.json") if base else None
+    if generation is None and "eos_token_id" not in data:
+        generation = {"eos_token_id": list(tokenizer.end_ids), "pad_token_id": tokenizer.pad_id}
+    write_folder(to, data, generation, named_tensors(params, base), tokenizer, card)
 
 
-def write_prm(to: Path, params: Params, config: ModelConfig, tokenizer: Any, max_length: int, card: str) -> None:
-    """Write the PRM: backbone and head. Raises UserError as `write_policy` does."""
-    data = families.write_model_config(config, vocab_size_of(params["backbone"]), max_length)
+def write_prm(
+    to: Path,
+    params: Params,
+    config: ModelConfig,
+    tokenizer: Any,
+    max_length: int,
+    card: str,
+    base: Pretrained | None = None,
+) -> None:
+    """Write the PRM: backbone as its `base` was written, and head in float32. Raises as `write_policy` does."""
+    data = config_json(params["backbone"], config, max_length, base)
     data["architectures"] = [name.replace("CausalLM", "TokenClassification") for name in data["architectures"]]
     data |= {"id2label": {"0": "value"}, "label2id": {"value": 0}}
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        yield from ((name, x) for name, x in named_tensors(params["backbone"]) if name != "lm_head.weight")
+        yield from ((name, x) for name, x in named_tensors(params["backbone"], base) if name != OUTPUT)
         yield "score.weight", np.asarray(params["head"]["weight"])[None]
         yield "score.bias", np.asarray(params["head"]["bias"])[None]
 
     write_folder(to, data, None, tensors(), tokenizer, card)
+
+
+def config_json(params: Params, config: ModelConfig, max_length: int, base: Pretrained | None) -> dict[str, Any]:
+    """Return the content of a config.json: the base's own, or that of a network from scratch."""
+    if base and base.given:
+        return dict(base.given["config.json"])
+    return families.write_model_config(config, vocab_size_of(params), max_length)
 
 
 def vocab_size_of(params: Params) -> int:
@@ -54,12 +79,17 @@ def vocab_size_of(params: Params) -> int:
     return params["embedding"].shape[0]
 
 
-def named_tensors(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the tensors of a Transformer as Hugging Face names and shapes them, one parameter on the host at a time."""
+def named_tensors(params: Params, base: Pretrained | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the tensors of a Transformer as Hugging Face names and shapes them, one parameter on the host at a time.
+
+    Each is rounded to the dtype that it has in `base`.
+    """
+    dtypes = base.dtypes if base else {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         values = np.asarray(leaf)
         for name, index, _ in families.layers_of(families.path_of(path), leaf.shape):
-            yield families.their_name(name), families.to_theirs(name, values[index])
+            theirs = families.their_name(name)
+            yield theirs, families.to_theirs(name, values[index]).astype(dtypes.get(theirs, values.dtype), copy=False)
 
 
 def write_folder(to: Path, config: dict, generation: dict | None, tensors: Iterator, tokenizer: Any, card: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -18,6 +18,26 @@ from jaxtrain.nn.transformer import STACKED, ModelConfig
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")  # computed from the config, written by old versions
+
+# Published configs hold keys of all sorts. One that is not read here is refused if its name says that it changes what
+# is computed: another reader of the same file may heed it.
+COMPUTES = re.compile(
+    "rope|rotary|attention|attn|window|norm|scal|multiplier|bias|expert|moe|logit|softcap|capping|alibi|layer|head|hidden|activation"
+    "|embed|residual|mup|position|compression"
+)
+HARMLESS = re.compile("_.*|.*(drop|implementation|flash).*|max_position_embeddings|output_(attentions|hidden_states)")
+READ = {
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"),
+    *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings"),
+    *("attention_bias", "mlp_bias"),
+}
+READ_OF = {
+    "LlamaForCausalLM": READ,
+    "MistralForCausalLM": READ | {"sliding_window"},
+    "Qwen2ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
+    "Qwen3ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
+}
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 TOP = {
     "embedding": "model.embed_tokens.weight",
@@ -63,61 +83,41 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
     if family not in FAMILIES:
         raise UserError(f"{where}: architecture {family} is not supported; supported are {', '.join(FAMILIES)}")
 
-    def need(key: str, kind: type = int) -> Any:
-        if key not in data:
-            raise UserError(f"{where}: {key} is missing; is it the config.json of a {family}?")
-        return as_kind(data[key], kind)
-
     def as_kind(value: Any, kind: type) -> Any:
         if type(value) is not kind:
             raise TypeError(f"{value!r} where one of type {kind.__name__} belongs")
         return value
 
-    def refuse(key: str, value: object, known: str) -> None:
-        raise UserError(f"{where}: {key}={value!r} is not supported for {family}; supported is {known}")
+    def need(key: str, kind: type = int) -> Any:
+        if key not in data:
+            raise UserError(f"{where}: {key} is missing; is it the config.json of a {family}?")
+        return as_kind(data[key], kind)
 
-    if data.get("hidden_act", "silu") != "silu":
-        refuse("hidden_act", data["hidden_act"], "silu")
-    for key in ("attention_bias", "mlp_bias"):
-        if data.get(key, False):
-            refuse(key, True, "false")
-    if data.get("quantization_config"):
-        refuse("quantization_config", data["quantization_config"].get("quant_method"), "none")
-    window = as_kind(data.get("sliding_window", 4096 if family == "MistralForCausalLM" else 0) or 0, int)
+    def read(key: str, default: Any) -> Any:
+        value = data.get(key)
+        return default if value is None else as_kind(value, type(default))
+
+    check_keys(data, family, where)
+    window = read("sliding_window", 0)
+    if family == "MistralForCausalLM" and "sliding_window" not in data:
+        window = 4096
     if family.startswith("Qwen"):
-        # Qwen lets the layers from max_window_layers on slide; none of those published uses it.
-        if data.get("use_sliding_window", False):
-            refuse("use_sliding_window", True, "false")
-        window = 0
-    rope = {**(data.get("rope_scaling") or {}), **(data.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        refuse("rope_type", kind, "default or llama3")
-    scaling: dict[str, Any] = {}
-    if kind == "llama3":
-        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        missing = [key for key in keys if key not in rope]
-        if missing:
-            raise UserError(f"{where}: rope_type llama3 without {', '.join(missing)}")
-        scaling = dict(
-            zip(("rope_factor", "rope_low", "rope_high"), (float(rope[key]) for key in keys[:3]), strict=True),
-            rope_length=int(rope[keys[3]]),
-        )
-    theta, eps = float(rope.get("rope_theta", data.get("rope_theta", 10_000.0))), float(need("rms_norm_eps", float))
-    for key, value in (("rope_theta", theta), ("rms_norm_eps", eps)):
-        if not 0 < value < math.inf:
-            refuse(key, value, "a number above 0")
+        window = 0  # use_sliding_window is false
+    theta, scaling = read_rope(data, family, where)
+    eps = need("rms_norm_eps", float)
+    if not 0 < eps < math.inf:
+        refuse(where, family, "rms_norm_eps", eps, "a number above 0")
     num_heads, width = need("num_attention_heads"), need("hidden_size")
-    head = data.get("head_dim") or (128 if family == "Qwen3ForCausalLM" else width // num_heads)
+    head = read("head_dim", 128 if family == "Qwen3ForCausalLM" else width // num_heads)
     config = ModelConfig(
         num_layers=need("num_hidden_layers"),
         width=width,
         num_heads=num_heads,
-        num_kv_heads=data.get("num_key_value_heads") or num_heads,
+        num_kv_heads=read("num_key_value_heads", num_heads),
         mlp_width=need("intermediate_size"),
         head_width=0 if head * num_heads == width else head,
         vocab_size=need("vocab_size"),
-        is_tied=as_kind(data.get("tie_word_embeddings", False), bool),
+        is_tied=read("tie_word_embeddings", False),
         has_qkv_bias=family == "Qwen2ForCausalLM",
         has_qk_norm=family == "Qwen3ForCausalLM",
         window=window,
@@ -126,6 +126,61 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
         **scaling,
     )
     return family, config
+
+
+def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
+    """Refuse what changes the computation in a way that is not ours. Raises UserError."""
+    kind = family.removesuffix("ForCausalLM").lower()
+    for key, value, known in (
+        ("model_type", data.get("model_type") or kind, kind),
+        ("hidden_act", data.get("hidden_act") or "silu", "silu"),
+        ("attention_bias", bool(data.get("attention_bias")), False),
+        ("mlp_bias", bool(data.get("mlp_bias")), False),
+        # Qwen lets the layers from max_window_layers on slide; none of those published uses it.
+        ("use_sliding_window", family.startswith("Qwen") and bool(data.get("use_sliding_window")), False),
+        ("layer_types", sorted({*(data.get("layer_types") or ()), "full_attention"}), ["full_attention"]),
+        (
+            "quantization_config",
+            (data.get("quantization_config") or {"quant_method": None}).get("quant_method", "?"),
+            None,
+        ),
+    ):
+        if value != known:
+            refuse(where, family, key, value, known)
+    for key, value in data.items():
+        is_read = key in READ_OF[family] or HARMLESS.fullmatch(key) or not COMPUTES.search(key)
+        is_neutral = not value or (type(value) is float and value == 1.0)
+        if not is_read and not is_neutral and key != "quantization_config":
+            refuse(where, family, key, value, "a config without it")
+
+
+def read_rope(data: Mapping[str, Any], family: str, where: str) -> tuple[float, dict[str, Any]]:
+    """Read the rotary settings. Returns (theta, the fields of a ModelConfig that scale it). Raises UserError.
+
+    Where both forms are there, transformers heeds `rope_scaling` alone, and so do we.
+    """
+    rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        refuse(where, family, "rope_type", kind, "default or llama3")
+    for key, value in rope.items():
+        if key not in ("rope_type", "type", "rope_theta", *LLAMA3) and value not in (None, 1.0):
+            refuse(where, family, key, value, f"rope_type {kind} without it")
+    theta = float(rope.get("rope_theta", data.get("rope_theta", 10_000.0)))
+    if not 0 < theta < math.inf:
+        refuse(where, family, "rope_theta", theta, "a number above 0")
+    if kind == "default":
+        return theta, {}
+    missing = [key for key in LLAMA3 if key not in rope]
+    if missing:
+        raise UserError(f"{where}: rope_type llama3 without {', '.join(missing)}")
+    factor, low, high, length = (float(rope[key]) for key in LLAMA3)
+    return theta, {"rope_factor": factor, "rope_low": low, "rope_high": high, "rope_length": int(length)}
+
+
+def refuse(where: str, family: str, key: str, value: object, known: object) -> NoReturn:
+    """Say what a config asks for, and what we compute."""
+    raise UserError(f"{where}: {key}={repr(value)[:80]} is not supported for {family}; supported is {known}")
 
 
 def family_of(config: ModelConfig) -> str:

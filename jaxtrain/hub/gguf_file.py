@@ -34,6 +34,12 @@ BLOCK = {
 }
 
 
+READ = re.compile(
+    r"llama\.(block_count|embedding_length|feed_forward_length|context_length|vocab_size|rope\.freq_base"
+    r"|rope\.dimension_count|rope\.scal.*|attention\.(head_count(_kv)?|(key|value)_length|layer_norm_rms_epsilon))"
+)
+
+
 def open_gguf(path: Path) -> Any:
     """Open a file through the `gguf` package. Raises UserError where it is missing, no GGUF, or cut short."""
     try:
@@ -86,6 +92,11 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
         raise UserError(f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported")
     if "rope_freqs.weight" in shapes:
         raise UserError(f"{where}: rope scaling by rope_freqs.weight is not supported")
+    for key in reader.fields:
+        if key.startswith("llama.") and not READ.fullmatch(key) and field(reader, key):
+            raise UserError(f"{where}: {key}={repr(field(reader, key))[:80]} is not supported")
+    if field(reader, "llama.attention.value_length", head) != head:
+        raise UserError(f"{where}: llama.attention.value_length is not that of the keys, {head}; it is not supported")
     return ModelConfig(
         num_layers=int(need("block_count")),
         width=int(need("embedding_length")),

@@ -6,11 +6,13 @@ step ends, so that both see the same text; an id that stands for none becomes U+
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from jaxtrain.errors import UserError
 
 NOT_TEXT = b"\xff"  # occurs in no UTF-8 text
 PROBE = "Ann had 12 pens.\n"
+CLOCK = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -37,31 +40,57 @@ class HubTokenizer:
         return self.end_id if self.fast.pad_token_id is None else self.fast.pad_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text that continues another, without special ids.
+        """Return the ids of a text that continues another, without special ids, even where it spells their names.
 
         Sentencepiece vocabularies put a space before a text; behind a newline that is cut off again, they do not.
         """
-        ids = self.fast.encode(text, add_special_tokens=False)
+        encode = partial(self.fast.encode, add_special_tokens=False, split_special_tokens=True)
+        ids = encode(text)
         if self.decode(ids) != " " + text:
             return ids
-        newline = self.fast.encode("\n", add_special_tokens=False)
-        both = self.fast.encode("\n" + text, add_special_tokens=False)
+        newline, both = encode("\n"), encode("\n" + text)
         return both[len(newline) :] if both[: len(newline)] == newline else ids
 
     def encode_start(self, text: str) -> list[int]:
-        """Return the ids of a text that starts a sequence, behind the begin id of a model that has one."""
-        return self.fast.encode(text)
+        """Return the ids of a text that starts a sequence, behind the begin ids of a model that has them.
 
-    def encode_chat(self, text: str, system: str) -> list[int]:
-        """Return the ids of one user's turn in the model's chat template, up to where its answer begins."""
+        What the tokenizer would put behind a text, such as its end, is left out: a response follows.
+        """
+        ids = self.fast.encode(text, split_special_tokens=True)
+        return ids[: len(ids) - self.num_behind]
+
+    def encode_chat(self, text: str, system: str, date: str) -> list[int]:
+        """Return the ids of one user's turn in the model's chat template, up to where its answer begins.
+
+        The template's own tags are special ids; those that `text` or `system` spell are text. Raises UserError where
+        there is no template, it fails, or it reads the clock and `date` (YYYY-MM-DD) is empty.
+        """
         if not self.fast.chat_template:
             raise UserError("--config.prompts.style=chat: the model has no chat template; choose plain or few_shot")
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": text})
         try:
-            return self.encode(self.fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            template = stop_clock(self.fast.get_chat_template(), date)
+            how = {"add_generation_prompt": True, "return_dict": False, "sanitize_control_tokens": True}
+            return self.fast.apply_chat_template(turns, chat_template=template, **how)
+        except UserError:
+            raise
         except Exception as error:  # a template may refuse a system text, or anything else
             raise UserError(f"--config.prompts.style=chat: the model's template fails ({error})") from error
+
+    @cached_property
+    def num_behind(self) -> int:
+        """Count the special ids that the tokenizer puts behind a text."""
+        mask = self.fast(PROBE, return_special_tokens_mask=True)["special_tokens_mask"]
+        return mask[::-1].index(0)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash what turns text into ids: vocabulary, merges, added tokens and all that is done before and after."""
+        backend = json.loads(self.fast.backend_tokenizer.to_str())
+        parts = ("normalizer", "pre_tokenizer", "post_processor", "added_tokens", "model")
+        what = json.dumps([backend[part] for part in parts], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text before the first end id."""
@@ -92,6 +121,19 @@ class HubTokenizer:
             return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
 
         return tuple(bytes_of(i) for i in range(self.vocab_size))
+
+
+def stop_clock(template: str, date: str) -> str:
+    """Put a date (YYYY-MM-DD) where a chat template asks for today's. Raises UserError where it is needed and empty."""
+    if not CLOCK.search(template):
+        return template
+    if not date:
+        raise UserError("--config.prompts.date: the chat template reads the clock; set the day, as YYYY-MM-DD")
+    day = datetime.date.fromisoformat(date)
+    template = CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
+    if re.search(r"strftime_now\s*\(", template):
+        raise ValueError("it reads the clock in a way that no date can be put in for")
+    return template
 
 
 def byte_of_character() -> dict[str, int]:

@@ -1,0 +1,81 @@
+"""What an exported folder says of itself: where the network comes from, how well it did, and how it is used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.hub import Pretrained
+
+USE = {
+    "policy": """\
+# A policy, made by jaxtrain
+
+A causal language model.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n", return_tensors="pt")
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=100)[0]))
+```""",
+    "prm": """\
+# A process reward model, made by jaxtrain
+
+Its one label is the value of a solution up to a token. A value means something at the last
+token of a step (steps ended at {boundary!r} in training) and is clipped to [0, 1]: 1 where the solution is expected to
+end right, 0 where it is not.
+
+```python
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+folder = "."
+model, tokenizer = AutoModelForTokenClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n3 + 4 = 7\\n", return_tensors="pt")
+print(model(**tokens).logits[0, -1, 0].clip(0, 1))  # at the end of the last step, with no end token behind it
+```""",
+}
+TASKS = {"policy": "text-generation", "prm": "token-classification"}
+
+
+def model_card(
+    network: str,
+    iteration: int,
+    manifest: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    boundary: str,
+    pretrained: Pretrained | None,
+) -> str:
+    """Write the README.md of a network: what it is, how to use it, numbers and hashes of its run.
+
+    rows: the metrics of its iteration. boundary: what ended a step.
+    """
+    name = pretrained.name if pretrained else "random weights"
+    base = [f"base_model: {json.dumps(name)}", *license_of(pretrained)] if pretrained else []
+    head = [*base, "library_name: transformers", f"pipeline_tag: {TASKS[network]}", "tags: [jaxtrain]"]
+    rounded = ", rounded to the types of the model that it started from" if pretrained and pretrained.dtypes else ""
+    about = [
+        f"- iteration {iteration}, seed {manifest['seed']}, started from {name}",
+        f"- weights: trained in float32{rounded}",
+        f"- config sha256: `{manifest['config_sha256']}`, commit: `{manifest['git_commit']}`",
+        *(f"- {key}: `{value}`" for key, value in sorted(manifest["facts"].items())),
+    ]
+    metrics = {key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")}
+    table = [f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()) if isinstance(value, int | float)]
+    table = ["| metric | value |", "| --- | --- |", *table] if table else ["It was not scored."]
+    use = USE[network].format(boundary=boundary)
+    return "\n".join(["---", *head, "---", "", use, "", *about, "", *table, ""])
+
+
+def license_of(pretrained: Pretrained) -> list[str]:
+    """Return the lines of the base's own card that name its license; none where it has no card."""
+    path = Path(pretrained.where) / "README.md"
+    if not path.is_file():
+        return []
+    front = re.match(r"---\n(.*?)\n---\n", path.read_text("utf-8", errors="replace"), re.DOTALL)
+    return re.findall(r"^license(?:_name|_link)?: .*$", front[1], re.MULTILINE) if front else []
