@@ -193,7 +193,7 @@ def test_tensorboard_shows_every_number_once(tmp_path):
 
 
 def test_tensorboard_shows_the_loss_of_every_update_of_the_run(tmp_path):
-    """Steps count through all fits, a loss that was not finite among them, and again after a restart."""
+    """Steps count through all fits, losses that were not finite too, and again after a restart."""
     key = "updates/policy/losses"
     with open_log(tmp_path) as log:
         log.append(0, {key: [4.0, math.nan, 2.0], "updates/prm/losses": []})
@@ -203,7 +203,7 @@ def test_tensorboard_shows_the_loss_of_every_update_of_the_run(tmp_path):
         log.append(2, {key: [0.25]})
     steps = [(key, 1, 4.0), (key, 3, 2.0), (key, 4, 1.0), (key, 5, 0.25)]
     assert tensorboard_scalars(tmp_path) == [*steps, ("updates/prm/losses", 1, 0.5)]
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])[key] == [4.0, None, 2.0]
+    assert MetricsLog(tmp_path).read()[0][key] == [4.0, None, 2.0]
 
 
 def test_killed_anywhere_metrics_have_no_gap_and_no_duplicate(tmp_path):

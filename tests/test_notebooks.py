@@ -1,6 +1,7 @@
-"""Every notebook runs from top to bottom in a size that tests can bear, and shows what it gave in its own.
+"""Every notebook runs from top to bottom in a size that tests can bear, and has its outputs.
 
-A notebook names the size of its run in one variable, `FLAGS`: config keys and values, all that is changed here.
+A notebook names the size of its run in one variable, `FLAGS`: config keys and values. Nothing else
+is changed here.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ SMALL = {
     "evaluation.num_problems": 8,
     "evaluation.num_samples": 2,
 }
-ABSOLUTE_PATH = re.compile(r"(?<![\w<:/.])/\w+/\w|[A-Z]:\\\w")  # not the "/" of 3/8, and not that of a URL
+# Not the "/" of 3/8, and not that of a URL.
+ABSOLUTE_PATH = re.compile(r"(?<![\w<:/.])/\w+/\w|[A-Z]:\\\w")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def read_cells(path: Path) -> list[dict]:
-    return [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def read_cells(path: Path, kind: str = "code") -> list[dict]:
+    return [cell for cell in read(path)["cells"] if cell["cell_type"] == kind]
 
 
 def printed(cell: dict) -> str:
@@ -66,8 +72,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys)
 def test_a_notebook_names_its_size_once(path):
     sources = ["".join(cell["source"]) for cell in read_cells(path)]
     assert sum(len(re.findall("^FLAGS = ", source, re.MULTILINE)) for source in sources) == 1
-    text = json.loads(path.read_text("utf-8"))["cells"]
-    assert any("`FLAGS`" in "".join(cell["source"]) for cell in text if cell["cell_type"] == "markdown")
+    assert any("`FLAGS`" in "".join(cell["source"]) for cell in read_cells(path, "markdown"))
 
 
 @each_notebook
@@ -82,8 +87,7 @@ def test_stored_outputs_are_those_of_one_run_from_top_to_bottom(path):
 def test_stored_outputs_name_no_place_of_a_machine(path):
     told = json.dumps([cell["outputs"] for cell in read_cells(path)], ensure_ascii=False)
     assert ABSOLUTE_PATH.findall(told) == []
-    metadata = json.loads(path.read_text("utf-8"))["metadata"]
-    assert ABSOLUTE_PATH.findall(json.dumps(metadata)) == []
+    assert ABSOLUTE_PATH.findall(json.dumps(read(path)["metadata"])) == []
 
 
 @pytest.mark.parametrize("text", ["in /home/me/run", '"/tmp/a.html"', "C:\\Users", "[/root/x]"])
@@ -91,6 +95,9 @@ def test_a_place_of_a_machine_is_seen(text):
     assert ABSOLUTE_PATH.search(text)
 
 
-@pytest.mark.parametrize("text", ["3/8 a", "51 problems/s", "runs/a/b.html", "https://x.org/a/b", "</g>", "2 / 8"])
+@pytest.mark.parametrize(
+    "text",
+    ["3/8 a", "51 problems/s", "runs/a/b.html", "https://x.org/a/b", "</g>", "2 / 8"],
+)
 def test_what_is_no_place_of_a_machine_passes(text):
     assert not ABSOLUTE_PATH.search(text)
