@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number, write_number
 from jaxtrain.verifiers.worker import Worker
@@ -78,6 +78,7 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
         raise UserError(f'--config.tasks.params={config.params}: must be a JSON object such as {{"max_terms": 3}}')
     if config.is_unseen and not config.unseen_share:
         raise UserError("--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share")
+    config = close_sizes(config)
     size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
     share = config.unseen_share if config.is_unseen else 1 - config.unseen_share
