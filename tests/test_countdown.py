@@ -7,9 +7,7 @@ from itertools import permutations, product
 
 import pytest
 
-from configs.quickstart import get_config
 from jaxtrain.errors import UserError
-from jaxtrain.flags import read_config
 from jaxtrain.structs import Verdict
 from jaxtrain.tasks import Problem, TasksConfig, digest, make_task
 from jaxtrain.tasks.countdown import ALPHABET, legal_moves, solutions, weak_trace
@@ -296,7 +294,7 @@ def test_an_unknown_task_names_the_known_ones():
 
 def test_the_problems_of_the_quickstart_are_those_of_its_published_figures():
     """By value: sizes left open are 256, 512 and 8000 where problems are made."""
-    config = read_config(get_config()).tasks
+    config = TasksConfig(max_number=15, demonstration_skill=0.5)
     task = make_task(config)
     sizes = {"num_dev": 256, "num_test": 512, "num_demonstrations": 8000}
     assert make_task(replace(config, **sizes)) == task

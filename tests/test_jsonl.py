@@ -175,8 +175,10 @@ def test_parquet_holds_the_same_rows_as_lines(config, tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist([row(number) for number in range(40)]), path)
     assert make_task(replace(config, path=path)) == make_task(config)
     Path(path).write_bytes(b"PAR0" * 10)
-    with pytest.raises(UserError, match=r"rows\.parquet': is no parquet file"):
+    with pytest.raises(UserError, match=r"cannot read '.*rows\.parquet': .*[Pp]arquet"):
         make_task(replace(config, path=path))
+    with pytest.raises(UserError, match=r"cannot read 'nowhere\.parquet'"):
+        make_task(replace(config, path="nowhere.parquet"))
 
 
 def test_parquet_without_its_reader_names_the_extra(config, monkeypatch):

@@ -6,7 +6,9 @@ this file says, so another kind of problem is another subclass of `Task`.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,7 @@ OPEN_SIZES = {"num_dev": (256, 0.1), "num_test": (512, 0.1), "num_demonstrations
 
 @dataclass(frozen=True)
 class TasksConfig:
-    name: str = "countdown"  # countdown | jsonl | reasoning_gym
+    name: str = "countdown"  # countdown | jsonl | reasoning_gym | my_task.py:make, a function of yours
     path: str = ""  # jsonl: the train file; JSON lines, one JSON array, or .parquet
     test_path: str = ""  # jsonl: the test file; empty: the test problems are held out of the train file
     question_field: str = "question"  # jsonl: the field of a row with its question
@@ -40,14 +42,31 @@ class TasksConfig:
     max_target: int = 99  # countdown: targets lie between 1 and this
     seed: int = 0  # draws the problems and the sets; not the seed of the run
     dataset: str = "chain_sum"  # reasoning_gym: which of its datasets
-    params: str = ""  # reasoning_gym: the dataset's parameters, as a JSON object
+    params: str = ""  # a JSON object: parameters of the reasoning_gym dataset, or of your function
     unseen_share: float = 0.0  # reasoning_gym: share of the templates that are held out of every set
     is_unseen: bool = False  # reasoning_gym: make all sets of the templates held out, to evaluate on
     max_row_bytes: int = 16384  # jsonl: a longer line is a bad row
     is_annotated: bool = False  # jsonl: keep the calculator annotations <<...>> in the demonstrations
     max_bad_share: float = 0.01  # jsonl: skip bad rows up to this share of a file, then refuse the file
 
+    @property
+    def file(self) -> str:
+        """The Python file of a task of the user's own; empty for the tasks that are here."""
+        return self.name.rpartition(":")[0]
+
+    def read_params(self) -> dict[str, Any]:
+        """Return the parameters as a dict. Raises UserError where they are no JSON object."""
+        try:
+            params = json.loads(self.params or "{}")
+        except ValueError as error:
+            raise UserError(f"--config.tasks.params={self.params}: is not JSON ({error})") from error
+        if not isinstance(params, dict):
+            raise UserError(f'--config.tasks.params={self.params}: must be a JSON object such as {{"max_terms": 3}}')
+        return params
+
     def __post_init__(self):
+        if self.file:  # found again from any folder
+            object.__setattr__(self, "name", os.path.abspath(self.name))
         require_at_least(0, "tasks", self, "num_train")
         require_at_least(-1, "tasks", self, "num_dev", "num_test", "num_demonstrations")
         require_one_of("tasks", self, answer_kind=("number", "choice", "text"))
@@ -78,7 +97,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Task:
-    """Hold the problems of a task; subclasses add `verify` and `answer`."""
+    """Hold the problems of a task; subclasses add `verify`, and `answer` where texts that differ answer alike."""
 
     name: str
     tokenizer: Any  # tokenizers.Tokenizer or hub.HubTokenizer, which have one face
@@ -89,19 +108,20 @@ class Task:
     counts: Mapping[str, int] = field(default_factory=dict)  # rows read and dropped, by reason; reported as metrics
     skipped: tuple[str, ...] = ()  # one line "file:line: reason" for each bad row
 
-    def verify(self, problem: Problem, text: str) -> Verdict:
+    def verify(self, problem: Problem, text: str) -> Verdict | bool:
         """Judge a finished response: all its steps, separated by newlines, without the end token.
 
-        Total: any text gets CORRECT, WRONG or UNPARSABLE, in time linear in its length.
+        Total: any text gets CORRECT (or True), WRONG (or False) or UNPARSABLE, in time linear in its length. Where it
+        raises, that answer is an ERROR; where it raises on all, the run stops.
         """
         raise NotImplementedError
 
     def answer(self, text: str) -> str | None:
-        """Return what votes are counted over, None where there is no answer.
+        """Return what votes are counted over, None where there is no answer; here the whole text.
 
         Two responses to a problem that have the same answer have the same verdict.
         """
-        raise NotImplementedError
+        return text or None
 
     @property
     def notice(self) -> str:

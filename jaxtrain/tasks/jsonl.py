@@ -184,19 +184,19 @@ def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[s
 
 
 def _read_lines(path: str, key: str) -> list[bytes]:
+    if path.endswith(".parquet"):
+        return _as_lines(_read_parquet(path))
     try:
-        if path.endswith(".parquet"):
-            return _as_lines(_read_parquet(path))
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(
             f"cannot read '{path}': {error.strerror}; name a JSON-lines file with --config.tasks.{key}=..."
         ) from None
-    if data.lstrip()[:1] == b"[":
-        with contextlib.suppress(ValueError, RecursionError):  # no array, but lines of arrays
-            return _as_lines(json.loads(data))
     # Not splitlines: a line of JSON may hold other line separators.
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[0].lstrip()[:1] == b"[":
+        with contextlib.suppress(ValueError, RecursionError):  # lines of arrays are no array
+            return _as_lines(json.loads(data))
     return lines[:-1] if lines[-1] == b"" else lines
 
 
@@ -211,8 +211,8 @@ def _read_parquet(path: str) -> list[Any]:
         return parquet.read_table(path).to_pylist()
     except ImportError as error:
         raise UserError(f"cannot read '{path}': parquet needs pip install 'jaxtrain[parquet]'") from error
-    except ValueError as error:
-        raise UserError(f"cannot read '{path}': is no parquet file ({' '.join(str(error).split())})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
 
 
 def _read_row(line: bytes, number: int, config: TasksConfig) -> Row | str:

@@ -9,7 +9,6 @@ and scorers run in a worker process that can be killed (`verifiers/worker.py`): 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,12 +69,6 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     """Make the task that a config describes. Raises UserError for a dataset or parameters that are not known."""
     if not config.num_train:
         raise UserError("--config.tasks.num_train=0: reasoning_gym makes as many as asked for; set it")
-    try:
-        params = json.loads(config.params or "{}")
-    except ValueError as error:
-        raise UserError(f"--config.tasks.params={config.params}: is not JSON ({error})") from error
-    if not isinstance(params, dict):
-        raise UserError(f'--config.tasks.params={config.params}: must be a JSON object such as {{"max_terms": 3}}')
     if config.is_unseen and not config.unseen_share:
         raise UserError("--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share")
     config = close_sizes(config)
@@ -83,7 +76,7 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
     share = config.unseen_share if config.is_unseen else 1 - config.unseen_share
     most = int(4 * size / max(share, 0.01))
-    worker = Worker(config.dataset, params | {"seed": config.seed, "size": most})
+    worker = Worker(config.dataset, config.read_params() | {"seed": config.seed, "size": most})
     rows, counts = draw_rows(config, worker, size, most)
     sizes = (config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
     sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {config.dataset}")
