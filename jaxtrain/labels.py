@@ -22,7 +22,7 @@ import numpy as np
 from jaxtrain import trees
 from jaxtrain.structs import Array, Labels, Tree, Verdict
 
-VerifyFn = Callable[[int, np.ndarray], Verdict]
+VerifyFn = Callable[[int, np.ndarray], Verdict | bool]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     """Ask for a verdict on every finished trace of a batch of trees.
 
     `verify_fn(problem_id, tokens)` gets the response, the terminators included; it is called once for each different
-    text of a problem. What it raises, or returns beside a verdict on a finished trace, becomes `Verdict.ERROR`.
+    text of a problem. Where it raises, or returns neither a verdict on a finished trace nor a bool, that is
+    `Verdict.ERROR`. Raises what it raised if that is so for all of several texts: then it is the verifier that fails.
     Returns `[B R]` int32, a `Verdict`; NONE for rows that are unfinished, empty or duplicates, for padding problems and
     for trees set aside.
     """
@@ -40,15 +41,17 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     problem, row = np.nonzero(trees.is_usable(tree) & tree.is_finished)
     tokens, length, _ = trees.sequences(tree, problem, trees.row_paths(tree.parent, problem, row))
     known: dict[tuple[int, bytes], Verdict] = {}
-    failures: list[str] = []
+    failures: list[Exception] = []
     for k, (b, r) in enumerate(zip(problem, row, strict=True)):
         problem_id, response = int(tree.problem_id[b]), tokens[k, : length[k]]
         key = problem_id, response.tobytes()
         if key not in known:
             known[key] = _ask(verify_fn, problem_id, response, failures)
         verdict[b, r] = known[key]
+    if len(failures) == len(known) > 1:
+        raise failures[0]
     if failures:
-        _log.warning("the verifier failed on %d answers, the first time on %s", len(failures), failures[0])
+        _log.warning("the verifier failed on %d answers, the first time by %r", len(failures), failures[0])
     return verdict
 
 
@@ -124,13 +127,15 @@ def _back_up_tree(parent: jax.Array, is_right: jax.Array, is_wrong: jax.Array) -
     return distance[:-1].astype(jnp.int32), is_correct[:-1], is_kept[:-1], 1 - gap[:-1]
 
 
-def _ask(verify_fn: VerifyFn, problem_id: int, response: np.ndarray, failures: list[str]) -> Verdict:
+def _ask(verify_fn: VerifyFn, problem_id: int, response: np.ndarray, failures: list[Exception]) -> Verdict:
     try:
         verdict = verify_fn(problem_id, response)
+        if isinstance(verdict, bool):
+            return Verdict.CORRECT if verdict else Verdict.WRONG
+        if not isinstance(verdict, Verdict) or verdict is Verdict.NONE:
+            raise TypeError(f"{verdict!r} is no verdict on a finished trace")
+        return verdict
     except Exception as error:  # an answer is hostile input: what it does to a verifier must not end the run
-        failures.append(f"problem {problem_id}: {error!r}")
+        error.add_note(f"while judging an answer to problem {problem_id}")
+        failures.append(error)
         return Verdict.ERROR
-    if not isinstance(verdict, Verdict) or verdict is Verdict.NONE:
-        failures.append(f"problem {problem_id}: {verdict!r} is no verdict on a finished trace")
-        return Verdict.ERROR
-    return verdict

@@ -71,7 +71,7 @@ class Run:
     def problems(self) -> dict[int, Problem]:
         return {p.id: p for p in (*self.task.train, *self.task.dev, *self.task.test)}
 
-    def verify(self, problem_id: int, tokens: np.ndarray) -> Verdict:
+    def verify(self, problem_id: int, tokens: np.ndarray) -> Verdict | bool:
         return self.task.verify(self.problems[problem_id], self.task.tokenizer.decode(tokens.tolist()))
 
     def answer(self, problem_id: int, tokens: np.ndarray) -> str | None:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -7,7 +9,7 @@ import pytest
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks import Problem, TasksConfig, make_task
+from jaxtrain.tasks import Problem, TasksConfig, digest, make_task
 from jaxtrain.tasks.countdown import ALPHABET, legal_moves, solutions, weak_trace
 
 SMALL = TasksConfig(max_number=6, max_target=40, num_train=100, num_dev=20, num_test=30, num_demonstrations=120, seed=3)
@@ -278,7 +280,7 @@ def test_too_large_sets_are_refused_with_the_number_that_exists():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_dev", -1), ("max_number", 0), ("max_number", 51), ("demonstration_skill", 1.5), ("max_bad_share", -0.1)],
+    [("num_dev", -2), ("max_number", 0), ("max_number", 51), ("demonstration_skill", 1.5), ("max_bad_share", -0.1)],
 )
 def test_a_value_out_of_range_is_named_with_its_key(key, value):
     with pytest.raises(UserError, match=rf"--config.tasks.{key}={value}"):
@@ -288,3 +290,14 @@ def test_a_value_out_of_range_is_named_with_its_key(key, value):
 def test_an_unknown_task_names_the_known_ones():
     with pytest.raises(UserError, match=r"--config.tasks.name=chess: unknown task; known are countdown, jsonl"):
         make_task(TasksConfig(name="chess"))
+
+
+def test_the_problems_of_the_quickstart_are_those_of_its_published_figures():
+    """By value: sizes left open are 256, 512 and 8000 where problems are made."""
+    config = TasksConfig(max_number=15, demonstration_skill=0.5)
+    task = make_task(config)
+    sizes = {"num_dev": 256, "num_test": 512, "num_demonstrations": 8000}
+    assert make_task(replace(config, **sizes)) == task
+    assert digest(task) == "1f1d766dc73f844e73c63414ea667ebbce7c050af3593c8c7a92ab280a328d56"
+    shown = json.dumps([(shot.prompt, shot.response) for shot in task.demonstrations])
+    assert hashlib.sha256(shown.encode()).hexdigest().startswith("f8710509ee056460")

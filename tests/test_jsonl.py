@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
 from jaxtrain.tasks import Problem, TasksConfig, make_task
+from jaxtrain.tasks.jsonl import JsonlTask
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
 PROBLEM = Problem(id=0, prompt="Q: How many?\nA:\n", gold="1,200")
@@ -103,6 +105,93 @@ def test_the_last_marker_of_a_row_is_its_gold(config, tmp_path):
     assert {shown.response for shown in task.demonstrations} == {"Not #### 1\n#### 2"}
 
 
+GOLDS = [
+    ("number", "72", "72", ""),
+    ("number", 72, "72", ""),
+    ("number", 0.5, "0.5", ""),
+    ("number", " $1,200. ", "$1,200.", ""),
+    ("number", "8*9=72.\n#### 72", "72", "8*9=72.\n"),
+    ("number", r"So it is $\boxed{72}$.", "72", "So it is $72$.\n"),
+    ("number", r"\boxed{72}", "72", ""),
+    ("choice", "B", "B", ""),
+    ("choice", "(b)", "(b)", ""),
+    ("choice", "It is B since A is not.\n#### B)", "B)", "It is B since A is not.\n"),
+    ("choice", r"\boxed{B}", "B", ""),
+    ("text", "Mount Everest", "Mount Everest", ""),
+    ("text", "Nepal has it.\n#### Mount Everest", "Mount Everest", "Nepal has it.\n"),
+]
+
+
+@pytest.mark.parametrize(("kind", "answer", "gold", "reasoning"), GOLDS, ids=range(len(GOLDS)))
+def test_golds_stand_bare_in_a_box_or_behind_the_marker(config, tmp_path, kind, answer, gold, reasoning):
+    path = write(tmp_path / "own.jsonl", [{"problem": f"What, {n}?", "solution": answer} for n in range(9)])
+    changes = {"path": path, "test_path": "", "num_test": 1, "num_dev": 1, "num_demonstrations": 1}
+    names = {"question_field": "problem", "answer_field": "solution", "answer_kind": kind}
+    task = make_task(replace(config, **changes, **names))
+    assert {problem.gold for problem in task.train} == {gold} and len(task.train) == 6
+    (shown,) = task.demonstrations
+    assert shown.response == f"{reasoning}#### {gold}"
+    assert task.verify(task.train[0], shown.response) == Verdict.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "given", "verdict"),
+    [
+        ("choice", "B", "#### (B)", Verdict.CORRECT),
+        ("choice", "(B)", r"\boxed{b}", Verdict.CORRECT),
+        ("choice", "B", "#### [B].", Verdict.CORRECT),
+        ("choice", "B", "#### C", Verdict.WRONG),
+        ("choice", "B", "#### A or B", Verdict.UNPARSABLE),
+        ("choice", "B", "#### BB", Verdict.UNPARSABLE),
+        ("choice", "B", "#### 2", Verdict.UNPARSABLE),
+        ("text", "Mount Everest", "####  Mount   Everest ", Verdict.CORRECT),
+        ("text", "Mount Everest", "#### mount everest", Verdict.WRONG),
+        ("text", "Mount Everest", "#### not Mount Everest", Verdict.WRONG),
+        ("text", "Mount Everest", "####", Verdict.UNPARSABLE),
+        ("text", "Mount Everest", "Mount Everest", Verdict.UNPARSABLE),
+    ],
+)
+def test_choices_and_texts_are_compared_as_such(kind, gold, given, verdict):
+    task = JsonlTask("own", None, (), (), (), (), kind=kind)
+    assert task.verify(Problem(0, "", gold), given) == verdict
+
+
+def test_a_file_of_forty_rows_starts_with_the_defaults(config):
+    task = make_task(TasksConfig(name="jsonl", path=config.path))
+    assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [4, 4, 16, 16]
+    task = make_task(TasksConfig(name="jsonl", path=config.path, test_path=config.test_path))
+    assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [10, 4, 16, 20]
+
+
+def test_an_array_holds_the_same_rows_as_lines(config, tmp_path):
+    (tmp_path / "array.json").write_text(json.dumps([row(number) for number in range(40)], indent=1))
+    assert make_task(replace(config, path=str(tmp_path / "array.json"))) == make_task(config)
+
+
+def test_parquet_holds_the_same_rows_as_lines(config, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = str(tmp_path / "rows.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([row(number) for number in range(40)]), path)
+    assert make_task(replace(config, path=path)) == make_task(config)
+    Path(path).write_bytes(b"PAR0" * 10)
+    with pytest.raises(UserError, match=r"cannot read '.*rows\.parquet': .*[Pp]arquet"):
+        make_task(replace(config, path=path))
+    with pytest.raises(UserError, match=r"cannot read 'nowhere\.parquet'"):
+        make_task(replace(config, path="nowhere.parquet"))
+
+
+def test_parquet_without_its_reader_names_the_extra(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxtrain\[parquet\]'"):
+        make_task(replace(config, path="any.parquet"))
+
+
+def test_an_unknown_kind_of_answer_is_refused():
+    with pytest.raises(UserError, match="answer_kind=letter: must be number or choice or text"):
+        TasksConfig(answer_kind="letter")
+
+
 GOOD = [row(number) for number in range(20)]
 BAD_ROWS = [
     ("not_json", b'{"question": "a", "answer": "#### 1"', "not JSON"),
@@ -112,12 +201,13 @@ BAD_ROWS = [
     ("no_fields", None, "not an object"),
     ("no_fields", {"question": "a"}, "not an object"),
     ("no_fields", {"answer": "#### 1"}, "not an object"),
-    ("no_fields", {"question": "a", "answer": 72}, "not an object"),
-    ("no_gold", {"question": "a", "answer": "It is 72."}, "no number after"),
-    ("no_gold", {"question": "a", "answer": "#### "}, "no number after"),
-    ("no_gold", {"question": "a", "answer": "#### many"}, "no number after"),
-    ("no_gold", {"question": "a", "answer": "#### 1\nor #### 2?\n#### 3 4"}, "no number after"),
-    ("no_gold", {"question": "a", "answer": ""}, "no number after"),
+    ("no_fields", {"question": "a", "answer": [72]}, "not an object"),
+    ("no_fields", {"question": "a", "answer": True}, "not an object"),
+    ("no_gold", {"question": "a", "answer": "It is 72."}, "no gold of"),
+    ("no_gold", {"question": "a", "answer": "#### "}, "no gold of"),
+    ("no_gold", {"question": "a", "answer": "#### many"}, "no gold of"),
+    ("no_gold", {"question": "a", "answer": "#### 1\nor #### 2?\n#### 3 4"}, "no gold of"),
+    ("no_gold", {"question": "a", "answer": ""}, "no gold of"),
     ("empty", b"", "empty"),
     ("empty", b"  \r", "empty"),
     ("empty", {"question": " \n", "answer": "#### 1"}, "empty"),

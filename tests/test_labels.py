@@ -199,7 +199,21 @@ def test_equal_texts_of_a_problem_are_judged_once():
     assert asked == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("answer", [True, 1, None, "correct", Verdict.NONE])
+def test_true_and_false_are_verdicts():
+    tree, _ = plant([[Row(-1, (1,), C), Row(-1, (2,), W)]])
+    assert labels.judge(tree, lambda problem_id, tokens: bool(tokens[-1] == 1)).tolist() == [[C, W]]
+
+
+def test_a_verifier_that_fails_on_every_answer_stops_the_run():
+    tree, _ = plant([[Row(-1, (1,), C), Row(-1, (2,), W)]])
+    with pytest.raises(ZeroDivisionError) as caught:
+        labels.judge(tree, lambda problem_id, tokens: 1 // 0)
+    assert "<lambda>" in [frame.name for frame in caught.traceback]
+    with pytest.raises(TypeError, match="None is no verdict"):
+        labels.judge(tree, lambda problem_id, tokens: None)
+
+
+@pytest.mark.parametrize("answer", [1, None, "correct", Verdict.NONE])
 def test_whatever_is_no_verdict_is_an_error(answer):
     judged = labels.judge(plant([[Row(-1, (1,), C)]])[0], lambda problem_id, tokens: answer)
     assert judged.tolist() == [[Verdict.ERROR]]

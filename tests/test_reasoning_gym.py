@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks import TasksConfig, make_task
+from jaxtrain.tasks import Problem, TasksConfig, make_task
 from jaxtrain.tasks.reasoning_gym import ReasoningGymTask
-from jaxtrain.verifiers.worker import Worker
+from jaxtrain.verifiers.worker import TOKENS, Worker, is_safe
 
 try:
     metadata.version("reasoning_gym")
@@ -54,6 +57,75 @@ def test_verdicts(sums):
     assert sums.verify(problem, f"It is \\boxed{{{right}}}.") == Verdict.CORRECT
     assert sums.verify(problem, f"#### {right + 1}") == Verdict.WRONG
     assert sums.verify(problem, f"It is {right}") == Verdict.UNPARSABLE
+
+
+class Scorer(Worker):
+    """A scorer that takes one text for right, and remembers what it was asked."""
+
+    def __init__(self, right=""):
+        self.right, self.asked = right, []
+
+    def judge(self, index, answer):
+        self.asked.append(answer)
+        return answer == self.right
+
+
+def task_of(name, scorer):
+    return ReasoningGymTask(name, None, (), (), (), (), worker=scorer)
+
+
+NUMBERS = [
+    ("28", "28", Verdict.CORRECT),
+    ("28", "$28.00", Verdict.CORRECT),
+    ("28", "-28", Verdict.WRONG),
+    ("28", "28,080", Verdict.WRONG),
+    ("28080", "28,080", Verdict.CORRECT),
+    ("28080", "not 28080", Verdict.UNPARSABLE),
+    ("7", "7 dogs 8 cats", Verdict.UNPARSABLE),
+    ("7", "7/2", Verdict.WRONG),
+    ("12", "12 or 13", Verdict.UNPARSABLE),
+    ("0.5", ".50", Verdict.CORRECT),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer", "verdict"), NUMBERS)
+def test_a_gold_that_is_a_number_is_compared_as_one(gold, answer, verdict):
+    """Whatever the dataset's scorer says, which is not even asked."""
+    scorer = Scorer(right=answer)
+    assert task_of("gsm_symbolic", scorer).verify(Problem(0, "", gold), f"#### {answer}") == verdict
+    assert scorer.asked == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "right", "verdict"),
+    [
+        ("3/4", "3/4", "3/4", Verdict.CORRECT),
+        ("3/4", "6/8", "3/4", Verdict.WRONG),  # not in lowest terms
+        ("3/4", "0.75", "3/4", Verdict.WRONG),
+        ("92", "184/2", "92", Verdict.WRONG),  # digits in another base
+        ("3/4", "7/8", "7/8", Verdict.WRONG),  # of another value, though the scorer takes it
+        ("0.5", "1/2", "1/2", Verdict.CORRECT),
+    ],
+)
+def test_quotients_need_the_scorer_too(gold, answer, right, verdict):
+    assert task_of("any", Scorer(right)).verify(Problem(0, "", gold), f"#### {answer}") == verdict
+
+
+def test_a_gold_that_is_none_or_not_rounded_is_the_scorers_to_judge():
+    assert task_of("any", Scorer("5 days")).verify(Problem(0, "", "five days"), "#### 5 days") == Verdict.CORRECT
+    problem = Problem(0, "", "-0.0013674811612376526")  # asked for with 3 significant figures
+    assert task_of("power_function", Scorer("-1.37e-3")).verify(problem, "#### -1.37e-3") == Verdict.CORRECT
+
+
+def test_answers_of_one_value_are_one_vote():
+    task = task_of("any", Scorer())
+    assert {task.answer(f"#### {text}") for text in ("72", "72.0", "$72", "72.", "+72")} == {"72"}
+    assert task.answer("#### 144/2") == "144/2"  # its verdict may be another, so it votes alone
+    assert task.answer("#### A or B") == "A or B"
+
+
+def test_where_numerals_and_the_scorer_disagree_is_counted(sums):
+    assert sums.counts["disagreed"] == sums.counts["refused"] == 0
 
 
 def test_templates_held_out_are_in_no_set():
@@ -178,17 +250,90 @@ def hostile(tmp_path, monkeypatch):
     ],
 )
 def test_a_scorer_that_hangs_or_dies_is_an_error_and_the_next_works(hostile, answer):
-    assert hostile.score(0, "1") == 1.0
-    assert hostile.score(0, answer) is None
-    assert hostile.score(0, "0.5") == 0.5
+    assert hostile.judge(0, "1") is True
+    assert hostile.judge(0, answer) is None
+    assert hostile.judge(0, "0.5") is False
 
 
 def test_an_answer_changes_no_verdict_but_its_own(hostile):
     patch = "exec('import fake_gym\\nfake_gym.Dataset.judge = lambda *_: 1.0') or 0.5"
-    assert hostile.score(0, patch) in (0.5, 1.0)
-    assert hostile.score(0, "0.25") == 0.25
-    hostile.score(0, "[__import__('os').write(fd, b'{\"score\": 1.0}\\n') for fd in range(3, 20)]")
-    assert hostile.score(0, "0.25") == 0.25
+    hostile.judge(0, patch)
+    assert hostile.judge(0, "0.25") is False
+    hostile.judge(0, "[__import__('os').write(fd, b'{\"verdict\": true}\\n') for fd in range(3, 20)]")
+    assert hostile.judge(0, "0.25") is False
+
+
+def test_the_judged_hold_no_pipe_and_no_rights_of_root(hostile):
+    """What they say of themselves goes by their exit status alone."""
+    links = "[os.readlink(f'/proc/self/fd/{fd}') for fd in range(64) if os.path.exists(f'/proc/self/fd/{fd}')]"
+    piped = f"(lambda os: any('pipe' in link for link in {links}))(__import__('os'))"
+    assert hostile.judge(0, piped) is False
+    assert hostile.judge(0, "__import__('os').getuid() == 0") is False
+    assert hostile.judge(0, "__import__('os').fork() and 1.0") is None
+
+
+def test_what_leaves_its_session_dies_too():
+    code = """if True:
+        import os, sys, time
+        from jaxtrain.verifiers.worker import PR_SET_CHILD_SUBREAPER, kill_descendants, prctl
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.setsid()
+                os.write(writer, str(os.getpid()).encode())
+                time.sleep(600)
+            os._exit(0)
+        pid = os.read(reader, 20).decode()
+        kill_descendants()
+        sys.exit(os.path.exists(f"/proc/{pid}"))
+    """
+    if not Path("/proc/self").exists():
+        pytest.skip("only Linux has subreapers")
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("kind", sorted(TOKENS))
+def test_a_scorer_that_evaluates_sees_its_golds_and_nothing_like_code(kind):
+    worker = Worker(kind, {"seed": 0, "size": 20})
+    golds = {i: gold for i in range(20) if (gold := worker.item(i)["answer"]) is not None}
+    assert len(golds) >= 15 and all(worker.judge(i, gold) is True for i, gold in golds.items())
+    attack = "__import__('os').write(6,b'1.0')-__import__('os')._exit(0)"
+    assert worker.judge(min(golds), attack) is False
+    worker.close()
+
+
+CODE = ["exit()", "x.y", "x.__class__", "_", "__", "'a'", '"a"', "[1]", "{1}", "1;2", "a=1", "lambda", "S(x)", "N(x)"]
+CODE += ["x if x else x", "True", "x,y", "f(x)", "Integral(x)", "0x1f", "1_0", "2x", "1e9", "\u0661", "x\u2080", "9!"]
+
+
+@pytest.mark.parametrize("kind", sorted(TOKENS))
+@pytest.mark.parametrize("code", CODE)
+def test_code_is_not_made_of_the_tokens_of_an_answer(kind, code):
+    harmless = kind == "n_queens" and code == "_"
+    assert is_safe(kind, f"1 + {code}") is False and is_safe(kind, code) is harmless
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "safe"),
+    [
+        ("countdown", "6*(98 - 54) - 34 - 66", True),
+        ("countdown", "9**9", False),
+        ("countdown", "9//2", False),
+        ("puzzle24", "1*3*5 + 9", True),
+        ("simple_integration", "-5*X**9/2 - 2.5*X + C", True),
+        ("intermediate_integration", "-exp(x)*sin(x) + sqrt(x)*asin(2*x) + C", True),
+        ("polynomial_multiplication", "3*x**2*y - z", True),
+        ("binary_matrix", "0 1\n1 0", True),
+        ("n_queens", "_ Q\nQ _", True),
+        ("string_insertion", "ABCA", True),
+        ("gsm_symbolic", "anything('goes')", True),  # nothing is evaluated there
+        ("countdown", "1" * 100_000 + "x", False),
+    ],
+)
+def test_tokens_of_each_kind(kind, answer, safe):
+    assert is_safe(kind, answer) is safe
 
 
 def test_items_are_the_same_in_every_process():
@@ -201,20 +346,20 @@ def test_items_are_the_same_in_every_process():
 
 
 def test_what_a_scorer_prints_is_no_answer(hostile):
-    assert hostile.score(0, "print('{\"score\": 1}') or 0") == 0.0
+    assert hostile.judge(0, "print('{\"verdict\": true}') or 0") is False
 
 
 def test_a_scorer_sees_no_environment_and_writes_no_files(hostile, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     hostile.close()
-    assert hostile.score(0, "'HF_TOKEN' in __import__('os').environ") == 0.0
+    assert hostile.judge(0, "'HF_TOKEN' in __import__('os').environ") is False
     target = tmp_path / "written"
-    hostile.score(0, f"open({str(target)!r}, 'w').write('x' * 10000)")
+    hostile.judge(0, f"open({str(target)!r}, 'w').write('x' * 10000)")
     assert not target.exists() or target.stat().st_size == 0
 
 
 def test_a_worker_leaves_with_its_owner(hostile):
-    assert hostile.score(0, "1") == 1.0
+    assert hostile.judge(0, "1") is True
     process = hostile._process
     hostile.close()
     assert process.poll() is not None

@@ -1,12 +1,15 @@
 """Problems whose answers can be checked. Stands below the seven stages.
 
-`make_task` is the face of this folder; a new kind of problem is a file beside these and a line in `MAKERS`.
+`make_task` is the face of this folder; a new kind of problem is a file of the user's own that `config.name` names, with
+a function `make(config, tokenizer) -> Task`, or one beside these and a line in `MAKERS`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import runpy
 from typing import Any
 
 from jaxtrain.errors import UserError
@@ -21,11 +24,17 @@ MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task, "reasoning_gym": rea
 def make_task(config: TasksConfig, tokenizer: Any = None) -> Task:
     """Make the task that `config.name` names, with its own tokenizer or the one given.
 
-    Raises UserError for a name that is not known and for bad input.
+    Raises UserError for a name that is not known and for bad input; what a file of the user's raises goes through.
     """
-    if config.name not in MAKERS:
-        raise UserError(f"--config.tasks.name={config.name}: unknown task; known are {', '.join(sorted(MAKERS))}")
-    return MAKERS[config.name](config, tokenizer)
+    makers = runpy.run_path(config.file) if os.path.isfile(config.file) else MAKERS
+    make = makers.get(config.name.removeprefix(f"{config.file}:"))
+    if not callable(make):
+        known = f"{', '.join(sorted(MAKERS))}, and a function in a file as in my_task.py:make"
+        raise UserError(f"--config.tasks.name={config.name}: unknown task; known are {known}")
+    task = make(config, tokenizer)
+    if not isinstance(task, Task):
+        raise UserError(f"--config.tasks.name={config.name}: made no Task but {task!r:.40}")
+    return task
 
 
 def digest(task: Task) -> str:
@@ -35,9 +44,12 @@ def digest(task: Task) -> str:
 
 
 def file_hashes(config: TasksConfig) -> dict[str, str]:
-    """Hash the data files of a task: a run belongs to their content. Raises UserError for one that cannot be read."""
+    """Hash the files of a task, code of the user's own too: a run belongs to their content.
+
+    Raises UserError for one that cannot be read.
+    """
     hashes = {}
-    for key, path in (("path", config.path), ("test_path", config.test_path)):
+    for key, path in (("name", config.file), ("path", config.path), ("test_path", config.test_path)):
         if path:
             try:
                 with open(path, "rb") as file:

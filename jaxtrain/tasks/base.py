@@ -6,43 +6,70 @@ this file says, so another kind of problem is another subclass of `Task`.
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
-from jaxtrain.errors import UserError, require_at_least, require_share
+from jaxtrain.errors import UserError, require_at_least, require_one_of, require_share
 from jaxtrain.structs import Verdict
 
 Row = TypeVar("Row")
 
 NUM_NAMED = 3  # bad rows that a message names
+# Of the sets whose size is left open (-1): the usual size, and the share of a file's rows that it may take at most.
+OPEN_SIZES = {"num_dev": (256, 0.1), "num_test": (512, 0.1), "num_demonstrations": (8000, 0.4)}
 
 
 @dataclass(frozen=True)
 class TasksConfig:
-    name: str = "countdown"  # countdown | jsonl | reasoning_gym
-    path: str = ""  # jsonl: the train file
+    name: str = "countdown"  # countdown | jsonl | reasoning_gym | my_task.py:make, a function of yours
+    path: str = ""  # jsonl: the train file; JSON lines, one JSON array, or .parquet
     test_path: str = ""  # jsonl: the test file; empty: the test problems are held out of the train file
+    question_field: str = "question"  # jsonl: the field of a row with its question
+    answer_field: str = "answer"  # jsonl: its gold, bare, boxed, or behind reasoning and ####
+    answer_kind: str = "number"  # jsonl: number | choice (one letter) | text (as it is)
     num_train: int = 0  # problems to self-train on; 0: all that the other sets leave
-    num_dev: int = 256  # problems to tune on
-    num_test: int = 512  # problems to report on; 0: all of test_path
-    num_demonstrations: int = 8000  # traces of D_S0; their problems are in no other set
+    num_dev: int = -1  # problems to tune on; -1: 256, of a file at most a tenth of the rows
+    num_test: int = -1  # problems to report on; 0: all of test_path; -1: 512, at most a tenth
+    num_demonstrations: int = -1  # traces of D_S0, on further problems; -1: 8000, at most 40 %
     demonstrations_per_problem: int = 8  # countdown: traces of the weak player on each such problem
     demonstration_skill: float = 1.0  # countdown: chance that the weak player's second move is its best one
     max_number: int = 12  # countdown: numbers are drawn from 1 to this
     max_target: int = 99  # countdown: targets lie between 1 and this
     seed: int = 0  # draws the problems and the sets; not the seed of the run
     dataset: str = "chain_sum"  # reasoning_gym: which of its datasets
-    params: str = ""  # reasoning_gym: the dataset's parameters, as a JSON object
+    params: str = ""  # a JSON object: parameters of the reasoning_gym dataset, or of your function
     unseen_share: float = 0.0  # reasoning_gym: share of the templates that are held out of every set
     is_unseen: bool = False  # reasoning_gym: make all sets of the templates held out, to evaluate on
     max_row_bytes: int = 16384  # jsonl: a longer line is a bad row
     is_annotated: bool = False  # jsonl: keep the calculator annotations <<...>> in the demonstrations
     max_bad_share: float = 0.01  # jsonl: skip bad rows up to this share of a file, then refuse the file
 
+    @property
+    def file(self) -> str:
+        """The Python file of a task of the user's own; empty for the tasks that are here."""
+        return self.name.rpartition(":")[0]
+
+    def read_params(self) -> dict[str, Any]:
+        """Return the parameters as a dict. Raises UserError where they are no JSON object."""
+        try:
+            params = json.loads(self.params or "{}")
+        except ValueError as error:
+            raise UserError(f"--config.tasks.params={self.params}: is not JSON ({error})") from error
+        if not isinstance(params, dict):
+            raise UserError(f'--config.tasks.params={self.params}: must be a JSON object such as {{"max_terms": 3}}')
+        return params
+
     def __post_init__(self):
-        require_at_least(0, "tasks", self, "num_train", "num_dev", "num_test", "num_demonstrations")
+        if self.file:  # found again from any folder
+            object.__setattr__(self, "name", os.path.abspath(self.name))
+        require_at_least(0, "tasks", self, "num_train")
+        require_at_least(-1, "tasks", self, "num_dev", "num_test", "num_demonstrations")
+        require_one_of("tasks", self, answer_kind=("number", "choice", "text"))
         require_at_least(1, "tasks", self, "demonstrations_per_problem", "max_number", "max_target", "max_row_bytes")
         require_share("tasks", self, "demonstration_skill", "max_bad_share", "unseen_share")
 
@@ -70,7 +97,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Task:
-    """Hold the problems of a task; subclasses add `verify` and `answer`."""
+    """Hold the problems of a task; subclasses add `verify`, and `answer` where texts that differ answer alike."""
 
     name: str
     tokenizer: Any  # tokenizers.Tokenizer or hub.HubTokenizer, which have one face
@@ -81,25 +108,34 @@ class Task:
     counts: Mapping[str, int] = field(default_factory=dict)  # rows read and dropped, by reason; reported as metrics
     skipped: tuple[str, ...] = ()  # one line "file:line: reason" for each bad row
 
-    def verify(self, problem: Problem, text: str) -> Verdict:
+    def verify(self, problem: Problem, text: str) -> Verdict | bool:
         """Judge a finished response: all its steps, separated by newlines, without the end token.
 
-        Total: any text gets CORRECT, WRONG or UNPARSABLE, in time linear in its length.
+        Total: any text gets CORRECT (or True), WRONG (or False) or UNPARSABLE, in time linear in its length. Where it
+        raises, that answer is an ERROR; where it raises on all, the run stops.
         """
         raise NotImplementedError
 
     def answer(self, text: str) -> str | None:
-        """Return what votes are counted over, None where there is no answer.
+        """Return what votes are counted over, None where there is no answer; here the whole text.
 
         Two responses to a problem that have the same answer have the same verdict.
         """
-        raise NotImplementedError
+        return text or None
 
     @property
     def notice(self) -> str:
         """Say which rows were skipped, the first few by name; empty where none was."""
         first = "; ".join(self.skipped[:NUM_NAMED])
         return f"{len(self.skipped)} bad rows skipped; the first: {first}" if self.skipped else ""
+
+
+def close_sizes(config: TasksConfig, num_rows: int | None = None) -> TasksConfig:
+    """Fill in the sizes that are left open, for a file of so many rows, or for problems that are made."""
+    sizes = {name: OPEN_SIZES[name] for name in OPEN_SIZES if getattr(config, name) < 0}
+    if num_rows is None:
+        return replace(config, **{name: size for name, (size, _) in sizes.items()})
+    return replace(config, **{name: min(size, math.ceil(share * num_rows)) for name, (size, share) in sizes.items()})
 
 
 class Sets(NamedTuple):

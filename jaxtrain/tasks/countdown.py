@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, close_sizes, draw_sets
 from jaxtrain.tokenizers import character_tokenizer
 
 ALPHABET = "\n 0123456789+-*/=|"
@@ -74,6 +74,7 @@ def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
     """
     if config.max_number > MAX_NUMBER:
         raise UserError(f"--config.tasks.max_number={config.max_number}: countdown goes up to {MAX_NUMBER}")
+    config = close_sizes(config)
     problems = _all_problems(config.max_number, config.max_target)
     per_problem = config.demonstrations_per_problem
     sizes = (config.num_test, config.num_dev, -(-config.num_demonstrations // per_problem), config.num_train)

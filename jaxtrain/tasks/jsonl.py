@@ -1,36 +1,50 @@
-"""Word problems from a file, in the form of GSM8K. Stands below the seven stages.
+"""Word problems from a file, in the form of GSM8K or near it. Stands below the seven stages.
 
-One JSON object a line: `question`, and `answer`, which is lines of reasoning and then `#### ` with the gold number. The
-prompt is the question between two short marks; a response is lines, the last of which gives the answer in the same way.
-Any file of this form works: a row that breaks the form is skipped, named and counted, and only a file with too many of
-them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
+One JSON object a line with a question and an answer: lines of reasoning and then `#### ` with the gold, a text with the
+gold in a box, or the gold alone; `tasks.question_field` and `tasks.answer_field` name the fields. The same rows may
+stand in one JSON array or in a parquet file. The gold is a number, the letter of a choice, or a text
+(`tasks.answer_kind`). The prompt is the question between two short marks; a response is lines, the last of which gives
+the answer after `####`. A row that breaks the form is skipped, named and counted, and only a file with too many of them
+is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Task, TasksConfig, draw_sets
+from jaxtrain.tasks.base import (
+    NUM_NAMED,
+    OPEN_SIZES,
+    Demonstration,
+    Problem,
+    Task,
+    TasksConfig,
+    close_sizes,
+    draw_sets,
+)
 from jaxtrain.tokenizers import byte_tokenizer
-from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number
+from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
 
 ANNOTATION = re.compile("<<[^<>]*>>")
+CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
 REASONS = {
     "too_long": "longer than --config.tasks.max_row_bytes",
     "not_utf8": "not valid UTF-8",
     "empty": "empty line or empty question",
     "not_json": "not JSON",
-    "no_fields": 'not an object with the texts "question" and "answer"',
+    "no_fields": "not an object with --config.tasks.question_field and answer_field, both texts",
     "not_text": "a NUL or half of a surrogate pair in the text",
-    "no_gold": f'no number after the last "{MARKER}" of the answer',
+    "no_gold": f"no gold of --config.tasks.answer_kind behind {MARKER}, in a box or alone",
     "duplicate": "the question stands in an earlier line",
 }
 
@@ -48,21 +62,44 @@ class Row:
         return " ".join(self.question.split())
 
 
+def write_rational(text: str) -> str | None:
+    """Return a number in lowest terms, None for anything else."""
+    number = read_number(text)
+    return None if number is None else str(number)
+
+
+def write_choice(text: str) -> str | None:
+    """Return the letter that stands alone or in brackets, as a capital; None for anything else."""
+    match = CHOICE.fullmatch(text.strip())
+    return match and match[1].upper()
+
+
+def write_text(text: str) -> str | None:
+    """Return a text of one line with single spaces, None for an empty or a longer one."""
+    return None if "\n" in text.strip() else " ".join(text.split()) or None
+
+
+# How an answer is written so that equal ones are the same text; None is what no answer of the kind is.
+KINDS: dict[str, Callable[[str], str | None]] = {"number": write_rational, "choice": write_choice, "text": write_text}
+
+
+@dataclass(frozen=True)
 class JsonlTask(Task):
-    """Questions with a number for an answer; see the module for the format."""
+    """Questions with one answer of a known kind; see the module for the format."""
+
+    kind: str = "number"
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Compare the number that a response gives with the gold one, exactly. UNPARSABLE if it gives none."""
+        """Compare the answer that a response gives with the gold, exactly. UNPARSABLE if it gives none."""
         answer = self.answer(text)
         if answer is None:
             return Verdict.UNPARSABLE
-        return Verdict.CORRECT if answer == str(read_number(problem.gold)) else Verdict.WRONG
+        return Verdict.CORRECT if answer == KINDS[self.kind](problem.gold) else Verdict.WRONG
 
     def answer(self, text: str) -> str | None:
-        """Return the number that a response gives in lowest terms, None if it gives none."""
+        """Return the answer that a response gives, numbers in lowest terms; None if it gives none of the kind."""
         given = extract_answer(text)
-        number = None if given is None else read_number(given)
-        return None if number is None else str(number)
+        return None if given is None else KINDS[self.kind](given)
 
 
 def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
@@ -73,7 +110,7 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
     them. Raises UserError for a missing file, too many bad rows, or fewer rows than the sets ask for.
     """
     rows, num_lines, counts, skipped = _read_rows("path", config)
-    test_rows, num_held_out, num_in_test = [], config.num_test, 0
+    test_rows, num_in_test = [], 0
     if config.test_path:
         test_rows, _, test_counts, test_skipped = _read_rows("test_path", config)
         counts, skipped = counts + test_counts, skipped + test_skipped
@@ -81,11 +118,11 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         num_in_test = sum(row.key in test_keys for row in rows)
         rows = [row for row in rows if row.key not in test_keys]
         test_rows = _draw_test([replace(row, line=num_lines + row.line) for row in test_rows], config)
-        num_held_out = 0
     elif config.num_test == 0:
         raise UserError("--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path names none")
 
-    sizes = (num_held_out, config.num_dev, config.num_demonstrations, config.num_train)
+    config = close_sizes(config, len(rows))
+    sizes = (0 if test_rows else config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
     sets = draw_sets(rows, sizes, config.seed, f"good rows of {config.path} that are not in the test file")
     return JsonlTask(
         name="jsonl",
@@ -99,16 +136,18 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         ),
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
+        kind=config.answer_kind,
     )
 
 
 def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
-    if config.num_test > len(rows) or not rows:
+    num_test = min(OPEN_SIZES["num_test"][0], len(rows)) if config.num_test < 0 else config.num_test
+    if num_test > len(rows) or not rows:
         raise UserError(
             f"--config.tasks.num_test={config.num_test}: {config.test_path} has {len(rows)} good rows; "
             "ask for fewer, or 0 for all"
         )
-    return random.Random(config.seed).sample(rows, config.num_test) if config.num_test else rows
+    return random.Random(config.seed).sample(rows, num_test) if num_test else rows
 
 
 def _problem(row: Row) -> Problem:
@@ -127,7 +166,7 @@ def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[s
     lines = _read_lines(path, key)
     rows, counts, skipped, seen = [], Counter(rows=len(lines)), [], set()
     for number, line in enumerate(lines, start=1):
-        row = _read_row(line, number, config.max_row_bytes)
+        row = _read_row(line, number, config)
         if isinstance(row, Row) and row.key in seen:
             row = "duplicate"
         if isinstance(row, Row):
@@ -145,6 +184,8 @@ def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[s
 
 
 def _read_lines(path: str, key: str) -> list[bytes]:
+    if path.endswith(".parquet"):
+        return _as_lines(_read_parquet(path))
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -153,28 +194,63 @@ def _read_lines(path: str, key: str) -> list[bytes]:
         ) from None
     # Not splitlines: a line of JSON may hold other line separators.
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[0].lstrip()[:1] == b"[":
+        with contextlib.suppress(ValueError, RecursionError):  # lines of arrays are no array
+            return _as_lines(json.loads(data))
     return lines[:-1] if lines[-1] == b"" else lines
 
 
-def _read_row(line: bytes, number: int, max_bytes: int) -> Row | str:
+def _as_lines(rows: list[Any]) -> list[bytes]:
+    return [json.dumps(row, default=str).encode() for row in rows]
+
+
+def _read_parquet(path: str) -> list[Any]:
+    try:
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+
+        return parquet.read_table(path).to_pylist()
+    except ImportError as error:
+        raise UserError(f"cannot read '{path}': parquet needs pip install 'jaxtrain[parquet]'") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
+
+
+def _read_row(line: bytes, number: int, config: TasksConfig) -> Row | str:
     """Return the row that a line holds, or the reason why it holds none."""
-    if len(line) > max_bytes:
+    if len(line) > config.max_row_bytes:
         return "too_long"
     try:
         text = line.decode("utf-8")
-        fields = json.loads(text) if text.strip() else {"question": "", "answer": ""}
+        if not text.strip():
+            return "empty"
+        fields = json.loads(text)
     except UnicodeDecodeError:
         return "not_utf8"
     except (ValueError, RecursionError):
         return "not_json"
-    question, answer = (fields.get(name) if isinstance(fields, dict) else None for name in ("question", "answer"))
+    fields = fields if isinstance(fields, dict) else {}
+    question, answer = fields.get(config.question_field), fields.get(config.answer_field)
+    if type(answer) in (int, float):
+        answer = str(answer)
     if not isinstance(question, str) or not isinstance(answer, str):
         return "no_fields"
     if not question.strip():
         return "empty"
     if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in question + answer):
         return "not_text"
-    reasoning, marker, gold = answer.rpartition(MARKER)
-    if not marker or read_number(gold) is None:
+    reasoning, gold = _split(answer)
+    if KINDS[config.answer_kind](gold) is None:
         return "no_gold"
-    return Row(number, question.strip(), reasoning, gold.strip())
+    return Row(number, question.strip(), reasoning, gold)
+
+
+def _split(answer: str) -> tuple[str, str]:
+    """Split an answer into (reasoning, gold); a box leaves the reasoning, so that responses have one form."""
+    reasoning, marker, gold = answer.rpartition(MARKER)
+    if marker:
+        return reasoning, gold.strip()
+    boxed = extract_answer(answer)
+    if boxed is None:
+        return "", answer.strip()
+    reasoning = answer.replace(f"{BOX}{boxed}}}", boxed)
+    return "" if reasoning.strip() == boxed else reasoning, boxed

@@ -1,26 +1,28 @@
 """Problems that reasoning-gym makes, judged by its own scorers. Stands below the seven stages.
 
-Generators and scorers run in a worker process that can be killed (`verifiers/worker.py`): some scorers execute code
-found in the answer. A response gives its answer as everywhere, after `####` or in `\\boxed{}`; only full marks are
-correct.
+A response gives its answer as everywhere, after `####` or in `\\boxed{}`. Where the gold is a number, the answer must
+be one too, of the same value (`verifiers/numerals.py`): many a scorer takes the first number that it finds. The scorer
+is asked where the gold is none, and where the form counts besides the value; only full marks are correct. Generators
+and scorers run in a worker process that can be killed (`verifiers/worker.py`): some execute code found in the answer.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
-from jaxtrain.verifiers.numerals import MARKER, extract_answer
+from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number, write_number
 from jaxtrain.verifiers.worker import Worker
 
 MAX_ANSWER = 4096  # characters of an answer that is put to a scorer
+# Their golds are not rounded as their questions ask for; their scorers read the answer as a whole.
+ROUNDED = ("power_function",)
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,33 @@ class ReasoningGymTask(Task):
     worker: Worker = field(kw_only=True)
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Put the answer that a response gives to the dataset's scorer; ERROR where the scorer fails."""
+        """Compare numbers, and ask the dataset's scorer about the rest; ERROR where the scorer fails."""
         answer = self.answer(text)
         if answer is None:
             return Verdict.UNPARSABLE
-        score = self.worker.score(problem.id, answer)
-        if score is None:
+        gold = None if self.name in ROUNDED else read_number(problem.gold)
+        if gold is not None:
+            number = read_number(answer)
+            if number is None:
+                return Verdict.UNPARSABLE
+            # 6/8 is not 3/4 in lowest terms, and of digits in another base a quotient is another number.
+            if number != gold or "/" not in answer + problem.gold:
+                return Verdict.CORRECT if number == gold else Verdict.WRONG
+        is_right = self.worker.judge(problem.id, answer)
+        if is_right is None:
             return Verdict.ERROR
-        return Verdict.CORRECT if score >= 1.0 else Verdict.WRONG
+        return Verdict.CORRECT if is_right else Verdict.WRONG
 
     def answer(self, text: str) -> str | None:
-        """Return the answer that a response gives, None if it gives none or one too long to be judged."""
+        """Return the answer that a response gives, numbers but quotients by their value; None if there is none.
+
+        One too long to be judged is none.
+        """
         answer = extract_answer(text)
-        return answer if answer and len(answer) <= MAX_ANSWER else None
+        if not answer or len(answer) > MAX_ANSWER:
+            return None
+        number = None if "/" in answer else read_number(answer)
+        return answer if number is None else write_number(number)
 
     def solution(self, problem: Problem) -> Demonstration:
         """Return the dataset's own solution. No stage of the loop asks for it."""
@@ -53,19 +69,14 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     """Make the task that a config describes. Raises UserError for a dataset or parameters that are not known."""
     if not config.num_train:
         raise UserError("--config.tasks.num_train=0: reasoning_gym makes as many as asked for; set it")
-    try:
-        params = json.loads(config.params or "{}")
-    except ValueError as error:
-        raise UserError(f"--config.tasks.params={config.params}: is not JSON ({error})") from error
-    if not isinstance(params, dict):
-        raise UserError(f'--config.tasks.params={config.params}: must be a JSON object such as {{"max_terms": 3}}')
     if config.is_unseen and not config.unseen_share:
         raise UserError("--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share")
+    config = close_sizes(config)
     size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
     share = config.unseen_share if config.is_unseen else 1 - config.unseen_share
     most = int(4 * size / max(share, 0.01))
-    worker = Worker(config.dataset, params | {"seed": config.seed, "size": most})
+    worker = Worker(config.dataset, config.read_params() | {"seed": config.seed, "size": most})
     rows, counts = draw_rows(config, worker, size, most)
     sizes = (config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
     sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {config.dataset}")
@@ -86,7 +97,11 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
             f"--config.tasks.dataset={config.dataset}: none of its own answers passes its scorer behind {MARKER} or in "
             "a box; choose another dataset"
         )
-    return replace(task, demonstrations=passing, counts=counts | {"refused": len(shown) - len(passing)})
+    # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
+    numbers = [problem for problem, _ in shown if read_number(problem.gold) is not None]
+    counts["refused"] = len(shown) - len(passing)
+    counts["disagreed"] = sum(worker.judge(problem.id, problem.gold) is not True for problem in numbers)
+    return replace(task, demonstrations=passing, counts=counts)
 
 
 def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tuple[list, dict[str, int]]:

@@ -22,6 +22,7 @@ NUMBER = re.compile(
     rf"(?:(?P<decimal>{DIGITS}(?:\.[0-9]+)?|\.[0-9]+)|(?P<over>{DIGITS})/(?P<under>{DIGITS}))"
     rf" ?{CURRENCY}%?\.?"
 )
+BRACE = re.compile(r"\\boxed\{|[{}]")
 # Other compatibility characters change the number they stand in: NFKC reads a superscript as a further digit.
 SAFE_FORMS = ("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>")
 
@@ -29,15 +30,13 @@ SAFE_FORMS = ("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>")
 def extract_answer(text: str) -> str | None:
     """Return what a text gives as its answer, None if it gives none.
 
-    It is the rest of the line after the last `####`, or without one what the last `\\boxed{...}` holds, braces counted.
-    Only the last MAX_TAIL characters are searched.
+    It is the rest of the line after the last `####`, or without one what the last `\\boxed{...}` holds that stands in
+    no other. Only the last MAX_TAIL characters are searched.
     """
     tail = text[-MAX_TAIL:]
     if MARKER in tail:
         return tail.rpartition(MARKER)[2].partition("\n")[0].strip()
-    if BOX in tail:
-        return _until_closed(tail.rpartition(BOX)[2])
-    return None
+    return _last_box(tail) if BOX in tail else None
 
 
 def read_number(text: str) -> Fraction | None:
@@ -48,10 +47,11 @@ def read_number(text: str) -> Fraction | None:
     text = text.strip()
     if len(text) > MAX_NUMBER:
         return None
-    forms = (unicodedata.decomposition(character).split(" ")[0] for character in text)
-    if any(form.startswith("<") and form not in SAFE_FORMS for form in forms):
-        return None
-    text = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
+    if not text.isascii():
+        forms = (unicodedata.decomposition(character).split(" ")[0] for character in text)
+        if any(form.startswith("<") and form not in SAFE_FORMS for form in forms):
+            return None
+        text = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
     match = NUMBER.fullmatch(text)
     if match is None or (match["sign"] and match["sign2"]):
         return None
@@ -62,10 +62,24 @@ def read_number(text: str) -> Fraction | None:
     return -value if "-" in match["sign"] + match["sign2"] else value
 
 
-def _until_closed(text: str) -> str | None:
-    depth = 1
-    for index, character in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return text[:index].strip()
-    return None
+def write_number(value: Fraction) -> str:
+    """Write a number whose decimals end within MAX_NUMBER in the one form that equal numbers share."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    whole, decimals = divmod(abs(value) * 10**MAX_NUMBER // 1, 10**MAX_NUMBER)
+    return f"{'-' * (value < 0)}{whole}.{decimals:0{MAX_NUMBER}d}".rstrip("0")
+
+
+def _last_box(text: str) -> str | None:
+    """Return what the box holds that closes last, None where a box is left open; a box in a box alone is one box."""
+    opened, box, inside = [], None, None  # spans: of the box that closed last, of what it holds
+    for match in BRACE.finditer(text):
+        if match[0] != "}":
+            opened.append(match)
+        elif opened and (start := opened.pop())[0] == BOX:
+            if box != (start.end(), match.start()):
+                inside = start.end(), match.start()
+            box = start.start(), match.end()
+    if inside is None or any(match[0] == BOX for match in opened):
+        return None
+    return text[slice(*inside)].strip()

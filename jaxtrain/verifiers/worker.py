@@ -1,18 +1,24 @@
 """Scorers that run foreign code on what a model wrote, in processes that can be killed. Imports nothing of ours.
 
-Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per request. Every answer
-is scored in a child of its own, under limits of memory, time, files and processes, without the pipes and the
-environment of the run; the child is killed afterwards. So an answer can spoil no verdict but its own: it cannot hang
-the run, change a scorer or speak for it later. It is no sandbox: foreign code runs with the rights of this user.
+Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per request. Some scorers
+evaluate the answer as Python; theirs see only text made of the few tokens that an answer can need (`TOKENS`). Every
+answer is scored in a child of its own, under limits of memory, time, files and processes, without pipes, environment
+and, where the run is root's, without that. It has one word to say, by an exit status drawn anew for each answer, and
+is killed afterwards with all that it started. So an answer can spoil no verdict but its own: it cannot hang the run,
+change a scorer or speak for it later. It is no sandbox: judged code that ran could look the status up in its memory, or
+guess it, and on Linux alone is what left its session found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
+import re
 import resource
+import secrets
 import select
 import signal
 import subprocess
@@ -26,6 +32,26 @@ MEMORY = 2 * 2**30  # bytes of address space of a child
 MAX_REPLY = 2**22  # bytes
 # Some generators iterate over sets: with another hash seed, the same index would be another item.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+NOBODY = 65534  # the unprivileged user; limits on processes hold for it, and not for root
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+# What answers are made of where a scorer evaluates them: no attribute, no string, no name that is not listed. Letters
+# that sympy takes for functions are no variables; `Integral` is left out, since it answers by the question itself.
+ARITHMETIC = r"[0-9]+|[-+()\s]|\*(?!\*)|/(?!/)"
+VARIABLE = r"\b[A-MPRT-Za-z]\b(?!\s*\()"
+FUNCTION = r"\b(?:exp|log|ln|sqrt|a?sin|a?cos|a?tan|a?sinh|a?cosh|a?tanh|sec|csc|cot|pi)\b"
+CALCULUS = rf"\b[0-9]+(?:\.[0-9]+)?\b|[-+()\s]|\*\*?|/(?!/)|{VARIABLE}|{FUNCTION}"
+TOKENS = {
+    "countdown": ARITHMETIC,
+    "puzzle24": ARITHMETIC,
+    "intermediate_integration": CALCULUS,
+    "simple_integration": CALCULUS,
+    "polynomial_multiplication": CALCULUS,
+    "binary_matrix": r"[0-9\s]",
+    "spiral_matrix": r"[-0-9\s]",
+    "n_queens": r"\b[Q_]\b|\s",
+    "string_insertion": r"[A-Z]",
+}
 
 
 class Worker:
@@ -39,18 +65,18 @@ class Worker:
     def item(self, index: int) -> dict[str, Any]:
         """Return the question, answer, reference solution and template of an item ("" where there is none).
 
-        Raises RuntimeError with the reason.
+        The answer is None where it is no text, or not of the tokens of its kind. Raises RuntimeError with the reason.
         """
         reply = self.ask({"item": index}, timeout=60.0)
         if reply is None or "error" in reply:
             raise RuntimeError(reply["error"] if reply else "the process died")
         return reply
 
-    def score(self, index: int, answer: str) -> float | None:
-        """Score an answer to an item; None where the scorer failed, took too long or died."""
-        request = {"score": index, "answer": answer, "timeout": self._timeout}
-        reply = self.ask(request, self._timeout + 10.0)
-        return None if reply is None else reply.get("score")
+    def judge(self, index: int, answer: str) -> bool | None:
+        """Say whether an answer to an item gets full marks; None where the scorer failed, took too long or died."""
+        request = {"judge": index, "answer": answer, "timeout": self._timeout}
+        reply = self.ask(request, self._timeout + 30.0)
+        return None if reply is None else reply.get("verdict")
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """Send one request; None where no answer came in time, and the process is gone."""
@@ -99,11 +125,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
+def is_safe(kind: str, answer: str) -> bool:
+    """Say whether an answer may be evaluated by the scorer of a kind of dataset: most evaluate nothing."""
+    return kind not in TOKENS or re.fullmatch(rf"(?:{TOKENS[kind]})*+", answer) is not None
+
+
 def serve() -> None:
     """Be the worker: the first line sets it up, every further line is a request."""
     null = os.open(os.devnull, os.O_RDWR)
     replies = os.dup(1)
     os.dup2(null, 1)  # what foreign code prints is not an answer
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def reply(value: dict[str, Any]) -> None:
         data = json.dumps(value).encode() + b"\n"
@@ -111,7 +143,7 @@ def serve() -> None:
             data = data[os.write(replies, data) :]
 
     setup = json.loads(sys.stdin.readline())
-    problem, entries = "", {}
+    problem, entries, warm = "", {}, set()
     try:
         import reasoning_gym  # pyright: ignore[reportMissingImports]
 
@@ -124,53 +156,94 @@ def serve() -> None:
         try:
             if dataset is None:
                 raise RuntimeError(problem)
-            index = request.get("item", request.get("score"))
+            index = request.get("item", request.get("judge"))
             if index not in entries:
                 entries[index] = dataset[index]
             entry = entries[index]
+            # A composite's items say which dataset they are of.
+            kind = entry["metadata"].get("source_dataset", setup["name"])
             if "item" in request:
-                solution = entry.get("answer_cot") or entry["metadata"].get("answer_cot") or ""
-                answer = entry["answer"] if isinstance(entry["answer"], str) else None
-                # Questions with the same variables are of one template, where a dataset is made of templates.
-                template = " ".join(sorted(entry["metadata"].get("variables") or ()))
-                reply({"question": entry["question"], "answer": answer, "solution": solution, "template": template})
+                reply(describe(entry, kind))
+            elif not is_safe(kind, request["answer"]):
+                reply({"verdict": False})
             else:
-                arguments = dataset, entry, request["answer"], request["timeout"], (replies, null)
-                reply({"score": score_in_child(*arguments)})
+                # Scoring its gold imports and caches what the scorer needs, which every child then has from the start.
+                if index not in warm:
+                    warm.add(index)
+                    with contextlib.suppress(Exception):
+                        dataset.score_answer(answer=entry["answer"], entry=entry)
+                verdict = judge_in_child(dataset, entry, request["answer"], request["timeout"], (replies, null))
+                reply({"verdict": verdict})
         except BaseException as error:
             reply({"error": f"{type(error).__name__}: {error}"})
 
 
-def score_in_child(dataset: Any, entry: Any, answer: str, timeout: float, pipes: tuple[int, int]) -> float | None:
+def describe(entry: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return what a task wants to know of an item."""
+    answer, metadata = entry["answer"], entry["metadata"]
+    return {
+        "question": entry["question"],
+        "answer": answer if isinstance(answer, str) and is_safe(kind, answer) else None,
+        "solution": entry.get("answer_cot") or metadata.get("answer_cot") or "",
+        # Questions with the same variables are of one template, where a dataset is made of templates.
+        "template": " ".join(sorted(metadata.get("variables") or ())),
+    }
+
+
+def judge_in_child(dataset: Any, entry: Any, answer: str, timeout: float, pipes: tuple[int, int]) -> bool | None:
     """Score one answer in a forked child; None where no finite number came out of it in time."""
-    replies, null = pipes
-    reader, writer = os.pipe()
+    right, wrong = secrets.SystemRandom().sample(range(1, 256), 2)
     child = os.fork()
     if child == 0:
+        status = 0
         try:
-            os.setsid()
-            os.close(replies)
-            os.close(reader)
-            os.dup2(null, 0)
-            for what, limit in (("AS", MEMORY), ("FSIZE", 0), ("NPROC", 0), ("CORE", 0)):
-                resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (limit, limit))
-            os.write(writer, repr(float(dataset.score_answer(answer=answer, entry=entry))).encode())
+            confine(*pipes)
+            score = float(dataset.score_answer(answer=answer, entry=entry))
+            if math.isfinite(score):
+                status = right if score >= 1.0 else wrong
         finally:
-            os._exit(0)
-    os.close(writer)
-    ready, _, _ = select.select([reader], [], [], timeout)
-    text = os.read(reader, 64) if ready else b""
-    os.close(reader)
-    # A session of its own is a group of its own: what the child started dies with it.
-    for kill in (os.killpg, os.kill):
-        with contextlib.suppress(OSError):
-            kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    try:
-        score = float(text)
-    except ValueError:
-        return None
-    return score if math.isfinite(score) else None
+            os._exit(status)
+    signal.signal(signal.SIGALRM, lambda *_: kill(child))
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    _, ending = os.waitpid(child, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    kill_descendants()
+    return {right: True, wrong: False}.get(os.waitstatus_to_exitcode(ending))
+
+
+def confine(replies: int, null: int) -> None:
+    """Give up what judged code must not have: pipes, memory, files, processes, and the rights of root."""
+    os.setsid()
+    os.close(replies)
+    os.dup2(null, 0)
+    for what, limit in (("AS", MEMORY), ("FSIZE", 0), ("NPROC", 0), ("CORE", 0)):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (limit, limit))
+    with contextlib.suppress(OSError):  # not root, or a root that may not change users
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def kill_descendants() -> None:
+    """Kill what judged code started, whatever session it is in: this process inherits orphans, and reaps them."""
+    me = os.getpid()
+    with contextlib.suppress(ChildProcessError, FileNotFoundError):  # none is left; no Linux
+        while True:
+            for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split():
+                kill(int(pid))
+            os.waitpid(-1, 0)
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def prctl(option: int, value: int) -> None:
+    """Ask Linux for a property of this process; other systems have none."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 if __name__ == "__main__":
