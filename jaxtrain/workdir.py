@@ -33,6 +33,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from jaxtrain.compilation import kept_in
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Tree
 
@@ -40,6 +41,7 @@ from jaxtrain.structs import Tree
 # known by their content, whose hash is a fact.
 FREE_KEYS = (
     "loop.num_iterations",
+    "compilation",
     "checkpoints",
     "tasks.path",
     "tasks.test_path",
@@ -182,6 +184,7 @@ def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
             "count": jax.device_count(),
             "num_processes": jax.process_count(),
         },
+        "compilation_cache": kept_in(),
     }
 
 

@@ -16,7 +16,7 @@ STAGES = ("prompts", "search", "labels", "datasets", "updates", "checkpoints", "
 # A module imports from the rows above its own only, and a stage nothing but these words and tools.
 LAYERS = (
     ("structs", "errors", "memory"),
-    ("keys", "intervals", "trees", "sharding", "tokenizers", "boundaries", "verifiers", "progress"),
+    ("keys", "intervals", "trees", "sharding", "tokenizers", "boundaries", "verifiers", "progress", "compilation"),
     ("tasks", "nn", "workdir"),
     ("hub", "metrics", "report"),
     STAGES,

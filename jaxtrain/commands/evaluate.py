@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxtrain.build import Config, build, check
 from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.commands import Parser
+from jaxtrain.compilation import keep_compiled
 from jaxtrain.errors import UserError
 from jaxtrain.flags import override
 from jaxtrain.iteration import Run, score
@@ -27,7 +28,15 @@ from jaxtrain.runs import list_facts, open_run, open_task, summary
 from jaxtrain.tasks import Task, make_task
 from jaxtrain.workdir import open_workdir
 
-FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # sections that may differ from the run's
+FREE = (
+    "seed",
+    "tasks",
+    "prompts",
+    "search",
+    "evaluation",
+    "sharding",
+    "compilation",
+)  # sections that may differ from the run's
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
@@ -47,6 +56,7 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
     # Tokens and shots stay those that the run had.
     task = replace(task, demonstrations=learnt.demonstrations)
     check(config, task)
+    cache = keep_compiled(config.compilation)
     with Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True) as checkpoints:
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)
@@ -57,6 +67,7 @@ def evaluate(path: Path, to: Path, iteration: int | None, overrides: Sequence[st
         }
         with open_workdir(to, asdict(config), facts) as workdir, MetricsLog(to) as log:
             progress = leaving.enter_context(Progress(iteration))
+            progress.note(cache)
             # The shapes of a State are the run's; the problems may have others.
             abstract = build(replace(ran, sharding=config.sharding), learnt.tokenizer, progress).abstract_state
             state = checkpoints.restore(iteration, abstract)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from jaxtrain.build import Config, check
+from jaxtrain.compilation import keep_compiled
 from jaxtrain.flags import list_keys, parse
 from jaxtrain.iteration import run_loop
 from jaxtrain.progress import Progress
@@ -32,9 +33,11 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     config, pretrained = open_model(config)
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     check(config, task)
+    cache = keep_compiled(config.compilation)
     with open_workdir(path, asdict(config), list_facts(config, task, pretrained)) as workdir:
         progress = leaving.enter_context(Progress(config.loop.num_iterations))
         tell_what_is_odd(task, workdir, progress)
+        progress.note(cache)
         run_loop(config, task, workdir, progress, pretrained)
         leaving.close()
     print(summary(workdir))
