@@ -8,7 +8,7 @@ held a correct answer, and greedy accuracy went from 0 to 4 % of 93 problems, a 
 counts is that every prompt too long, answer unparsable and tree without a correct leaf is told (README, Real problems).
 """
 
-from configs.base import get_config as base
+from jaxtrain.configs.base import get_config as base
 
 
 def get_config():

@@ -8,7 +8,7 @@ The plan is from shapes, not compiled. Not run on such a GPU yet. `configs/h100.
 Qwen2.5.
 """
 
-from configs.tpu_v4 import get_config as tpu_v4
+from jaxtrain.configs.tpu_v4 import get_config as tpu_v4
 
 
 def get_config(size="1.5b"):

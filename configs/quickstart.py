@@ -9,7 +9,7 @@ D_S0 is the play of a weak player (tasks.demonstration_skill): whole and legal g
 on the dev split (--config.evaluation.split=dev); the test split is scored, and nothing is chosen by it.
 """
 
-from configs.base import get_config as base
+from jaxtrain.configs.base import get_config as base
 
 
 def get_config():

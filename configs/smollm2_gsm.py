@@ -29,7 +29,7 @@ Both were run with one seed; README.md and RESULTS.md tell what came of it. Ever
   of rows of like length.
 """
 
-from configs.base import get_config as base
+from jaxtrain.configs.base import get_config as base
 
 
 def get_config(size="gpu"):

@@ -9,7 +9,7 @@ come from reasoning-gym. It shows that every part works, not that the model gets
 that.
 """
 
-from configs.base import get_config as base
+from jaxtrain.configs.base import get_config as base
 
 
 def get_config():

@@ -9,7 +9,7 @@ been run on one: batch sizes are those that the plan shows to fit. `configs/tpu_
 Qwen2.5, `configs/tpu_v4.py:tiny` with a tiny network.
 """
 
-from configs.base import get_config as base
+from jaxtrain.configs.base import get_config as base
 
 
 def get_config(size="1.5b"):

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtrain import hub, labels, search, sharding, updates
 from jaxtrain.boundaries import make_tables
 from jaxtrain.checkpoints import CheckpointsConfig
+from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.errors import UserError, require_at_least
 from jaxtrain.evaluation import EvaluationConfig
@@ -65,6 +66,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    compilation: CompilationConfig = field(default_factory=CompilationConfig)
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:

@@ -25,8 +25,9 @@ from ml_collections import ConfigDict, config_flags
 from jaxtrain.build import Config
 from jaxtrain.errors import UserError
 
-EXAMPLE = "--config configs/quickstart.py"
-FLAGS = ("config", "workdir", "plan", "help")
+EXAMPLE = "--config quickstart"
+FLAGS = ("config", "workdir", "plan", "help", "version")
+CONFIGS = Path(__file__).parent / "configs"  # a link to the checkout's configs/, and a package when installed
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -42,7 +43,10 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     if not file.value:
         for argument in rest[1:]:
             check_argument(argument)
-        raise UserError(f"--config is missing; for a first run: {EXAMPLE}")
+        named = [argument for argument in rest[1:2] if not argument.startswith("-")]
+        raise UserError(
+            f"--config is missing; {f'write --config {named[0]}' if named else f'for a first run: {EXAMPLE}'}"
+        )
     config = override(load(file.value), rest[1:])
     stem = Path(file.value.split(":")[0]).stem
     return config, folder.value or f"runs/{stem}/seed_{config.seed}"
@@ -59,30 +63,47 @@ def override(value: ConfigDict, arguments: Sequence[str]) -> Config:
         values = config_flags.DEFINE_config_dict("config", value, flag_values=overrides, sys_argv=argv)
         stray = overrides(argv)[1:]
     except flags.Error as error:
-        raise UserError(f"{error}; --help lists all keys") from error
+        told = re.sub(r"\('Non-boolean .*\)", "must be True or False", str(error))
+        raise UserError(f"{told}; --help lists all keys") from error
     if stray:
         raise UserError(f"{stray[0]} is no flag; a config file is named by --config, a value set by --config.key=value")
     return read_config(values.value)
 
 
 def load(file: str) -> ConfigDict:
-    """Call `get_config` of a Python file; what follows a colon in `file` is its argument. Raises UserError."""
+    """Call `get_config` of a Python file, or of the config of ours that a bare word names.
+
+    What follows a colon in `file` is its argument. Raises UserError.
+    """
     path, *argument = file.split(":", 1)
+    if re.fullmatch(r"\w+", path):
+        path = str(CONFIGS / f"{path}.py")
     if not Path(path).is_file():
-        others = nearest(Path(path).name, (other.name for other in Path(path).parent.glob("*.py")))
-        there = f"; {Path(path).parent} has {', '.join(others)}" if others else f"; for a first run: {EXAMPLE}"
-        raise UserError(f"--config {path}: no such file{there}")
+        raise UserError(no_such_config(file.split(":")[0], Path(path)))
     try:
-        names = runpy.run_path(path)
-        value = names["get_config"](*argument) if "get_config" in names else None
+        value = runpy.run_path(path).get("get_config", lambda *_: None)(*argument)
     except Exception as error:
         lines = [f":{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        is_elsewhere = isinstance(error, ModuleNotFoundError) and error.name == "configs"
-        hint = "; start from the folder that holds configs/" if is_elsewhere else ""
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+            hint = "; ours are in jaxtrain.configs"
+        if isinstance(error, TypeError) and argument and not lines:  # the call itself
+            hint = f"; leave out :{argument[0]}"
         raise UserError(f"--config {path}{''.join(lines[-1:])}: {type(error).__name__}: {error}{hint}") from error
     if not isinstance(value, ConfigDict):
-        raise UserError(f"--config {path}: has no get_config that returns a ConfigDict; see configs/quickstart.py")
+        raise UserError(
+            f"--config {path}: has no get_config that returns a ConfigDict; see {CONFIGS / 'quickstart.py'}"
+        )
     return value
+
+
+def no_such_config(name: str, path: Path) -> str:
+    """Say what is there instead: files of the folder that was named, nearest first, or configs of ours."""
+    others = nearest(path.name, (other.name for other in path.parent.glob("[!_]*.py")))
+    if others and path.parent != CONFIGS:
+        return f"--config {name}: no such file; {path.parent} has {', '.join(others)}"
+    ours = nearest(path.stem, (other.stem for other in CONFIGS.glob("[!_]*.py")))
+    return f"--config {name}: no such config; name a Python file, or one of ours: {', '.join(ours)}"
 
 
 def read_config(value: ConfigDict, cls: type = Config, section: str = "config") -> Any:
@@ -140,9 +161,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return sorted(known, key=lambda other: -SequenceMatcher(None, name, other).ratio())
 
 
-def list_keys(config: Any = None, section: str = "config") -> Iterator[str]:
-    """Yield a line for every key of a config; the remarks are those beside the fields."""
-    config = Config() if config is None else config
+def list_keys(config: Any, section: str = "config") -> Iterator[str]:
+    """Yield a line for every key of a config and its value; the remarks are those beside the fields."""
     remarks = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(type(config)), re.MULTILINE))
     for name, value in vars(config).items():
         if is_dataclass(value):

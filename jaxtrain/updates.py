@@ -39,9 +39,9 @@ class FitConfig:
     first_learning_rate: float = 0.0  # peak in iteration 0; 0: the same
     warmup: float = 0.05  # share of a fit in which the rate rises from 0; a cosine to `final` follows
     final: float = 0.1  # last rate, as a share of the peak
-    b1: float = 0.9
-    b2: float = 0.98
-    weight_decay: float = 0.01
+    b1: float = 0.9  # AdamW's decay of the mean gradient, an update
+    b2: float = 0.98  # AdamW's decay of the mean squared gradient, an update
+    weight_decay: float = 0.01  # AdamW's, times the rate
     clip_norm: float = 1.0  # of the whole gradient
 
 

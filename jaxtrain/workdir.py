@@ -35,6 +35,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from jaxtrain.compilation import kept_in
 from jaxtrain.errors import UserError
 from jaxtrain.files import ASIDE, TEMPORARY, dumps, read_json, set_aside, write_atomic, write_json
 from jaxtrain.structs import Tree
@@ -43,6 +44,7 @@ from jaxtrain.structs import Tree
 # known by their content, whose hash is a fact, and another number of devices draws the same.
 FREE_KEYS = (
     "loop.num_iterations",
+    "compilation",
     "checkpoints",
     "evaluation",
     "sharding",
@@ -270,6 +272,7 @@ def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
             "count": jax.device_count(),
             "num_processes": jax.process_count(),
         },
+        "compilation_cache": kept_in(),
     }
 
 

@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the user's cache is no business of tests
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time of the tests is LLVM's
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -15,9 +16,10 @@ def compile_cache(tmp_path_factory):
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = ("enable_compilation_cache", "compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+    keys = [f"jax_{name}" for name in names]
     before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in zip(keys, (str(tmp_path_factory.mktemp("cache")), 0), strict=True):
+    for key, value in zip(keys, (True, str(tmp_path_factory.mktemp("cache")), 0), strict=True):
         jax.config.update(key, value)
     compilation_cache.reset_cache()
     yield

@@ -17,7 +17,7 @@ STAGES = ("prompts", "search", "labels", "datasets", "updates", "checkpoints", "
 LAYERS = (
     ("structs", "errors", "memory"),
     ("files",),
-    ("keys", "intervals", "trees", "sharding", "tokenizers", "boundaries", "verifiers", "progress"),
+    ("keys", "intervals", "trees", "sharding", "tokenizers", "boundaries", "verifiers", "progress", "compilation"),
     ("tasks", "nn", "workdir"),
     ("hub", "metrics", "report"),
     STAGES,

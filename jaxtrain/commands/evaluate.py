@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from jaxtrain.build import Config, build, check
 from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.commands import Parser, command_line
+from jaxtrain.compilation import keep_compiled
 from jaxtrain.errors import UserError
 from jaxtrain.flags import override
 from jaxtrain.metrics import MetricsLog
@@ -26,7 +27,15 @@ from jaxtrain.runs import list_facts, open_run, open_task, summary
 from jaxtrain.tasks import Task, make_task
 from jaxtrain.workdir import open_workdir
 
-FREE = ("seed", "tasks", "prompts", "search", "evaluation", "sharding")  # sections that may differ from the run's
+FREE = (
+    "seed",
+    "tasks",
+    "prompts",
+    "search",
+    "evaluation",
+    "sharding",
+    "compilation",
+)  # sections that may differ from the run's
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
@@ -42,7 +51,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     # Tokens and shots stay those that the run had.
     task = replace(task, demonstrations=learnt.demonstrations)
     check(config, task)
-    told: list[str] = []
+    told = [keep_compiled(config.compilation)]
     with Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True, note_fn=told.append) as checkpoints:
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)

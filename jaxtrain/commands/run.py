@@ -1,7 +1,8 @@
-"""The command: `jaxtrain --config configs/quickstart.py [--workdir DIR] [--config.section.key=value] [--plan]`.
+"""Usage: jaxtrain --config FILE[:ARGUMENT] [--workdir DIR] [--config.section.key=value ...] [--plan] [--help]
 
-The same command resumes, after any interruption. `--plan` says what the run would need and compiles it, without
-running (`plan.py`). Whatever a user can put right ends as one line and exit code 2, before anything is written.
+FILE is a Python file, or the name of a config of ours, such as quickstart. The same command resumes, after any
+interruption. --plan says what the run would need, without running; jaxtrain evaluate --help and jaxtrain export --help
+tell of finished runs. Whatever you can put right ends as one line and exit code 2, before anything is written.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from jaxtrain.build import check
+from jaxtrain.build import Config, check
 from jaxtrain.commands import command_line
+from jaxtrain.compilation import keep_compiled
 from jaxtrain.flags import list_keys, parse
 from jaxtrain.iteration import run_loop
 from jaxtrain.progress import Progress
@@ -22,11 +24,13 @@ from jaxtrain.runs import list_facts, open_model, summary
 from jaxtrain.tasks import Task, make_task
 from jaxtrain.workdir import Workdir, open_workdir, read_old
 
+HELP = {"--help", "-help", "-h"}
+
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     """Run or resume. Raises UserError."""
-    if {"--help", "-help", "-h"} & set(arguments):
-        print(usage())
+    if HELP & set(arguments):
+        print(usage([argument for argument in arguments if argument not in HELP]))
         return
     config, path = parse(["jaxtrain", *arguments])
     config, pretrained = open_model(config)
@@ -35,18 +39,23 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     config = replace(config, prompts=fix_date(config.prompts, old_config.get("prompts", {}).get("date", "")))
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     check(config, task)
-    facts = list_facts(config, task, pretrained)
+    cache, facts = keep_compiled(config.compilation), list_facts(config, task, pretrained)
     with open_workdir(path, asdict(config), facts, command_line("run", arguments)) as workdir:
         progress = leaving.enter_context(Progress(config.loop.num_iterations))
         tell_what_is_odd(task, workdir, progress)
+        progress.note(cache)
         run_loop(config, task, workdir, progress, pretrained)
         leaving.close()
     print(summary(workdir))
 
 
-def usage() -> str:
-    """Say what the command does, and list all keys with their defaults and remarks."""
-    return f"{inspect.cleandoc(__doc__ or '')}\n\nKeys, their defaults, and what they are:\n\n" + "\n".join(list_keys())
+def usage(arguments: Sequence[str]) -> str:
+    """List all keys with their values (the defaults without a --config) and remarks; say what the command does.
+
+    Raises UserError.
+    """
+    config = parse(["jaxtrain", *arguments])[0] if arguments else Config()
+    return "\n".join([*list_keys(config), "", inspect.cleandoc(__doc__ or "")])
 
 
 def tell_what_is_odd(task: Task, workdir: Workdir, progress: Progress) -> None:

@@ -29,11 +29,11 @@ STACKED = "blocks"  # where layers are scanned: the parameters of all of them, t
 class ModelConfig:
     """Shape of the transformer, policy and PRM alike."""
 
-    num_layers: int = 2
-    width: int = 64
-    num_heads: int = 4
+    num_layers: int = 2  # blocks of attention and MLP
+    width: int = 64  # of the residual stream
+    num_heads: int = 4  # of queries
     num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
-    mlp_width: int = 192
+    mlp_width: int = 192  # of the hidden layer
     head_width: int = 0  # 0: width / num_heads
     vocab_size: int = 0  # rows of the embedding; 0: as many as the tokenizer has ids
     is_tied: bool = True  # logits through the embedding; otherwise through a matrix of their own
@@ -45,7 +45,7 @@ class ModelConfig:
     rope_low: float = 1.0  # Llama 3.1: a frequency that turns less often within rope_length is low
     rope_high: float = 4.0  # Llama 3.1: one that turns more often is high and stays; between them, a blend
     rope_length: int = 8192  # Llama 3.1: tokens that the model was first trained on
-    norm_eps: float = 1e-5
+    norm_eps: float = 1e-5  # under the root of every RMSNorm
     dtype: str = "float32"  # of activations and caches; logits, values and losses are float32
     is_scanned: bool = False  # one compiled block for all layers: deep networks compile in seconds, run a little slower
     is_rematerialised: bool = False  # with is_scanned: updates compute activations again and keep one a layer

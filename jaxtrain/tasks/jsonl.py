@@ -189,9 +189,8 @@ def _read_lines(path: str, key: str) -> list[bytes]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot read '{path}': {error.strerror}; name a JSON-lines file with --config.tasks.{key}=..."
-        ) from None
+        why = error.strerror if path else "no file is named"
+        raise UserError(f"cannot read '{path}': {why}; name a JSON-lines file with --config.tasks.{key}=...") from None
     # Not splitlines: a line of JSON may hold other line separators.
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[0].lstrip()[:1] == b"[":

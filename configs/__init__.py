@@ -1,0 +1,1 @@
+"""The configs: `--config quickstart` names quickstart.py here. They are installed as jaxtrain.configs."""

@@ -1,0 +1,58 @@
+"""Compiled programs, kept between starts: compiling takes a minute or two, reading what was compiled takes seconds.
+
+jax names a program by all that it is made of, the compiler and the kind of device included, so a stale one is never
+taken. Imports nothing of ours but the error.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtrain.errors import UserError
+
+USER = "user"
+JAX: Any = jax.config  # whose attributes no checker knows
+
+
+@dataclass(frozen=True)
+class CompilationConfig:
+    """Where compiled programs are kept."""
+
+    cache: str = USER  # a folder that only you can write to; user: jaxtrain in your cache folder; empty: none
+
+
+def keep_compiled(config: CompilationConfig) -> str:
+    """Let jax keep what it compiles, where it does not do so already (JAX_COMPILATION_CACHE_DIR). Returns a notice.
+
+    Raises UserError for a folder that cannot be made; without one in the user's own cache folder a run does without.
+    """
+    if not JAX.jax_enable_compilation_cache:
+        return "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
+    folder = kept_in()
+    if not folder and not config.cache:
+        return "compiled programs are not kept: --config.compilation.cache is empty"
+    try:
+        folder = Path(folder or (user_folder() if config.cache == USER else config.cache)).absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # no right to; no home
+        if config.cache != USER:
+            raise UserError(f"--config.compilation.cache={config.cache}: cannot be made ({error})") from error
+        return f"compiled programs are not kept: {error}"
+    JAX.update("jax_compilation_cache_dir", str(folder))
+    return f"compiled programs are kept in {folder}"
+
+
+def kept_in() -> str | None:
+    """Name the folder that jax keeps compiled programs in, if it does."""
+    return JAX.jax_compilation_cache_dir if JAX.jax_enable_compilation_cache else None
+
+
+def user_folder() -> Path:
+    """Name our folder among the user's caches. Raises RuntimeError for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "jaxtrain"
