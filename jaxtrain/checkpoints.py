@@ -9,6 +9,7 @@ Where a fit takes long, it is saved on its way too.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ def fingerprint(folder: Path, iteration: int) -> str:
     return hashlib.sha256((folder / str(iteration) / "_CHECKPOINT_METADATA").read_bytes()).hexdigest()
 
 
+# orbax warns that it does as it is told.
+logging.getLogger("absl").addFilter(lambda record: "directory is read only" not in record.getMessage())
+
+
 class Checkpoints:
     """The folder `checkpoints/<iteration>/state` of a run."""
 
@@ -51,6 +56,7 @@ class Checkpoints:
             cleanup_tmp_directories=not is_read_only,
             create=not is_read_only,
             read_only=is_read_only,
+            save_interval_steps=0 if is_read_only else 1,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
