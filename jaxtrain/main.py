@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from jaxtrain import __version__
 from jaxtrain.commands import command_line
 from jaxtrain.errors import Diverged, UserError
+from jaxtrain.memory import check_address_space, is_exhausted, shrink
 
 COMMANDS = ("run", "plan", "evaluate", "export")
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxtrain {__version__}")
         return 0
     try:
+        check_address_space()
         with contextlib.ExitStack() as leaving, leave_at_signal(command, leaving.close):
             importlib.import_module(f"jaxtrain.commands.{name}").run(arguments, leaving)
     except UserError as error:
@@ -44,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain(f"stopped; the same command resumes: {command}")
         return 130
-    except Exception:
+    except Exception as error:
+        if is_exhausted(error):
+            told = str(error).split("\n")[0] or type(error).__name__
+            complain(f"out of memory: {told}; lower {shrink()}; --plan says what is needed")
+            return 2
         traceback.print_exc()
         complain(f"an unexpected error; what is finished is kept, and the same command resumes: {command}")
         return 1

@@ -1,4 +1,4 @@
-"""Give memory back. Imports nothing of ours.
+"""Memory of this machine: how much there is, what to do about too little, and giving it back.
 
 glibc keeps what was freed for itself: a gigabyte after a large compilation, two after a large checkpoint, and the next
 program is allocated on top.
@@ -9,6 +9,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
+import resource
+from pathlib import Path
+
+from jaxtrain.errors import UserError
+
+GIB = 2**30
+LEAST_ADDRESS_SPACE = 3  # GiB. With two cores the quickstart runs in 2.9 and aborts in 2.0; more cores take more
+SHRINK = {
+    "search": "prompts.batch_size, search.num_candidates, search.num_simulations, search.num_rollout_steps",
+    "sampling": "prompts.batch_size, evaluation.num_samples, search.max_steps",
+    "policy update": "updates.policy.batch_size",
+    "PRM update": "updates.prm.batch_size",
+}
 
 
 def give_back() -> None:
@@ -16,3 +30,32 @@ def give_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def machine_memory() -> float:
+    """Return the bytes of memory that processes here may fill: the machine's, or its container's if that is less."""
+    sizes = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        sizes.append(float(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
+    return min(sizes)
+
+
+def check_address_space() -> None:
+    """Refuse a limit within which the compiler would abort, which no one can catch. Raises UserError."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < LEAST_ADDRESS_SPACE * GIB:
+        raise UserError(
+            f"ulimit -v allows {limit / GIB:.1f} GiB of address space, and the quickstart alone takes "
+            f"{LEAST_ADDRESS_SPACE} GiB; raise it with ulimit -v unlimited"
+        )
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Tell whether an error means too little memory, here or on a device."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def shrink(*programs: str) -> str:
+    """Name the keys that would make programs smaller; all of them if none is named."""
+    keys = [key for program in programs or SHRINK for key in SHRINK[program].split(", ")]
+    return ", ".join(f"--config.{key}" for key in dict.fromkeys(keys))

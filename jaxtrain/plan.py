@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,10 +23,9 @@ import numpy as np
 from jaxtrain import sharding
 from jaxtrain.build import Config, Functions, build, check_batches
 from jaxtrain.errors import UserError
+from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
 from jaxtrain.structs import PolicyBatch, PrmBatch, Prompts
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,9 @@ CHIPS = {
     "v6e": Chip(32, 918e12, 1.6e12),
     "h100": Chip(80e9 / GIB, 989e12, 3.35e12),
     "h200": Chip(141e9 / GIB, 989e12, 4.8e12),
-    "cpu": Chip(0, 0.1e12, 20e9),  # of a laptop, for the times alone; its memory is the machine's
+    "cpu": Chip(0, 0.1e12, 20e9),  # of a laptop, for the times alone
 }
 TPUS = {"v4": dict(chip_config_name="megacore"), "v5e": {}, "v6e": {}}
-SHRINK = {
-    "search": "prompts.batch_size, search.num_candidates, search.num_simulations, search.num_rollout_steps",
-    "sampling": "prompts.batch_size, evaluation.num_samples, search.max_steps",
-    "policy update": "updates.policy.batch_size",
-    "PRM update": "updates.prm.batch_size",
-}
 
 
 @dataclass(frozen=True)
@@ -108,11 +101,11 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
 def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     """Find what to compile for. Returns (devices, chip, whether programs can be compiled)."""
     kind, _, size = topology.partition(":")
+    if topology == "cpu" or not topology and jax.default_backend() == "cpu":
+        return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
     if not topology:
         name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
         return None, next((chip for kind, chip in CHIPS.items() if kind in name), CHIPS["cpu"]), True
-    if topology == "cpu":
-        return None, CHIPS["cpu"], True
     if kind not in CHIPS or kind == "cpu":
         raise UserError(f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
     if kind not in TPUS:
@@ -227,7 +220,7 @@ def programs(config: Config, fns: Functions, mesh: Any, is_compiled: bool) -> It
         try:
             memory = fn.lower(*arguments).compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_exhausted(error):
                 raise
             raise UserError(f"{name}: {str(error).splitlines()[0]}; smaller would be {shrink(name)}") from error
         return Program(memory.temp_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes)
@@ -309,11 +302,6 @@ def disk(config: Config, fns: Functions) -> Iterator[str]:
         f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: {kept * state / GIB:.2f} GiB; {fits}"
         f"at most {trees / GIB:.3f} GiB of trees an iteration, before compression"
     )
-
-
-def shrink(program: str) -> str:
-    """Name the keys that would make a program smaller."""
-    return ", ".join(f"--config.{key}" for key in SHRINK[program].split(", "))
 
 
 def too_large(program: str, needed: float, there: float) -> UserError:

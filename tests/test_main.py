@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import jax
 import pytest
 
 import jaxtrain.commands.run
@@ -301,13 +302,44 @@ def test_unexpected_error_keeps_its_traceback_and_ends_with_the_way_on(run, fake
     assert lines[-1].endswith(f"--workdir {tmp_path / 'run'} --config.seed=2")
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory: MemoryError; lower --config.prompts.batch_size, "),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; lower --config.prompts.batch_size, ",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_line_with_the_keys_that_count(run, fake_loop, error, told):
+    def act(workdir):
+        raise error
+
+    fake_loop(act)
+    code, _, err = run()
+    assert (code, err.count("\n", err.index("jaxtrain: "))) == (2, 1)
+    assert f"jaxtrain: {told}" in err and "--config.updates.prm.batch_size; --plan says" in err
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["export"]])
+def test_too_little_address_space_is_told_before_anything_is_imported(command, tmp_path):
+    limit = f"ulimit -v 2000000; exec {sys.executable} -m jaxtrain {' '.join(command)} --config quickstart"
+    done = subprocess.run(["sh", "-c", limit], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "jaxtrain: ulimit -v allows 1.9 GiB of address space, and the quickstart alone takes 3 GiB; "
+        "raise it with ulimit -v unlimited\n"
+    )
+
+
 def test_a_run_that_diverged_says_so_in_one_line(run, fake_loop):
     def act(workdir):
         raise Diverged("the loss is nan")
 
     fake_loop(act)
     code, _, err = run()
-    assert (code, err) == (3, "jaxtrain: the loss is nan\n")
+    assert (code, err.splitlines()[-1]) == (3, "jaxtrain: the loss is nan")
 
 
 def test_commands_that_need_no_jax_say_what_they_are(capsys):
@@ -374,7 +406,7 @@ def test_signal_ends_a_compiled_call_at_once_in_one_line(config_file, tmp_path, 
     root = Path(__file__).parents[1]
     with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "in the loop\n"
+        assert "in the loop\n" in iter(process.stderr.readline, "")
         process.send_signal(number)
         rest = process.stderr.read()
         code = process.wait(timeout=10)

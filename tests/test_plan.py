@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from jaxtrain import plan as plan_lib
 from jaxtrain.build import build
 from jaxtrain.errors import UserError
 from jaxtrain.flags import parse
 from jaxtrain.main import main
+from jaxtrain.memory import machine_memory
 from jaxtrain.plan import plan, stand_in
 from jaxtrain.progress import Progress
 
@@ -65,6 +68,26 @@ def test_every_program_is_measured_and_every_stage_bounded(here):
         assert len(figures(lines, name)) >= 3
     for start in ("iteration", "in all", "disk"):
         assert any(line.strip().startswith(start) for line in lines), start
+
+
+def test_what_devices_of_this_machine_share_is_its_memory(here):
+    needed, there = figures(here[1], "memory")
+    assert 0 < needed < there == pytest.approx(machine_memory() / 2**30 / 8, abs=0.01)
+
+
+def test_a_container_may_have_less_memory_than_its_machine(monkeypatch):
+    whole = machine_memory()
+    for told, expected in (("1073741824\n", 2**30), ("max\n", None)):
+        monkeypatch.setattr(Path, "read_text", lambda *_, told=told: told)
+        assert machine_memory() == expected if expected else machine_memory() >= whole
+
+
+def test_a_plan_larger_than_this_machine_is_refused(monkeypatch):
+    """What compiles anywhere may run nowhere: 3,618 GiB are told, and there is no such laptop."""
+    huge = plan_lib.Program(temporaries=3618 * 2**30, results=0)
+    monkeypatch.setattr(plan_lib, "programs", lambda *_: [("search", huge)])
+    with pytest.raises(UserError, match=r"the search needs 3,?618\.\d\d GiB per device, and there are"):
+        told(config_of(HERE))
 
 
 def test_a_gpu_is_planned_from_shapes():

@@ -7,12 +7,16 @@ ends, so a command enters there what must clear the terminal.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from jaxtrain.errors import UserError
+
+# transformers would warn that PyTorch is not here, which we have no use for.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 class Parser(argparse.ArgumentParser):
