@@ -307,6 +307,7 @@ BAD = {
     ),
     "an unknown scale": (lambda p: edit_config(p, logit_scale=0.5), "logit_scale=0.5 is not supported"),
     "part of a head": (lambda p: edit_config(p, partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not"),
+    "not causal": (lambda p: edit_config(p, is_causal=False), "is_causal=False is not supported"),
     "two ropes": (
         lambda p: edit_config(p, rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=DEFAULT_ROPE),
         "rope_type='linear' is not supported",

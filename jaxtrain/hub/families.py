@@ -29,13 +29,13 @@ HARMLESS = re.compile("_.*|.*(drop|implementation|flash).*|max_position_embeddin
 READ = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"),
     *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings"),
-    *("attention_bias", "mlp_bias"),
+    *("attention_bias", "mlp_bias", "layer_types"),
 }
 READ_OF = {
     "LlamaForCausalLM": READ,
     "MistralForCausalLM": READ | {"sliding_window"},
-    "Qwen2ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
-    "Qwen3ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
+    "Qwen2ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers"},
+    "Qwen3ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers"},
 }
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -133,6 +133,7 @@ def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
     kind = family.removesuffix("ForCausalLM").lower()
     for key, value, known in (
         ("model_type", data.get("model_type") or kind, kind),
+        ("is_causal", data.get("is_causal", True), True),
         ("hidden_act", data.get("hidden_act") or "silu", "silu"),
         ("attention_bias", bool(data.get("attention_bias")), False),
         ("mlp_bias", bool(data.get("mlp_bias")), False),
