@@ -52,7 +52,8 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     if len(failures) == len(known) > 1:
         raise failures[0]
     if failures:
-        _log.warning("the verifier failed on %d answers, at first %r", len(failures), failures[0])
+        first = f"{failures[0]!r}, {failures[0].__notes__[-1]}"
+        _log.warning("the verifier failed on %d answers; the first: %s", len(failures), first)
     return verdict
 
 
