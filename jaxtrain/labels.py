@@ -31,8 +31,9 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     """Ask for a verdict on every finished trace of a batch of trees.
 
     `verify_fn(problem_id, tokens)` gets the response, the terminators included; it is called once for each different
-    text of a problem. Where it raises, or returns neither a verdict on a finished trace nor a bool, that is
-    `Verdict.ERROR`. Raises what it raised if that is so for all of several texts: then it is the verifier that fails.
+    text of a problem. Where it raises, or returns neither a verdict on a finished trace nor a bool,
+    that is `Verdict.ERROR`. Where all of several texts end so, the verifier is at fault, and the
+    first error is raised.
     Returns `[B R]` int32, a `Verdict`; NONE for rows that are unfinished, empty or duplicates, for padding problems and
     for trees set aside.
     """
@@ -51,7 +52,8 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     if len(failures) == len(known) > 1:
         raise failures[0]
     if failures:
-        _log.warning("the verifier failed on %d answers, the first time by %r", len(failures), failures[0])
+        first = f"{failures[0]!r}, {failures[0].__notes__[-1]}"
+        _log.warning("the verifier failed on %d answers; the first: %s", len(failures), first)
     return verdict
 
 
@@ -127,9 +129,9 @@ def _back_up_tree(parent: jax.Array, is_right: jax.Array, is_wrong: jax.Array) -
     return distance[:-1].astype(jnp.int32), is_correct[:-1], is_kept[:-1], 1 - gap[:-1]
 
 
-def _ask(verify_fn: VerifyFn, problem_id: int, response: np.ndarray, failures: list[Exception]) -> Verdict:
+def _ask(verify_fn: VerifyFn, problem_id: int, text: np.ndarray, failures: list) -> Verdict:
     try:
-        verdict = verify_fn(problem_id, response)
+        verdict = verify_fn(problem_id, text)
         if isinstance(verdict, bool):
             return Verdict.CORRECT if verdict else Verdict.WRONG
         if not isinstance(verdict, Verdict) or verdict is Verdict.NONE:

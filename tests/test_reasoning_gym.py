@@ -177,7 +177,7 @@ def test_reference_solutions_are_split_into_steps():
     [
         ({"dataset": "chain_smu"}, "chain_smu"),
         ({"params": '{"max_trems": 3}'}, "max_trems"),
-        ({"params": "{"}, "is not JSON"),
+        ({"params": "{"}, "no JSON"),
         ({"params": "[3]"}, "must be a JSON object"),
         ({"num_train": 0}, "num_train=0"),
         ({"unseen_share": 0.5}, "chain_sum is not made of templates"),

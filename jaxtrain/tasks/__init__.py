@@ -1,7 +1,8 @@
 """Problems whose answers can be checked. Stands below the seven stages.
 
-`make_task` is the face of this folder; a new kind of problem is a file of the user's own that `config.name` names, with
-a function `make(config, tokenizer) -> Task`, or one beside these and a line in `MAKERS`.
+`make_task` is the face of this folder; a new kind of problem is a file of the user's own that
+`config.name` names, with a function `make(config, tokenizer) -> Task`, or one beside these and a
+line in `MAKERS`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task, "reasoning_gym": rea
 def make_task(config: TasksConfig, tokenizer: Any = None) -> Task:
     """Make the task that `config.name` names, with its own tokenizer or the one given.
 
-    Raises UserError for a name that is not known and for bad input; what a file of the user's raises goes through.
+    Raises UserError for a name that is not known and for bad input, and what a file of the user's
+    raises.
     """
     makers = runpy.run_path(config.file) if os.path.isfile(config.file) else MAKERS
     make = makers.get(config.name.removeprefix(f"{config.file}:"))
@@ -49,7 +51,8 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
     Raises UserError for one that cannot be read.
     """
     hashes = {}
-    for key, path in (("name", config.file), ("path", config.path), ("test_path", config.test_path)):
+    files = {"name": config.file, "path": config.path, "test_path": config.test_path}
+    for key, path in files.items():
         if path:
             try:
                 with open(path, "rb") as file:

@@ -20,13 +20,13 @@ from jaxtrain.structs import Verdict
 Row = TypeVar("Row")
 
 NUM_NAMED = 3  # bad rows that a message names
-# Of the sets whose size is left open (-1): the usual size, and the share of a file's rows that it may take at most.
+# Of the sets whose size is left open (-1): the usual size, and its share of a file's rows at most.
 OPEN_SIZES = {"num_dev": (256, 0.1), "num_test": (512, 0.1), "num_demonstrations": (8000, 0.4)}
 
 
 @dataclass(frozen=True)
 class TasksConfig:
-    name: str = "countdown"  # countdown | jsonl | reasoning_gym | my_task.py:make, a function of yours
+    name: str = "countdown"  # countdown | jsonl | reasoning_gym | my_task.py:make, yours
     path: str = ""  # jsonl: the train file; JSON lines, one JSON array, or .parquet
     test_path: str = ""  # jsonl: the test file; empty: the test problems are held out of the train file
     question_field: str = "question"  # jsonl: the field of a row with its question
@@ -59,9 +59,10 @@ class TasksConfig:
         try:
             params = json.loads(self.params or "{}")
         except ValueError as error:
-            raise UserError(f"--config.tasks.params={self.params}: is not JSON ({error})") from error
+            raise UserError(f"--config.tasks.params={self.params}: no JSON ({error})") from error
         if not isinstance(params, dict):
-            raise UserError(f'--config.tasks.params={self.params}: must be a JSON object such as {{"max_terms": 3}}')
+            example = 'a JSON object such as {"max_terms": 3}'
+            raise UserError(f"--config.tasks.params={self.params}: must be {example}")
         return params
 
     def __post_init__(self):
@@ -97,7 +98,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Task:
-    """Hold the problems of a task; subclasses add `verify`, and `answer` where texts that differ answer alike."""
+    """Hold the problems of a task; subclasses add `verify`, and `answer` where it is shorter."""
 
     name: str
     tokenizer: Any  # tokenizers.Tokenizer or hub.HubTokenizer, which have one face
@@ -111,8 +112,8 @@ class Task:
     def verify(self, problem: Problem, text: str) -> Verdict | bool:
         """Judge a finished response: all its steps, separated by newlines, without the end token.
 
-        Total: any text gets CORRECT (or True), WRONG (or False) or UNPARSABLE, in time linear in its length. Where it
-        raises, that answer is an ERROR; where it raises on all, the run stops.
+        Total: any text gets CORRECT (or True), WRONG (or False) or UNPARSABLE, in time linear in
+        its length. Where it raises, that answer is an ERROR; where it raises on all, the run stops.
         """
         raise NotImplementedError
 
@@ -131,11 +132,12 @@ class Task:
 
 
 def close_sizes(config: TasksConfig, num_rows: int | None = None) -> TasksConfig:
-    """Fill in the sizes that are left open, for a file of so many rows, or for problems that are made."""
-    sizes = {name: OPEN_SIZES[name] for name in OPEN_SIZES if getattr(config, name) < 0}
-    if num_rows is None:
-        return replace(config, **{name: size for name, (size, _) in sizes.items()})
-    return replace(config, **{name: min(size, math.ceil(share * num_rows)) for name, (size, share) in sizes.items()})
+    """Fill in the sizes that are left open, for a file of so many rows, or for problems made."""
+    sizes = {}
+    for name, (size, share) in OPEN_SIZES.items():
+        if getattr(config, name) < 0:
+            sizes[name] = size if num_rows is None else min(size, math.ceil(share * num_rows))
+    return replace(config, **sizes)
 
 
 class Sets(NamedTuple):

@@ -1,11 +1,12 @@
 """Word problems from a file, in the form of GSM8K or near it. Stands below the seven stages.
 
-One JSON object a line with a question and an answer: lines of reasoning and then `#### ` with the gold, a text with the
-gold in a box, or the gold alone; `tasks.question_field` and `tasks.answer_field` name the fields. The same rows may
-stand in one JSON array or in a parquet file. The gold is a number, the letter of a choice, or a text
-(`tasks.answer_kind`). The prompt is the question between two short marks; a response is lines, the last of which gives
-the answer after `####`. A row that breaks the form is skipped, named and counted, and only a file with too many of them
-is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
+One JSON object a line with a question and an answer: lines of reasoning and then `#### ` with the
+gold, a text with the gold in a box, or the gold alone; `tasks.question_field` and
+`tasks.answer_field` name the fields. The same rows may stand in one JSON array or in parquet. The
+gold is a number, the letter of a choice, or a text (`tasks.answer_kind`). The prompt is the
+question between two short marks; a response is lines, the last of which gives the answer after
+`####`. A row that breaks the form is skipped, named and counted, and only a file with too many of
+them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def write_text(text: str) -> str | None:
     return None if "\n" in text.strip() else " ".join(text.split()) or None
 
 
-# How an answer is written so that equal ones are the same text; None is what no answer of the kind is.
-KINDS: dict[str, Callable[[str], str | None]] = {"number": write_rational, "choice": write_choice, "text": write_text}
+# How an answer is written so that equal ones are the same text; None where it is none of the kind.
+Write = Callable[[str], str | None]
+KINDS: dict[str, Write] = {"number": write_rational, "choice": write_choice, "text": write_text}
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,14 @@ class JsonlTask(Task):
     kind: str = "number"
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Compare the answer that a response gives with the gold, exactly. UNPARSABLE if it gives none."""
+        """Compare the answer of a response with the gold, exactly. UNPARSABLE if it gives none."""
         answer = self.answer(text)
         if answer is None:
             return Verdict.UNPARSABLE
         return Verdict.CORRECT if answer == KINDS[self.kind](problem.gold) else Verdict.WRONG
 
     def answer(self, text: str) -> str | None:
-        """Return the answer that a response gives, numbers in lowest terms; None if it gives none of the kind."""
+        """Return the answer of a response, numbers in lowest terms; None if it gives none."""
         given = extract_answer(text)
         return None if given is None else KINDS[self.kind](given)
 
@@ -122,7 +124,8 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         raise UserError("--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path names none")
 
     config = close_sizes(config, len(rows))
-    sizes = (0 if test_rows else config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
+    num_test = 0 if test_rows else config.num_test
+    sizes = (num_test, config.num_dev, config.num_demonstrations, config.num_train)
     sets = draw_sets(rows, sizes, config.seed, f"good rows of {config.path} that are not in the test file")
     return JsonlTask(
         name="jsonl",
@@ -209,7 +212,7 @@ def _read_parquet(path: str) -> list[Any]:
 
         return parquet.read_table(path).to_pylist()
     except ImportError as error:
-        raise UserError(f"cannot read '{path}': parquet needs pip install 'jaxtrain[parquet]'") from error
+        raise UserError(f"cannot read '{path}': needs pip install 'jaxtrain[parquet]'") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
 
@@ -244,7 +247,7 @@ def _read_row(line: bytes, number: int, config: TasksConfig) -> Row | str:
 
 
 def _split(answer: str) -> tuple[str, str]:
-    """Split an answer into (reasoning, gold); a box leaves the reasoning, so that responses have one form."""
+    """Split an answer into (reasoning, gold), without its box, so that responses have one form."""
     reasoning, marker, gold = answer.rpartition(MARKER)
     if marker:
         return reasoning, gold.strip()

@@ -1,9 +1,10 @@
 """Problems that reasoning-gym makes, judged by its own scorers. Stands below the seven stages.
 
-A response gives its answer as everywhere, after `####` or in `\\boxed{}`. Where the gold is a number, the answer must
-be one too, of the same value (`verifiers/numerals.py`): many a scorer takes the first number that it finds. The scorer
-is asked where the gold is none, and where the form counts besides the value; only full marks are correct. Generators
-and scorers run in a worker process that can be killed (`verifiers/worker.py`): some execute code found in the answer.
+A response gives its answer as everywhere, after `####` or in `\\boxed{}`. Where the gold is a
+number, the answer must be one too, of the same value (`verifiers/numerals.py`): many a scorer takes
+the first number that it finds. The scorer is asked where the gold is none, and where the form
+counts besides the value; only full marks are correct. Generators and scorers run in a worker
+process that can be killed (`verifiers/worker.py`): some execute code found in the answer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ReasoningGymTask(Task):
     worker: Worker = field(kw_only=True)
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Compare numbers, and ask the dataset's scorer about the rest; ERROR where the scorer fails."""
+        """Compare numbers, ask the dataset's scorer about the rest; ERROR where that fails."""
         answer = self.answer(text)
         if answer is None:
             return Verdict.UNPARSABLE
@@ -41,7 +42,7 @@ class ReasoningGymTask(Task):
             number = read_number(answer)
             if number is None:
                 return Verdict.UNPARSABLE
-            # 6/8 is not 3/4 in lowest terms, and of digits in another base a quotient is another number.
+            # 6/8 is not 3/4 in lowest terms, and in another base a quotient is another number.
             if number != gold or "/" not in answer + problem.gold:
                 return Verdict.CORRECT if number == gold else Verdict.WRONG
         is_right = self.worker.judge(problem.id, answer)
@@ -50,9 +51,9 @@ class ReasoningGymTask(Task):
         return Verdict.CORRECT if is_right else Verdict.WRONG
 
     def answer(self, text: str) -> str | None:
-        """Return the answer that a response gives, numbers but quotients by their value; None if there is none.
+        """Return the answer that a response gives, None if there is none or one too long to judge.
 
-        One too long to be judged is none.
+        Numbers are written by their value, so that they vote together; quotients stay as they are.
         """
         answer = extract_answer(text)
         if not answer or len(answer) > MAX_ANSWER:
@@ -100,7 +101,7 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
     numbers = [problem for problem, _ in shown if read_number(problem.gold) is not None]
     counts["refused"] = len(shown) - len(passing)
-    counts["disagreed"] = sum(worker.judge(problem.id, problem.gold) is not True for problem in numbers)
+    counts["disagreed"] = sum(not worker.judge(problem.id, problem.gold) for problem in numbers)
     return replace(task, demonstrations=passing, counts=counts)
 
 

@@ -30,8 +30,8 @@ SAFE_FORMS = ("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>")
 def extract_answer(text: str) -> str | None:
     """Return what a text gives as its answer, None if it gives none.
 
-    It is the rest of the line after the last `####`, or without one what the last `\\boxed{...}` holds that stands in
-    no other. Only the last MAX_TAIL characters are searched.
+    It is the rest of the line after the last `####`, or without one what the last `\\boxed{...}`
+    holds that stands in no other. Only the last MAX_TAIL characters are searched.
     """
     tail = text[-MAX_TAIL:]
     if MARKER in tail:
@@ -63,7 +63,7 @@ def read_number(text: str) -> Fraction | None:
 
 
 def write_number(value: Fraction) -> str:
-    """Write a number whose decimals end within MAX_NUMBER in the one form that equal numbers share."""
+    """Write a number whose decimals end in the one form that equal numbers share."""
     if value.denominator == 1:
         return str(value.numerator)
     whole, decimals = divmod(abs(value) * 10**MAX_NUMBER // 1, 10**MAX_NUMBER)
@@ -71,7 +71,10 @@ def write_number(value: Fraction) -> str:
 
 
 def _last_box(text: str) -> str | None:
-    """Return what the box holds that closes last, None where a box is left open; a box in a box alone is one box."""
+    """Return what the box holds that closes last, None where a box is left open.
+
+    A box that holds nothing but a box is one with it.
+    """
     opened, box, inside = [], None, None  # spans: of the box that closed last, of what it holds
     for match in BRACE.finditer(text):
         if match[0] != "}":

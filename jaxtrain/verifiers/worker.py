@@ -1,12 +1,13 @@
 """Scorers that run foreign code on what a model wrote, in processes that can be killed. Imports nothing of ours.
 
-Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per request. Some scorers
-evaluate the answer as Python; theirs see only text made of the few tokens that an answer can need (`TOKENS`). Every
-answer is scored in a child of its own, under limits of memory, time, files and processes, without pipes, environment
-and, where the run is root's, without that. It has one word to say, by an exit status drawn anew for each answer, and
-is killed afterwards with all that it started. So an answer can spoil no verdict but its own: it cannot hang the run,
-change a scorer or speak for it later. It is no sandbox: judged code that ran could look the status up in its memory, or
-guess it, and on Linux alone is what left its session found.
+Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per
+request. Some scorers evaluate the answer as Python; these see only text made of the few tokens
+that an answer can need (`TOKENS`). Every answer is scored in a child of its own, under limits of
+memory, time, files and processes, without pipes, without the environment of the run, and without
+the rights of root. The child says one word, by an exit status drawn anew for each answer, and is
+killed afterwards with all that it started. So an answer can spoil no verdict but its own: it cannot
+hang the run, change a scorer or speak for it later. It is no sandbox: judged code that did run
+could find the status in its memory, or guess it, and only Linux finds all that left its session.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THRE
 NOBODY = 65534  # the unprivileged user; limits on processes hold for it, and not for root
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
-# What answers are made of where a scorer evaluates them: no attribute, no string, no name that is not listed. Letters
-# that sympy takes for functions are no variables; `Integral` is left out, since it answers by the question itself.
+# What answers are made of where a scorer evaluates them: no attribute, no string, no unlisted name.
+# The letters N, O, Q and S are sympy's own; `Integral` would answer with the question itself.
 ARITHMETIC = r"[0-9]+|[-+()\s]|\*(?!\*)|/(?!/)"
 VARIABLE = r"\b[A-MPRT-Za-z]\b(?!\s*\()"
 FUNCTION = r"\b(?:exp|log|ln|sqrt|a?sin|a?cos|a?tan|a?sinh|a?cosh|a?tanh|sec|csc|cot|pi)\b"
@@ -65,7 +66,8 @@ class Worker:
     def item(self, index: int) -> dict[str, Any]:
         """Return the question, answer, reference solution and template of an item ("" where there is none).
 
-        The answer is None where it is no text, or not of the tokens of its kind. Raises RuntimeError with the reason.
+        The answer is None where it is no text, or not of the tokens of its kind. Raises
+        RuntimeError with the reason.
         """
         reply = self.ask({"item": index}, timeout=60.0)
         if reply is None or "error" in reply:
@@ -73,7 +75,7 @@ class Worker:
         return reply
 
     def judge(self, index: int, answer: str) -> bool | None:
-        """Say whether an answer to an item gets full marks; None where the scorer failed, took too long or died."""
+        """Say whether an answer gets full marks; None where the scorer failed, hung or died."""
         request = {"judge": index, "answer": answer, "timeout": self._timeout}
         reply = self.ask(request, self._timeout + 30.0)
         return None if reply is None else reply.get("verdict")
@@ -126,7 +128,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def is_safe(kind: str, answer: str) -> bool:
-    """Say whether an answer may be evaluated by the scorer of a kind of dataset: most evaluate nothing."""
+    """Say whether the scorer of a kind of dataset may see an answer: most evaluate nothing."""
     return kind not in TOKENS or re.fullmatch(rf"(?:{TOKENS[kind]})*+", answer) is not None
 
 
@@ -160,20 +162,17 @@ def serve() -> None:
             if index not in entries:
                 entries[index] = dataset[index]
             entry = entries[index]
-            # A composite's items say which dataset they are of.
-            kind = entry["metadata"].get("source_dataset", setup["name"])
             if "item" in request:
-                reply(describe(entry, kind))
-            elif not is_safe(kind, request["answer"]):
+                reply(describe(entry, setup["name"]))
+            elif not is_safe(setup["name"], request["answer"]):
                 reply({"verdict": False})
             else:
-                # Scoring its gold imports and caches what the scorer needs, which every child then has from the start.
+                # Scoring the gold imports and caches what the scorer needs, for every child.
                 if index not in warm:
                     warm.add(index)
                     with contextlib.suppress(Exception):
                         dataset.score_answer(answer=entry["answer"], entry=entry)
-                verdict = judge_in_child(dataset, entry, request["answer"], request["timeout"], (replies, null))
-                reply({"verdict": verdict})
+                reply({"verdict": judge_in_child(dataset, entry, request, replies, null)})
         except BaseException as error:
             reply({"error": f"{type(error).__name__}: {error}"})
 
@@ -185,26 +184,26 @@ def describe(entry: dict[str, Any], kind: str) -> dict[str, Any]:
         "question": entry["question"],
         "answer": answer if isinstance(answer, str) and is_safe(kind, answer) else None,
         "solution": entry.get("answer_cot") or metadata.get("answer_cot") or "",
-        # Questions with the same variables are of one template, where a dataset is made of templates.
+        # Where a dataset is made of templates, questions with the same variables are of one.
         "template": " ".join(sorted(metadata.get("variables") or ())),
     }
 
 
-def judge_in_child(dataset: Any, entry: Any, answer: str, timeout: float, pipes: tuple[int, int]) -> bool | None:
+def judge_in_child(dataset: Any, entry: Any, request: dict, replies: int, null: int) -> bool | None:
     """Score one answer in a forked child; None where no finite number came out of it in time."""
     right, wrong = secrets.SystemRandom().sample(range(1, 256), 2)
     child = os.fork()
     if child == 0:
         status = 0
         try:
-            confine(*pipes)
-            score = float(dataset.score_answer(answer=answer, entry=entry))
+            confine(replies, null)
+            score = float(dataset.score_answer(answer=request["answer"], entry=entry))
             if math.isfinite(score):
                 status = right if score >= 1.0 else wrong
         finally:
             os._exit(status)
     signal.signal(signal.SIGALRM, lambda *_: kill(child))
-    signal.setitimer(signal.ITIMER_REAL, timeout)
+    signal.setitimer(signal.ITIMER_REAL, request["timeout"])
     _, ending = os.waitpid(child, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     kill_descendants()
@@ -212,7 +211,7 @@ def judge_in_child(dataset: Any, entry: Any, answer: str, timeout: float, pipes:
 
 
 def confine(replies: int, null: int) -> None:
-    """Give up what judged code must not have: pipes, memory, files, processes, and the rights of root."""
+    """Give up what judged code must not have: pipes, memory, files, processes, rights of root."""
     os.setsid()
     os.close(replies)
     os.dup2(null, 0)
@@ -226,7 +225,7 @@ def confine(replies: int, null: int) -> None:
 
 
 def kill_descendants() -> None:
-    """Kill what judged code started, whatever session it is in: this process inherits orphans, and reaps them."""
+    """Kill and reap what judged code started, in any session: this process inherits orphans."""
     me = os.getpid()
     with contextlib.suppress(ChildProcessError, FileNotFoundError):  # none is left; no Linux
         while True:
