@@ -75,6 +75,7 @@ def get_config(size="gpu"):
     c.evaluation.num_samples = 16
     c.evaluation.num_simulations = 12
     c.evaluation.num_candidates = 4
+    c.checkpoints.num_updates = 50
     c.loop.num_iterations = 2
     if size == "reduced":
         c.model.dtype = "float32"

@@ -51,6 +51,7 @@ def get_config():
     c.evaluation.num_samples = 4
     c.evaluation.num_simulations = 2
     c.evaluation.num_candidates = 4
+    c.checkpoints.num_updates = 16  # a fit that is done is not done again
     c.checkpoints.num_kept = 1
     c.loop.num_iterations = 1
     return c

@@ -53,6 +53,7 @@ def get_config(size="1.5b"):
         fit.weight_decay = 0.0
         fit.num_first_updates = 100
         fit.num_updates = 200
+    c.checkpoints.num_updates = 50
     c.evaluation.num_samples = 16
     if size == "0.5b":
         c.hub.pretrained = "Qwen/Qwen2.5-0.5B-Instruct"

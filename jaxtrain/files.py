@@ -8,6 +8,7 @@ deleted.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -114,6 +115,11 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
             f"{folder}: {what} needs {num_bytes:,} bytes, and {free:,} are free on that disk; free some, or move the "
             "run folder to another disk and name it by --workdir"
         )
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Tell whether an error means too little room on a disk; libraries say it in errors of their own."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The door and the command: every mistake is one line and exit code 2, and nothing is written."""
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -320,6 +321,35 @@ def test_too_little_memory_is_one_line_with_the_keys_that_count(run, fake_loop, 
     code, _, err = run()
     assert (code, err.count("\n", err.index("jaxtrain: "))) == (2, 1)
     assert f"jaxtrain: {told}" in err and "--config.updates.prm.batch_size; --plan says" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("writing /run/checkpoints/1: No space left on device"),
+    ],
+    ids=["ours", "a library's"],
+)
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(run, fake_loop, error):
+    def act(workdir):
+        raise error
+
+    fake_loop(act)
+    code, _, err = run()
+    told = err[err.index("jaxtrain: ") :]
+    assert (code, told.count("\n")) == (2, 1)
+    assert "No space left on device; what is finished is kept: free some of the disk, then start again: python" in told
+
+
+def test_a_run_that_diverged_has_an_exit_code_of_its_own(run, fake_loop):
+    def act(workdir):
+        raise Diverged("iteration 3: all 8 trees were set aside")
+
+    fake_loop(act)
+    code, _, err = run()
+    assert code == 3
+    assert err.endswith("jaxtrain: iteration 3: all 8 trees were set aside\n")
 
 
 @pytest.mark.parametrize("command", [[], ["evaluate"], ["export"]])
