@@ -60,7 +60,7 @@ class PromptsConfig:
     style: str = "plain"  # plain: the task's own; few_shot: behind demonstrations; chat: the model's chat template
     num_shots: int = 4  # few_shot: demonstrations in front of every problem
     system: str = ""  # chat: the system text; empty: the template's own
-    date: str = ""  # chat: today, YYYY-MM-DD, to a template that asks; empty: the day on which the run starts
+    date: str = ""  # chat: what day it is, YYYY-MM-DD; empty: the day on which the run starts
 
     def __post_init__(self):
         require_one_of("prompts", self, style=("plain", "few_shot", "chat"))
@@ -73,7 +73,7 @@ class PromptsConfig:
 
 
 def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
-    """Fix the day that chats are told: the one `before`, with which a run started, or today where it is new."""
+    """Fix the day that chats are told: `before`, on which the run started, or today if it is new."""
     if config.style != "chat" or config.date:
         return config
     return replace(config, date=before or datetime.date.today().isoformat())

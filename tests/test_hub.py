@@ -169,9 +169,9 @@ def test_a_card_names_base_license_and_use(tmp_path):
         "tags": ["jaxtrain"],
     }
     assert str(tmp_path) not in card
-    for text in (r"steps ended at '\n\n'", "[0, 1]", "| evaluation/greedy/accuracy | 0.25 |", "hub/config.json: `ff`"):
+    for text in (r"ended at '\n\n'", "[0, 1]", "| evaluation/greedy/accuracy | 0.25 |", "hub/config.json: `ff`"):
         assert text in card
-    assert "rounded to the types of the model" in card
+    assert "rounded to the types of the base" in card
     scratch = model_card("policy", 0, MANIFEST, [], "\n", None)
     assert front_matter(scratch).keys() == {"library_name", "pipeline_tag", "tags"} and "rounded" not in scratch
 

@@ -37,11 +37,11 @@ class HubConfig:
     pretrained: str = ""  # a folder, a hub id, a .gguf file, or package:NAME that carries one; empty: from scratch
     sha256: str = ""  # of the .gguf file; empty: any
     may_download: bool = False  # fetch a hub id that is not in the cache
-    prm: str = ""  # a folder or hub id with a value head, from which the PRM starts; empty: from the policy's weights
+    prm: str = ""  # a folder or hub id with a value head; empty: the PRM starts from the policy
 
     def __post_init__(self):
         if self.prm and not self.pretrained:
-            raise UserError(f"--config.hub.prm={self.prm}: needs --config.hub.pretrained, a policy of the same shape")
+            raise UserError(f"--config.hub.prm={self.prm}: needs --config.hub.pretrained, its policy")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Pretrained:
     hashes: Mapping[str, str]  # facts for the manifest
     name: str = ""  # as one would tell another, without this machine's folders
     dtypes: Mapping[str, Any] = field(default_factory=dict)  # of tensors by name, in a folder
-    given: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # the CONFIGS of a folder, by file
+    given: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # CONFIGS of a folder
     prm: Pretrained | None = None  # what the PRM starts from, if not from this
 
 
@@ -94,9 +94,11 @@ def _open_pretrained(config: HubConfig) -> Pretrained:
 def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
     """Open a Hugging Face folder of an architecture that ends in `kind`. Raises UserError."""
     check_hashes(path)
-    given = {name: folder.read_json(path / name) for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()}
-    names = [str(name).replace(kind, "ForCausalLM") for name in given["config.json"].get("architectures") or ()]
-    data = given["config.json"] | {"architectures": names}
+    names = [name for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()]
+    given = {name: folder.read_json(path / name) for name in names}
+    data = given["config.json"]
+    kinds = [str(name).replace(kind, "ForCausalLM") for name in data.get("architectures") or ()]
+    data = data | {"architectures": kinds}
     _, config = families.read_model_config(data, str(path / "config.json"))
     shapes, dtypes, read_fn = folder.list_tensors(path)
     fast = read_tokenizer(path)
@@ -141,8 +143,8 @@ def find_in_package(name: str) -> Path:
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     """Load the weights onto the shapes, dtypes and shardings of `abstract`, the parameters of a Transformer.
 
-    Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that a tied model does
-    not use.
+    Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that
+    a tied model does not use.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = {families.path_of(path): leaf for path, leaf in paths}
@@ -163,13 +165,15 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
 
 
 def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
-    """Read a tensor by Hugging Face's name. Raises UserError where a value is not finite in float32."""
+    """Read a tensor by Hugging Face's name. Raises UserError where a float32 would not be finite."""
     tensor = pretrained.read_fn(name)
-    # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite weights reach the limit.
+    # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite
+    # weights reach the limit.
     with np.errstate(invalid="ignore", over="ignore"):
         total = tensor.sum(dtype=np.float64)
     if not abs(total) <= np.finfo(np.float32).max:
-        raise UserError(f"{pretrained.where}: tensor {name} holds a NaN or an infinity; fetch the model again")
+        where = f"{pretrained.where}: tensor {name}"
+        raise UserError(f"{where} holds a NaN or an infinity; fetch the model again")
     return tensor
 
 

@@ -1,4 +1,4 @@
-"""What an exported folder says of itself: where the network comes from, how well it did, and how it is used."""
+"""What an exported folder says of itself: origin, use and scores of its network."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ A causal language model.
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=100)[0]))
 ```""",
     "prm": """\
 # A process reward model, made by jaxtrain
 
-Its one label is the value of a solution up to a token. A value means something at the last
-token of a step (steps ended at {boundary!r} in training) and is clipped to [0, 1]: 1 where the solution is expected to
-end right, 0 where it is not.
+Its one label is the value of a solution up to a token. Read it at the last token of a step (steps
+ended at {boundary!r} in training) and clip it to [0, 1]: 1 where the solution is expected to end
+right, 0 where it is not.
 
 ```python
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 folder = "."
-model, tokenizer = AutoModelForTokenClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+model = AutoModelForTokenClassification.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n3 + 4 = 7\\n", return_tensors="pt")
-print(model(**tokens).logits[0, -1, 0].clip(0, 1))  # at the end of the last step, with no end token behind it
+print(model(**tokens).logits[0, -1, 0].clip(0, 1))  # at the last step's end, no end token behind it
 ```""",
 }
 TASKS = {"policy": "text-generation", "prm": "token-classification"}
@@ -58,7 +60,7 @@ def model_card(
     name = pretrained.name if pretrained else "random weights"
     base = [f"base_model: {json.dumps(name)}", *license_of(pretrained)] if pretrained else []
     head = [*base, "library_name: transformers", f"pipeline_tag: {TASKS[network]}", "tags: [jaxtrain]"]
-    rounded = ", rounded to the types of the model that it started from" if pretrained and pretrained.dtypes else ""
+    rounded = ", rounded to the types of the base" if pretrained and pretrained.dtypes else ""
     about = [
         f"- iteration {iteration}, seed {manifest['seed']}, started from {name}",
         f"- weights: trained in float32{rounded}",

@@ -1,7 +1,9 @@
 """Write a network as a Hugging Face folder, which transformers and everything built on its format can load.
 
-The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label: the value at every token, before
-it is clipped to [0, 1]. A folder is written beside its place and renamed into it, so it is whole or absent.
+The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label: the value at
+every token, before it is clipped to [0, 1]. What started from a folder leaves with its config,
+sampling defaults and dtypes. A folder is written beside its place and renamed into it, so it is
+whole or absent.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ def write_policy(
     card: str,
     base: Pretrained | None = None,
 ) -> None:
-    """Write the policy, as its `base` was written. Raises UserError where `to` is taken or nothing computes it."""
+    """Write the policy, in the form of its `base`.
+
+    Raises UserError where `to` is taken or no architecture computes the network.
+    """
     data = config_json(params, config, max_length, base)
     generation = base.given.get("generation_config.json") if base else None
     if generation is None and "eos_token_id" not in data:
@@ -54,7 +59,7 @@ def write_prm(
     card: str,
     base: Pretrained | None = None,
 ) -> None:
-    """Write the PRM: backbone as its `base` was written, and head in float32. Raises as `write_policy` does."""
+    """Write the PRM: backbone in the form of its `base`, head in float32. Raises as `write_policy`."""
     data = config_json(params["backbone"], config, max_length, base)
     data["architectures"] = [name.replace("CausalLM", "TokenClassification") for name in data["architectures"]]
     data |= {"id2label": {"0": "value"}, "label2id": {"value": 0}}
@@ -80,9 +85,9 @@ def vocab_size_of(params: Params) -> int:
 
 
 def named_tensors(params: Params, base: Pretrained | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the tensors of a Transformer as Hugging Face names and shapes them, one parameter on the host at a time.
+    """Yield the tensors of a Transformer as Hugging Face names and shapes them.
 
-    Each is rounded to the dtype that it has in `base`.
+    One parameter is on the host at a time. Each is rounded to the dtype that it has in `base`.
     """
     dtypes = base.dtypes if base else {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

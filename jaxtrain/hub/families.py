@@ -19,16 +19,16 @@ from jaxtrain.nn.transformer import STACKED, ModelConfig
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")  # computed from the config, written by old versions
 
-# Published configs hold keys of all sorts. One that is not read here is refused if its name says that it changes what
-# is computed: another reader of the same file may heed it.
+# Published configs hold keys of all sorts. One that is not read here is refused if its name says
+# that it changes what is computed: another reader of the same file may heed it.
 COMPUTES = re.compile(
-    "rope|rotary|attention|attn|window|norm|scal|multiplier|bias|expert|moe|logit|softcap|capping|alibi|layer|head|hidden|activation"
-    "|embed|residual|mup|position|compression"
+    "rope|rotary|attention|attn|window|norm|scal|multiplier|bias|expert|moe|logit|softcap|capping"
+    "|alibi|layer|head|hidden|activation|embed|residual|mup|position|compression"
 )
 HARMLESS = re.compile("_.*|.*(drop|implementation|flash).*|max_position_embeddings|output_(attentions|hidden_states)")
 READ = {
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"),
-    *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings"),
     *("attention_bias", "mlp_bias", "layer_types"),
 }
 READ_OF = {
@@ -156,7 +156,7 @@ def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
 
 
 def read_rope(data: Mapping[str, Any], family: str, where: str) -> tuple[float, dict[str, Any]]:
-    """Read the rotary settings. Returns (theta, the fields of a ModelConfig that scale it). Raises UserError.
+    """Read the rotary settings. Returns (theta, what a ModelConfig says of scaling). Raises UserError.
 
     Where both forms are there, transformers heeds `rope_scaling` alone, and so do we.
     """

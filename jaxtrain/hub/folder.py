@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def list_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any], Callable[[str], np.ndarray]]:
-    """List the tensors of a folder. Returns (shape by name, dtype by name, function that reads one by name).
+    """List the tensors of a folder. Returns (shape by name, dtype by name, function that reads one).
 
     Only headers are read here. A file is opened anew for every tensor, so that no more of it than that tensor is ever
     mapped into memory. Raises UserError for a shard that is missing, damaged or outside the folder.

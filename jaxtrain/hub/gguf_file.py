@@ -35,8 +35,9 @@ BLOCK = {
 
 
 READ = re.compile(
-    r"llama\.(block_count|embedding_length|feed_forward_length|context_length|vocab_size|rope\.freq_base"
-    r"|rope\.dimension_count|rope\.scal.*|attention\.(head_count(_kv)?|(key|value)_length|layer_norm_rms_epsilon))"
+    r"llama\.(block_count|embedding_length|feed_forward_length|context_length|vocab_size"
+    r"|rope\.(freq_base|dimension_count|scal.*)"
+    r"|attention\.(head_count(_kv)?|(key|value)_length|layer_norm_rms_epsilon))"
 )
 
 
@@ -96,7 +97,7 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
         if key.startswith("llama.") and not READ.fullmatch(key) and field(reader, key):
             raise UserError(f"{where}: {key}={repr(field(reader, key))[:80]} is not supported")
     if field(reader, "llama.attention.value_length", head) != head:
-        raise UserError(f"{where}: llama.attention.value_length is not that of the keys, {head}; it is not supported")
+        raise UserError(f"{where}: llama.attention.value_length is not that of the keys, {head}")
     return ModelConfig(
         num_layers=int(need("block_count")),
         width=int(need("embedding_length")),

@@ -1,8 +1,8 @@
 """A PRM that comes in: a backbone of the policy's shape and a linear head, ours or anyone's.
 
-Supported is a `...ForTokenClassification` or `...ForSequenceClassification` with one label, whose raw output at the
-last token of a step is the value. A softmax over labels is refused: our head does not compute it. Whether a PRM reads
-its values at a marker between steps no file says; ours never sees one.
+Supported is a `...ForTokenClassification` or `...ForSequenceClassification` with one label, whose raw
+output at the last token of a step is the value. A softmax over labels is refused: our head does not
+compute it. Whether a PRM reads its values at a marker between steps no file says; ours never sees one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ WEIGHT, BIAS = "score.weight", "score.bias"
 
 
 def open_prm(path: Path, policy: Pretrained) -> Pretrained:
-    """Open a PRM to start from. Raises UserError where it is of another kind, shape or vocabulary than the policy."""
+    """Open a PRM to start from. Raises UserError where kind, shape or tokenizer are not supported."""
     names = read_json(path / "config.json").get("architectures") or ["(none)"]
     kind = next((kind for kind in KINDS if str(names[0]).endswith(kind)), None)
     if kind is None:
-        raise UserError(f"{path}: architecture {names[0]} is not supported as a PRM; supported are {', '.join(KINDS)}")
+        known = ", ".join(KINDS)
+        raise UserError(f"{path}: architecture {names[0]} is not supported as a PRM; supported are {known}")
     prm = open_folder(path, kind)
     width = policy.config.width
     if prm.shapes.get(WEIGHT) != (1, width) or prm.shapes.get(BIAS, (1,)) != (1,):
@@ -37,11 +38,11 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
             "supported is a PRM with one label, whose raw output is the value"
         )
     if prm.tokenizer.sha256 != policy.tokenizer.sha256:
-        raise UserError(f"{path}: its tokenizer is not that of {policy.where}; a PRM reads the policy's tokens")
+        raise UserError(f"{path}: its tokenizer is not that of {policy.where}; take its own PRM")
     # The backbone has no unembedding, whatever its config says.
     prm = replace(prm, config=replace(prm.config, is_tied=policy.config.is_tied))
     if prm.config != policy.config:
-        raise UserError(f"{path}: is of another shape than {policy.where}; both networks have one config.model")
+        raise UserError(f"{path}: is of another shape than {policy.where}; take its own PRM")
     backbone = {name: shape for name, shape in prm.shapes.items() if name not in (WEIGHT, BIAS)}
     check_tensors(replace(prm, shapes=backbone, config=replace(prm.config, is_tied=True)))
     return prm
@@ -50,8 +51,8 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
 def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Params:
     """Load a PRM onto the shapes, dtypes and shardings of `abstract`.
 
-    unembedding: the policy's, where it has one: it has a place in the backbone and is read by nobody. Raises UserError
-    as `load_params` does.
+    unembedding: the policy's, where it has one: it has a place in the backbone and is read by nobody.
+    Raises UserError as `load_params` does.
     """
     wanted = {name: leaf for name, leaf in abstract["backbone"].items() if name != "unembedding"}
     backbone = load_params(prm, wanted)

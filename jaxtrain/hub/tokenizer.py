@@ -40,7 +40,7 @@ class HubTokenizer:
         return self.end_id if self.fast.pad_token_id is None else self.fast.pad_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text that continues another, without special ids, even where it spells their names.
+        """Return the ids of a text that continues another; what it spells of special tokens is text.
 
         Sentencepiece vocabularies put a space before a text; behind a newline that is cut off again, they do not.
         """
@@ -52,9 +52,9 @@ class HubTokenizer:
         return both[len(newline) :] if both[: len(newline)] == newline else ids
 
     def encode_start(self, text: str) -> list[int]:
-        """Return the ids of a text that starts a sequence, behind the begin ids of a model that has them.
+        """Return the ids of a text that starts a sequence, behind the begin ids of a model with some.
 
-        What the tokenizer would put behind a text, such as its end, is left out: a response follows.
+        What the tokenizer would put behind it, such as its end, is left out: a response follows.
         """
         ids = self.fast.encode(text, split_special_tokens=True)
         return ids[: len(ids) - self.num_behind]
@@ -62,8 +62,8 @@ class HubTokenizer:
     def encode_chat(self, text: str, system: str, date: str) -> list[int]:
         """Return the ids of one user's turn in the model's chat template, up to where its answer begins.
 
-        The template's own tags are special ids; those that `text` or `system` spell are text. Raises UserError where
-        there is no template, it fails, or it reads the clock and `date` (YYYY-MM-DD) is empty.
+        The template's own tags are special ids; those that `text` or `system` spell are text. Raises
+        UserError where there is no template, it fails, or it reads the clock and `date` is empty.
         """
         if not self.fast.chat_template:
             raise UserError("--config.prompts.style=chat: the model has no chat template; choose plain or few_shot")
@@ -86,7 +86,7 @@ class HubTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash what turns text into ids: vocabulary, merges, added tokens and all that is done before and after."""
+        """Hash what turns text into ids: vocabulary, merges, added tokens, and what is done around."""
         backend = json.loads(self.fast.backend_tokenizer.to_str())
         parts = ("normalizer", "pre_tokenizer", "post_processor", "added_tokens", "model")
         what = json.dumps([backend[part] for part in parts], sort_keys=True)
@@ -124,7 +124,7 @@ class HubTokenizer:
 
 
 def stop_clock(template: str, date: str) -> str:
-    """Put a date (YYYY-MM-DD) where a chat template asks for today's. Raises UserError where it is needed and empty."""
+    """Put a date (YYYY-MM-DD) where a chat template asks for today's. Raises UserError without one."""
     if not CLOCK.search(template):
         return template
     if not date:
