@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -138,3 +140,13 @@ def test_saves_are_told_apart_and_copies_are_not(tmp_path):
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     one, other, copy = (fingerprint(tmp_path / name, 0) for name in ("one", "other", "copy"))
     assert one == copy != other
+
+
+def test_reading_alone_warns_of_nothing(tmp_path):
+    """In a process of its own, where absl writes to stderr as it does for a command."""
+    code = (
+        "import sys; from pathlib import Path; from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig\n"
+        "with Checkpoints(Path(sys.argv[1]), CheckpointsConfig(), is_read_only=True) as found: print(found.all())"
+    )
+    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (told.stdout, told.stderr) == ("[]\n", "")
