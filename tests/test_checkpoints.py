@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -203,3 +205,13 @@ def test_a_reader_uses_a_good_checkpoint_and_moves_nothing(tmp_path):
             checkpoints.choose(1)
     assert on_disk(tmp_path) == ["0", "1"]
     assert len(told) == 1 and told[0].endswith("left where it is, and iteration 0 is used")
+
+
+def test_reading_alone_warns_of_nothing(tmp_path):
+    """In a process of its own, where absl writes to stderr as it does for a command."""
+    code = (
+        "import sys; from pathlib import Path; from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig\n"
+        "with Checkpoints(Path(sys.argv[1]), CheckpointsConfig(), is_read_only=True) as found: print(found.all())"
+    )
+    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (told.stdout, told.stderr) == ("[]\n", "")

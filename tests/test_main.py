@@ -242,8 +242,9 @@ def test_help_lists_every_key_with_its_default_and_remark(capsys):
     assert keys["search.num_simulations"] == "16"
 
 
-def test_help_on_a_config_shows_its_values_and_ends_with_the_usage(config_file, capsys):
-    assert main(["main.py", "--config", f"{config_file}:3", "--help", "--config.tasks.max_target=5"]) == 0
+@pytest.mark.parametrize("command", [[], ["plan"], ["--plan"]])
+def test_help_on_a_config_shows_its_values_and_ends_with_the_usage(config_file, command, capsys):
+    assert main(["main.py", *command, "--config", f"{config_file}:3", "--help", "--config.tasks.max_target=5"]) == 0
     out = capsys.readouterr().out
     keys = keys_told(out)
     assert (keys["seed"], keys["tasks.max_number"], keys["tasks.max_target"]) == ("3", "4", "5")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from jaxtrain.commands.run import tell_usage
 from jaxtrain.errors import UserError
 from jaxtrain.flags import parse
 from jaxtrain.plan import plan
@@ -16,6 +17,8 @@ from jaxtrain.tasks import make_task
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     """Print what a run would need. Raises UserError where it does not fit, or cannot be known."""
+    if tell_usage(arguments):
+        return
     config, _ = parse(["jaxtrain", *arguments])
     try:
         config, _ = open_model(config)

@@ -24,13 +24,12 @@ from jaxtrain.runs import list_facts, open_model, summary
 from jaxtrain.tasks import Task, make_task
 from jaxtrain.workdir import Workdir, open_workdir, read_old
 
-HELP = {"--help", "-help", "-h"}
+HELP = ("--help", "-help", "-h")
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     """Run or resume. Raises UserError."""
-    if HELP & set(arguments):
-        print(usage([argument for argument in arguments if argument not in HELP]))
+    if tell_usage(arguments):
         return
     config, path = parse(["jaxtrain", *arguments])
     config, pretrained = open_model(config)
@@ -49,13 +48,17 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     print(summary(workdir))
 
 
-def usage(arguments: Sequence[str]) -> str:
-    """List all keys with their values (the defaults without a --config) and remarks; say what the command does.
+def tell_usage(arguments: Sequence[str]) -> bool:
+    """Where it is asked for, list all keys with their values and remarks, and say what the command does.
 
-    Raises UserError.
+    The values are the defaults without a --config. Returns whether it was asked for. Raises UserError.
     """
-    config = parse(["jaxtrain", *arguments])[0] if arguments else Config()
-    return "\n".join([*list_keys(config), "", inspect.cleandoc(__doc__ or "")])
+    others = [argument for argument in arguments if argument not in HELP]
+    if len(others) == len(arguments):
+        return False
+    config = parse(["jaxtrain", *others])[0] if others else Config()
+    print(*list_keys(config), "", inspect.cleandoc(__doc__ or ""), sep="\n")
+    return True
 
 
 def tell_what_is_odd(task: Task, workdir: Workdir, progress: Progress) -> None:
