@@ -6,7 +6,9 @@ taken. Imports nothing of ours but the error.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,15 @@ def kept_in() -> str | None:
 
 
 def user_folder() -> Path:
-    """Name our folder among the user's caches. Raises RuntimeError for a user without a home."""
+    """Name our folder among the user's caches, for this kind of processor. Raises RuntimeError for no home.
+
+    A home may be shared by unlike machines, and code compiled for one may not run on another.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "jaxtrain"
+    cache = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "jaxtrain"
+    try:
+        told = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        features = next(line for line in told if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):  # no Linux
+        features = platform.processor()
+    return cache / hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]

@@ -54,9 +54,15 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
 
 
 def open_task(path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None) -> Task:
-    """Make the task of a run anew. Raises UserError where its problems are not those that it trained on."""
+    """Make the task of a run anew. Raises UserError where its problems are not those that it trained on.
+
+    So it does where the file of a task of the user's own, and with it the verifier, is another.
+    """
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
-    if digest(task) != manifest["facts"]["tasks.problems.sha256"]:
+    facts, own = manifest["facts"], "tasks.name.sha256"
+    if facts.get(own) != file_hashes(config.tasks).get(own):
+        raise UserError(f"--workdir {path}: {config.tasks.name} is not what it was when the run started")
+    if digest(task) != facts["tasks.problems.sha256"]:
         raise UserError(
             f"--workdir {path}: its config no longer makes the problems that it trained on, so none can be told to be "
             "held out; take the jaxtrain and the data of its manifest.json"

@@ -25,6 +25,8 @@ def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        raise UserError(f"--config.hub.{key}={name}: is a file; name the folder that holds it and config.json")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"--config.hub.{key}={name}: no such folder")
     from huggingface_hub import snapshot_download

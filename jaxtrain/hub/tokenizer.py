@@ -19,6 +19,7 @@ from typing import Any
 from jaxtrain.errors import UserError
 
 NOT_TEXT = b"\xff"  # occurs in no UTF-8 text
+VOCABULARIES = ("tokenizer.model", "vocab.json")  # what else a tokenizer can be made of
 PROBE = "Ann had 12 pens.\n"
 CLOCK = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 
@@ -151,6 +152,9 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     is_whole = (folder / "tokenizer.json").exists()
+    # Without any of its files transformers makes a tokenizer that knows nothing.
+    if not is_whole and not any((folder / name).exists() for name in VOCABULARIES):
+        raise UserError(f"{folder}: tokenizer.json is missing; fetch the model again")
     try:
         if is_whole:
             fast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
