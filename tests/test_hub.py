@@ -24,7 +24,7 @@ from jaxtrain.hub.card import model_card
 from jaxtrain.hub.export import write_policy, write_prm, write_tensors
 from jaxtrain.hub.families import family_of, read_model_config
 from jaxtrain.hub.folder import INDEX
-from jaxtrain.hub.tokenizer import read_tokenizer, wrap
+from jaxtrain.hub.tokenizer import wrap
 from jaxtrain.nn.transformer import Segment, Transformer, abstract_params
 from jaxtrain.tokenizers import byte_tokenizer
 
@@ -344,7 +344,7 @@ BAD = {
     "vocabulary": (lambda p: edit_config(p, vocab_size=40), "the embedding 40 rows; they are not of one model"),
     "no tokenizer": (
         lambda p: [f.unlink() for f in p.glob("tokenizer*")],
-        "its tokenizer",
+        "tokenizer.json is missing; fetch the model again",
     ),
 }
 
@@ -558,11 +558,6 @@ def test_a_tokenizer_is_known_by_its_vocabulary(folders, tmp_path):
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     path.write_text(json.dumps(data))
     assert fact() != first
-
-
-def test_a_folder_without_a_tokenizer_says_so(tmp_path):
-    with pytest.raises(UserError, match="tokenizer.json is missing; fetch the model again"):
-        read_tokenizer(tmp_path)
 
 
 def test_a_file_of_weights_is_no_folder(tmp_path):
