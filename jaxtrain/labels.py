@@ -132,7 +132,7 @@ def _back_up_tree(parent: jax.Array, is_right: jax.Array, is_wrong: jax.Array) -
 def _ask(verify_fn: VerifyFn, problem_id: int, text: np.ndarray, failures: list) -> Verdict:
     try:
         verdict = verify_fn(problem_id, text)
-        if isinstance(verdict, bool):
+        if isinstance(verdict, bool | np.bool_):
             return Verdict.CORRECT if verdict else Verdict.WRONG
         if not isinstance(verdict, Verdict) or verdict is Verdict.NONE:
             raise TypeError(f"{verdict!r} is no verdict on a finished trace")

@@ -7,7 +7,6 @@ besides.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError
+from jaxtrain.files import SEAL, sha256
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
 from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_params
@@ -27,7 +27,6 @@ from jaxtrain.structs import Params
 
 EMBEDDING, OUTPUT = families.TOP["embedding"], families.TOP["unembedding"]
 CONFIGS = ("config.json", "generation_config.json")
-HASHES = "sha256.json"  # in a folder that we exported: the hash of every other file
 
 
 @dataclass(frozen=True)
@@ -221,17 +220,11 @@ def check_tensors(pretrained: Pretrained) -> None:
 
 def check_hashes(path: Path) -> None:
     """Compare the files of a folder that we exported with the hashes beside them. Raises UserError."""
-    if not (path / HASHES).exists():
+    if not (path / SEAL).exists():
         return
-    for name, expected in folder.read_json(path / HASHES).items():
+    for name, expected in folder.read_json(path / SEAL).items():
         if not (path / name).is_file() or sha256(path / name) != expected:
             raise UserError(f"{path / name}: is missing or not as it was exported (its sha256 differs); export again")
-
-
-def sha256(path: Path) -> str:
-    """Hash a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resolve(model: ModelConfig, pretrained: Pretrained) -> ModelConfig:

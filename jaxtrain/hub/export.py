@@ -8,7 +8,6 @@ whole or absent.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxtrain.errors import UserError
-from jaxtrain.hub import HASHES, OUTPUT, Pretrained, families, sha256
+from jaxtrain.files import SEAL, sha256, write_json
+from jaxtrain.hub import OUTPUT, Pretrained, families
 from jaxtrain.hub.folder import INDEX, SINGLE
 from jaxtrain.hub.tokenizer import HubTokenizer
 from jaxtrain.nn.transformer import ModelConfig
@@ -109,7 +109,7 @@ def write_folder(to: Path, config: dict, generation: dict | None, tensors: Itera
     write_json(beside / "config.json", config)
     if generation is not None:
         write_json(beside / "generation_config.json", generation)
-    write_json(beside / HASHES, {path.name: sha256(path) for path in sorted(beside.iterdir())})
+    write_json(beside / SEAL, {path.name: sha256(path) for path in sorted(beside.iterdir())})
     (beside / "README.md").write_text(card, "utf-8")  # anyone may edit the card
     for path in beside.iterdir():
         with path.open("rb") as file:
@@ -164,8 +164,3 @@ def fast_tokenizer(tokenizer: Tokenizer | HubTokenizer) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<end>", clean_up_tokenization_spaces=False
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write sorted, indented JSON."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")

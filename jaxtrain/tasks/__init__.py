@@ -11,9 +11,11 @@ import hashlib
 import json
 import os
 import runpy
+from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import UserError
+from jaxtrain.files import sha256
 from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig
 from jaxtrain.tasks.countdown import countdown_task
 from jaxtrain.tasks.jsonl import jsonl_task
@@ -55,8 +57,7 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
     for key, path in files.items():
         if path:
             try:
-                with open(path, "rb") as file:
-                    hashes[f"tasks.{key}.sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes[f"tasks.{key}.sha256"] = sha256(Path(path))
             except OSError as error:
                 raise UserError(f"--config.tasks.{key}={path}: cannot be read ({error.strerror})") from error
     return hashes
