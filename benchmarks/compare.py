@@ -29,7 +29,6 @@ from jaxtrain.report.scores import METHODS
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Labels, Tree, Verdict
 from jaxtrain.tasks import Task
-from jaxtrain.workdir import read_shard
 
 Points = list[tuple[float, ...]]  # (tokens generated a problem, accuracy, low, high) each
 
@@ -109,7 +108,7 @@ def read_trees(folder: Path, iteration: int, task: Task, purpose: str = "search"
     paths = sorted((folder / "trees" / str(iteration)).glob(f"{purpose}-*.npz"))
     if not paths:
         raise UserError(f"{folder}: holds no trees of {purpose} of iteration {iteration}; let the run get that far")
-    tree = jax.tree.map(lambda *x: np.concatenate(x), *(Tree(**read_shard(path)[0]) for path in paths))
+    tree = jax.tree.map(lambda *x: np.concatenate(x), *(Tree(**dict(np.load(path).items())) for path in paths))
     tree = jax.tree.map(lambda x: x[tree.problem_id >= 0], tree)
     verdict = labels.judge(tree, lambda i, tokens: task.verify(problems[i], task.tokenizer.decode(tokens.tolist())))
     return tree, jax.device_get(labels.back_up(tree, verdict))

@@ -144,7 +144,9 @@ class Workdir:
             return None
         # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header parser.
         try:
-            arrays, digest = read_shard(path)
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            digest = str(arrays.pop(DIGEST))
             tree = Tree(**arrays)
             wrong = "is of another run or other settings, or was altered"
             is_good = digest == self._digest(arrays, iteration, shard, purpose)
@@ -162,13 +164,6 @@ class Workdir:
             digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
             digest.update(np.ascontiguousarray(arrays[name]).tobytes())
         return digest.hexdigest()
-
-
-def read_shard(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Read a shard of trees as it is, for any reader. Returns (array by field of `structs.Tree`, its `sha256`)."""
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return arrays, str(arrays.pop(DIGEST))
 
 
 def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any], command: str = "") -> Workdir:

@@ -23,7 +23,6 @@ from jaxtrain.main import main
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Kind, Replay
 from jaxtrain.tasks import Task, make_task
-from jaxtrain.workdir import read_shard
 
 CONFIG = Path(__file__).parents[1] / "configs" / "gsm8k_scratch.py"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
@@ -112,9 +111,8 @@ class Run:
 
     def trees(self, iteration: int) -> dict[str, np.ndarray]:
         """All trees of an iteration, padding apart, as the files have them."""
-        paths = sorted((self.workdir / "trees" / str(iteration)).glob("search-*.npz"))
-        shards = [read_shard(path)[0] for path in paths]
-        trees = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+        shards = [np.load(path) for path in sorted((self.workdir / "trees" / str(iteration)).glob("search-*.npz"))]
+        trees = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
         return {name: values[trees["problem_id"] >= 0] for name, values in trees.items()}
 
     @cached_property
