@@ -25,6 +25,7 @@ import re
 import shutil
 import socket
 import subprocess
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -61,7 +62,6 @@ FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
 FOLDERS = ("checkpoints", "fits", "trees", "tensorboard", ASIDE)
 NEEDED = ("facts", "starts", "versions", "devices", "git_commit")  # of a manifest
 TRAINING = "search"  # the purpose of trees that are learnt from
-DIGEST = "sha256"  # the one array of a shard that is no field of a tree
 
 
 class Damaged(Exception):
@@ -121,14 +121,14 @@ class Workdir:
 
         The format is public: a zip of npy arrays as `numpy.savez_compressed` writes it, one per field of
         `structs.Tree`, under the field's name, with the shape and dtype that are written there (`[B R S]` int32
-        tokens, and so on), and `sha256`, a hash of them and of what the shard is. Read it with `numpy.load(path)` and
-        no code of ours.
+        tokens, and so on). Read it with `numpy.load(path)` and no code of ours. The comment of the zip is a hash of
+        the arrays and of what the shard is.
         """
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {field.name: np.asarray(getattr(tree, field.name)) for field in fields(Tree)}
-        digest = self._digest(arrays, iteration, shard, purpose)
-        arrays[DIGEST] = np.array(digest)
         np.savez_compressed(buffer, **arrays)
+        with zipfile.ZipFile(buffer, "a") as file:
+            file.comment = self._digest(arrays, iteration, shard, purpose)
         path = self.trees(iteration, shard, purpose)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
@@ -144,9 +144,10 @@ class Workdir:
             return None
         # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header parser.
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            data = io.BytesIO(path.read_bytes())
+            digest = zipfile.ZipFile(data).comment
+            with np.load(data, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            digest = str(arrays.pop(DIGEST))
             tree = Tree(**arrays)
             wrong = "is of another run or other settings, or was altered"
             is_good = digest == self._digest(arrays, iteration, shard, purpose)
@@ -157,13 +158,13 @@ class Workdir:
         aside = set_aside(path, self.path).relative_to(self.path)
         raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and its trees are grown again")
 
-    def _digest(self, arrays: Mapping[str, np.ndarray], iteration: int, shard: int, purpose: str) -> str:
+    def _digest(self, arrays: Mapping[str, np.ndarray], iteration: int, shard: int, purpose: str) -> bytes:
         """Hash the arrays of a shard and what it is."""
         digest = hashlib.sha256(f"{self.keys[purpose == TRAINING]} {iteration} {shard} {purpose}".encode())
         for name in sorted(arrays):
             digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
             digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-        return digest.hexdigest()
+        return digest.hexdigest().encode()
 
 
 def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any], command: str = "") -> Workdir:

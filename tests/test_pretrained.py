@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from jaxtrain.commands.evaluate import leave_out
 from jaxtrain.errors import UserError
+from jaxtrain.files import seal
 from jaxtrain.hub import HubConfig, open_pretrained
 from jaxtrain.main import main
 from jaxtrain.tasks import TasksConfig, make_task
@@ -233,6 +234,7 @@ def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
     noted = tmp_path / "run" / "checkpoints" / "0" / "_CHECKPOINT_METADATA"
     told = json.loads(noted.read_text())
     noted.write_text(json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1}))
+    seal(noted.parent, {"kind": "checkpoint", "number": 0})
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2
     assert "belongs to other facts: evaluated.checkpoint_sha256" in capsys.readouterr().err
 
