@@ -31,7 +31,7 @@ import numpy as np
 
 from jaxtrain import prompts
 from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints, fingerprint
+from jaxtrain.checkpoints import Checkpoints, adopt, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
@@ -55,11 +55,11 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
         return
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)
-    open_workdir(folder, asdict(config), list_facts(config, task, model)).close()
-    rows = [line for line in (source / "metrics.jsonl").open() if json.loads(line)["iteration"] == 0]
-    (folder / "metrics.jsonl").write_text("".join(rows))
-    shutil.copytree(source / "checkpoints" / "0", folder / "checkpoints" / "0.copy", dirs_exist_ok=True)
-    (folder / "checkpoints" / "0.copy").rename(folder / "checkpoints" / "0")
+    with open_workdir(folder, asdict(config), list_facts(config, task, model)) as workdir:
+        rows = [line for line in (source / "metrics.jsonl").open() if json.loads(line)["iteration"] == 0]
+        (folder / "metrics.jsonl").write_text("".join(rows))
+        shutil.copy(source / "report.html", workdir.report)
+        adopt(source, folder, 0, workdir.run_key)
 
 
 def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
@@ -69,7 +69,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
     with (
         open_workdir(folder, asdict(config), list_facts(config, task, model)) as workdir,
         Progress(config.loop.num_iterations) as progress,
-        Checkpoints(workdir.checkpoints, config.checkpoints) as checkpoints,
+        Checkpoints(workdir.checkpoints, config.checkpoints, workdir.run_key) as checkpoints,
         MetricsLog(folder) as log,
     ):
         fns = build(config, task.tokenizer, progress, model)
@@ -89,6 +89,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
             checkpoints.save(state)
             workdir.remove_fits(i)
             score(state, run)
+            checkpoints.prune()
 
 
 def solutions(run: Run, iteration: int) -> list[Demonstration]:

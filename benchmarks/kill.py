@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.progress import Progress
 from jaxtrain.tasks import make_task
@@ -128,7 +129,11 @@ def read_seconds(folder: Path) -> dict[str, float]:
 def read_state(flags: list[str], folder: Path) -> list[bytes]:
     """Read every array of the last checkpoint."""
     config, _ = parse(["kill", *flags])
-    with Progress(0) as progress, Checkpoints(folder / "checkpoints", config.checkpoints) as checkpoints:
+    key = read_json(folder / "manifest.json")["run_key"]
+    with (
+        Progress(0) as progress,
+        Checkpoints(folder / "checkpoints", config.checkpoints, key, is_read_only=True) as checkpoints,
+    ):
         abstract = build(config, make_task(config.tasks).tokenizer, progress).abstract_state
         assert checkpoints.newest() == config.loop.num_iterations
         state = checkpoints.restore(config.loop.num_iterations, abstract)

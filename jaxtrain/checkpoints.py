@@ -8,6 +8,9 @@ damaged is set aside, and the newest good one is used. Where a fit takes long, i
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +27,8 @@ from jaxtrain.structs import Learner, State
 
 NoteFn = Callable[[str], None]
 
+NUMBER = re.compile("0|[1-9][0-9]*")
+LEFTOVER = re.compile(rf"[0-9]+{re.escape(files.TEMPORARY)}(\.orbax-checkpoint-tmp.*)?")  # of a save that was killed
 ROOM = 1.5  # free bytes asked for, as a share of the arrays: orbax keeps some of them twice for a while
 
 
@@ -40,8 +45,23 @@ class CheckpointsConfig:
 
 
 def fingerprint(folder: Path, iteration: int) -> str:
-    """Hash the seal of a checkpoint, which holds the times of its save: two saves differ, copies do not."""
-    return files.sha256(folder / str(iteration) / files.SEAL)
+    """Hash the files of a checkpoint, which hold the times of its save: two saves differ, copies do not."""
+    sealed = files.read_json(folder / str(iteration) / files.SEAL)
+    return hashlib.sha256(files.dumps(sealed["files"]).encode()).hexdigest()
+
+
+def adopt(source: Path, folder: Path, iteration: int, run_key: str) -> None:
+    """Copy a checkpoint of the run folder `source` into `folder`, another run's, which goes on from it as its own."""
+    place = folder / "checkpoints" / str(iteration)
+    temporary = place.with_name(place.name + files.TEMPORARY)
+    shutil.copytree(source / "checkpoints" / str(iteration), temporary, dirs_exist_ok=True)
+    files.seal(temporary, about_checkpoint(run_key) | {"number": iteration})
+    files.rename(temporary, place)
+
+
+def about_checkpoint(run_key: str) -> dict[str, str]:
+    """Say what the checkpoints of a run are."""
+    return {"kind": "checkpoint", "run": run_key}
 
 
 class Store:
@@ -57,8 +77,8 @@ class Store:
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         if not is_read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"*{files.TEMPORARY}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in filter(LEFTOVER.fullmatch, os.listdir(self.folder)):
+                remove(self.folder / leftover)
 
     def close(self) -> None:
         """Give orbax's threads back."""
@@ -67,7 +87,7 @@ class Store:
     def numbers(self) -> list[int]:
         """Return the numbers on disk, good or not, in order."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
+        return sorted(int(path.name) for path in found if NUMBER.fullmatch(path.name) and path.is_dir())
 
     def fault(self, number: int) -> str:
         """Say what is wrong with a number, "" where it is as it was saved."""
@@ -98,7 +118,7 @@ class Store:
         temporary = path.with_name(path.name + files.TEMPORARY)
         self._orbax.save(temporary, args=ocp.args.Composite(state=ocp.args.StandardSave(tree)))
         files.seal(temporary, self._about | {"number": number})
-        if path.exists():  # a stray file or folder
+        if os.path.lexists(path):  # a stray file, folder or link
             files.set_aside(path, self._run)
         files.rename(temporary, path)
 
@@ -110,11 +130,22 @@ class Store:
     def restore(self, number: int, abstract: Any) -> Any:
         """Read a number onto the shapes, dtypes and shardings of `abstract`."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._orbax.restore(self.folder / str(number), args=args)["state"]
+        try:
+            return self._orbax.restore(self.folder / str(number), args=args)["state"]
+        except FileNotFoundError as error:  # a reader's: a writer owns the folder
+            raise UserError(f"{self.folder / str(number)} was removed by its run meanwhile; start again") from error
 
     def remove(self, number: int) -> None:
         """Delete a number."""
-        shutil.rmtree(self.folder / str(number))
+        remove(self.folder / str(number))
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, a file or a link, but not what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 class Checkpoints:
@@ -124,12 +155,16 @@ class Checkpoints:
         self,
         folder: Path,
         config: CheckpointsConfig,
+        run_key: str = "",
         is_read_only: bool = False,
         note_fn: NoteFn = lambda text: None,
     ):
-        """Open the folder of a run; `is_read_only` for one that another process may be writing to."""
+        """Open the folder of a run; `is_read_only` for one that another process may be writing to.
+
+        run_key: what tells this run from others (`workdir.run_key`); a checkpoint of another one counts as damaged.
+        """
         self._num_kept = config.num_kept
-        self._store = Store(folder, {"kind": "checkpoint"}, folder.parent, note_fn, is_read_only)
+        self._store = Store(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -157,10 +192,13 @@ class Checkpoints:
 
     def choose(self, iteration: int | None) -> int:
         """Return `iteration`, or the newest good one for None. Raises UserError where it is not there or damaged."""
+        there = self.all()
+        if not there:
+            raise UserError(f"{self._store.folder} has no checkpoint yet; run until the first one is there")
         chosen = self.newest() if iteration is None else iteration
-        if chosen is None or chosen not in self.all():
-            known = ", ".join(map(str, self.all())) or "none"
-            raise UserError(f"--iteration {iteration}: {self._store.folder} has checkpoints {known}")
+        if chosen not in there:
+            known = ", ".join(map(str, there))
+            raise UserError(f"--iteration {iteration}: {self._store.folder} has checkpoints {known}; choose one")
         if iteration is not None and (fault := self._store.fault(iteration)):
             raise UserError(f"--iteration {iteration}: {fault}; choose another one, or leave --iteration out")
         return chosen
@@ -172,6 +210,9 @@ class Checkpoints:
     def save(self, state: State) -> None:
         """Write a checkpoint; it is on disk when this returns. Raises UserError for a disk too full."""
         self._store.save(int(state.iteration), state)
+
+    def prune(self) -> None:
+        """Delete what need not be kept."""
         for old in self._store.numbers()[: -self._num_kept]:
             if old != 0:
                 self._store.remove(old)
@@ -188,9 +229,9 @@ class FitCheckpoints:
     It goes when the checkpoint of its iteration is there.
     """
 
-    def __init__(self, folder: Path, is_on: bool, note_fn: NoteFn = lambda text: None):
-        """Open the folder of a fit; nothing is read or written unless `is_on`."""
-        about = {"kind": "fit", "iteration": folder.parent.name, "network": folder.name}
+    def __init__(self, folder: Path, is_on: bool, run_key: str = "", note_fn: NoteFn = lambda text: None):
+        """Open the folder of a fit of the run `run_key`; nothing is read or written unless `is_on`."""
+        about = {"kind": "fit", "run": run_key, "iteration": folder.parent.name, "network": folder.name}
         self._store = Store(folder, about, folder.parents[2], note_fn) if is_on else None
 
     def __enter__(self) -> FitCheckpoints:

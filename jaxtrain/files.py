@@ -21,6 +21,11 @@ from jaxtrain.errors import UserError
 
 TEMPORARY = ".tmp"  # suffix of a file that is still being written
 SEAL = "sha256.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EXDEV, errno.ELOOP),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
 ASIDE = "damaged"  # folder of a run that holds what was set aside
 
 
@@ -79,14 +84,18 @@ def fault(folder: Path, about: Mapping[str, Any]) -> str:
     """Say what is wrong with a sealed folder, "" where it is what was sealed. Any file too few or too many counts."""
     try:
         sealed = json.loads((folder / SEAL).read_text("utf-8"))
-        expected = sealed.pop("files")
-        found = _hashes(folder)
+        expected = dict(sealed.pop("files"))
     except FileNotFoundError:
-        return f"{folder} has no {SEAL}: it was never finished"
+        return f"{folder} has no {SEAL}, so it was not finished or something was removed"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{folder / SEAL} cannot be read ({error})"
     if sealed != about:
-        return f"{folder} says that it is {sealed}, not {dict(about)}"
+        differing = sorted(key for key in sealed.keys() | about.keys() if sealed.get(key) != about.get(key))
+        return f"{folder} is of another {', '.join(differing)}"
+    try:
+        found = _hashes(folder)
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{folder / name} is missing"
@@ -102,8 +111,8 @@ def set_aside(path: Path, run: Path) -> Path:
     (run / ASIDE).mkdir(exist_ok=True)
     name = "-".join(path.relative_to(run).parts)
     copies = (run / ASIDE / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-    to = next(place for place in copies if not place.exists())
-    rename(path, to)
+    to = next(place for place in copies if not os.path.lexists(place))
+    shutil.move(path, to)  # the folder that it lies in may be a link to another disk
     return to
 
 
@@ -117,9 +126,16 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
         )
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Tell whether an error means too little room on a disk; libraries say it in errors of their own."""
-    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+def disk_fault(error: Exception) -> str:
+    """Say what a file system refused, "" for an error of another kind.
+
+    That a disk is full, libraries tell in errors of their own.
+    """
+    if any(os.strerror(number) in str(error) for number in FULL):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return ""
 
 
 def _hashes(folder: Path) -> dict[str, str]:

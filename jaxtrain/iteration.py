@@ -65,7 +65,7 @@ def run_loop(
     """Run to the last iteration, from wherever the run folder stands."""
     fns = build(config, task.tokenizer, progress, pretrained)
     with (
-        Checkpoints(workdir.checkpoints, config.checkpoints, note_fn=progress.note) as checkpoints,
+        Checkpoints(workdir.checkpoints, config.checkpoints, workdir.run_key, note_fn=progress.note) as checkpoints,
         MetricsLog(workdir.path) as log,
     ):
         run = Run(config, task, fns, workdir, log, progress)
@@ -73,7 +73,7 @@ def run_loop(
         checkpoints.require_space(fns.abstract_state)
         for notice in tell_resume(run, newest):
             progress.note(notice)
-        is_scored = log.truncate(-1 if newest is None else newest)
+        is_scored = log.truncate(-1 if newest is None else newest, is_told=workdir.report.exists())
         state = None if newest is None else checkpoints.restore(newest, fns.abstract_state)
         if state is not None:
             workdir.remove_fits(int(state.iteration))
@@ -85,6 +85,7 @@ def run_loop(
             workdir.remove_fits(int(state.iteration))
             give_back()
             score(state, run)
+            checkpoints.prune()  # not before: what cannot be scored must not push a good one out
     return state
 
 
@@ -93,18 +94,29 @@ def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
 
     Raises UserError where iterations were scored and no checkpoint is left of them: nothing begins again unasked.
     """
-    last_scored = run.log.last("evaluation/")
-    if last_scored > (-1 if newest is None else newest):
-        gone = f"{run.workdir.path}: metrics.jsonl tells of iteration {last_scored}, whose checkpoint is not there"
-        if newest is None:
-            raise UserError(f"{gone}, nor is any other; restore checkpoints/ from a copy, or use another --workdir")
-        yield f"{gone}; iteration {newest} is used, and what came after it is done again"
+    told = run.log.last("evaluation/")
+    if newest is None and (told >= 0 or run.workdir.report.exists()):
+        raise UserError(
+            f"{run.workdir.path}: metrics.jsonl or report.html tells of a checkpoint, and none is there; restore "
+            "checkpoints/ from a copy, or use another --workdir"
+        )
     if newest is not None:
+        if told > newest:
+            yield f"the checkpoint of iteration {told} is gone; what came after iteration {newest} is done again"
         yield f"resuming after iteration {newest} in {run.workdir.path}"
-        if lacking := [i for i in range(newest + 1) if not run.log.has(i, "updates/")]:
+        if lacking := [i for i in range(newest + 1) if not is_whole(run.log, i, newest)]:
             yield f"metrics.jsonl lacks rows of iterations {', '.join(map(str, lacking))}: what they told is lost"
     under_way = 0 if newest is None else newest + 1
+    if run.log.last("") > under_way:
+        yield f"rows of metrics.jsonl that tell of later iterations than {under_way} are cut"
     if run.workdir.num_starts > 1 and under_way <= run.config.loop.num_iterations:
-        every = run.config.checkpoints.num_updates
-        fits = "saved fits" if every else "fits begin again (--config.checkpoints.num_updates saves them on their way)"
-        yield f"iteration {under_way}: finished trees are used again, {fits}"
+        is_saved = run.config.checkpoints.num_updates > 0
+        fits = "fits begin again (--config.checkpoints.num_updates saves them on their way)"
+        again = "finished trees and saved fits are used again" if is_saved else f"finished trees are used again, {fits}"
+        yield f"iteration {under_way}: {again}"
+
+
+def is_whole(log: MetricsLog, i: int, newest: int) -> bool:
+    """Say whether the log has what every iteration leaves there; the newest may be still to be scored."""
+    prefixes = ["search/", "updates/policy/", "updates/prm/"] + ["evaluation/"] * (i < newest)
+    return all(log.has(i, prefix) for prefix in prefixes)

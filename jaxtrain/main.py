@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from jaxtrain import __version__
 from jaxtrain.commands import command_line
 from jaxtrain.errors import Diverged, UserError
-from jaxtrain.files import is_disk_full
+from jaxtrain.files import disk_fault
 from jaxtrain.memory import check_address_space, is_exhausted, shrink
 
 COMMANDS = ("run", "plan", "evaluate", "export")
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"stopped; the same command resumes: {command}")
         return 130
     except Exception as error:
-        if is_disk_full(error):
-            complain(f"{error}; what is finished is kept: free some of the disk, then start again: {command}")
+        if told := disk_fault(error):
+            complain(f"{told}; what is finished is kept: put the disk or the folder right, then start again: {command}")
             return 2
         if is_exhausted(error):
             told = str(error).split("\n")[0] or type(error).__name__

@@ -20,17 +20,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2 as _event_pb2
+from tensorboardX.summary import scalar
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import write_atomic
 
+event_pb2: Any = _event_pb2  # generated: it hides its names from a type checker
 Row = dict[str, Any]  # "iteration" and the values, plain JSON
 
 
@@ -45,7 +49,7 @@ class MetricsLog:
         self._path = folder / "metrics.jsonl"
         self._tensorboard = folder / "tensorboard"
         self._rows = _read(self._path)
-        self._writer: SummaryWriter | None = None
+        self._writer: EventsWriter | None = None
         self._num_updates: Counter[str] = Counter()  # those whose losses TensorBoard has, by key
 
     def __enter__(self) -> MetricsLog:
@@ -59,19 +63,27 @@ class MetricsLog:
         if self._writer is not None:
             self._writer.close()
 
-    def truncate(self, iteration: int) -> bool:
+    def truncate(self, iteration: int, is_told: bool = True) -> bool:
         """Cut all rows newer than the restored iteration and rebuild the TensorBoard events from the rest.
+
+        Its evaluation is cut too where nothing else tells of it (`is_told` False).
 
         Returns:
           Whether the restored iteration has its evaluation; if not, it is for the caller to score it again.
         """
-        self._rows = [row for row in self._rows if row["iteration"] <= iteration]
+
+        def is_kept(row: Row) -> bool:
+            is_score = row["iteration"] == iteration and any(key.startswith("evaluation/") for key in row)
+            return row["iteration"] <= iteration and (is_told or not is_score)
+
+        self._rows = list(filter(is_kept, self._rows))
         write_atomic(self._path, "".join(map(_line, self._rows)).encode())
         self.close()
         self._tensorboard.mkdir(exist_ok=True)
         for events in self._tensorboard.glob("events.out.tfevents.*"):
             events.unlink()
-        self._writer = SummaryWriter(str(self._tensorboard), flush_secs=5)
+        # Without a thread of its own, which would die unheard where the disk is full.
+        self._writer = EventsWriter(str(self._tensorboard / "events"))
         self._num_updates.clear()
         for row in self._rows:
             self._copy(row)
@@ -114,14 +126,20 @@ class MetricsLog:
 
     def _copy(self, row: Row) -> None:
         assert self._writer is not None
+
+        def add(key: str, value: float, step: int) -> None:
+            assert self._writer is not None
+            self._writer.write_event(event_pb2.Event(summary=scalar(key, value), step=step, wall_time=time.time()))
+
         for key, value in row.items():
             if key != "iteration" and isinstance(value, int | float):
-                self._writer.add_scalar(key, value, row["iteration"])
+                add(key, value, row["iteration"])
             elif key.endswith("/losses"):
                 for loss in value:
                     self._num_updates[key] += 1
                     if loss is not None:
-                        self._writer.add_scalar(key, loss, self._num_updates[key])
+                        add(key, loss, self._num_updates[key])
+        self._writer.flush()
 
 
 def _read(path: Path) -> list[Row]:
@@ -132,15 +150,29 @@ def _read(path: Path) -> list[Row]:
     whole, rows = lines[:-1], []
     for number, line in enumerate(whole, start=1):
         try:
-            row = json.loads(line)
-            rows.append({"iteration": int(row["iteration"])} | row)
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append(_checked(json.loads(line, parse_constant=float)))
+            if rows[-1] in rows[:-1]:
+                raise ValueError("it stands in an earlier line too")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(whole):
                 break
             raise UserError(
                 f"{path}:{number} is no row of metrics ({error}); remove that line, then start again"
             ) from error
     return rows
+
+
+def _checked(row: Row) -> Row:
+    """Return a row that was read. Raises ValueError where no run writes such a one."""
+    iteration = row["iteration"]
+    if type(iteration) is not int or iteration < 0:
+        raise ValueError(f"its iteration is {iteration!r}")
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is {value}")
+        if key.endswith("/losses") and not isinstance(value, list):
+            raise ValueError(f"{key} is no list")
+    return {"iteration": iteration} | row
 
 
 def _line(row: Row) -> str:

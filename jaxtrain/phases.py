@@ -129,8 +129,8 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
     rates = {"policy": updates_config.policy.learning_rate, "prm": updates_config.prm.learning_rate}
     told = " and ".join(f"--config.updates.{name}.learning_rate={rate}" for name, rate in rates.items())
     return Diverged(
-        f"iteration {i}: {what}; the checkpoints of {run.workdir.path} are as they were; begin in another --workdir "
-        f"with rates below {told}, or with other weights"
+        f"iteration {i}: {what}; the earlier checkpoints of {run.workdir.path} are as they were; begin in another "
+        f"--workdir with rates below {told}, or with other weights"
     )
 
 
@@ -166,7 +166,7 @@ def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: T
     batches, rates = run.batches(i, rows, num_updates), updates.learning_rates(c, i == 0, num_updates)
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (
-        FitCheckpoints(folder, is_on=every > 0, note_fn=run.progress.note) as saved,
+        FitCheckpoints(folder, every > 0, run.workdir.run_key, run.progress.note) as saved,
         run.progress.phase(f"{name} updates", iteration=i, total=num_updates, unit="updates") as phase,
     ):
         learner, infos = saved.restore(learner, updates.NO_INFOS)

@@ -43,7 +43,10 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
     for name, content in (("config.json", values), ("manifest.json", manifest)):
         if not content:
             raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
-    config = read_config(ConfigDict(values))
+    try:
+        config = read_config(ConfigDict(values))
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{path / 'config.json'}: {error}; take the jaxtrain that wrote it") from error
     pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
     hashes = pretrained.hashes if pretrained else {}
     started = {name: value for name, value in manifest["facts"].items() if name.startswith("hub/")}
@@ -74,16 +77,15 @@ def summary(workdir: Workdir) -> str:
     """Say in two lines what came of a run, and in a third that nothing was learnt, if so it was."""
     with MetricsLog(workdir.path) as log:
         all_rows = log.read()
-    rows = [row for row in all_rows if "evaluation/greedy/accuracy" in row]
+    needed = [f"evaluation/greedy/{name}" for name in ("accuracy", "low", "high", "num_problems")]
+    rows = [row for row in all_rows if all(key in row for key in needed)]
 
     def told(row: dict[str, Any]) -> str:
-        share, low, high = (row[f"evaluation/greedy/{name}"] for name in ("accuracy", "low", "high"))
+        share, low, high, _ = (row[key] for key in needed)
         return f"{share:.1%} [{low:.1%}, {high:.1%}] after iteration {row['iteration']}"
 
-    told_rows = " -> ".join(told(row) for row in (rows[:1] if len(rows) < 2 else (rows[0], rows[-1])))
-    lines = [
-        f"greedy accuracy {told_rows} ({rows[-1]['evaluation/greedy/num_problems']} problems)",
-        str(workdir.report),
-        tell_nothing_learnt(all_rows),
-    ]
+    lines = [str(workdir.report), tell_nothing_learnt(all_rows)]
+    if rows:
+        told_rows = " -> ".join(map(told, rows[:1] if len(rows) < 2 else (rows[0], rows[-1])))
+        lines.insert(0, f"greedy accuracy {told_rows} ({rows[-1][needed[-1]]} problems)")
     return "\n".join(filter(None, lines))

@@ -20,25 +20,21 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import socket
-import subprocess
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import jax
 import numpy as np
 
-from jaxtrain.compilation import kept_in
 from jaxtrain.errors import UserError
 from jaxtrain.files import ASIDE, TEMPORARY, dumps, read_json, set_aside, write_atomic, write_json
+from jaxtrain.manifest import describe
 from jaxtrain.structs import Tree
 
 # A key stands for itself and all below it. None of these changes what an iteration learns: data files and models are
@@ -55,12 +51,23 @@ FREE_KEYS = (
     "hub.may_download",
     "hub.prm",
 )
-PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
 FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
 FOLDERS = ("checkpoints", "fits", "trees", "tensorboard", ASIDE)
-NEEDED = ("facts", "starts", "versions", "devices", "git_commit")  # of a manifest
+# What must stand in a file that an earlier start wrote, and of which type.
+NEEDED = {
+    "config.json": {"seed": int},
+    "manifest.json": {
+        "facts": dict,
+        "starts": list,
+        "versions": dict,
+        "devices": dict,
+        "seed": int,
+        "config_sha256": str,
+        "run_key": str,
+    },
+}
 TRAINING = "search"  # the purpose of trees that are learnt from
 
 
@@ -75,7 +82,8 @@ class Workdir:
     path: Path
     notices: tuple[str, ...]  # what changed since the last start, or is missing, a line each
     num_starts: int  # this one included
-    keys: Mapping[bool, str]  # is it training? -> hash of the config and facts that such trees depend on
+    run_key: str  # hash of what training depends on: config and facts
+    solve_key: str  # hash of that and of what solving depends on besides
     lock: IO[str]
 
     def __enter__(self) -> Workdir:
@@ -160,7 +168,8 @@ class Workdir:
 
     def _digest(self, arrays: Mapping[str, np.ndarray], iteration: int, shard: int, purpose: str) -> bytes:
         """Hash the arrays of a shard and what it is."""
-        digest = hashlib.sha256(f"{self.keys[purpose == TRAINING]} {iteration} {shard} {purpose}".encode())
+        key = self.run_key if purpose == TRAINING else self.solve_key
+        digest = hashlib.sha256(f"{key} {iteration} {shard} {purpose}".encode())
         for name in sorted(arrays):
             digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
             digest.update(np.ascontiguousarray(arrays[name]).tobytes())
@@ -198,7 +207,8 @@ def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any]
         raise UserError(
             f"workdir {path}: {where} cannot be used ({error.strerror}); choose another --workdir"
         ) from error
-    return Workdir(path, tuple(notices), len(starts), _tree_keys(config, facts), lock)
+    keys = run_key(config, facts), run_key(config, facts, config.get("evaluation"))
+    return Workdir(path, tuple(notices), len(starts), *keys, lock)
 
 
 def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -206,18 +216,19 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises UserError for what is no such file.
     """
-    values = []
-    for name, needed in (("config.json", ()), ("manifest.json", NEEDED)):
-        value = read_json(path / name) if (path / name).exists() else {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, needed in NEEDED.items():
+        found[name] = {}
+        if not (path / name).exists():
+            continue
+        value = read_json(path / name)
         if not isinstance(value, dict):
             raise UserError(f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir")
-        if value and (missing := [key for key in needed if key not in value]):
-            raise UserError(
-                f"{path / name} has no {', '.join(missing)}; restore it from a copy, or remove it: then data and model "
-                "are not compared with those that the run began with"
-            )
-        values.append(value)
-    return values[0], values[1]
+        if wrong := [key for key, kind in needed.items() if type(value.get(key)) is not kind]:
+            hint = ", or remove it" if name == "manifest.json" else ""
+            raise UserError(f"{path / name} has no {', '.join(wrong)} as a run writes it; restore it from a copy{hint}")
+        found[name] = value
+    return found["config.json"], found["manifest.json"]
 
 
 def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any], command: str) -> tuple[list[str], list[str]]:
@@ -229,7 +240,7 @@ def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any], comman
         _refuse(path, "facts", _differing(before["facts"], facts))
     _remove_leftovers(path)
 
-    now = describe(config, facts)
+    now = describe(config, facts) | {"run_key": run_key(config, facts)}
     starts = [*(before["starts"] if before else ()), _now()]
     write_json(path / "config.json", config)
     write_json(path / "manifest.json", now | {"starts": starts, "command": command})
@@ -250,31 +261,10 @@ def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any], comman
     return notices, starts
 
 
-def _tree_keys(config: dict[str, Any], facts: dict[str, Any]) -> dict[bool, str]:
-    """Hash what trees depend on: those of training not on the evaluation's settings, the others on them too."""
-    learnt = {"facts": facts, "config": {k: v for k, v in _flatten(config) if not _is_free(k)}}
-    scored = learnt | {"evaluation": config.get("evaluation")}
-    return {is_it: hashlib.sha256(dumps(x).encode()).hexdigest() for is_it, x in ((True, learnt), (False, scored))}
-
-
-def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Describe what is about to run, for manifest.json: versions, devices, commit, seed, hashes."""
-    return {
-        "seed": config["seed"],
-        "config_sha256": hashlib.sha256(dumps(config).encode()).hexdigest(),
-        "facts": facts,
-        "versions": {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES},
-        "git_commit": _git_commit(),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "devices": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-            "num_processes": jax.process_count(),
-        },
-        "compilation_cache": kept_in(),
-    }
+def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> str:
+    """Hash what training depends on, all but the free keys of the config, and `more`."""
+    learnt = {key: value for key, value in _flatten(config) if not _is_free(key)}
+    return hashlib.sha256(dumps([learnt, facts, more]).encode()).hexdigest()
 
 
 def _make_folder(path: Path) -> None:
@@ -288,9 +278,10 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"workdir {path} holds files but no config.json, so it is no run; choose another --workdir")
     for name, is_folder in (*((name, False) for name in FILES), *((name, True) for name in FOLDERS)):
         entry = path / name
-        if entry.exists() and entry.is_dir() != is_folder:
-            kinds = ("a file", "a folder") if is_folder else ("a folder", "a file")
-            raise UserError(f"{entry} is {kinds[0]} where {kinds[1]} belongs; move it away, then start again")
+        if os.path.lexists(entry) and not (entry.is_dir() if is_folder else entry.is_file()):
+            kind = "a folder" if entry.is_dir() else "a file" if entry.is_file() else "a link that leads nowhere"
+            belongs = "a folder" if is_folder else "a file"
+            raise UserError(f"{entry} is {kind} where {belongs} belongs; put it right, then start again")
 
 
 def _acquire(path: Path) -> IO[str]:
@@ -327,17 +318,19 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
     if differing:
         more = f" and {len(differing) - MAX_SHOWN} more" if len(differing) > MAX_SHOWN else ""
         raise UserError(
-            f"workdir {path} belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}; "
-            "choose another --workdir, or go back to the old values"
+            f"workdir {path} belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}; choose another "
+            "--workdir, or go back to the old values (what is absent on one side is of another jaxtrain)"
         )
 
 
 def _remove_leftovers(path: Path) -> None:
-    for leftover in (*path.glob("*" + TEMPORARY), *path.glob(f"trees/*/*{TEMPORARY}")):
-        if leftover.is_dir():  # of nobody here: a write of ours leaves a file
+    """Remove what a killed write left; a folder of that name is of nobody here, and in the way."""
+    beside = (path / (name + TEMPORARY) for name in FILES)
+    for leftover in (*beside, *path.glob(f"trees/*/*.npz{TEMPORARY}")):
+        if leftover.is_dir():
             set_aside(leftover, path)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -361,23 +354,3 @@ def _now() -> str:
 def _as_json(value: Any) -> Any:
     """Return the value as JSON reads it back (tuples are lists), the only form that is compared or hashed."""
     return json.loads(dumps(value))
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that this file lies in ("-dirty" where it was edited), None elsewhere."""
-    root = Path(__file__).resolve().parents[1]
-    # An installed package may lie inside somebody else's repository, whose commit would be a lie.
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, fingerprint
+from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, adopt, fingerprint
 from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.errors import UserError
 from jaxtrain.sharding import tree_shardings
@@ -106,6 +106,7 @@ def test_the_newest_and_the_warm_start_stay(tmp_path):
     with Checkpoints(tmp_path, CheckpointsConfig(num_kept=2)) as checkpoints:
         for iteration in range(5):
             checkpoints.save(state_on(ONE, iteration)[0])
+            checkpoints.prune()
         assert checkpoints.newest() == 4
         assert on_disk(tmp_path) == ["0", "3", "4"]
         assert (tmp_path / "4" / "state").is_dir()
@@ -193,6 +194,64 @@ def test_a_stray_file_makes_room_for_a_checkpoint(tmp_path):
     assert (tmp_path / "damaged" / "checkpoints-1").read_text() == "stray"
 
 
+@pytest.mark.parametrize("name", ["007", "\u0663", "-1", "1.0"])
+def test_a_name_that_is_no_number_is_nobodys(tmp_path, name):
+    with Checkpoints(tmp_path, CheckpointsConfig(num_kept=1)) as checkpoints:
+        checkpoints.save(state_on(ONE, 1)[0])
+        shutil.copytree(tmp_path / "1", tmp_path / name)
+        assert (checkpoints.newest(), checkpoints.all()) == (1, [1])
+        checkpoints.prune()
+    assert on_disk(tmp_path) == sorted(["1", name])
+
+
+def test_only_what_a_killed_save_left_is_swept(tmp_path):
+    (tmp_path / "3.tmp").touch()
+    (tmp_path / "4.tmp").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "5.tmp" / "state").mkdir(parents=True)
+    (tmp_path / "5.tmp.orbax-checkpoint-tmp-7").mkdir()
+    (tmp_path / "5.tmp.bak").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
+        checkpoints.save(state_on(ONE, 3)[0])
+    assert on_disk(tmp_path) == ["3", "5.tmp.bak", "elsewhere"]
+
+
+def test_a_seal_tells_what_is_wrong(tmp_path):
+    with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
+        checkpoints.save(state_on(ONE, 1)[0])
+    (tmp_path / "1" / "x").symlink_to(tmp_path / "nowhere")
+    for spoil, said in (
+        (lambda: None, "x cannot be read"),
+        (lambda: (tmp_path / "1" / "sha256.json").write_text('{"files": []}'), "is of another kind, number, run"),
+        (lambda: (tmp_path / "1" / "sha256.json").write_text('{"files": 3}'), "sha256.json cannot be read"),
+    ):
+        spoil()
+        with (
+            Checkpoints(tmp_path, CheckpointsConfig(), is_read_only=True) as checkpoints,
+            pytest.raises(UserError, match=said),
+        ):
+            checkpoints.newest()
+
+
+def test_a_checkpoint_adopted_is_the_same_and_of_the_run(tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    with Checkpoints(source / "checkpoints", CheckpointsConfig(), "one") as checkpoints:
+        checkpoints.save(state_on(ONE)[0])
+    (folder / "checkpoints").mkdir(parents=True)
+    adopt(source, folder, 0, "other")
+    with Checkpoints(folder / "checkpoints", CheckpointsConfig(), "other") as checkpoints:
+        assert checkpoints.newest() == 0
+    assert fingerprint(folder / "checkpoints", 0) == fingerprint(source / "checkpoints", 0)
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_one_line(tmp_path):
+    with (
+        Checkpoints(tmp_path, CheckpointsConfig(), is_read_only=True) as checkpoints,
+        pytest.raises(UserError, match="1 was removed by its run meanwhile"),
+    ):
+        checkpoints.restore(1, state_on(ONE)[1])
+
+
 def test_a_reader_uses_a_good_checkpoint_and_moves_nothing(tmp_path):
     told = []
     with Checkpoints(tmp_path, CheckpointsConfig()) as checkpoints:
@@ -201,7 +260,7 @@ def test_a_reader_uses_a_good_checkpoint_and_moves_nothing(tmp_path):
     (tmp_path / "1" / "sha256.json").unlink()
     with Checkpoints(tmp_path, CheckpointsConfig(), is_read_only=True, note_fn=told.append) as checkpoints:
         assert checkpoints.choose(None) == 0
-        with pytest.raises(UserError, match="--iteration 1: .*was never finished; choose another one"):
+        with pytest.raises(UserError, match="--iteration 1: .*was not finished or .*; choose another one"):
             checkpoints.choose(1)
     assert on_disk(tmp_path) == ["0", "1"]
     assert len(told) == 1 and told[0].endswith("left where it is, and iteration 0 is used")

@@ -18,6 +18,7 @@ import pytest
 
 from jaxtrain.build import Config, build
 from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.main import main
 from jaxtrain.progress import Progress
@@ -117,7 +118,11 @@ class Run:
 
     @cached_property
     def replay(self) -> Replay:
-        with Progress(0) as progress, Checkpoints(self.workdir / "checkpoints", self.config.checkpoints) as checkpoints:
+        key = read_json(self.workdir / "manifest.json")["run_key"]
+        with (
+            Progress(0) as progress,
+            Checkpoints(self.workdir / "checkpoints", self.config.checkpoints, key) as checkpoints,
+        ):
             abstract = build(self.config, self.task.tokenizer, progress).abstract_state
             return checkpoints.restore(max(self.metrics), abstract).replay
 

@@ -28,7 +28,7 @@ from jaxtrain.structs import Kind, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
 from jaxtrain.updates import FitConfig, UpdatesConfig
-from jaxtrain.workdir import Workdir, open_workdir
+from jaxtrain.workdir import Workdir, open_workdir, run_key
 
 TASKS = TasksConfig(max_number=4, max_target=12, num_train=16, num_dev=0, num_test=8, num_demonstrations=8)
 CONFIG = Config(
@@ -45,6 +45,9 @@ CONFIG = Config(
     evaluation=EvaluationConfig(num_problems=8, num_samples=2, num_simulations=3, num_candidates=2),
     loop=LoopConfig(num_iterations=2),
 )
+
+
+RUN_KEY = run_key({"seed": CONFIG.seed}, {})
 
 
 class Interrupted(Exception):
@@ -282,7 +285,7 @@ def test_a_damaged_checkpoint_falls_back_to_a_good_one(run_in, task, straight, t
     if (tmp_path / "run" / "checkpoints" / "2").exists() and damage is not shutil.rmtree:
         assert "set aside in damaged/checkpoints-" in lines
         assert len(list((folder / "damaged").iterdir())) == 1
-    assert re.search(r"iteration [12] is used", lines)
+    assert re.search(r"iteration [12] is used|what came after iteration 1 is done again", lines)
 
 
 def test_without_a_good_checkpoint_nothing_begins_again(run_in, task, folder):
@@ -292,14 +295,57 @@ def test_without_a_good_checkpoint_nothing_begins_again(run_in, task, folder):
         run_in(folder, task)
     assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == before
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(UserError, match="metrics.jsonl tells of iteration 0, whose checkpoint is not there"):
+    with pytest.raises(UserError, match="tells of a checkpoint, and none is there"):
+        run_in(folder, task)
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="report.html tells of a checkpoint, and none is there"):
         run_in(folder, task)
 
 
-def test_a_thinned_log_is_told(run_in, task, straight, tmp_path):
+def test_a_report_that_is_gone_is_written_again(run_in, task, straight, tmp_path):
+    folder = shutil.copytree(straight[1], tmp_path / "run")
+    (folder / "report.html").unlink()
+    assert_same_run(run_in(folder, task), folder, straight)
+    assert "iteration 2 of 2" in (folder / "report.html").read_text()
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(run_in, task, straight, tmp_path):
+    folder = shutil.copytree(straight[1], tmp_path / "run")
+    told = InterruptedProgress(lambda *phase: False)
+    with (
+        open_workdir(tmp_path / "other", {"seed": 1}, {}) as workdir,
+        Checkpoints(workdir.checkpoints, CONFIG.checkpoints, workdir.run_key) as other,
+    ):
+        other.save(straight[0])
+    shutil.rmtree(folder / "checkpoints" / "2")
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "2", folder / "checkpoints" / "2")
+    assert_same_run(run_in(folder, task, progress=told), folder, straight)
+    assert "checkpoints/2 is of another run; it is set aside" in told.stream.getvalue()
+
+
+def test_what_cannot_be_scored_pushes_no_checkpoint_out(run_in, task, fns, folder):
+    """An overflow that shows in the evaluation only: the checkpoint before is still there."""
+
+    def overflowing(*args):
+        tree = fns.greedy(*args)
+        return tree.replace(is_ok=np.zeros_like(tree.is_ok))
+
+    config = replace(
+        CONFIG, checkpoints=CheckpointsConfig(num_kept=1), evaluation=replace(CONFIG.evaluation, methods="greedy")
+    )
+    run_in(folder, task, replace(config, loop=LoopConfig(num_iterations=1)))
+    with pytest.raises(Diverged, match="iteration 2: all 8 trees"):
+        run_in(folder, task, config, fns=replace(fns, greedy=overflowing))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("key", ["search/num_simulations", "updates/prm/loss", "evaluation/greedy/accuracy"])
+def test_a_thinned_log_is_told(run_in, task, straight, tmp_path, key):
     folder = shutil.copytree(straight[1], tmp_path / "run")
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text("".join(row for row in rows if '"iteration": 1,' not in row))
+    kept = [row for row in rows if not ('"iteration": 1,' in row and f'"{key}"' in row)]
+    assert len(kept) == len(rows) - 1
+    (folder / "metrics.jsonl").write_text("".join(kept))
     told = InterruptedProgress(lambda *phase: False)
     run_in(folder, task, progress=told)
     assert "metrics.jsonl lacks rows of iterations 1: what they told is lost" in told.stream.getvalue()
@@ -338,7 +384,7 @@ def spoil(learner, where, value):
 @pytest.mark.parametrize(("where", "value"), [("params", np.nan), ("params", 1e38), ("opt_state", np.nan)])
 def test_what_is_not_finite_stops_the_run(run_in, task, fns, folder, network, where, value):
     """The checkpoint holds it, as if a bit had flipped in memory before the save."""
-    with Checkpoints(folder / "checkpoints", CONFIG.checkpoints) as checkpoints:
+    with Checkpoints(folder / "checkpoints", CONFIG.checkpoints, RUN_KEY) as checkpoints:
         state = checkpoints.restore(0, fns.abstract_state)
         checkpoints.save(state.replace(**{network: spoil(getattr(state, network), where, value)}))
         sealed = (folder / "checkpoints" / "0" / "sha256.json").read_bytes()
@@ -527,7 +573,7 @@ def test_unsolved_trees_give_no_labels_and_both_fits_are_skipped(unsolving):
 
 def test_skipped_fits_change_no_parameters(unsolving, fns):
     state, _, _, folder = unsolving
-    with Checkpoints(folder / "checkpoints", CONFIG.checkpoints) as checkpoints:
+    with Checkpoints(folder / "checkpoints", CONFIG.checkpoints, RUN_KEY) as checkpoints:
         first = checkpoints.restore(0, fns.abstract_state)
     for ours, theirs in ((state.policy, first.policy), (state.prm, first.prm)):
         assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs)))

@@ -340,7 +340,22 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(run, fake_loop, er
     code, _, err = run()
     told = err[err.index("jaxtrain: ") :]
     assert (code, told.count("\n")) == (2, 1)
-    assert "No space left on device; what is finished is kept: free some of the disk, then start again: python" in told
+    assert (
+        "No space left on device; what is finished is kept: put the disk or the folder right, then start again: python"
+        in told
+    )
+
+
+def test_a_folder_that_the_disk_refuses_is_one_line(run, fake_loop, tmp_path):
+    def act(workdir):
+        (tmp_path / "file").touch()
+        (tmp_path / "file" / "fits").mkdir(parents=True)
+
+    fake_loop(act)
+    code, _, err = run()
+    told = err[err.index("jaxtrain: ") :]
+    assert (code, told.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'file' / 'fits'}: Not a directory; what is finished is kept" in told
 
 
 def test_a_run_that_diverged_has_an_exit_code_of_its_own(run, fake_loop):

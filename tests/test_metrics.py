@@ -223,3 +223,22 @@ def test_killed_anywhere_metrics_have_no_gap_and_no_duplicate(tmp_path):
             assert play(folder, stop_after=100)
             assert (folder / "metrics.jsonl").read_bytes() == expected
             assert tensorboard_scalars(folder) == expected_scalars(MetricsLog(folder).read())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"iteration": "1"}',
+        '{"iteration": -5}',
+        '{"iteration": 1e999}',
+        '{"iteration": 1, "a/b": NaN}',
+        '{"iteration": 1, "updates/policy/losses": null}',
+        '{"iteration": 0, "a/b": 1}',
+    ],
+)
+def test_a_row_that_no_run_writes_is_one_line(tmp_path, row):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"iteration": 0, "a/b": 1}}\n{row}\n{{"iteration": 2}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no row of metrics .*; remove that line") as caught:
+        MetricsLog(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain import workdir as workdir_lib
+from jaxtrain import manifest as manifest_lib
 from jaxtrain.errors import UserError
 from jaxtrain.files import read_json, write_atomic
 from jaxtrain.structs import Tree
@@ -128,7 +128,7 @@ def test_other_facts_are_refused(tmp_path):
 
 def test_changed_versions_are_a_notice(tmp_path, monkeypatch):
     open_workdir(tmp_path, CONFIG, FACTS).close()
-    monkeypatch.setattr(workdir_lib, "_version", lambda package: "99" if package == "mctx" else None)
+    monkeypatch.setattr(manifest_lib, "_version", lambda package: "99" if package == "mctx" else None)
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         (told,) = [notice for notice in workdir.notices if "versions.mctx" in notice]
     assert told.startswith("changed since the last start: versions.mctx") and told.endswith('-> "99"')
@@ -154,7 +154,12 @@ def test_a_manifest_that_is_gone_is_told(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("", "is not JSON"), ("[1]", "holds no JSON object"), ('{"facts": {}}', "has no starts, versions, devices")],
+    [
+        ("", "is not JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"facts": {}}', "has no starts, versions, devices"),
+        ("{}", "has no facts, starts"),
+    ],
 )
 def test_a_damaged_manifest_is_one_line(tmp_path, content, said):
     open_workdir(tmp_path, CONFIG, FACTS).close()
@@ -379,10 +384,12 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     leftovers = [tmp_path / "metrics.jsonl.tmp", tmp_path / "trees" / "1" / "search-00001.npz.tmp"]
     for leftover in leftovers:
         leftover.write_bytes(b"half")
-    (tmp_path / "x.tmp").mkdir()  # of nobody here
+    (tmp_path / "notes.tmp").mkdir()  # of nobody here, and in nobody's way
+    (tmp_path / "report.html.tmp").mkdir()  # in the way
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         assert not any(leftover.exists() for leftover in leftovers)
-        assert (tmp_path / "damaged" / "x.tmp").is_dir()
+        assert (tmp_path / "notes.tmp").is_dir()
+        assert (tmp_path / "damaged" / "report.html.tmp").is_dir()
         assert workdir.load_trees(1, 0) is not None
 
 
@@ -400,8 +407,8 @@ def test_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
 
 
 def test_commit_is_that_of_this_checkout_or_none():
-    root = Path(workdir_lib.__file__).resolve().parents[1]
-    commit = workdir_lib._git_commit()
+    root = Path(manifest_lib.__file__).resolve().parents[1]
+    commit = manifest_lib._git_commit()
     if not (root / ".git").exists():
         assert commit is None
     else:

@@ -52,13 +52,14 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     task = replace(task, demonstrations=learnt.demonstrations)
     check(config, task)
     told = [keep_compiled(config.compilation)]
-    with Checkpoints(path / "checkpoints", ran.checkpoints, is_read_only=True, note_fn=told.append) as checkpoints:
+    folder, key = path / "checkpoints", manifest["run_key"]
+    with Checkpoints(folder, ran.checkpoints, key, is_read_only=True, note_fn=told.append) as checkpoints:
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)
         facts |= {
-            "evaluated.config_sha256": manifest["config_sha256"],
+            "evaluated.run_key": manifest["run_key"],
             "evaluated.iteration": iteration,
-            "evaluated.checkpoint_sha256": fingerprint(path / "checkpoints", iteration),
+            "evaluated.checkpoint_sha256": fingerprint(folder, iteration),
         }
         command = command_line("evaluate", arguments)
         with (

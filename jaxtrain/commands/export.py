@@ -36,8 +36,8 @@ def export(workdir: Path, to: Path, iteration: int | None, network: str, leaving
     config, manifest, pretrained = open_run(workdir)
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
     progress = leaving.enter_context(Progress(0))
-    folder, c = workdir / "checkpoints", config.checkpoints
-    with Checkpoints(folder, c, is_read_only=True, note_fn=progress.note) as checkpoints:
+    folder, key = workdir / "checkpoints", manifest["run_key"]
+    with Checkpoints(folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note) as checkpoints:
         iteration = checkpoints.choose(iteration)
         state = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]

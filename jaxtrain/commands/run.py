@@ -34,8 +34,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     config, path = parse(["jaxtrain", *arguments])
     config, pretrained = open_model(config)
     # A chat template may tell the day: it stays that of the first start.
-    old_config, _ = read_old(Path(path).expanduser())
-    config = replace(config, prompts=fix_date(config.prompts, old_config.get("prompts", {}).get("date", "")))
+    prompts_before = read_old(Path(path).expanduser())[0].get("prompts")
+    date_before = prompts_before.get("date", "") if isinstance(prompts_before, dict) else ""
+    config = replace(config, prompts=fix_date(config.prompts, date_before))
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     check(config, task)
     cache, facts = keep_compiled(config.compilation), list_facts(config, task, pretrained)
