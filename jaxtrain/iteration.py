@@ -110,10 +110,10 @@ def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
     if run.log.last("") > under_way:
         yield f"rows of metrics.jsonl that tell of later iterations than {under_way} are cut"
     if run.workdir.num_starts > 1 and under_way <= run.config.loop.num_iterations:
-        is_saved = run.config.checkpoints.num_updates > 0
-        fits = "fits begin again (--config.checkpoints.num_updates saves them on their way)"
-        again = "finished trees and saved fits are used again" if is_saved else f"finished trees are used again, {fits}"
-        yield f"iteration {under_way}: {again}"
+        fits = "saved fits go on"
+        if not run.config.checkpoints.num_updates:
+            fits = "its fits begin again (--config.checkpoints.num_updates saves them on their way)"
+        yield f"iteration {under_way}: what is finished of its trees is used again, {fits}"
 
 
 def is_whole(log: MetricsLog, i: int, newest: int) -> bool:

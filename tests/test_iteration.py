@@ -356,7 +356,7 @@ def test_an_interrupted_start_says_what_begins_again(run_in, task, tmp_path, str
         run_in(tmp_path, task, progress=InterruptedProgress(INTERRUPTIONS["in policy training"]))
     told = InterruptedProgress(lambda *phase: False)
     run_in(tmp_path, task, progress=told)
-    assert "iteration 1: finished trees are used again, fits begin again" in told.stream.getvalue()
+    assert "iteration 1: what is finished of its trees is used again, its fits begin again" in told.stream.getvalue()
 
 
 def test_a_damaged_fit_begins_again_where_it_is_good(run_in, task, tmp_path, straight):
