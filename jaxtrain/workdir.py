@@ -226,7 +226,8 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UserError(f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir")
         if wrong := [key for key, kind in needed.items() if type(value.get(key)) is not kind]:
             hint = ", or remove it" if name == "manifest.json" else ""
-            raise UserError(f"{path / name} has no {', '.join(wrong)} as a run writes it; restore it from a copy{hint}")
+            what = f"has no {', '.join(wrong)} as a run of this jaxtrain writes it"
+            raise UserError(f"{path / name} {what}; restore it from a copy{hint}")
         found[name] = value
     return found["config.json"], found["manifest.json"]
 

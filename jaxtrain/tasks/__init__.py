@@ -30,7 +30,9 @@ def make_task(config: TasksConfig, tokenizer: Any = None) -> Task:
     Raises UserError for a name that is not known and for bad input, and what a file of the user's
     raises.
     """
-    makers = runpy.run_path(config.file) if os.path.isfile(config.file) else MAKERS
+    if config.file and not os.path.isfile(config.file):
+        raise UserError(f"--config.tasks.name={config.name}: there is no file {config.file}")
+    makers = runpy.run_path(config.file) if config.file else MAKERS
     make = makers.get(config.name.removeprefix(f"{config.file}:"))
     if not callable(make):
         known = f"{', '.join(sorted(MAKERS))}, and a function in a file as in my_task.py:make"
