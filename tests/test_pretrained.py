@@ -13,6 +13,7 @@ import pytest
 from hub_models import write_model
 from safetensors.numpy import load_file
 
+from jaxtrain.checkpoints import about_checkpoint
 from jaxtrain.commands.evaluate import leave_out
 from jaxtrain.errors import UserError
 from jaxtrain.files import seal
@@ -196,7 +197,7 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
     assert {key.split("/")[1] for key in scored} == {"greedy", "num_too_long", "num_errors", "num_set_aside"}
 
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
-    assert facts["evaluated.iteration"] == 0 and len(facts["evaluated.config_sha256"]) == 64
+    assert facts["evaluated.iteration"] == 0 and len(facts["evaluated.run_key"]) == 64
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
 
 
@@ -234,7 +235,8 @@ def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
     noted = tmp_path / "run" / "checkpoints" / "0" / "_CHECKPOINT_METADATA"
     told = json.loads(noted.read_text())
     noted.write_text(json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1}))
-    seal(noted.parent, {"kind": "checkpoint", "number": 0})
+    run_key = json.loads((tmp_path / "run" / "manifest.json").read_text())["run_key"]
+    seal(noted.parent, about_checkpoint(run_key) | {"number": 0})
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2
     assert "belongs to other facts: evaluated.checkpoint_sha256" in capsys.readouterr().err
 
