@@ -118,5 +118,5 @@ def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
 
 def is_whole(log: MetricsLog, i: int, newest: int) -> bool:
     """Say whether the log has what every iteration leaves there; the newest may be still to be scored."""
-    prefixes = ["search/", "updates/policy/", "updates/prm/"] + ["evaluation/"] * (i < newest)
+    prefixes = ["time/search", "updates/policy/", "updates/prm/"] + ["evaluation/"] * (i < newest)
     return all(log.has(i, prefix) for prefix in prefixes)
