@@ -357,3 +357,25 @@ def test_every_row_of_gsm8k_is_read_and_its_reference_is_correct():
     for problem in task.train + task.test:
         assert rows[problem.id]["question"].strip() in problem.prompt
         assert task.verify(problem, rows[problem.id]["answer"]) == Verdict.CORRECT
+
+
+@pytest.mark.parametrize("answer", ["think\n#### 72\nDone.", r"think so\n#### \boxed{72}", "72", r"it is \boxed{72}"])
+def test_a_gold_is_read_as_an_answer_is(config, tmp_path, answer):
+    path = write(tmp_path / "own.jsonl", [row(number, answer=answer) for number in range(40)])
+    task = make_task(replace(config, path=path, test_path="", num_test=5))
+    assert task.test[0].gold == "72"
+
+
+def test_a_gold_that_no_response_could_give_is_a_bad_row(config, tmp_path):
+    path = write(tmp_path / "own.jsonl", [row(number, answer="x" * 5000) for number in range(40)])
+    with pytest.raises(UserError, match="40 of 40 rows"):
+        make_task(replace(config, path=path, test_path="", num_test=5, answer_kind="text"))
+
+
+def test_blank_lines_around_the_rows_are_nothing(config, tmp_path):
+    rows = [row(number) for number in range(40)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + "\n \n")
+    (tmp_path / "array.json").write_text("\n\n" + json.dumps(rows))
+    for name in ("own.jsonl", "array.json"):
+        task = make_task(replace(config, path=str(tmp_path / name), test_path="", num_test=5))
+        assert task.counts["rows"] == 40 and not task.skipped

@@ -78,7 +78,7 @@ def test_the_loop_takes_its_word(own):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("your_task.py:make", "your_task.py:make: unknown task"),
+        ("your_task.py:make", "there is no file .*your_task.py"),
         ("my_task.py:made", "my_task.py:made: unknown task"),
         ("my_task.py:SIZE", "my_task.py:SIZE: unknown task"),
         ("my_task.py:nothing", "my_task.py:nothing: made no Task but None"),
@@ -95,4 +95,10 @@ def test_what_makes_no_task_is_refused_in_one_line(own, name, message):
 def test_what_the_file_itself_raises_is_shown_as_it_is(own, tmp_path):
     (tmp_path / "my_task.py").write_text("1 / 0")
     with pytest.raises(ZeroDivisionError):
+        make_task(own)
+
+
+def test_a_file_that_exits_ends_no_run_silently(own, tmp_path):
+    (tmp_path / "my_task.py").write_text("import sys; sys.exit(3)")
+    with pytest.raises(UserError, match="my_task.py exits with 3"):
         make_task(own)

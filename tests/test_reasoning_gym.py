@@ -111,6 +111,32 @@ def test_quotients_need_the_scorer_too(gold, answer, right, verdict):
     assert task_of("any", Scorer(right)).verify(Problem(0, "", gold), f"#### {answer}") == verdict
 
 
+@pytest.mark.parametrize(
+    ("name", "gold", "answer", "verdict"),
+    [
+        ("game_of_life_halting", "True", "true", Verdict.CORRECT),
+        ("game_of_life_halting", "True", "banana", Verdict.WRONG),
+        ("game_of_life_halting", "True", "False True", Verdict.WRONG),
+        ("word_sorting", "a, b", "a,b", Verdict.CORRECT),
+        ("word_sorting", "a, b", "a, b, zzz", Verdict.WRONG),
+        ("number_sorting", "['1', '2.5']", "[1, 2.5]", Verdict.CORRECT),
+        ("number_sorting", "['1', '2.5']", "['1.9', '3.4']", Verdict.WRONG),
+        ("number_sorting", "['1', '2.5']", "[NaN, NaN]", Verdict.WRONG),
+    ],
+)
+def test_where_a_scorer_takes_too_much_the_text_is_compared(name, gold, answer, verdict):
+    task = task_of(name, None)
+    assert task.verify(Problem(0, "", gold), f"#### {answer}") == verdict
+
+
+def test_a_complex_number_that_is_none_is_wrong():
+    config = replace(SUMS, dataset="complex_arithmetic", params="", num_train=3, num_dev=0, num_test=1)
+    task = make_task(config)
+    for problem in task.train:
+        assert task.verify(problem, f"#### {problem.gold}") == Verdict.CORRECT
+        assert task.verify(problem, "#### nan") == Verdict.WRONG
+
+
 def test_a_gold_that_is_none_or_not_rounded_is_the_scorers_to_judge():
     assert task_of("any", Scorer("5 days")).verify(Problem(0, "", "five days"), "#### 5 days") == Verdict.CORRECT
     problem = Problem(0, "", "-0.0013674811612376526")  # asked for with 3 significant figures
@@ -180,6 +206,7 @@ def test_reference_solutions_are_split_into_steps():
         ({"params": "{"}, "no JSON"),
         ({"params": "[3]"}, "must be a JSON object"),
         ({"num_train": 0}, "num_train=0"),
+        ({"dataset": "puzzle24", "params": ""}, "its scorer takes wrong answers for right ones"),
         ({"unseen_share": 0.5}, "chain_sum is not made of templates"),
         ({"is_unseen": True}, "is_unseen=True: no template is held out"),
         ({"dataset": "rush_hour", "params": ""}, "different questions with a gold of rush_hour"),

@@ -13,6 +13,7 @@ from jaxtrain.verifiers.numerals import extract_answer, read_number, write_numbe
 from jaxtrain.verifiers.worker import Worker
 
 NUMBERS = [
+    (r"72\%", 72),
     ("72", 72),
     ("  72\n", 72),
     ("-3", -3),
@@ -124,6 +125,12 @@ ANSWERS = [
     (r"\boxed{" * 500 + "7" + "}" * 500, "7"),
     (r"#### 1 and \boxed{2}", r"1 and \boxed{2}"),
     (r"\boxed{2}" + "\n#### 1", "1"),
+    ("#### 1.\nfirst\n" + r"\boxed{5}", "5"),
+    ("#### Final answer\n" + r"so $\boxed{72}$.", "72"),
+    ("#### 72\nas in " + r"\boxed{7", "72"),
+    (r"#### \boxed{72}", "72"),
+    (r"#### $\boxed{ 72 }$.", "72"),
+    ("#### 72\nDone.", "72"),
     (r"\boxed{5", None),
     (r"\boxed{{5}", None),
     (r"\boxed", None),

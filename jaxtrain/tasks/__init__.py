@@ -32,7 +32,10 @@ def make_task(config: TasksConfig, tokenizer: Any = None) -> Task:
     """
     if config.file and not os.path.isfile(config.file):
         raise UserError(f"--config.tasks.name={config.name}: there is no file {config.file}")
-    makers = runpy.run_path(config.file) if config.file else MAKERS
+    try:
+        makers = runpy.run_path(config.file) if config.file else MAKERS
+    except SystemExit as error:  # any other error is the user's own to read, with its traceback
+        raise UserError(f"--config.tasks.name={config.name}: {config.file} exits with {error}") from error
     make = makers.get(config.name.removeprefix(f"{config.file}:"))
     if not callable(make):
         known = f"{', '.join(sorted(MAKERS))}, and a function in a file as in my_task.py:make"

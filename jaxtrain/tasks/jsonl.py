@@ -195,11 +195,12 @@ def _read_lines(path: str, key: str) -> list[bytes]:
         why = error.strerror if path else "no file is named"
         raise UserError(f"cannot read '{path}': {why}; name a JSON-lines file with --config.tasks.{key}=...") from None
     # Not splitlines: a line of JSON may hold other line separators.
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[0].lstrip()[:1] == b"[":
+    data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
+    lines = data.split(b"\n") if data else []
+    if data.lstrip()[:1] == b"[":
         with contextlib.suppress(ValueError, RecursionError):  # lines of arrays are no array
             return _as_lines(json.loads(data))
-    return lines[:-1] if lines[-1] == b"" else lines
+    return lines
 
 
 def _as_lines(rows: list[Any]) -> list[bytes]:
@@ -241,7 +242,10 @@ def _read_row(line: bytes, number: int, config: TasksConfig) -> Row | str:
     if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in question + answer):
         return "not_text"
     reasoning, gold = _split(answer)
-    if KINDS[config.answer_kind](gold) is None:
+    write = KINDS[config.answer_kind]
+    # A gold that a response could not give would make every answer wrong.
+    given = extract_answer(f"{MARKER} {gold}")
+    if write(gold) is None or given is None or write(given) != write(gold):
         return "no_gold"
     return Row(number, question.strip(), reasoning, gold)
 
@@ -250,7 +254,7 @@ def _split(answer: str) -> tuple[str, str]:
     """Split an answer into (reasoning, gold), without its box, so that responses have one form."""
     reasoning, marker, gold = answer.rpartition(MARKER)
     if marker:
-        return reasoning, gold.strip()
+        return reasoning, (extract_answer(f"{MARKER}{gold}") or "").strip()
     boxed = extract_answer(answer)
     if boxed is None:
         return "", answer.strip()

@@ -24,6 +24,10 @@ from jaxtrain.verifiers.worker import Worker
 MAX_ANSWER = 4096  # characters of an answer that is put to a scorer
 # Their golds are not rounded as their questions ask for; their scorers read the answer as a whole.
 ROUNDED = ("power_function",)
+# Their scorers take any text, further words, or numbers that are near: the text itself is compared.
+EXACT = ("game_of_life_halting", "word_sorting", "number_sorting")
+# Its scorer never looks at the numbers of the puzzle.
+UNSOUND = ("puzzle24",)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class ReasoningGymTask(Task):
         answer = self.answer(text)
         if answer is None:
             return Verdict.UNPARSABLE
+        if self.name in EXACT:
+            return Verdict.CORRECT if bare(answer) == bare(problem.gold) else Verdict.WRONG
         gold = None if self.name in ROUNDED else read_number(problem.gold)
         if gold is not None:
             number = read_number(answer)
@@ -66,10 +72,19 @@ class ReasoningGymTask(Task):
         return _demonstration(problem.id, self.worker.item(problem.id))
 
 
+def bare(text: str) -> str:
+    """Return a text without what spells a list or a word in one way or another: spaces, quotes and case."""
+    return re.sub(r"[\s'\"]", "", text).casefold()
+
+
 def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningGymTask:
     """Make the task that a config describes. Raises UserError for a dataset or parameters that are not known."""
     if not config.num_train:
         raise UserError("--config.tasks.num_train=0: reasoning_gym makes as many as asked for; set it")
+    if config.dataset in UNSOUND:
+        raise UserError(
+            f"--config.tasks.dataset={config.dataset}: its scorer takes wrong answers for right ones; choose another"
+        )
     if config.is_unseen and not config.unseen_share:
         raise UserError("--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share")
     config = close_sizes(config)

@@ -20,8 +20,9 @@ DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 NUMBER = re.compile(
     rf"(?P<sign>[-+]?){CURRENCY} ?(?P<sign2>[-+]?)"
     rf"(?:(?P<decimal>{DIGITS}(?:\.[0-9]+)?|\.[0-9]+)|(?P<over>{DIGITS})/(?P<under>{DIGITS}))"
-    rf" ?{CURRENCY}%?\.?"
+    rf" ?{CURRENCY}(?:\\?%)?\.?"
 )
+LONE_BOX = re.compile(r"\$?\\boxed\{([^{}]*)\}\$?\.?")
 BRACE = re.compile(r"\\boxed\{|[{}]")
 # Other compatibility characters change the number they stand in: NFKC reads a superscript as a further digit.
 SAFE_FORMS = ("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>")
@@ -30,13 +31,18 @@ SAFE_FORMS = ("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>")
 def extract_answer(text: str) -> str | None:
     """Return what a text gives as its answer, None if it gives none.
 
-    It is the rest of the line after the last `####`, or without one what the last `\\boxed{...}`
-    holds that stands in no other. Only the last MAX_TAIL characters are searched.
+    It is the rest of the line after the last `####`, or what the last `\\boxed{...}` holds that
+    stands in no other, where it comes after that line: `####` is a heading, too. Only the last
+    MAX_TAIL characters are searched.
     """
     tail = text[-MAX_TAIL:]
-    if MARKER in tail:
-        return tail.rpartition(MARKER)[2].partition("\n")[0].strip()
-    return _last_box(tail) if BOX in tail else None
+    _, marker, rest = tail.rpartition(MARKER)
+    line, _, after = rest.partition("\n")
+    box = _last_box(after if marker else tail) if BOX in rest else None
+    if box is not None or not marker:
+        return box
+    lone = LONE_BOX.fullmatch(line.strip())
+    return (lone[1] if lone else line).strip()
 
 
 def read_number(text: str) -> Fraction | None:

@@ -34,7 +34,7 @@ MAX_REPLY = 2**22  # bytes
 # Some generators iterate over sets: with another hash seed, the same index would be another item.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 NOBODY = 65534  # the unprivileged user; limits on processes hold for it, and not for root
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 
 # What answers are made of where a scorer evaluates them: no attribute, no string, no unlisted name.
 # The letters N, O, Q and S are sympy's own; `Integral` would answer with the question itself.
@@ -45,6 +45,7 @@ CALCULUS = rf"\b[0-9]+(?:\.[0-9]+)?\b|[-+()\s]|\*\*?|/(?!/)|{VARIABLE}|{FUNCTION
 TOKENS = {
     "countdown": ARITHMETIC,
     "puzzle24": ARITHMETIC,
+    "complex_arithmetic": r"[-+0-9.ij*()\s]",
     "intermediate_integration": CALCULUS,
     "simple_integration": CALCULUS,
     "polynomial_multiplication": CALCULUS,
@@ -138,6 +139,7 @@ def serve() -> None:
     replies = os.dup(1)
     os.dup2(null, 1)  # what foreign code prints is not an answer
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_DUMPABLE, 0)  # or a child of the same user could write to its pipes through /proc
 
     def reply(value: dict[str, Any]) -> None:
         data = json.dumps(value).encode() + b"\n"
