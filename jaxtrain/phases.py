@@ -43,6 +43,8 @@ from jaxtrain.workdir import Damaged, Workdir
 
 NUM_REPORTED_TRACES = 10
 
+is_finite = jax.jit(updates.all_finite)
+
 
 class Purpose(IntEnum):
     """What a key or a random generator is for; part of every seed."""
@@ -186,6 +188,8 @@ def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: T
             learner, told = updates.fit(update, learner, batches, part, on_update)
             if not len(told["loss"]):
                 break
+            if not is_finite(learner):
+                raise diverged(run, i, f"parameters or moments of the {name} are not finite after its updates")
             infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
             done = len(infos["loss"])
             saved.save(learner, infos)

@@ -3,8 +3,9 @@
 A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one jitted, pure step
 `(learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh. The learning rate is an argument and its
 schedule spans exactly one fit, so the warm start and every later fit have a horizon of their own while Adam's moments
-live on. An update leaves the learner as it was, and is counted, where its loss, its gradient, a new parameter or a new
-moment is not finite.
+live on. An update leaves the learner as it was, and is counted, where its loss, its gradient, a parameter or a moment
+is not finite. What an update made is checked by the next one, and at the end of a fit: to check it at once would hold
+a second copy of the learner.
 """
 
 from __future__ import annotations
@@ -113,12 +114,16 @@ def make_update(loss_fn: Callable[[Params, Any], Array], optimizer: optax.Gradie
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, learner.params, direction)
         new = Learner(params, opt_state, learner.num_updates + 1)
-        is_finite = [jnp.all(jnp.isfinite(x)) for x in (loss, norm, *jax.tree.leaves((params, opt_state)))]
-        is_ok = jnp.all(jnp.stack(is_finite))
+        is_ok = all_finite((loss, norm, learner.params, learner.opt_state))
         learner = jax.tree.map(partial(jnp.where, is_ok), new, learner)
         return learner, {"loss": loss, "grad_norm": norm, "is_skipped": ~is_ok}
 
     return update
+
+
+def all_finite(tree: Any) -> Array:
+    """Say whether every number of a tree of arrays is finite, [] bool."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 def count_updates(config: FitConfig, is_first: bool, num_rows: int) -> int:

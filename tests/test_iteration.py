@@ -323,6 +323,16 @@ def test_a_checkpoint_of_another_run_is_not_taken(run_in, task, straight, tmp_pa
     assert "checkpoints/2 is of another run; it is set aside" in told.stream.getvalue()
 
 
+def test_a_fit_that_ends_beyond_all_numbers_is_not_saved(run_in, task, fns, folder):
+    def overflowing(learner, batch, rate):
+        learner, info = fns.update_prm(learner, batch, rate)
+        return learner.replace(params=jax.tree.map(lambda x: x / 0, learner.params)), info
+
+    with pytest.raises(Diverged, match="iteration 1: parameters or moments of the prm are not finite"):
+        run_in(folder, task, fns=replace(fns, update_prm=overflowing))
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0"]
+
+
 def test_what_cannot_be_scored_pushes_no_checkpoint_out(run_in, task, fns, folder):
     """An overflow that shows in the evaluation only: the checkpoint before is still there."""
 

@@ -18,6 +18,7 @@ import pytest
 from jaxtrain.structs import Learner, PolicyBatch, PrmBatch
 from jaxtrain.updates import (
     FitConfig,
+    all_finite,
     count_updates,
     fit,
     init_learner,
@@ -198,10 +199,13 @@ def test_a_moment_that_is_not_finite_never_reaches_the_parameters(learner, momen
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-def test_an_overflowing_parameter_is_not_taken(learner):
-    after, info = update(learner, line_batches(1)[0], np.float32(3.4e38))
-    assert info["is_skipped"] and np.isfinite(info["loss"]) and np.isfinite(info["grad_norm"])
-    jax.tree.map(np.testing.assert_array_equal, after, learner)
+def test_what_an_update_makes_is_checked_by_the_next_one(learner):
+    """The gradient is finite, and the step overflows."""
+    spoilt_one, info = update(learner, line_batches(1)[0], np.float32(3.4e38))
+    assert not info["is_skipped"] and not all_finite(spoilt_one) and all_finite(learner)
+    after, info = update(spoilt_one, line_batches(1)[0], np.float32(0.01))
+    assert info["is_skipped"]
+    jax.tree.map(np.testing.assert_array_equal, after, spoilt_one)
 
 
 # Fits.
