@@ -1,10 +1,12 @@
 """Self-training by search against what else the same warm start could have been given.
 
-    python -m benchmarks.arms --seeds 3                                     # the quickstart against its control
-    python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search demonstrations sample reference --test
+    python -m benchmarks.arms --seeds 3                                     # the quickstart against
+    its control python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search
+    demonstrations sample reference --test
 
-Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table; with --test also that of the
-last policies on the test split, scored into runs/arms/<config>/test. The arms share iteration 0, the warm start:
+Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table; with
+--test also that of the last policies on the test split, scored into runs/arms/<config>/test. The
+arms share iteration 0, the warm start:
 
     search          the plain command
     demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its own traces
@@ -48,7 +50,9 @@ ARMS = ("search", "demonstrations", "sample", "reference")
 
 
 def fork(flags: list[str], source: Path, folder: Path) -> None:
-    """Make a run folder that stands where `source` stood after iteration 0; one that began there already stays."""
+    """Make a run folder that stands where `source` stood after iteration 0; one that began there
+    already stays.
+    """
     if (folder / "checkpoints" / "0").exists():
         if fingerprint(folder / "checkpoints", 0) != fingerprint(source / "checkpoints", 0):
             sys.exit(f"{folder}: began from another warm start than {source}; remove it")
@@ -56,14 +60,18 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)
     with open_workdir(folder, asdict(config), list_facts(config, task, model)) as workdir:
-        rows = [line for line in (source / "metrics.jsonl").open() if json.loads(line)["iteration"] == 0]
+        rows = [
+            line for line in (source / "metrics.jsonl").open() if json.loads(line)["iteration"] == 0
+        ]
         (folder / "metrics.jsonl").write_text("".join(rows))
         shutil.copy(source / "report.html", workdir.report)
         adopt(source, folder, 0, workdir.run_key)
 
 
 def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
-    """Fit the policy to solutions it is given, in every iteration that is not on disk yet, and score it."""
+    """Fit the policy to solutions it is given, in every iteration that is not on disk yet, and
+    score it.
+    """
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)
     with (
@@ -78,12 +86,21 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
         if not log.truncate(int(state.iteration)):
             score(state, run)
         for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
-            how, shown = config.updates.policy, solutions(run, i) if arm == "reference" else task.demonstrations
+            how, shown = (
+                config.updates.policy,
+                solutions(run, i) if arm == "reference" else task.demonstrations,
+            )
             if arm == "demonstrations":
-                how = replace(how, num_updates=merge(source)[i]["updates/policy/num_updates"], max_epochs=0.0)
+                how = replace(
+                    how, num_updates=merge(source)[i]["updates/policy/num_updates"], max_epochs=0.0
+                )
             rows, num_too_long = run.encode_demonstrations(shown)
-            progress.note(f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} too long")
-            run_i = replace(run, config=replace(config, updates=replace(config.updates, policy=how)))
+            progress.note(
+                f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} too long"
+            )
+            run_i = replace(
+                run, config=replace(config, updates=replace(config.updates, policy=how))
+            )
             policy = fit(run_i, i, "policy", fns.update_policy, state.policy, rows)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
@@ -93,24 +110,44 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
 
 
 def solutions(run: Run, iteration: int) -> list[Demonstration]:
-    """Look up the solutions of all problems that iterations 1 to `iteration` draw and whose prompts fit."""
+    """Look up the solutions of all problems that iterations 1 to `iteration` draw and whose prompts
+    fit.
+    """
     c, task = run.config, run.task
     assert isinstance(task, ReasoningGymTask)
-    drawn = [p for i in range(1, iteration + 1) for p in prompts.draw(task.train, c.prompts.num_problems, c.seed, i)]
+    drawn = [
+        p
+        for i in range(1, iteration + 1)
+        for p in prompts.draw(task.train, c.prompts.num_problems, c.seed, i)
+    ]
     batches, _ = run.encode(drawn)
-    return [task.solution(run.problems[int(i)]) for batch in batches for i in batch.problem_id if i >= 0]
+    return [
+        task.solution(run.problems[int(i)]) for batch in batches for i in batch.problem_id if i >= 0
+    ]
 
 
 def equal_samples(source: Path) -> int:
-    """Count the samples a problem whose tokens are as many as search generated for one in iteration 1."""
+    """Count the samples a problem whose tokens are as many as search generated for one in iteration
+    1.
+    """
     merged = merge(source)[1]
     folder = source / "trees" / "0"
     paths = sorted(folder.glob("sample-*.npz")) or sorted(folder.glob("greedy-*.npz"))
     trees = [np.load(path) for path in paths]
-    is_first = [(t["parent"] == -1) & (t["kind"] != Kind.EMPTY) & (t["problem_id"] >= 0)[:, None] for t in trees]
+    is_first = [
+        (t["parent"] == -1) & (t["kind"] != Kind.EMPTY) & (t["problem_id"] >= 0)[:, None]
+        for t in trees
+    ]
     num_samples = sum(int(rows.sum()) for rows in is_first)
     num_tokens = sum(int(t["length"][t["problem_id"] >= 0].sum()) for t in trees)
-    return max(1, round(merged["search/sampled_tokens"] / merged["labels/num_trees"] / (num_tokens / num_samples)))
+    return max(
+        1,
+        round(
+            merged["search/sampled_tokens"]
+            / merged["labels/num_trees"]
+            / (num_tokens / num_samples)
+        ),
+    )
 
 
 def merge(folder: Path) -> dict[int, dict]:
@@ -126,18 +163,26 @@ def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict
     """Run one arm to its end, or take what is there. Returns its metrics by iteration."""
     source, folder = root / f"search_{seed}", root / f"{arm}_{seed}"
     if arm == "sample":
-        flags = [*flags, "--config.search.method=sample", f"--config.search.num_samples={equal_samples(source)}"]
+        flags = [
+            *flags,
+            "--config.search.method=sample",
+            f"--config.search.num_samples={equal_samples(source)}",
+        ]
     if arm != "search":
         apart(fork, flags, source, folder)
     if arm in ("demonstrations", "reference"):
         apart(run_shown, arm, flags, source, folder)
     else:
-        subprocess.run([sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)], check=True
+        )
     return merge(folder)
 
 
 def apart(fn: Callable, *args) -> None:
-    """Call in a process of its own, for a process that has used a GPU keeps its memory until it ends."""
+    """Call in a process of its own, for a process that has used a GPU keeps its memory until it
+    ends.
+    """
     child = multiprocessing.get_context("spawn").Process(target=fn, args=args)
     child.start()
     child.join()
@@ -146,20 +191,36 @@ def apart(fn: Callable, *args) -> None:
 
 
 def run_test(arm: str, iteration: int, root: Path, seed: int) -> dict[int, dict]:
-    """Score one checkpoint of an arm greedily on the test split, or take what is there. Returns its metrics."""
+    """Score one checkpoint of an arm greedily on the test split, or take what is there.
+
+    Returns its metrics.
+    """
     to = root / "test" / f"{arm}_{seed}_{iteration}"
-    which = ["--workdir", str(root / f"{arm}_{seed}"), "--iteration", str(iteration), "--to", str(to)]
+    which = [
+        "--workdir",
+        str(root / f"{arm}_{seed}"),
+        "--iteration",
+        str(iteration),
+        "--to",
+        str(to),
+    ]
     how = ["--config.evaluation.split=test", "--config.evaluation.methods=greedy"]
     subprocess.run([sys.executable, "-m", "jaxtrain.evaluate", *which, *how], check=True)
     return merge(to)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:2], help="search always runs, and first")
-    parser.add_argument("--test", action="store_true", help="also score what came of it on the test split")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=ARMS[:2], help="search always runs, and first"
+    )
+    parser.add_argument(
+        "--test", action="store_true", help="also score what came of it on the test split"
+    )
     parser.add_argument("--root", type=Path, default=Path("runs/arms"))
     options, overrides = parser.parse_known_args()
     try:
@@ -167,7 +228,9 @@ def main() -> None:
     except UserError as error:
         sys.exit(str(error))
     if "reference" in options.arms and config.tasks.name != "reasoning_gym":
-        sys.exit(f"--arms reference: --config.tasks.name={config.tasks.name} keeps no solutions; reasoning_gym does")
+        sys.exit(
+            f"--arms reference: --config.tasks.name={config.tasks.name} keeps no solutions; reasoning_gym does"
+        )
     root = options.root / Path(options.config.split(":")[0]).stem
     arms = [arm for arm in ARMS if arm == "search" or arm in options.arms]
     found: dict[str, list[dict[int, dict]]] = {arm: [] for arm in arms}
@@ -180,30 +243,43 @@ def main() -> None:
     if options.test:
         runs = {arm: list(enumerate(found[arm])) for arm in arms}
         warm = [run_test("search", 0, root, seed) for seed, _ in runs["search"]]
-        tell("test: ", {arm: [run_test(arm, max(run), root, seed) for seed, run in runs[arm]] for arm in arms}, warm)
+        tell(
+            "test: ",
+            {arm: [run_test(arm, max(run), root, seed) for seed, run in runs[arm]] for arm in arms},
+            warm,
+        )
 
 
 def tell(where: str, found: dict[str, list[dict[int, dict]]], warm: list[dict[int, dict]]) -> None:
-    """Print how far search stands above its warm start, which `warm` holds as iteration 0, and above the other arms."""
+    """Print how far search stands above its warm start, which `warm` holds as iteration 0, and
+    above the other arms.
+    """
     for name, theirs in {"its warm start": [{0: run[0]} for run in warm], **found}.items():
         if name != "search":
             print(f"{where}search, above {name}: {difference(theirs, found['search'])}")
 
 
 def show(run: dict[int, dict]) -> str:
-    """Greedy accuracy of every iteration in %, and the tokens generated for training after the warm start."""
+    """Greedy accuracy of every iteration in %, and the tokens generated for training after the warm
+    start.
+    """
     accuracies = " ".join(f"{100 * run[i]['evaluation/greedy/accuracy']:.1f}" for i in sorted(run))
     tokens = sum(run[i].get("search/sampled_tokens", 0) for i in run if i)
     return f"greedy {accuracies} %, {tokens:,} tokens generated"
 
 
 def difference(theirs: list[dict[int, dict]], ours: list[dict[int, dict]]) -> str:
-    """Mean difference of greedy accuracy at the last iterations, paired by problem, and that of every seed.
+    """Mean difference of greedy accuracy at the last iterations, paired by problem, and that of
+    every seed.
 
-    The interval is bootstrapped over problems, which all seeds share: what other seeds would give, it does not say.
+    The interval is bootstrapped over problems, which all seeds share: what other seeds would give,
+    it does not say.
     """
     key = "evaluation/greedy/outcomes"
-    rows = [np.subtract(mine[max(mine)][key], other[max(other)][key]) for mine, other in zip(ours, theirs, strict=True)]
+    rows = [
+        np.subtract(mine[max(mine)][key], other[max(other)][key])
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
     pairs = np.stack(rows).astype(float)  # [seeds problems]
     low, high = mean_interval(pairs.mean(axis=0), np.arange(pairs.shape[1]))
     each = " ".join(f"{100 * pair.mean():+.1f}" for pair in pairs)

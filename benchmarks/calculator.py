@@ -1,11 +1,13 @@
-"""What would a policy solve if its sums were right? Greedy answers, with and without a calculator at its side.
+"""What would a policy solve if its sums were right? Greedy answers, with and without a calculator
+at its side.
 
-    python -m jaxtrain.export --workdir W --iteration 2 --to policy
-    python -m benchmarks.calculator --workdir W --model policy [--split dev]        # needs the extra `parity`
+    python -m jaxtrain.export --workdir W --iteration 2 --to policy python -m benchmarks.calculator
+    --workdir W --model policy [--split dev]        # needs the extra `parity`
 
-An answer is cut at its first false sum, that result is replaced by the right one, and the policy writes on from there;
-again, until no sum is false. The calculator sees neither the question nor its answer. Answers have at most --tokens
-tokens between two corrections, and no limit of steps. --workdir may be a folder that `jaxtrain.evaluate` left.
+An answer is cut at its first false sum, that result is replaced by the right one, and the policy
+writes on from there; again, until no sum is false. The calculator sees neither the question nor its
+answer. Answers have at most --tokens tokens between two corrections, and no limit of steps.
+--workdir may be a folder that `jaxtrain.evaluate` left.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Verdict
 
 NUMBER, UNIT = r"[$€£]?(\d[\d,]*(?:\.\d+)?)", r"(?:\s*[a-zA-Z/]+){0,3}\s*"
-SUM = re.compile(rf"(?<![\d.,]){NUMBER}{UNIT}([-+*/x])\s*{NUMBER}{UNIT}=\s*{NUMBER}(?![.,]?\d|%|\s*[-+*/x]\s*\d)")
+SUM = re.compile(
+    rf"(?<![\d.,]){NUMBER}{UNIT}([-+*/x])\s*{NUMBER}{UNIT}=\s*{NUMBER}(?![.,]?\d|%|\s*[-+*/x]\s*\d)"
+)
 ENDS_IN_OPERATOR = re.compile(r"[-+*/x]\s*[$€£]?$")
 ANSWER = re.compile(r"####[^\n]*")
 TOLERANCE = 0.011  # results are rounded to two digits
@@ -30,16 +34,26 @@ MAX_CORRECTIONS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="a policy that jaxtrain.export wrote")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a policy that jaxtrain.export wrote"
+    )
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()
     config, manifest, model = open_run(options.workdir)
     task = open_task(options.workdir, config, manifest, model)
-    tokenizer, encode = task.tokenizer, make_encode(config.prompts, task.tokenizer, task.demonstrations)
-    asked = [(p, list(map(int, encode(p)))) for p in getattr(task, options.split)[: config.evaluation.num_problems]]
+    tokenizer, encode = (
+        task.tokenizer,
+        make_encode(config.prompts, task.tokenizer, task.demonstrations),
+    )
+    asked = [
+        (p, list(map(int, encode(p))))
+        for p in getattr(task, options.split)[: config.evaluation.num_problems]
+    ]
     problems, prompts = zip(
         *[(p, row) for p, row in asked if len(row) <= config.prompts.max_prompt_tokens], strict=True
     )
@@ -47,9 +61,13 @@ def main() -> None:
     todo = dict(enumerate(texts))  # what stands of an answer that is to be written on
     for number in range(1 + MAX_CORRECTIONS):
         rows = [prompts[i] + list(map(int, tokenizer.encode(text))) for i, text in todo.items()]
-        for (i, text), row in zip(todo.items(), write_on(options.model, rows, options.tokens), strict=True):
+        for (i, text), row in zip(
+            todo.items(), write_on(options.model, rows, options.tokens), strict=True
+        ):
             texts[i] = until_answer(text + tokenizer.decode(row))
-        solved = sum(task.verify(p, text) == Verdict.CORRECT for p, text in zip(problems, texts, strict=True))
+        solved = sum(
+            task.verify(p, text) == Verdict.CORRECT for p, text in zip(problems, texts, strict=True)
+        )
         is_right = [is_right for text in texts for *_, is_right in sums(text)]
         told = f"{is_right.count(False)} of {len(is_right)} sums false"
         print(f"{number} corrections at most: {solved} of {len(texts)} solved, {told}", flush=True)
@@ -59,7 +77,8 @@ def main() -> None:
 
 
 def sums(text: str) -> Iterator[tuple[int, float, bool]]:
-    """Yield (where the stated result begins, the right result, whether they agree) for every sum of two numbers.
+    """Yield (where the stated result begins, the right result, whether they agree) for every sum of
+    two numbers.
 
     Percentages and parts of longer sums are passed over.
     """
@@ -99,9 +118,13 @@ def write_on(folder: Path, rows: list[list[int]], num_tokens: int) -> list[list[
         width = max(map(len, part))
         tokens = torch.tensor([[0] * (width - len(row)) + row for row in part])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part])
-        out = model.generate(tokens, attention_mask=mask, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
+        out = model.generate(
+            tokens, attention_mask=mask, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0
+        )
         for row in out[:, width:].tolist():
-            written.append(row[: next((i for i, token in enumerate(row) if token in ends), len(row))])
+            written.append(
+                row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
+            )
     return written
 
 

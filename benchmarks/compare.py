@@ -1,12 +1,14 @@
-"""Compare search with sampling on problems that neither was trained on, from the trees that `benchmarks.arms` left.
+"""Compare search with sampling on problems that neither was trained on, from the trees that
+`benchmarks.arms` left.
 
     python -m benchmarks.compare --root runs/arms/smollm2_gsm [--seed 0]
 
-In iteration 1 the arms `search` and `sample` draw the same problems and work with the networks of the same warm start,
-for about as many generated tokens, and the fits come after. So these trees tell, on as many problems as an iteration
-has, what each method would have answered, and how well the PRM of iteration 0 ranks what it has not seen. Samples are
-drawn at search's own temperature. Every trace is judged again; a problem that was set aside counts as not solved.
-Beside the PRM stands a rule that learns nothing: how many sums of a trace are false (`benchmarks.calculator`).
+In iteration 1 the arms `search` and `sample` draw the same problems and work with the networks of
+the same warm start, for about as many generated tokens, and the fits come after. So these trees
+tell, on as many problems as an iteration has, what each method would have answered, and how well
+the PRM of iteration 0 ranks what it has not seen. Samples are drawn at search's own temperature.
+Every trace is judged again; a problem that was set aside counts as not solved. Beside the PRM
+stands a rule that learns nothing: how many sums of a trace are false (`benchmarks.calculator`).
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Compared:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -58,21 +62,27 @@ def main() -> None:
 
 
 def compare(root: Path, seed: int) -> Compared:
-    """Judge what both arms of a seed left, and compare. Raises UserError where they cannot be compared."""
+    """Judge what both arms of a seed left, and compare.
+
+    Raises UserError where they cannot be compared.
+    """
     folder, other = root / f"search_{seed}", root / f"sample_{seed}"
     config, manifest, model = open_run(folder)
     task = open_task(folder, config, manifest, model)
     tree, judged = read_trees(folder, 1, task)
     sample_tree, sample_judged = read_trees(other, 1, task)
     if not np.array_equal(tree.problem_id, sample_tree.problem_id):
-        raise UserError(f"{folder} and {other}: iteration 1 drew different problems, so there is nothing to pair")
+        raise UserError(
+            f"{folder} and {other}: iteration 1 drew different problems, so there is nothing to pair"
+        )
 
     sampled = read_samples(sample_tree, sample_judged, task, task.answer)
     counted = read_samples(sample_tree, sample_judged, task, count_false_sums)
     chosen = evaluation.read_choice(tree, judged.verdict, lambda *_: None).is_correct[:, 0]
     in_tree = (judged.verdict == Verdict.CORRECT).any(axis=1)
 
-    # Every method is charged the tokens that were generated for it, as those are what the arms have in common.
+    # Every method is charged the tokens that were generated for it, as those are what the arms have
+    # in common.
     costs = sampled.policy_tokens.mean(axis=0)
     names = {key: name for key, name, _ in METHODS}
     points: dict[str, Points] = {
@@ -80,7 +90,9 @@ def compare(root: Path, seed: int) -> Compared:
         for key in (*evaluation.SELECT_FNS, "pass_at_k")
     }
     solved = {key: evaluation.is_solved(key, sampled, len(costs)) for key in evaluation.SELECT_FNS}
-    solved_by_rule = evaluation.is_solved("self_consistency", keep_fewest(sampled, counted), len(costs))
+    solved_by_rule = evaluation.is_solved(
+        "self_consistency", keep_fewest(sampled, counted), len(costs)
+    )
     points["vote, fewest false sums"] = [point(costs[-1], solved_by_rule)]
     points["MCTS"] = [point(tree.length.sum() / len(chosen), chosen)]
 
@@ -90,35 +102,59 @@ def compare(root: Path, seed: int) -> Compared:
         f"a tree holds a right answer for {percent(*point(0, in_tree)[1:])}",
         f"policy tokens a problem, those it read too: search {policy[0]:,.0f}, sampling {policy[1]:,.0f}",
     ]
-    lines += [f"MCTS less {names[key]}: {difference(chosen, theirs)}" for key, theirs in solved.items()]
-    lines += [f"vote, fewest false sums, less vote: {difference(solved_by_rule, solved['self_consistency'])}"]
+    lines += [
+        f"MCTS less {names[key]}: {difference(chosen, theirs)}" for key, theirs in solved.items()
+    ]
+    lines += [
+        f"vote, fewest false sums, less vote: {difference(solved_by_rule, solved['self_consistency'])}"
+    ]
     first_tree, first_judged = read_trees(folder, 0, task)
     at = first_judged.is_labelled
-    baseline = evaluation.fit_baseline(first_judged.target[at], evaluation.row_depth(first_tree.parent)[at])
+    baseline = evaluation.fit_baseline(
+        first_judged.target[at], evaluation.row_depth(first_tree.parent)[at]
+    )
     lines += tell_ranking("PRM on trees", "prm", evaluation.prm_report(tree, judged, baseline))
     lines += tell_ranking("PRM on samples", "prm/samples", evaluation.samples_report(sampled))
     by_rule = replace(sampled, score=-numbers(counted))
-    lines += tell_ranking("false sums on samples", "prm/samples", evaluation.samples_report(by_rule))
+    lines += tell_ranking(
+        "false sums on samples", "prm/samples", evaluation.samples_report(by_rule)
+    )
     return Compared(points, lines)
 
 
-def read_trees(folder: Path, iteration: int, task: Task, purpose: str = "search") -> tuple[Tree, Labels]:
+def read_trees(
+    folder: Path, iteration: int, task: Task, purpose: str = "search"
+) -> tuple[Tree, Labels]:
     """Load an iteration's trees without padding, judge every finished trace and back the values up."""
     problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
     paths = sorted((folder / "trees" / str(iteration)).glob(f"{purpose}-*.npz"))
     if not paths:
-        raise UserError(f"{folder}: holds no trees of {purpose} of iteration {iteration}; let the run get that far")
-    tree = jax.tree.map(lambda *x: np.concatenate(x), *(Tree(**dict(np.load(path).items())) for path in paths))
+        raise UserError(
+            f"{folder}: holds no trees of {purpose} of iteration {iteration}; let the run get that far"
+        )
+    tree = jax.tree.map(
+        lambda *x: np.concatenate(x), *(Tree(**dict(np.load(path).items())) for path in paths)
+    )
     tree = jax.tree.map(lambda x: x[tree.problem_id >= 0], tree)
-    verdict = labels.judge(tree, lambda i, tokens: task.verify(problems[i], task.tokenizer.decode(tokens.tolist())))
+    verdict = labels.judge(
+        tree, lambda i, tokens: task.verify(problems[i], task.tokenizer.decode(tokens.tolist()))
+    )
     return tree, jax.device_get(labels.back_up(tree, verdict))
 
 
-def read_samples(tree: Tree, judged: Labels, task: Task, read_fn: Callable[[str], str | None]) -> Answered:
-    """Take the samples; what `read_fn` makes of a finished text stands as its answer. No prompt is charged."""
+def read_samples(
+    tree: Tree, judged: Labels, task: Task, read_fn: Callable[[str], str | None]
+) -> Answered:
+    """Take the samples; what `read_fn` makes of a finished text stands as its answer.
+
+    No prompt is charged.
+    """
     no_prompt = np.zeros(len(tree.problem_id), int)
     return evaluation.read_samples(
-        tree, judged.verdict, no_prompt, lambda _, tokens: read_fn(task.tokenizer.decode(tokens.tolist()))
+        tree,
+        judged.verdict,
+        no_prompt,
+        lambda _, tokens: read_fn(task.tokenizer.decode(tokens.tolist())),
     )
 
 
@@ -128,15 +164,22 @@ def count_false_sums(text: str) -> str:
 
 def numbers(counted: Answered) -> np.ndarray:
     """Turn counts that stand as answers into numbers [B K], infinity where there is none."""
-    return np.array([[np.inf if count is None else float(count) for count in row] for row in counted.answer])
+    return np.array(
+        [[np.inf if count is None else float(count) for count in row] for row in counted.answer]
+    )
 
 
 def keep_fewest(sampled: Answered, counted: Answered) -> Answered:
     """Leave the answers with the fewest false sums of those to the same problem."""
-    count = np.where([[text is not None for text in row] for row in sampled.answer], numbers(counted), np.inf)
+    count = np.where(
+        [[text is not None for text in row] for row in sampled.answer], numbers(counted), np.inf
+    )
     is_kept = count == count.min(axis=1, keepdims=True)
     pairs = zip(sampled.answer, is_kept, strict=True)
-    return replace(sampled, answer=[[text if keep else None for text, keep in zip(*row, strict=True)] for row in pairs])
+    return replace(
+        sampled,
+        answer=[[text if keep else None for text, keep in zip(*row, strict=True)] for row in pairs],
+    )
 
 
 def point(tokens: float, solved: np.ndarray) -> tuple[float, ...]:
@@ -164,7 +207,9 @@ def tell_ranking(what: str, prefix: str, report: evaluation.Metrics) -> Iterator
     )
     if f"{at}/squared_error" not in report:
         return
-    by_depth = ", ".join(f"{depth}: {value:.2f}" for depth, value, _ in report[f"{at}/auroc_by_depth"])
+    by_depth = ", ".join(
+        f"{depth}: {value:.2f}" for depth, value, _ in report[f"{at}/auroc_by_depth"]
+    )
     yield f"  steps of solved trees, by depth, those that reach a correct answer against the others: {by_depth}"
     yield (
         f"  their squared error {of('squared_error')}, skill over the constant {of('skill_constant')}, over the depth "

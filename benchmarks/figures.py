@@ -2,9 +2,10 @@
 
     python -m benchmarks.figures --root runs/arms/smollm2_gsm --to benchmarks/smollm2_gsm
 
-writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with Wilson 95 % intervals for the
-problems, which all seeds share; and, where `sample` was run, <to>_tokens.svg: accuracy of every method against the
-tokens it generates a problem, by `benchmarks.compare` for seed 0.
+writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with Wilson 95
+% intervals for the problems, which all seeds share; and, where `sample` was run, <to>_tokens.svg:
+accuracy of every method against the tokens it generates a problem, by `benchmarks.compare` for seed
+0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Curve = tuple[str, Points]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     options = parser.parse_args()
@@ -54,8 +57,18 @@ def draw(path: str, x_label: str, curves: list[Curve], is_log: bool = False) -> 
     curves = [curve for curve in curves if curve[1]]
     for number, (name, points) in enumerate(curves):
         x, y, low, high = (100 * np.array(points, float) * [0.01, 1, 1, 1]).T
-        x = x if is_log else x + 0.02 * (number - (len(curves) - 1) / 2)  # so that intervals stand side by side
-        axes.errorbar(x, y, (y - low, high - y), marker="o", markersize=4, capsize=2, linewidth=1.2, label=name)
+        # so that intervals stand side by side
+        x = x if is_log else x + 0.02 * (number - (len(curves) - 1) / 2)
+        axes.errorbar(
+            x,
+            y,
+            (y - low, high - y),
+            marker="o",
+            markersize=4,
+            capsize=2,
+            linewidth=1.2,
+            label=name,
+        )
     if is_log:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:,.0f}")

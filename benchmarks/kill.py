@@ -1,8 +1,11 @@
-"""Kill -9 in the middle of each phase, start again by the same command, and compare with an undisturbed run.
+"""Kill -9 in the middle of each phase, start again by the same command, and compare with an
+undisturbed run.
 
-    python -m benchmarks.kill        # the quickstart in reduced size; prints a table, exit code 1 on any difference
+    python -m benchmarks.kill        # the quickstart in reduced size; prints a table, exit code 1
+    on any difference
 
-Final parameters, optimizers and replay are compared bit for bit, the metrics log line by line, but for what clocks say.
+Final parameters, optimizers and replay are compared bit for bit, the metrics log line by line, but
+for what clocks say.
 """
 
 from __future__ import annotations
@@ -44,23 +47,34 @@ VICTIMS = {
     "search": ("iteration 0/2: evaluation .* done in", "1 time/search"),
     "policy updates": ("iteration 1/2: search .* done in", "1 time/policy_updates"),
     "PRM updates": ("iteration 1/2: policy updates .* done in", "1 time/prm_updates"),
-    "checkpoint": ("iteration 1/2: prm updates .* done in", ""),  # at once: it takes a fraction of a second
+    # at once: it takes a fraction of a second
+    "checkpoint": ("iteration 1/2: prm updates .* done in", ""),
     "evaluation": ("iteration 1/2: prm updates .* done in", "1 time/evaluation"),
 }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     options, overrides = parser.parse_known_args()
-    flags = ["--config", options.config, *(f"--config.{key}={value}" for key, value in REDUCED.items()), *overrides]
+    flags = [
+        "--config",
+        options.config,
+        *(f"--config.{key}={value}" for key, value in REDUCED.items()),
+        *overrides,
+    ]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         finish(flags, root / "undisturbed")
         rows, expected = read_metrics(root / "undisturbed"), read_state(flags, root / "undisturbed")
         seconds = read_seconds(root / "undisturbed")
-        print(f"{'killed in':16}{'after':>8}  {'caught':8}{'resumed after':15}{'final state':25}metrics", flush=True)
+        print(
+            f"{'killed in':16}{'after':>8}  {'caught':8}{'resumed after':15}{'final state':25}metrics",
+            flush=True,
+        )
         num_bad = 0
         for number, victim in enumerate(options.victims):
             folder = root / str(number)
@@ -74,18 +88,23 @@ def main() -> int:
             is_same = num_equal == len(expected) and ours == rows and is_caught
             num_bad += not is_same
             told = f"{num_equal} of {len(expected)} arrays equal"
-            lines = (
-                f"{sum(a == b for a, b in zip(ours, rows, strict=False))} of {len(rows)} lines equal, {len(ours)} there"
-            )
+            lines = f"{sum(a == b for a, b in zip(ours, rows, strict=False))} of {len(rows)} lines equal, {len(ours)} there"
             print(
-                f"{victim:16}{delay:6.1f} s  {'yes' if is_caught else 'NO':8}{resumed:15}{told:25}{lines}", flush=True
+                f"{victim:16}{delay:6.1f} s  {'yes' if is_caught else 'NO':8}{resumed:15}{told:25}{lines}",
+                flush=True,
             )
-    print("all equal" if not num_bad else f"{num_bad} of {len(options.victims)} differ or were not caught")
+    print(
+        "all equal"
+        if not num_bad
+        else f"{num_bad} of {len(options.victims)} differ or were not caught"
+    )
     return int(num_bad > 0)
 
 
 def kill(flags: list[str], folder: Path, begin: str, delay: float) -> bool:
-    """Start a run and kill it `delay` seconds after the line `begin`; False if another phase was over by then."""
+    """Start a run and kill it `delay` seconds after the line `begin`; False if another phase was
+    over by then.
+    """
     with start(flags, folder) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -117,13 +136,21 @@ def start(flags: list[str], folder: Path) -> subprocess.Popen[str]:
 def read_metrics(folder: Path) -> list[str]:
     """Read the metrics log as lines without what a clock measured."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [json.dumps({key: value for key, value in row.items() if not key.startswith("time/")}) for row in rows]
+    return [
+        json.dumps({key: value for key, value in row.items() if not key.startswith("time/")})
+        for row in rows
+    ]
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
     """Read how long every phase took, as `iteration key`."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {f"{row['iteration']} {key}": row[key] for row in rows for key in row if key.startswith("time/")}
+    return {
+        f"{row['iteration']} {key}": row[key]
+        for row in rows
+        for key in row
+        if key.startswith("time/")
+    }
 
 
 def read_state(flags: list[str], folder: Path) -> list[bytes]:
@@ -132,7 +159,9 @@ def read_state(flags: list[str], folder: Path) -> list[bytes]:
     key = read_json(folder / "manifest.json")["run_key"]
     with (
         Progress(0) as progress,
-        Checkpoints(folder / "checkpoints", config.checkpoints, key, is_read_only=True) as checkpoints,
+        Checkpoints(
+            folder / "checkpoints", config.checkpoints, key, is_read_only=True
+        ) as checkpoints,
     ):
         abstract = build(config, make_task(config.tasks).tokenizer, progress).abstract_state
         assert checkpoints.newest() == config.loop.num_iterations

@@ -1,6 +1,8 @@
-"""Peak memory of loading a pretrained model, against its size: made-up weights in the shape of Qwen2.5-1.5B, bfloat16.
+"""Peak memory of loading a pretrained model, against its size: made-up weights in the shape of
+Qwen2.5-1.5B, bfloat16.
 
-python -m benchmarks.load_memory        # writes 3 GB to a temporary folder, loads them in a process of its own
+python -m benchmarks.load_memory        # writes 3 GB to a temporary folder, loads them in a process
+of its own
 """
 
 from __future__ import annotations
@@ -66,19 +68,29 @@ def load(path: str) -> None:
     jax.block_until_ready(jnp.zeros(8))
     before, start = peak(), time.perf_counter()
     unused: dict = {"tokenizer": None, "hashes": {}}
-    params = load_params(Pretrained(path, config, shapes=shapes, read_fn=read_fn, **unused), half_params(config))
+    params = load_params(
+        Pretrained(path, config, shapes=shapes, read_fn=read_fn, **unused), half_params(config)
+    )
     jax.block_until_ready(params)
     size = sum(x.nbytes for x in jax.tree.leaves(params)) / 2**30
     took, seconds = peak() - before, time.perf_counter() - start
-    print(json.dumps({"size": size, "peak": took, "ratio": took / size, "before": before, "seconds": seconds}))
+    print(
+        json.dumps(
+            {"size": size, "peak": took, "ratio": took / size, "before": before, "seconds": seconds}
+        )
+    )
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     config = parse(["load", "--config", "configs/tpu_v4.py"])[0].model
     with tempfile.TemporaryDirectory() as path:
         write_made_up(Path(path), config)
-        told = subprocess.run([sys.executable, "-c", LOAD.format(path)], check=True, capture_output=True, text=True)
+        told = subprocess.run(
+            [sys.executable, "-c", LOAD.format(path)], check=True, capture_output=True, text=True
+        )
     found = json.loads(told.stdout)
     print(
         f"weights {found['size']:.2f} GiB, loaded in {found['seconds']:.0f} s; peak {found['peak']:.2f} GiB above the "

@@ -2,8 +2,9 @@
 
     python -m benchmarks.look --workdir runs/arms/smollm2_gsm/search_0 --iteration 2 > look.md
 
-Traces: of the greedy answers to held-out problems the first that are correct and the first that are not. Trees: the
-first of the iteration's searches that holds a correct answer, and the first that holds wrong ones and no correct one.
+Traces: of the greedy answers to held-out problems the first that are correct and the first that are
+not. Trees: the first of the iteration's searches that holds a correct answer, and the first that
+holds wrong ones and no correct one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from jaxtrain.tasks import Problem, Task
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--iteration", type=int, required=True)
     parser.add_argument("--traces", type=int, default=5, help="of each kind")
@@ -33,12 +36,19 @@ def main() -> None:
     print(f"# Iteration {options.iteration} of {options.workdir}")
     tree, judged = read_trees(options.workdir, options.iteration, task, "greedy")
     is_solved = (judged.verdict == Verdict.CORRECT).any(axis=1)
-    for title, found in (("correct", np.flatnonzero(is_solved)), ("not correct", np.flatnonzero(~is_solved))):
-        print(f"\n## Greedy answers: {len(found)} of {len(is_solved)} are {title}, the first of them")
+    for title, found in (
+        ("correct", np.flatnonzero(is_solved)),
+        ("not correct", np.flatnonzero(~is_solved)),
+    ):
+        print(
+            f"\n## Greedy answers: {len(found)} of {len(is_solved)} are {title}, the first of them"
+        )
         for b in found[: options.traces]:
             print("\n".join(trace(tree, judged.verdict, int(b), problems, task)))
     tree, judged = read_trees(options.workdir, options.iteration, task)
-    is_solved, is_wrong = ((judged.verdict == kind).any(axis=1) for kind in (Verdict.CORRECT, Verdict.WRONG))
+    is_solved, is_wrong = (
+        (judged.verdict == kind).any(axis=1) for kind in (Verdict.CORRECT, Verdict.WRONG)
+    )
     for title, is_wanted in (
         ("The first tree with a correct answer", is_solved),
         ("The first tree with wrong answers and no correct one", is_wrong & ~is_solved),
@@ -54,10 +64,16 @@ def head(tree: Tree, b: int, problems: dict[int, Problem]) -> str:
 
 
 def step(tree: Tree, b: int, row: int, task: Task) -> str:
-    return task.tokenizer.decode(tree.tokens[b, row, : tree.length[b, row]].tolist()).strip().replace("\n", " / ")
+    return (
+        task.tokenizer.decode(tree.tokens[b, row, : tree.length[b, row]].tolist())
+        .strip()
+        .replace("\n", " / ")
+    )
 
 
-def trace(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task) -> Iterator[str]:
+def trace(
+    tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task
+) -> Iterator[str]:
     """Yield the lines of one answer."""
     last = max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
     yield f"\n{head(tree, b, problems)}"
@@ -67,8 +83,12 @@ def trace(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem],
     yield "\nno answer" if judgement == Verdict.NONE else f"\n{judgement.name.lower()}"
 
 
-def whole_tree(tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task) -> Iterator[str]:
-    """Yield the lines of a tree, children below their parent: PRM score, value after back-up, visits, step."""
+def whole_tree(
+    tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task
+) -> Iterator[str]:
+    """Yield the lines of a tree, children below their parent: PRM score, value after back-up,
+    visits, step.
+    """
     yield head(tree, b, problems)
     yield "Score of the PRM, value after back-up, visits, step; `~` is a step of a rollout, `=` a duplicate.\n"
 

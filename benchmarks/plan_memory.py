@@ -1,11 +1,13 @@
-"""What `--plan` predicts against what a run takes: made-up weights in the shape of a config, one short iteration.
+"""What `--plan` predicts against what a run takes: made-up weights in the shape of a config, one
+short iteration.
 
-    python -m benchmarks.plan_memory --config configs/h100.py:0.5b      # needs the hardware of the config
-    python -m benchmarks.plan_memory --config configs/h100.py
+    python -m benchmarks.plan_memory --config configs/h100.py:0.5b      # needs the hardware of the
+    config python -m benchmarks.plan_memory --config configs/h100.py
 
-Weights and problems are made up: nothing is solved, so the policy is fitted on demonstrations and the PRM not at all.
-Shapes, programs and the order of a run are the real ones. The peak is the allocator's own on an accelerator, that of
-the process on a CPU, where compilers and Python count too.
+Weights and problems are made up: nothing is solved, so the policy is fitted on demonstrations and
+the PRM not at all. Shapes, programs and the order of a run are the real ones. The peak is the
+allocator's own on an accelerator, that of the process on a CPU, where compilers and Python count
+too.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ def predict(flags: list[str]) -> None:
     mesh = make_mesh(config.sharding, devices)
     fns = build(config, stand_in(config), Progress(0), mesh=mesh)
     state = sum(state_bytes(fns).values())
-    found = {name: (state + p.temporaries + p.results) / GIB for name, p in programs(config, fns, mesh, is_compiled)}
+    found = {
+        name: (state + p.temporaries + p.results) / GIB
+        for name, p in programs(config, fns, mesh, is_compiled)
+    }
     print(json.dumps(found))
 
 
@@ -67,14 +72,18 @@ def measure(flags: list[str]) -> None:
 
 def call(name: str, flags: list[str]):
     """Call one of the two in a process of its own. Returns what it printed last."""
-    told = subprocess.run([sys.executable, "-c", CALL.format(name), *flags], stdout=subprocess.PIPE, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", CALL.format(name), *flags], stdout=subprocess.PIPE, text=True
+    )
     if told.returncode:
         sys.exit(told.stdout + f"{name} failed")
     return json.loads(told.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/h100.py")
     options, overrides = parser.parse_known_args()
     flags = ["--config", options.config, *overrides]
@@ -87,7 +96,8 @@ def main() -> None:
         fast_tokenizer(byte_tokenizer()).save_pretrained(str(root / "model"))
         size = config.prompts.batch_size
         rows = [
-            {"question": f"{n} + {n} = ?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(size + 32)
+            {"question": f"{n} + {n} = ?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"}
+            for n in range(size + 32)
         ]
         (root / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         short = SHORT | {"prompts.num_problems": size, "prompts.num_first_problems": size}
@@ -96,7 +106,9 @@ def main() -> None:
         measured = call("measure", [*flags, *short_flags, "--workdir", str(root / "run")])
     for program, needed in predicted.items():
         print(f"predicted {needed:8.2f} GiB  {program}")
-    print(f"measured  {measured:8.2f} GiB  the whole run: {measured / max(predicted.values()):.2f} times the largest")
+    print(
+        f"measured  {measured:8.2f} GiB  the whole run: {measured / max(predicted.values()):.2f} times the largest"
+    )
 
 
 if __name__ == "__main__":

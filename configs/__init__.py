@@ -1,1 +1,4 @@
-"""The configs: `--config quickstart` names quickstart.py here. They are installed as jaxtrain.configs."""
+"""The configs: `--config quickstart` names quickstart.py here.
+
+They are installed as jaxtrain.configs.
+"""

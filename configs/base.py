@@ -1,4 +1,6 @@
-"""Every key and its default, gathered from the dataclasses beside the code they govern (see their remarks there)."""
+"""Every key and its default, gathered from the dataclasses beside the code they govern (see their
+remarks there).
+"""
 
 from dataclasses import asdict
 from typing import Any

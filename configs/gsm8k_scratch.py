@@ -3,9 +3,10 @@
     python -m jaxtrain.main --config configs/gsm8k_scratch.py \
         --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl
 
-Hardware: 2 CPU cores, 3 GB; 10 minutes for 355 trees on the files of GSM8K. Expect next to nothing: 10 of those trees
-held a correct answer, and greedy accuracy went from 0 to 4 % of 93 problems, a matter of guessing small numbers. What
-counts is that every prompt too long, answer unparsable and tree without a correct leaf is told (README, Real problems).
+Hardware: 2 CPU cores, 3 GB; 10 minutes for 355 trees on the files of GSM8K. Expect next to nothing:
+10 of those trees held a correct answer, and greedy accuracy went from 0 to 4 % of 93 problems, a
+matter of guessing small numbers. What counts is that every prompt too long, answer unparsable and
+tree without a correct leaf is told (README, Real problems).
 """
 
 from jaxtrain.configs.base import get_config as base
@@ -18,11 +19,13 @@ def get_config():
     c.tasks.num_test = 128
     c.tasks.num_demonstrations = 3000
 
-    # A third of the questions is longer and left out; of the lines of reasoning, a quarter is longer and cut.
+    # A third of the questions is longer and left out; of the lines of reasoning, a quarter is
+    # longer and cut.
     c.prompts.max_prompt_tokens = 256
     c.search.max_step_tokens = 80
     c.search.max_steps = 5
-    # Reading all of that again at every expansion is most of the work, and its cost grows with the number of heads.
+    # Reading all of that again at every expansion is most of the work, and its cost grows with the
+    # number of heads.
     c.model.num_heads = 2
     c.model.num_kv_heads = 1
 

@@ -1,12 +1,15 @@
-"""Countdown from scratch on a laptop: reach a target from three numbers with + - * /, each used once.
+"""Countdown from scratch on a laptop: reach a target from three numbers with + - * /, each used
+once.
 
     python -m jaxtrain.main --config configs/quickstart.py
 
-Hardware: 2 CPU cores, 2 GB, no network; 7 minutes, the first report after 3. Expect greedy accuracy on 512 test
-problems to go from 9-13 % after the warm start to about 30 % after three iterations (README, Results).
+Hardware: 2 CPU cores, 2 GB, no network; 7 minutes, the first report after 3. Expect greedy accuracy
+on 512 test problems to go from 9-13 % after the warm start to about 30 % after three iterations
+(README, Results).
 
-D_S0 is the play of a weak player (tasks.demonstration_skill): whole and legal games that mostly miss the target. Tuned
-on the dev split (--config.evaluation.split=dev); the test split is scored, and nothing is chosen by it.
+D_S0 is the play of a weak player (tasks.demonstration_skill): whole and legal games that mostly
+miss the target. Tuned on the dev split (--config.evaluation.split=dev); the test split is scored,
+and nothing is chosen by it.
 """
 
 from jaxtrain.configs.base import get_config as base
@@ -15,7 +18,8 @@ from jaxtrain.configs.base import get_config as base
 def get_config():
     """Return the defaults with what Countdown needs."""
     config = base()
-    config.tasks.max_number = 15  # 8,187 solvable problems; held-out accuracy is limited by their number
+    # 8,187 solvable problems; held-out accuracy is limited by their number
+    config.tasks.max_number = 15
     config.tasks.demonstration_skill = 0.5
 
     config.prompts.max_prompt_tokens = 12
@@ -25,8 +29,10 @@ def get_config():
     config.search.max_steps = 2
     config.search.max_step_tokens = 16
     config.search.num_candidates = 8
-    config.search.num_simulations = 9  # a tree of two steps has no more to expand than the root and its candidates
-    config.search.temperature = 1.4  # the policy narrows as it learns: below this, half the candidates are duplicates
+    # a tree of two steps has no more to expand than the root and its candidates
+    config.search.num_simulations = 9
+    # the policy narrows as it learns: below this, half the candidates are duplicates
+    config.search.temperature = 1.4
 
     config.datasets.traces_rounds = 4
     config.datasets.max_traces = 16384

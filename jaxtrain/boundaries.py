@@ -1,8 +1,9 @@
 """Where a step and an answer end, decided on text and usable inside `jit`.
 
-A boundary or a marker may lie across tokens, or in the middle of one. So both are automata over bytes, compiled once to
-tables over tokens: `state = table[state, token]` is all that decoding does. A step ends with the token that completes
-its boundary, never inside an answer, so every step starts in state 0 and a prefix carries no state.
+A boundary or a marker may lie across tokens, or in the middle of one. So both are automata over
+bytes, compiled once to tables over tokens: `state = table[state, token]` is all that decoding does.
+A step ends with the token that completes its boundary, never inside an answer, so every step starts
+in state 0 and a prefix carries no state.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 START, OVER = 0, 1  # of the step's automaton
-NO_ANSWER, FINISHED, COMPLETE = 0, 1, 2  # of the answer's: complete is a closed box whose line goes on
+# of the answer's: complete is a closed box whose line goes on
+NO_ANSWER, FINISHED, COMPLETE = 0, 1, 2
 BOX = b"\\boxed{"
 HASH = b"####"
 MAX_DEPTH = 8  # braces inside a box; deeper ones are not counted
@@ -28,23 +30,33 @@ class Tables(NamedTuple):
     answer: np.ndarray  # [states V] int8
 
 
-def make_tables(token_bytes: Sequence[bytes], end_ids: Sequence[int], boundary: str, answer: str) -> Tables:
+def make_tables(
+    token_bytes: Sequence[bytes], end_ids: Sequence[int], boundary: str, answer: str
+) -> Tables:
     """Compile both automata.
 
-    boundary: the text that ends a step once the step holds more than white space; empty: none does. answer: what
-    finishes a trace besides an end token, one of ANSWERS: `end` nothing, `hash` the line of `####`, `boxed` the line in
-    which `\\boxed{...}` closes.
+    boundary: the text that ends a step once the step holds more than white space; empty: none does.
+    answer: what finishes a trace besides an end token, one of ANSWERS: `end` nothing, `hash` the
+    line of `####`, `boxed` the line in which `\\boxed{...}` closes.
     """
-    step = over_tokens(explore([(False, b""), OVER], step_automaton(boundary.encode())), token_bytes)
+    step = over_tokens(
+        explore([(False, b""), OVER], step_automaton(boundary.encode())), token_bytes
+    )
     first = [(b"", 0), FINISHED, COMPLETE]
-    following = {"end": lambda state, byte: state, "hash": hash_automaton, "boxed": boxed_automaton}[answer]
+    following = {
+        "end": lambda state, byte: state,
+        "hash": hash_automaton,
+        "boxed": boxed_automaton,
+    }[answer]
     answers = over_tokens(explore(first, following), token_bytes)
     answers[:, list(end_ids)] = FINISHED
     return Tables(step, answers)
 
 
 def step_automaton(boundary: bytes) -> Callable:
-    """Make the automaton of a step; a state is (is there text?, how much of the boundary was just read)."""
+    """Make the automaton of a step; a state is (is there text?, how much of the boundary was just
+    read).
+    """
 
     def following(state: Hashable, byte: int) -> Hashable:
         if not isinstance(state, tuple) or not boundary:
@@ -59,7 +71,9 @@ def step_automaton(boundary: bytes) -> Callable:
 
 
 def hash_automaton(state: Hashable, byte: int) -> Hashable:
-    """Read `####`, then the rest of its line; a state is (how much of the marker was read, inside?)."""
+    """Read `####`, then the rest of its line; a state is (how much of the marker was read,
+    inside?).
+    """
     if not isinstance(state, tuple):
         return state
     read, is_inside = state
@@ -70,7 +84,9 @@ def hash_automaton(state: Hashable, byte: int) -> Hashable:
 
 
 def boxed_automaton(state: Hashable, byte: int) -> Hashable:
-    """Read `\\boxed{`, then to its closing brace; a state is (how much of the marker was read, open braces)."""
+    """Read `\\boxed{`, then to its closing brace; a state is (how much of the marker was read, open
+    braces).
+    """
     if state == COMPLETE:
         return FINISHED if byte == ord("\n") else COMPLETE
     if not isinstance(state, tuple):
@@ -90,7 +106,9 @@ def longest_start(read: bytes, text: bytes) -> bytes:
 
 
 def explore(states: list[Hashable], following: Callable) -> np.ndarray:
-    """Number the states reachable from the first, the given ones first, and tabulate: [states 256] int8."""
+    """Number the states reachable from the first, the given ones first, and tabulate: [states 256]
+    int8.
+    """
     states, rows = list(states), []
     for state in states:  # grows while it is walked
         row = [following(state, byte) for byte in range(256)]

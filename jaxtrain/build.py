@@ -1,8 +1,9 @@
-"""Make the compiled functions of a run, once, in one place. Stands between the stages and the iteration.
+"""Make the compiled functions of a run, once, in one place. Stands between the stages and the
+iteration.
 
-Every function is pure and knows its shardings: search runs per shard of the batch on whole weights, updates run over
-the whole mesh. Closures capture config and modules, never arrays. Each is compiled at its first call, and the
-compilation is announced.
+Every function is pure and knows its shardings: search runs per shard of the batch on whole weights,
+updates run over the whole mesh. Closures capture config and modules, never arrays. Each is compiled
+at its first call, and the compilation is announced.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from jaxtrain.updates import UpdatesConfig
 class LoopConfig:
     """The loop around the stages."""
 
-    num_iterations: int = 3  # after iteration 0, the warm start; may be raised to continue a finished run
+    # after iteration 0, the warm start; may be raised to continue a finished run
+    num_iterations: int = 3
 
     def __post_init__(self):
         require_at_least(0, "loop", self, "num_iterations")
@@ -57,7 +59,8 @@ class Config:
     seed: int = 0  # of all draws but the task's problems
     tasks: TasksConfig = field(default_factory=TasksConfig)
     hub: HubConfig = field(default_factory=HubConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)  # with hub.pretrained the shape is the model's own
+    # with hub.pretrained the shape is the model's own
+    model: ModelConfig = field(default_factory=ModelConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
@@ -80,10 +83,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Functions:
-    """The compiled functions; a grow is (policy_params, prm_params, prompts, keys, temperature) -> Tree."""
+    """The compiled functions; a grow is (policy_params, prm_params, prompts, keys, temperature) ->
+    Tree.
+    """
 
     init_policy: Callable[[Array], Any]  # key data [2] -> Learner
-    init_prm: Callable[[Params], Any]  # policy params -> Learner, the PRM starting from the policy's weights
+    # policy params -> Learner, the PRM starting from the policy's weights
+    init_prm: Callable[[Params], Any]
     grow: Callable  # training trees
     solve: Callable  # trees that answer evaluation problems
     sample: Callable  # independent traces
@@ -96,7 +102,11 @@ class Functions:
 
 
 def build(
-    config: Config, tokenizer: Any, progress: Progress, pretrained: Pretrained | None = None, mesh: Any = None
+    config: Config,
+    tokenizer: Any,
+    progress: Progress,
+    pretrained: Pretrained | None = None,
+    mesh: Any = None,
 ) -> Functions:
     """Build everything a run will call; the policy starts from `pretrained` where it is given.
 
@@ -109,7 +119,10 @@ def build(
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, c.boundary, c.answer)
     sample_steps = make_sample_steps(model, tables, c.max_step_tokens, c.step_tokens)
     score_steps = make_score_steps(model)
-    optimizer = updates.make_optimizer(config.updates.policy), updates.make_optimizer(config.updates.prm)
+    optimizer = (
+        updates.make_optimizer(config.updates.policy),
+        updates.make_optimizer(config.updates.prm),
+    )
 
     def new_policy(key: Array):
         return updates.init_learner(init_params(model, jax.random.wrap_key_data(key)), optimizer[0])
@@ -130,7 +143,9 @@ def build(
             placed[which].params,
         )
         wrap = jax.jit(
-            lambda params: updates.init_learner(params, optimizer[which]), out_shardings=placed[which], donate_argnums=0
+            lambda params: updates.init_learner(params, optimizer[which]),
+            out_shardings=placed[which],
+            donate_argnums=0,
         )
         return wrap(load_fn(source, params))
 
@@ -140,7 +155,9 @@ def build(
 
     def import_prm(policy_params: Params):
         assert pretrained is not None and pretrained.prm is not None
-        return load(pretrained.prm, 1, partial(load_prm, unembedding=policy_params.get("unembedding")))
+        return load(
+            pretrained.prm, 1, partial(load_prm, unembedding=policy_params.get("unembedding"))
+        )
 
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
         return Announced(name, jax.jit(fn, **jit_options), progress)
@@ -151,20 +168,32 @@ def build(
 
         def fn(policy_params: Params, prm_params: Params, *args):
             backbone = cast_weights(config.model, prm_params["backbone"])
-            return per_shard(cast_weights(config.model, policy_params), prm_params | {"backbone": backbone}, *args)
+            return per_shard(
+                cast_weights(config.model, policy_params),
+                prm_params | {"backbone": backbone},
+                *args,
+            )
 
-        return compiled(name, fn, in_shardings=(placed[0].params, placed[1].params, split, split, whole))
+        return compiled(
+            name, fn, in_shardings=(placed[0].params, placed[1].params, split, split, whole)
+        )
 
     def updater(name: str, loss: Callable, which: int) -> Callable:
         update = updates.make_update(loss, optimizer[which])
         learner = placed[which]
         return compiled(
-            name, update, in_shardings=(learner, split, whole), out_shardings=(learner, whole), donate_argnums=0
+            name,
+            update,
+            in_shardings=(learner, split, whole),
+            out_shardings=(learner, whole),
+            donate_argnums=0,
         )
 
     e = config.evaluation
     samples = replace(c, method="sample", num_samples=e.num_samples)
-    solving = replace(c, method="mcts_star", num_simulations=e.num_simulations, num_candidates=e.num_candidates)
+    solving = replace(
+        c, method="mcts_star", num_simulations=e.num_simulations, num_candidates=e.num_candidates
+    )
     abstract = State(
         iteration=np.zeros((), np.int32),
         policy=policy,
@@ -173,10 +202,14 @@ def build(
     )
     shardings = State(whole, *placed, jax.tree.map(lambda _: whole, abstract.replay))
     return Functions(
-        init_policy=load_policy if pretrained else compiled("policy init", new_policy, out_shardings=placed[0]),
+        init_policy=load_policy
+        if pretrained
+        else compiled("policy init", new_policy, out_shardings=placed[0]),
         init_prm=import_prm
         if pretrained and pretrained.prm
-        else compiled("PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]),
+        else compiled(
+            "PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]
+        ),
         grow=grower("search", c),
         solve=grower("solving search", solving),
         sample=grower("sampling", samples),
@@ -192,7 +225,10 @@ def build(
 
 
 def check(config: Config, task: Task) -> None:
-    """Refuse, before anything is written, what devices or problems do not allow. Raises UserError."""
+    """Refuse, before anything is written, what devices or problems do not allow.
+
+    Raises UserError.
+    """
     check_batches(config, sharding.make_mesh(config.sharding))
     if 0 < config.model.vocab_size < task.tokenizer.vocab_size:
         raise UserError(
@@ -200,9 +236,14 @@ def check(config: Config, task: Task) -> None:
         )
     limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
     encode = make_encode(config.prompts, task.tokenizer, task.demonstrations)
-    for name, problems in (("train", task.train), (split, getattr(task, split)[: config.evaluation.num_problems])):
+    for name, problems in (
+        ("train", task.train),
+        (split, getattr(task, split)[: config.evaluation.num_problems]),
+    ):
         if not problems:
-            raise UserError(f"the task has no {name} problems; set --config.tasks.num_{name} above 0")
+            raise UserError(
+                f"the task has no {name} problems; set --config.tasks.num_{name} above 0"
+            )
         if all(len(encode(problem)) > limit for problem in problems):
             raise UserError(
                 f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems is that short; "

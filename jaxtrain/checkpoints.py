@@ -1,9 +1,10 @@
 """Stage 6 of 7. State to disk and back.
 
-One orbax checkpoint an iteration holds everything the next one needs: both learners and the replay. It is restored
-through the abstract state (shapes, dtypes, shardings) that also shaped its initialisation, so another number of devices
-is no matter. A checkpoint is sealed (`files.py`) before it gets its name and verified before it is used: what is
-damaged is set aside, and the newest good one is used. Where a fit takes long, it is saved on its way too.
+One orbax checkpoint an iteration holds everything the next one needs: both learners and the replay.
+It is restored through the abstract state (shapes, dtypes, shardings) that also shaped its
+initialisation, so another number of devices is no matter. A checkpoint is sealed (`files.py`)
+before it gets its name and verified before it is used: what is damaged is set aside, and the newest
+good one is used. Where a fit takes long, it is saved on its way too.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from jaxtrain.structs import Learner, State
 NoteFn = Callable[[str], None]
 
 NUMBER = re.compile("0|[1-9][0-9]*")
-LEFTOVER = re.compile(rf"[0-9]+{re.escape(files.TEMPORARY)}(\.orbax-checkpoint-tmp.*)?")  # of a save that was killed
-ROOM = 1.5  # free bytes asked for, as a share of the arrays: orbax keeps some of them twice for a while
+# of a save that was killed
+LEFTOVER = re.compile(rf"[0-9]+{re.escape(files.TEMPORARY)}(\.orbax-checkpoint-tmp.*)?")
+# free bytes asked for, as a share of the arrays: orbax keeps some of them twice for a while
+ROOM = 1.5
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class CheckpointsConfig:
     """What stays on disk."""
 
     num_kept: int = 3  # newest checkpoints; iteration 0, the warm start, always stays
-    num_updates: int = 0  # a fit is saved on its way after every so many updates; 0: an interrupted fit begins again
+    # a fit is saved on its way after every so many updates; 0: an interrupted fit begins again
+    num_updates: int = 0
 
     def __post_init__(self):
         require_at_least(1, "checkpoints", self, "num_kept")
@@ -45,13 +49,17 @@ class CheckpointsConfig:
 
 
 def fingerprint(folder: Path, iteration: int) -> str:
-    """Hash the files of a checkpoint, which hold the times of its save: two saves differ, copies do not."""
+    """Hash the files of a checkpoint, which hold the times of its save: two saves differ, copies do
+    not.
+    """
     sealed = files.read_json(folder / str(iteration) / files.SEAL)
     return hashlib.sha256(files.dumps(sealed["files"]).encode()).hexdigest()
 
 
 def adopt(source: Path, folder: Path, iteration: int, run_key: str) -> None:
-    """Copy a checkpoint of the run folder `source` into `folder`, another run's, which goes on from it as its own."""
+    """Copy a checkpoint of the run folder `source` into `folder`, another run's, which goes on from
+    it as its own.
+    """
     place = folder / "checkpoints" / str(iteration)
     temporary = place.with_name(place.name + files.TEMPORARY)
     shutil.copytree(source / "checkpoints" / str(iteration), temporary, dirs_exist_ok=True)
@@ -67,10 +75,18 @@ def about_checkpoint(run_key: str) -> dict[str, str]:
 class Store:
     """Sealed orbax folders `<number>/state` below a folder of a run.
 
-    `about` says in JSON values what they all are: a folder of another kind or number counts as damaged.
+    `about` says in JSON values what they all are: a folder of another kind or number counts as
+    damaged.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], run: Path, note_fn: NoteFn, is_read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        run: Path,
+        note_fn: NoteFn,
+        is_read_only: bool = False,
+    ):
         """Open the folder. A reader moves nothing: another process may be writing there."""
         self.folder, self._about, self._run = folder.absolute(), about, run.absolute()
         self._note, self._is_read_only = note_fn, is_read_only
@@ -87,14 +103,18 @@ class Store:
     def numbers(self) -> list[int]:
         """Return the numbers on disk, good or not, in order."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(int(path.name) for path in found if NUMBER.fullmatch(path.name) and path.is_dir())
+        return sorted(
+            int(path.name) for path in found if NUMBER.fullmatch(path.name) and path.is_dir()
+        )
 
     def fault(self, number: int) -> str:
         """Say what is wrong with a number, "" where it is as it was saved."""
         return files.fault(self.folder / str(number), self._about | {"number": number})
 
     def newest(self) -> tuple[int | None, dict[int, str]]:
-        """Return (the newest number that is as it was saved, None without any; what is wrong with the newer ones)."""
+        """Return (the newest number that is as it was saved, None without any; what is wrong with
+        the newer ones).
+        """
         faults = {}
         for number in reversed(self.numbers()):
             if not (fault := self.fault(number)):
@@ -103,7 +123,10 @@ class Store:
         return None, faults
 
     def set_aside(self, faults: dict[int, str], instead: str) -> None:
-        """Move damaged numbers out of the way and say so, and what is used instead. A reader only says it."""
+        """Move damaged numbers out of the way and say so, and what is used instead.
+
+        A reader only says it.
+        """
         for number, fault in faults.items():
             place = "left where it is"
             if not self._is_read_only:
@@ -112,7 +135,10 @@ class Store:
             self._note(f"{fault}; it is {place}, and {instead}")
 
     def save(self, number: int, tree: Any) -> None:
-        """Write a tree of arrays; it is on disk, sealed, when this returns. Raises UserError for a disk too full."""
+        """Write a tree of arrays; it is on disk, sealed, when this returns.
+
+        Raises UserError for a disk too full.
+        """
         self.require_space(tree, f"{self._about['kind']} {number}")
         path = self.folder / str(number)
         temporary = path.with_name(path.name + files.TEMPORARY)
@@ -133,7 +159,9 @@ class Store:
         try:
             return self._orbax.restore(self.folder / str(number), args=args)["state"]
         except FileNotFoundError as error:  # a reader's: a writer owns the folder
-            raise UserError(f"{self.folder / str(number)} was removed by its run meanwhile; start again") from error
+            raise UserError(
+                f"{self.folder / str(number)} was removed by its run meanwhile; start again"
+            ) from error
 
     def remove(self, number: int) -> None:
         """Delete a number."""
@@ -161,7 +189,8 @@ class Checkpoints:
     ):
         """Open the folder of a run; `is_read_only` for one that another process may be writing to.
 
-        run_key: what tells this run from others (`workdir.run_key`); a checkpoint of another one counts as damaged.
+        run_key: what tells this run from others (`workdir.run_key`); a checkpoint of another one
+        counts as damaged.
         """
         self._num_kept = config.num_kept
         self._store = Store(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
@@ -175,7 +204,8 @@ class Checkpoints:
     def newest(self) -> int | None:
         """Return the newest good iteration, None where there is no checkpoint at all.
 
-        Damaged newer ones are set aside and told. Raises UserError where checkpoints are there and none is good.
+        Damaged newer ones are set aside and told. Raises UserError where checkpoints are there and
+        none is good.
         """
         number, faults = self._store.newest()
         if number is None and faults:
@@ -191,16 +221,25 @@ class Checkpoints:
         return self._store.numbers()
 
     def choose(self, iteration: int | None) -> int:
-        """Return `iteration`, or the newest good one for None. Raises UserError where it is not there or damaged."""
+        """Return `iteration`, or the newest good one for None.
+
+        Raises UserError where it is not there or damaged.
+        """
         there = self.all()
         if not there:
-            raise UserError(f"{self._store.folder} has no checkpoint yet; run until the first one is there")
+            raise UserError(
+                f"{self._store.folder} has no checkpoint yet; run until the first one is there"
+            )
         chosen = self.newest() if iteration is None else iteration
         if chosen not in there:
             known = ", ".join(map(str, there))
-            raise UserError(f"--iteration {iteration}: {self._store.folder} has checkpoints {known}; choose one")
+            raise UserError(
+                f"--iteration {iteration}: {self._store.folder} has checkpoints {known}; choose one"
+            )
         if iteration is not None and (fault := self._store.fault(iteration)):
-            raise UserError(f"--iteration {iteration}: {fault}; choose another one, or leave --iteration out")
+            raise UserError(
+                f"--iteration {iteration}: {fault}; choose another one, or leave --iteration out"
+            )
         return chosen
 
     def require_space(self, abstract: State) -> None:
@@ -208,7 +247,10 @@ class Checkpoints:
         self._store.require_space(abstract, "a checkpoint")
 
     def save(self, state: State) -> None:
-        """Write a checkpoint; it is on disk when this returns. Raises UserError for a disk too full."""
+        """Write a checkpoint; it is on disk when this returns.
+
+        Raises UserError for a disk too full.
+        """
         self._store.save(int(state.iteration), state)
 
     def prune(self) -> None:
@@ -218,20 +260,32 @@ class Checkpoints:
                 self._store.remove(old)
 
     def restore(self, iteration: int, abstract: Any) -> State:
-        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the replay as numpy."""
+        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the
+        replay as numpy.
+        """
         state: State = self._store.restore(iteration, abstract)
-        return replace(state, replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration))
+        return replace(
+            state, replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration)
+        )
 
 
 class FitCheckpoints:
-    """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run; only the newest stays.
+    """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run; only the
+    newest stays.
 
     It goes when the checkpoint of its iteration is there.
     """
 
-    def __init__(self, folder: Path, is_on: bool, run_key: str = "", note_fn: NoteFn = lambda text: None):
+    def __init__(
+        self, folder: Path, is_on: bool, run_key: str = "", note_fn: NoteFn = lambda text: None
+    ):
         """Open the folder of a fit of the run `run_key`; nothing is read or written unless `is_on`."""
-        about = {"kind": "fit", "run": run_key, "iteration": folder.parent.name, "network": folder.name}
+        about = {
+            "kind": "fit",
+            "run": run_key,
+            "iteration": folder.parent.name,
+            "network": folder.name,
+        }
         self._store = Store(folder, about, folder.parents[2], note_fn) if is_on else None
 
     def __enter__(self) -> FitCheckpoints:
@@ -248,8 +302,12 @@ class FitCheckpoints:
             for old in self._store.numbers()[:-1]:
                 self._store.remove(old)
 
-    def restore(self, learner: Learner, infos: dict[str, np.ndarray]) -> tuple[Learner, dict[str, np.ndarray]]:
-        """Return both as last saved, or the given ones where nothing was; the memory of a learner replaced is freed."""
+    def restore(
+        self, learner: Learner, infos: dict[str, np.ndarray]
+    ) -> tuple[Learner, dict[str, np.ndarray]]:
+        """Return both as last saved, or the given ones where nothing was; the memory of a learner
+        replaced is freed.
+        """
         if self._store is None:
             return learner, infos
         num_updates, faults = self._store.newest()
@@ -257,7 +315,10 @@ class FitCheckpoints:
         if num_updates is None:
             return learner, infos
         saved = {key: np.zeros(num_updates, x.dtype) for key, x in infos.items()}
-        abstract = {"learner": jax.tree.map(ocp.utils.to_shape_dtype_struct, learner), "infos": saved}
+        abstract = {
+            "learner": jax.tree.map(ocp.utils.to_shape_dtype_struct, learner),
+            "infos": saved,
+        }
         jax.tree.map(lambda x: x.delete(), learner)  # an update donates it as well
         fit = self._store.restore(num_updates, abstract)
         return fit["learner"], jax.device_get(fit["infos"])

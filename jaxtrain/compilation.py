@@ -1,7 +1,8 @@
-"""Compiled programs, kept between starts: compiling takes a minute or two, reading what was compiled takes seconds.
+"""Compiled programs, kept between starts: compiling takes a minute or two, reading what was
+compiled takes seconds.
 
-jax names a program by all that it is made of, the compiler and the kind of device included, so a stale one is never
-taken. Imports nothing of ours but the error.
+jax names a program by all that it is made of, the compiler and the kind of device included, so a
+stale one is never taken. Imports nothing of ours but the error.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ JAX: Any = jax.config  # whose attributes no checker knows
 class CompilationConfig:
     """Where compiled programs are kept."""
 
-    cache: str = USER  # a folder that only you can write to; user: jaxtrain in your cache folder; empty: none
+    # a folder that only you can write to; user: jaxtrain in your cache folder; empty: none
+    cache: str = USER
 
 
 def keep_compiled(config: CompilationConfig) -> str:
-    """Let jax keep what it compiles, where it does not do so already (JAX_COMPILATION_CACHE_DIR). Returns a notice.
+    """Let jax keep what it compiles, where it does not do so already (JAX_COMPILATION_CACHE_DIR).
+    Returns a notice.
 
-    Raises UserError for a folder that cannot be made; without one in the user's own cache folder a run does without.
+    Raises UserError for a folder that cannot be made; without one in the user's own cache folder a
+    run does without.
     """
     if not JAX.jax_enable_compilation_cache:
         return "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
@@ -39,11 +43,15 @@ def keep_compiled(config: CompilationConfig) -> str:
     if not folder and not config.cache:
         return "compiled programs are not kept: --config.compilation.cache is empty"
     try:
-        folder = Path(folder or (user_folder() if config.cache == USER else config.cache)).absolute()
+        folder = Path(
+            folder or (user_folder() if config.cache == USER else config.cache)
+        ).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no right to; no home
         if config.cache != USER:
-            raise UserError(f"--config.compilation.cache={config.cache}: cannot be made ({error})") from error
+            raise UserError(
+                f"--config.compilation.cache={config.cache}: cannot be made ({error})"
+            ) from error
         return f"compiled programs are not kept: {error}"
     JAX.update("jax_compilation_cache_dir", str(folder))
     return f"compiled programs are kept in {folder}"
@@ -55,7 +63,8 @@ def kept_in() -> str | None:
 
 
 def user_folder() -> Path:
-    """Name our folder among the user's caches, for this kind of processor. Raises RuntimeError for no home.
+    """Name our folder among the user's caches, for this kind of processor. Raises RuntimeError for
+    no home.
 
     A home may be shared by unlike machines, and code compiled for one may not run on another.
     """

@@ -1,12 +1,13 @@
 """Stage 4 of 7. Labels in, Replay out, and from it batches of few shapes.
 
-Two datasets come of the same trees. *Traces* teach the policy: distinct, verified correct, capped per problem, because
-without a cap the easy problems would dominate. *Paths* teach the PRM: one causal pass over a path scores all its
-prefixes, so labels are packed by path, and a step that paths share carries its weight on the first of them only.
+Two datasets come of the same trees. *Traces* teach the policy: distinct, verified correct, capped
+per problem, because without a cap the easy problems would dominate. *Paths* teach the PRM: one
+causal pass over a path scores all its prefixes, so labels are packed by path, and a step that paths
+share carries its weight on the first of them only.
 
-The replay is bounded. Rounds too old are dropped first, then, over capacity, the oldest rows; within a round the last
-choices of every problem go before the first choice of any. Everything dropped is counted. All of this is host numpy:
-texts are compared, and the results are small.
+The replay is bounded. Rounds too old are dropped first, then, over capacity, the oldest rows;
+within a round the last choices of every problem go before the first choice of any. Everything
+dropped is counted. All of this is host numpy: texts are compared, and the results are small.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ import numpy as np
 
 from jaxtrain import trees
 from jaxtrain.errors import require_at_least
-from jaxtrain.structs import Array, Labels, Paths, PolicyBatch, PrmBatch, Prompts, Replay, Traces, Tree, Verdict
+from jaxtrain.structs import (
+    Array,
+    Labels,
+    Paths,
+    PolicyBatch,
+    PrmBatch,
+    Prompts,
+    Replay,
+    Traces,
+    Tree,
+    Verdict,
+)
 
 Rows = TypeVar("Rows", Traces, Paths)
 Shard = tuple[Prompts, Tree, Labels]
@@ -35,21 +47,29 @@ class DatasetsConfig:
     """What is kept of the trees, and for how long."""
 
     max_traces_per_problem: int = 4  # distinct correct traces that a problem gives in one iteration
-    max_paths_per_problem: int = 16  # PRM paths that a problem gives in one iteration, correct and wrong in turn
+    # PRM paths that a problem gives in one iteration, correct and wrong in turn
+    max_paths_per_problem: int = 16
     traces_rounds: int = 3  # newest iterations whose traces stay
-    paths_rounds: int = 2  # newest iterations whose paths stay; old values are those of an old policy
+    # newest iterations whose paths stay; old values are those of an old policy
+    paths_rounds: int = 2
     max_traces: int = 8192  # capacity of the replay
     max_paths: int = 16384  # capacity of the replay
-    balance_outcomes: bool = True  # half of every PRM batch from paths that end correct, half from the others
-    group_by_length: bool = False  # rows of like length in a batch: less padding to compute, batches mixed less
+    # half of every PRM batch from paths that end correct, half from the others
+    balance_outcomes: bool = True
+    # rows of like length in a batch: less padding to compute, batches mixed less
+    group_by_length: bool = False
 
     def __post_init__(self):
-        require_at_least(1, "datasets", self, *(name for name in vars(self) if name.startswith("max_")))
+        require_at_least(
+            1, "datasets", self, *(name for name in vars(self) if name.startswith("max_"))
+        )
         require_at_least(1, "datasets", self, "traces_rounds", "paths_rounds")
 
 
 def empty_replay(config: DatasetsConfig, max_length: int, max_steps: int) -> Replay:
-    """Make a replay without rows: numpy arrays of the configured capacities, L = max_length and D = max_steps."""
+    """Make a replay without rows: numpy arrays of the configured capacities, L = max_length and D =
+    max_steps.
+    """
     return Replay(
         traces=_empty_traces(config.max_traces, max_length),
         paths=_empty_paths(config.max_paths, max_length, max_steps),
@@ -66,9 +86,10 @@ def add(
 ) -> tuple[Replay, dict[str, Any]]:
     """Add one iteration's labelled trees to the replay and drop what is too old or too much.
 
-    shards are `(prompts, tree, labels)` batches; a problem may occur in several. seed (not negative) decides, with the
-    iteration and the problem id, which paths stay under the cap. Returns a new replay of the same shapes and counts of
-    what was kept and dropped; `value_histogram` is the labelled targets of this iteration in ten bins of 0.1.
+    shards are `(prompts, tree, labels)` batches; a problem may occur in several. seed (not
+    negative) decides, with the iteration and the problem id, which paths stay under the cap.
+    Returns a new replay of the same shapes and counts of what was kept and dropped;
+    `value_histogram` is the labelled targets of this iteration in ten bins of 0.1.
     """
     replay, shards = jax.device_get((replay, shards))
     for prompts, tree, labels in shards:
@@ -87,10 +108,15 @@ def demonstration_rows(
 ) -> tuple[Traces, int]:
     """Make traces of encoded demonstrations, for the warm start; they are never part of the replay.
 
-    demonstrations are pairs of prompt ids and response ids, the end id included. Returns rows of iteration 0 and
-    problem -1, and the number of demonstrations left out because they are longer than max_length.
+    demonstrations are pairs of prompt ids and response ids, the end id included. Returns rows of
+    iteration 0 and problem -1, and the number of demonstrations left out because they are longer
+    than max_length.
     """
-    fitting = [(prompt, response) for prompt, response in demonstrations if len(prompt) + len(response) <= max_length]
+    fitting = [
+        (prompt, response)
+        for prompt, response in demonstrations
+        if len(prompt) + len(response) <= max_length
+    ]
     rows = _empty_traces(len(fitting), max_length)
     rows.iteration[:] = 0
     for i, (prompt, response) in enumerate(fitting):
@@ -101,13 +127,18 @@ def demonstration_rows(
 
 
 def policy_batches(
-    traces: Traces, num_updates: int, batch_size: int, rng: np.random.Generator, group_by_length: bool = False
+    traces: Traces,
+    num_updates: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    group_by_length: bool = False,
 ) -> Iterator[PolicyBatch]:
     """Yield batches for a fixed number of policy updates; none if there are no traces.
 
-    Rows are shuffled anew for every epoch; each comes once before any comes again. A batch is as wide as a quarter, a
-    half, three quarters or all of L, whichever its longest row needs, so at most four programs are compiled. With
-    group_by_length, every POOL batches are sorted by length, split anew and shuffled, across the ends of epochs too.
+    Rows are shuffled anew for every epoch; each comes once before any comes again. A batch is as
+    wide as a quarter, a half, three quarters or all of L, whichever its longest row needs, so at
+    most four programs are compiled. With group_by_length, every POOL batches are sorted by length,
+    split anew and shuffled, across the ends of epochs too.
     """
     rows = np.flatnonzero(traces.iteration >= 0)
     streams = [_epochs(rows, num_updates, batch_size, rng)]
@@ -126,17 +157,23 @@ def prm_batches(
 ) -> Iterator[PrmBatch]:
     """Yield batches for a fixed number of PRM updates; none if there are no paths.
 
-    With balance_outcomes, half of each batch (the smaller half of an odd one) comes from paths that end correct and the
-    rest from the others, each kind shuffled by itself; if one kind is missing, all comes from the other. With
-    group_by_length, the two halves are sorted each by itself, as in `policy_batches`.
+    With balance_outcomes, half of each batch (the smaller half of an odd one) comes from paths that
+    end correct and the rest from the others, each kind shuffled by itself; if one kind is missing,
+    all comes from the other. With group_by_length, the two halves are sorted each by itself, as in
+    `policy_batches`.
     """
     is_used = paths.iteration >= 0
-    kinds = [np.flatnonzero(is_used & paths.is_correct), np.flatnonzero(is_used & ~paths.is_correct)]
+    kinds = [
+        np.flatnonzero(is_used & paths.is_correct),
+        np.flatnonzero(is_used & ~paths.is_correct),
+    ]
     if balance_outcomes and all(map(len, kinds)):
         sizes = [batch_size // 2, batch_size - batch_size // 2]
     else:
         kinds, sizes = [np.flatnonzero(is_used)], [batch_size]
-    streams = [_epochs(rows, num_updates, size, rng) for rows, size in zip(kinds, sizes, strict=True)]
+    streams = [
+        _epochs(rows, num_updates, size, rng) for rows, size in zip(kinds, sizes, strict=True)
+    ]
     for picked in _joined(streams, paths.length if group_by_length else None, rng):
         length = paths.length[picked]
         yield PrmBatch(
@@ -228,7 +265,9 @@ def _add_paths(
         "num_paths_duplicate": num_rows(found) - num_distinct,
         "num_paths_over_cap": num_distinct - len(chosen),
         "num_paths_expired": int((is_used & ~is_recent).sum()),
-        "num_paths_over_capacity": len(chosen) + int((is_used & is_recent).sum()) - num_rows(merged),
+        "num_paths_over_capacity": len(chosen)
+        + int((is_used & is_recent).sum())
+        - num_rows(merged),
         "num_values": int(merged.weight.sum()),
         "num_values_new": int(merged.weight[merged.iteration == iteration].sum()),
         "num_values_left_out": num_labelled - int(new.weight.sum()),
@@ -256,7 +295,9 @@ def _gather_traces(
 def _gather_paths(
     prompts: Prompts, tree: Tree, labels: Labels, iteration: int, max_length: int, max_steps: int
 ) -> tuple[Paths, np.ndarray, int]:
-    """Paths [K] to the labelled leaves that fit, their rows [K D] in the flat trees (-1: none), number of leaves."""
+    """Paths [K] to the labelled leaves that fit, their rows [K D] in the flat trees (-1: none),
+    number of leaves.
+    """
     has_labelled_child = np.zeros_like(labels.is_labelled)
     problem, row = np.nonzero(labels.is_labelled & (tree.parent >= 0))
     has_labelled_child[problem, tree.parent[problem, row]] = True
@@ -281,7 +322,9 @@ def _gather_paths(
 
 
 def _rank_traces(traces: Traces, score: np.ndarray) -> list[list[int]]:
-    """Distinct texts of each problem: highest score, then shortest, then by text, whatever the order of the rows."""
+    """Distinct texts of each problem: highest score, then shortest, then by text, whatever the
+    order of the rows.
+    """
     texts = _texts(traces)
     groups: dict[int, dict[bytes, int]] = defaultdict(dict)
     for i in sorted(range(len(texts)), key=lambda i: (-score[i], traces.length[i], texts[i])):
@@ -291,13 +334,17 @@ def _rank_traces(traces: Traces, score: np.ndarray) -> list[list[int]]:
 
 
 def _rank_paths(paths: Paths, iteration: int, seed: int) -> list[list[int]]:
-    """Distinct texts of each problem in random order, correct and wrong in turn, so that a cap keeps both."""
+    """Distinct texts of each problem in random order, correct and wrong in turn, so that a cap
+    keeps both.
+    """
     groups: dict[int, dict[bytes, int]] = defaultdict(dict)
     for i, (problem_id, text) in enumerate(_texts(paths)):
         groups[problem_id].setdefault(text, i)
     ranked = []
     for problem_id, group in groups.items():
-        members = np.random.default_rng((seed, iteration, problem_id)).permutation(list(group.values()))
+        members = np.random.default_rng((seed, iteration, problem_id)).permutation(
+            list(group.values())
+        )
         is_correct = paths.is_correct[members]
         turn = np.where(is_correct, np.cumsum(is_correct), np.cumsum(~is_correct))
         ranked.append(members[np.lexsort((~is_correct, turn))].tolist())
@@ -305,7 +352,9 @@ def _rank_paths(paths: Paths, iteration: int, seed: int) -> list[list[int]]:
 
 
 def _interleave(groups: list[list[int]], cap: int) -> list[int]:
-    """The first choice of every group, then every second choice, up to cap: what is cut at the end, is cut fairly."""
+    """The first choice of every group, then every second choice, up to cap: what is cut at the end,
+    is cut fairly.
+    """
     return [group[turn] for turn in range(cap) for group in groups if turn < len(group)]
 
 
@@ -317,7 +366,9 @@ def _first_weights(row_id: np.ndarray) -> np.ndarray:
     return weight.reshape(row_id.shape)
 
 
-def _epochs(rows: np.ndarray, num_updates: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _epochs(
+    rows: np.ndarray, num_updates: int, batch_size: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
     waiting = rows[:0]
     for _ in range(num_updates if len(rows) else 0):
         while len(waiting) < batch_size:
@@ -329,7 +380,8 @@ def _epochs(rows: np.ndarray, num_updates: int, batch_size: int, rng: np.random.
 def _joined(
     streams: Sequence[Iterator[np.ndarray]], length: np.ndarray | None, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Join the streams' parts to batches; with `length`, by row, every POOL batches hold rows of like length each.
+    """Join the streams' parts to batches; with `length`, by row, every POOL batches hold rows of
+    like length each.
 
     A row that a pool holds twice comes again behind the others: it must not stand beside itself.
     """
@@ -350,7 +402,9 @@ def _turns(rows: np.ndarray) -> np.ndarray:
 
 
 def _cut(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Drop the columns that no row reaches, by quarters: L is for the longest, most batches are far shorter."""
+    """Drop the columns that no row reaches, by quarters: L is for the longest, most batches are far
+    shorter.
+    """
     quarter = -(-tokens.shape[1] // 4)
     return tokens[:, : quarter * -(-int(length.max()) // quarter)]
 
@@ -358,7 +412,9 @@ def _cut(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
 def _texts(rows: Traces | Paths) -> list[tuple[int, bytes]]:
     return [
         (int(problem_id), tokens[:length].tobytes())
-        for problem_id, tokens, length in zip(rows.problem_id, rows.tokens, rows.length, strict=True)
+        for problem_id, tokens, length in zip(
+            rows.problem_id, rows.tokens, rows.length, strict=True
+        )
     ]
 
 
@@ -372,7 +428,9 @@ def _concatenate(parts: list[Rows]) -> Rows:
 
 
 def _merge(new: Rows, old: Rows, is_kept: Array, empty: Rows) -> Rows:
-    """New rows, then the old ones kept (newest first already), then empty ones, to the length of empty."""
+    """New rows, then the old ones kept (newest first already), then empty ones, to the length of
+    empty.
+    """
     joined = _concatenate([new, _take(old, np.flatnonzero(np.asarray(is_kept))), empty])
     return _take(joined, np.arange(len(empty.iteration)))
 

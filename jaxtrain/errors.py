@@ -4,29 +4,42 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Say in one line what is wrong, where, and what to do next; `main` prints it and exits with code 2."""
+    """Say in one line what is wrong, where, and what to do next; `main` prints it and exits with
+    code 2.
+    """
 
 
 class Diverged(Exception):
-    """Say in one line that training cannot go on; exit code 3 and the last good checkpoint is untouched."""
+    """Say in one line that training cannot go on; exit code 3 and the last good checkpoint is
+    untouched.
+    """
 
 
 def require_at_least(least: float, section: str, config: object, *names: str) -> None:
-    """Refuse fields of a config below a bound, in the same words for every section. Raises UserError."""
+    """Refuse fields of a config below a bound, in the same words for every section.
+
+    Raises UserError.
+    """
     for name in names:
         if not getattr(config, name) >= least:
-            raise UserError(f"--config.{section}.{name}={getattr(config, name)}: must be {least} or more")
+            raise UserError(
+                f"--config.{section}.{name}={getattr(config, name)}: must be {least} or more"
+            )
 
 
 def require_share(section: str, config: object, *names: str) -> None:
     """Refuse fields of a config outside [0, 1]. Raises UserError."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--config.{section}.{name}={getattr(config, name)}: must lie between 0 and 1")
+            raise UserError(
+                f"--config.{section}.{name}={getattr(config, name)}: must lie between 0 and 1"
+            )
 
 
 def require_one_of(section: str, config: object, **choices: tuple[str, ...]) -> None:
     """Refuse fields of a config that are none of their choices. Raises UserError."""
     for name, known in choices.items():
         if getattr(config, name) not in known:
-            raise UserError(f"--config.{section}.{name}={getattr(config, name)}: must be {' or '.join(known)}")
+            raise UserError(
+                f"--config.{section}.{name}={getattr(config, name)}: must be {' or '.join(known)}"
+            )

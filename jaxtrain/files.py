@@ -1,9 +1,10 @@
-"""Files that are whole, or known to be damaged. Stands at the bottom; imports nothing of ours but the errors.
+"""Files that are whole, or known to be damaged. Stands at the bottom; imports nothing of ours but
+the errors.
 
-A file is complete or absent: it is written under a temporary name, synced to the disk and renamed. What has to be
-believed later, a checkpoint above all, is sealed: `sha256.json`, written last, holds the hash of every file beside it
-and what the folder is meant to be. A folder without a seal was not finished. What is damaged is set aside, never
-deleted.
+A file is complete or absent: it is written under a temporary name, synced to the disk and renamed.
+What has to be believed later, a checkpoint above all, is sealed: `sha256.json`, written last, holds
+the hash of every file beside it and what the folder is meant to be. A folder without a seal was not
+finished. What is damaged is set aside, never deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ ASIDE = "damaged"  # folder of a run that holds what was set aside
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file's content as one event: after a crash, at any instant, it holds the old bytes or the new."""
+    """Replace a file's content as one event: after a crash, at any instant, it holds the old bytes
+    or the new.
+    """
     temporary = path.with_name(path.name + TEMPORARY)
     with temporary.open("wb") as file:
         file.write(data)
@@ -61,7 +64,9 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it from a copy, or use another --workdir") from error
+        raise UserError(
+            f"{path} is not JSON ({error}); restore it from a copy, or use another --workdir"
+        ) from error
 
 
 def dumps(value: Any) -> str:
@@ -81,7 +86,10 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def fault(folder: Path, about: Mapping[str, Any]) -> str:
-    """Say what is wrong with a sealed folder, "" where it is what was sealed. Any file too few or too many counts."""
+    """Say what is wrong with a sealed folder, "" where it is what was sealed.
+
+    Any file too few or too many counts.
+    """
     try:
         sealed = json.loads((folder / SEAL).read_text("utf-8"))
         expected = dict(sealed.pop("files"))
@@ -90,7 +98,9 @@ def fault(folder: Path, about: Mapping[str, Any]) -> str:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{folder / SEAL} cannot be read ({error})"
     if sealed != about:
-        differing = sorted(key for key in sealed.keys() | about.keys() if sealed.get(key) != about.get(key))
+        differing = sorted(
+            key for key in sealed.keys() | about.keys() if sealed.get(key) != about.get(key)
+        )
         return f"{folder} is of another {', '.join(differing)}"
     try:
         found = _hashes(folder)
@@ -107,10 +117,15 @@ def fault(folder: Path, about: Mapping[str, Any]) -> str:
 
 
 def set_aside(path: Path, run: Path) -> Path:
-    """Move what is damaged into `damaged/` of its run folder, under a free name. Returns where it lies now."""
+    """Move what is damaged into `damaged/` of its run folder, under a free name.
+
+    Returns where it lies now.
+    """
     (run / ASIDE).mkdir(exist_ok=True)
     name = "-".join(path.relative_to(run).parts)
-    copies = (run / ASIDE / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    copies = (
+        run / ASIDE / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000)))
+    )
     to = next(place for place in copies if not os.path.lexists(place))
     shutil.move(path, to)  # the folder that it lies in may be a link to another disk
     return to

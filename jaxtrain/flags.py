@@ -1,8 +1,8 @@
 """Flags in, a Config out: what every command shares.
 
-A config is a Python file whose `get_config` returns a ConfigDict; it becomes frozen dataclasses at once, and nothing
-else has heard of flags. Whatever is misspelt, missing or of another type is a UserError of one line that names the key
-and its neighbours.
+A config is a Python file whose `get_config` returns a ConfigDict; it becomes frozen dataclasses at
+once, and nothing else has heard of flags. Whatever is misspelt, missing or of another type is a
+UserError of one line that names the key and its neighbours.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ from jaxtrain.errors import UserError
 
 EXAMPLE = "--config quickstart"
 FLAGS = ("config", "workdir", "plan", "help", "version")
-CONFIGS = Path(__file__).parent / "configs"  # a link to the checkout's configs/, and a package when installed
+# a link to the checkout's configs/, and a package when installed
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Read the command line, program name first. Returns the config and the run folder. Raises UserError."""
+    """Read the command line, program name first. Returns the config and the run folder.
+
+    Raises UserError.
+    """
     try:
         ours = flags.FlagValues()
         ours.set_gnu_getopt(True)
@@ -60,13 +64,17 @@ def override(value: ConfigDict, arguments: Sequence[str]) -> Config:
     try:
         overrides = flags.FlagValues()
         overrides.set_gnu_getopt(True)
-        values = config_flags.DEFINE_config_dict("config", value, flag_values=overrides, sys_argv=argv)
+        values = config_flags.DEFINE_config_dict(
+            "config", value, flag_values=overrides, sys_argv=argv
+        )
         stray = overrides(argv)[1:]
     except flags.Error as error:
         told = re.sub(r"\('Non-boolean .*\)", "must be True or False", str(error))
         raise UserError(f"{told}; --help lists all keys") from error
     if stray:
-        raise UserError(f"{stray[0]} is no flag; a config file is named by --config, a value set by --config.key=value")
+        raise UserError(
+            f"{stray[0]} is no flag; a config file is named by --config, a value set by --config.key=value"
+        )
     return read_config(values.value)
 
 
@@ -83,13 +91,19 @@ def load(file: str) -> ConfigDict:
     try:
         value = runpy.run_path(path).get("get_config", lambda *_: None)(*argument)
     except Exception as error:
-        lines = [f":{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        lines = [
+            f":{frame.lineno}"
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == path
+        ]
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name == "configs":
             hint = "; ours are in jaxtrain.configs"
         if isinstance(error, TypeError) and argument and not lines:  # the call itself
             hint = f"; leave out :{argument[0]}"
-        raise UserError(f"--config {path}{''.join(lines[-1:])}: {type(error).__name__}: {error}{hint}") from error
+        raise UserError(
+            f"--config {path}{''.join(lines[-1:])}: {type(error).__name__}: {error}{hint}"
+        ) from error
     if not isinstance(value, ConfigDict):
         raise UserError(
             f"--config {path}: has no get_config that returns a ConfigDict; see {CONFIGS / 'quickstart.py'}"
@@ -98,7 +112,9 @@ def load(file: str) -> ConfigDict:
 
 
 def no_such_config(name: str, path: Path) -> str:
-    """Say what is there instead: files of the folder that was named, nearest first, or configs of ours."""
+    """Say what is there instead: files of the folder that was named, nearest first, or configs of
+    ours.
+    """
     others = nearest(path.name, (other.name for other in path.parent.glob("[!_]*.py")))
     if others and path.parent != CONFIGS:
         return f"--config {name}: no such file; {path.parent} has {', '.join(others)}"
@@ -107,15 +123,22 @@ def no_such_config(name: str, path: Path) -> str:
 
 
 def read_config(value: ConfigDict, cls: type = Config, section: str = "config") -> Any:
-    """Turn a ConfigDict into frozen dataclasses. Raises UserError for a key or a value that does not belong."""
+    """Turn a ConfigDict into frozen dataclasses.
+
+    Raises UserError for a key or a value that does not belong.
+    """
     hints = typing.get_type_hints(cls)
     for name in value:
         if name not in hints:
             raise UserError(unknown_key(section, name, hints))
     for name in hints:
         if name not in value:
-            raise UserError(f"--{section}.{name} is missing from the config file; see configs/base.py")
-    return cls(**{name: read_value(value[name], hint, f"{section}.{name}") for name, hint in hints.items()})
+            raise UserError(
+                f"--{section}.{name} is missing from the config file; see configs/base.py"
+            )
+    return cls(
+        **{name: read_value(value[name], hint, f"{section}.{name}") for name, hint in hints.items()}
+    )
 
 
 def read_value(value: Any, hint: Any, key: str) -> Any:
@@ -132,13 +155,18 @@ def read_value(value: Any, hint: Any, key: str) -> Any:
 
 
 def check_argument(argument: str) -> None:
-    """Refuse a flag that is neither ours nor a key of the config. Raises UserError naming its neighbours."""
+    """Refuse a flag that is neither ours nor a key of the config.
+
+    Raises UserError naming its neighbours.
+    """
     match = re.fullmatch(r"--?([a-zA-Z][^=]*)(=.*)?", argument, re.DOTALL)
     if match is None:
         return
     section, *names = re.sub(r"^noconfig\.", "config.", match[1]).split(".")
     if section != "config":
-        raise UserError(f"--{match[1]} is unknown; flags: {', '.join(f'--{name}' for name in nearest(section, FLAGS))}")
+        raise UserError(
+            f"--{match[1]} is unknown; flags: {', '.join(f'--{name}' for name in nearest(section, FLAGS))}"
+        )
     cls: Any = Config
     for name in names:
         if not is_dataclass(cls):
@@ -148,7 +176,9 @@ def check_argument(argument: str) -> None:
             raise UserError(unknown_key(section, name, hints))
         section, cls = f"{section}.{name}", hints[name]
     if is_dataclass(cls):
-        raise UserError(f"--{section} is a section; its keys: {', '.join(f.name for f in fields(cls))}")
+        raise UserError(
+            f"--{section} is a section; its keys: {', '.join(f.name for f in fields(cls))}"
+        )
 
 
 def unknown_key(section: str, name: str, known: Iterable[str]) -> str:
@@ -162,11 +192,24 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def list_keys(config: Any, section: str = "config") -> Iterator[str]:
-    """Yield a line for every key of a config and its value; the remarks are those beside the fields."""
-    remarks = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(type(config)), re.MULTILINE))
+    """Yield a line for every key of a config: its value and the remark at its field."""
+    remarks = read_remarks(inspect.getsource(type(config)))
     for name, value in vars(config).items():
         if is_dataclass(value):
             yield from list_keys(value, f"{section}.{name}")
         else:
             value = value if str(value).isprintable() else repr(value)
             yield f"  {f'--{section}.{name}={value}':50}  {remarks.get(name, '')}".rstrip()
+
+
+def read_remarks(source: str) -> dict[str, str]:
+    """Find the remark of every field of a dataclass: behind it, or in the lines above it."""
+    remarks, above = {}, []
+    for line in source.splitlines():
+        comment = re.fullmatch(r"    # (.*)", line)
+        field = re.match(r"    (\w+): (.*)", line)
+        if field:
+            _, mark, behind = field[2].partition("  # ")
+            remarks[field[1]] = behind if mark else " ".join(above)
+        above = [*above, comment[1]] if comment else []
+    return remarks

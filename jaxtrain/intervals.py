@@ -1,11 +1,12 @@
 """Means, AUROC and the 95 % intervals that say how far to trust them. Plain numpy, nothing of ours.
 
-Two intervals suffice. A share of independent problems gets Wilson's, which stays inside [0, 1] and has a width even
-at 0 of n. All else gets a percentile bootstrap over *groups*: the steps of one tree share a problem and most of a
-prefix, so to resample steps as if they were independent would promise far too much.
+Two intervals suffice. A share of independent problems gets Wilson's, which stays inside [0, 1] and
+has a width even at 0 of n. All else gets a percentile bootstrap over *groups*: the steps of one
+tree share a problem and most of a prefix, so to resample steps as if they were independent would
+promise far too much.
 
-What cannot be known is NaN (no data, one class, one group), never an exception and never a made-up 0. The seed of the
-bootstrap is fixed: the same data give the same interval, also after a resume.
+What cannot be known is NaN (no data, one class, one group), never an exception and never a made-up
+0. The seed of the bootstrap is fixed: the same data give the same interval, also after a resume.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ UNKNOWN = (math.nan, math.nan)
 
 
 def wilson(num_correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's score interval (low, high) of the share num_correct / n, NaN for n = 0 (Wilson, 1927)."""
+    """Return Wilson's score interval (low, high) of the share num_correct / n, NaN for n = 0
+    (Wilson, 1927).
+    """
     if n == 0:
         return UNKNOWN
     share, shrink = num_correct / n, 1 + z * z / n
@@ -36,7 +39,8 @@ def mean(values: np.ndarray) -> float:
 
 
 def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """Bootstrap the mean of `values [n]` over the groups that `group [n]` (any integers) puts them in.
+    """Bootstrap the mean of `values [n]` over the groups that `group [n]` (any integers) puts them
+    in.
 
     Paired comparisons are means of differences, so they go through here too.
     """
@@ -46,7 +50,8 @@ def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
 
 
 def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
-    """Return the chance that a positive outscores a negative, ties counting half; NaN with one class only.
+    """Return the chance that a positive outscores a negative, ties counting half; NaN with one
+    class only.
 
     `score [n]`, `is_positive [n]` bool. By ranks (Mann and Whitney, 1947), hence O(n log n).
     """
@@ -54,8 +59,12 @@ def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
     return _auroc(level, np.asarray(is_positive, bool), np.ones(level.shape))
 
 
-def auroc_interval(score: np.ndarray, is_positive: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """Bootstrap `auroc` over the groups that `group [n]` puts the scores in; resamples with one class are left out."""
+def auroc_interval(
+    score: np.ndarray, is_positive: np.ndarray, group: np.ndarray
+) -> tuple[float, float]:
+    """Bootstrap `auroc` over the groups that `group [n]` puts the scores in; resamples with one
+    class are left out.
+    """
     draws, member = _draw_groups(group)
     _, level = np.unique(score, return_inverse=True)
     is_positive = np.asarray(is_positive, bool)
@@ -73,7 +82,8 @@ def _auroc(level: np.ndarray, is_positive: np.ndarray, weight: np.ndarray) -> fl
 
 
 def _draw_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often each resample draws each of the G groups `[NUM_RESAMPLES G]`, and each entry's group in 0..G-1 `[n]`.
+    """How often each resample draws each of the G groups `[NUM_RESAMPLES G]`, and each entry's
+    group in 0..G-1 `[n]`.
 
     One group or none says nothing about the spread between groups: then there are no resamples.
     """

@@ -1,9 +1,9 @@
 """The seven stages composed: `iterate` is one turn of the loop, `run_loop` all of them.
 
-Iteration 0 is the warm start, checkpointed and scored like the others. The iteration is the atom of resume: what was
-interrupted is done again with the same keys, finished shards of trees and saved parts of fits are reused, and every
-draw is a function of (seed, iteration, purpose, problem). So a resumed run ends where an undisturbed one does, bit for
-bit.
+Iteration 0 is the warm start, checkpointed and scored like the others. The iteration is the atom of
+resume: what was interrupted is done again with the same keys, finished shards of trees and saved
+parts of fits are reused, and every draw is a function of (seed, iteration, purpose, problem). So a
+resumed run ends where an undisturbed one does, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from jaxtrain.workdir import Workdir
 
 
 def iterate(state: State, run: Run) -> State:
-    """Turn the loop once: prompts, search, labels, datasets, updates. Checkpoint and evaluation are `run_loop`'s."""
+    """Turn the loop once: prompts, search, labels, datasets, updates.
+
+    Checkpoint and evaluation are `run_loop`'s.
+    """
     i, c, fns = int(state.iteration) + 1, run.config, run.fns
     problems = prompts.draw(run.task.train, c.prompts.num_problems, c.seed, i)
     batches, num_too_long = run.encode(problems)
@@ -40,7 +43,9 @@ def iterate(state: State, run: Run) -> State:
 
 
 def warm_start(run: Run) -> State:
-    """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's first trees (D_V0)."""
+    """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's
+    first trees (D_V0).
+    """
     c, fns = run.config, run.fns
     rows, num_too_long = run.encode_demonstrations(run.task.demonstrations)
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
@@ -52,7 +57,10 @@ def warm_start(run: Run) -> State:
     shards = grow(run, 0, batches, policy, prm)
     empty = datasets.empty_replay(c.datasets, c.max_length, c.search.max_steps)
     replay, kept = datasets.add(empty, shards, 0, c.datasets, c.seed)
-    counts = {"prompts/num_too_long": num_prompts_too_long, "prompts/num_demonstrations_too_long": num_too_long}
+    counts = {
+        "prompts/num_too_long": num_prompts_too_long,
+        "prompts/num_demonstrations_too_long": num_too_long,
+    }
     told = named("tasks", {**run.task.counts, "notice": run.task.notice})
     run.log.append(0, {**counts, **told, **named("datasets", kept)})
     prm = fit(run, 0, "prm", fns.update_prm, prm, replay.paths)
@@ -60,12 +68,18 @@ def warm_start(run: Run) -> State:
 
 
 def run_loop(
-    config: Config, task: Task, workdir: Workdir, progress: Progress, pretrained: Pretrained | None = None
+    config: Config,
+    task: Task,
+    workdir: Workdir,
+    progress: Progress,
+    pretrained: Pretrained | None = None,
 ) -> State:
     """Run to the last iteration, from wherever the run folder stands."""
     fns = build(config, task.tokenizer, progress, pretrained)
     with (
-        Checkpoints(workdir.checkpoints, config.checkpoints, workdir.run_key, note_fn=progress.note) as checkpoints,
+        Checkpoints(
+            workdir.checkpoints, config.checkpoints, workdir.run_key, note_fn=progress.note
+        ) as checkpoints,
         MetricsLog(workdir.path) as log,
     ):
         run = Run(config, task, fns, workdir, log, progress)
@@ -90,9 +104,11 @@ def run_loop(
 
 
 def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
-    """Say what a start finds in its run folder: where it goes on, what is used again, and what is missing.
+    """Say what a start finds in its run folder: where it goes on, what is used again, and what is
+    missing.
 
-    Raises UserError where iterations were scored and no checkpoint is left of them: nothing begins again unasked.
+    Raises UserError where iterations were scored and no checkpoint is left of them: nothing begins
+    again unasked.
     """
     told = run.log.last("evaluation/")
     if newest is None and (told >= 0 or run.workdir.report.exists()):
@@ -117,6 +133,8 @@ def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
 
 
 def is_whole(log: MetricsLog, i: int, newest: int) -> bool:
-    """Say whether the log has what every iteration leaves there; the newest may be still to be scored."""
+    """Say whether the log has what every iteration leaves there; the newest may be still to be
+    scored.
+    """
     prefixes = ["time/search", "updates/policy/", "updates/prm/"] + ["evaluation/"] * (i < newest)
     return all(log.has(i, prefix) for prefix in prefixes)

@@ -1,12 +1,13 @@
 """Stage 3 of 7. Tree and verdicts in, Labels out.
 
-`judge` asks the task about every finished trace, on the host. It is the only place where the truth enters, and it comes
-after the search, so a search cannot peek. `back_up` then infers from the shape of the tree what every step was worth
-(ReST-MCTS*, section 3.2). It is a pure function of arrays: because a parent's index is smaller than its children's, one
-reverse pass over the rows carries anything upwards and one forward pass carries anything downwards.
+`judge` asks the task about every finished trace, on the host. It is the only place where the truth
+enters, and it comes after the search, so a search cannot peek. `back_up` then infers from the shape
+of the tree what every step was worth (ReST-MCTS*, section 3.2). It is a pure function of arrays:
+because a parent's index is smaller than its children's, one reverse pass over the rows carries
+anything upwards and one forward pass carries anything downwards.
 
-The sign of Eq. 2 is a trap: its `r` is the probability that a step is *wrong*, here 1 where no correct answer was
-found at or below the step and 0 elsewhere.
+The sign of Eq. 2 is a trap: its `r` is the probability that a step is *wrong*, here 1 where no
+correct answer was found at or below the step and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -30,12 +31,11 @@ _log = logging.getLogger(__name__)
 def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     """Ask for a verdict on every finished trace of a batch of trees.
 
-    `verify_fn(problem_id, tokens)` gets the response, the terminators included; it is called once for each different
-    text of a problem. Where it raises, or returns neither a verdict on a finished trace nor a bool,
-    that is `Verdict.ERROR`. Where all of several texts end so, the verifier is at fault, and the
-    first error is raised.
-    Returns `[B R]` int32, a `Verdict`; NONE for rows that are unfinished, empty or duplicates, for padding problems and
-    for trees set aside.
+    `verify_fn(problem_id, tokens)` gets the response, the terminators included; it is called once
+    for each different text of a problem. Where it raises, or returns neither a verdict on a
+    finished trace nor a bool, that is `Verdict.ERROR`. Where all of several texts end so, the
+    verifier is at fault, and the first error is raised. Returns `[B R]` int32, a `Verdict`; NONE
+    for rows that are unfinished, empty or duplicates, for padding problems and for trees set aside.
     """
     tree = jax.device_get(tree)
     verdict = np.full(tree.parent.shape, Verdict.NONE, np.int32)
@@ -58,13 +58,16 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
 
 
 def back_up(tree: Tree, verdict: Array) -> Labels:
-    """Infer the value of every step from the verdicts on the finished traces below it; can be jitted.
+    """Infer the value of every step from the verdicts on the finished traces below it; can be
+    jitted.
 
-    verdict `[B R]` int32 from `judge`. Branches without a finished and judged trace are pruned (an ERROR does not
-    count as judged), and a tree without a correct trace has no labels at all. For the rest, with g the gap 1 - v,
+    verdict `[B R]` int32 from `judge`. Branches without a finished and judged trace are pruned (an
+    ERROR does not count as judged), and a tree without a correct trace has no labels at all. For
+    the rest, with g the gap 1 - v,
 
-        m = fewest further steps to a correct trace; that of the parent where none is reached
-        g = min(1, g_parent * (m + 2 r) / (m + 1)),   g of the prompt = 1,   r = 1 where none is reached, else 0
+        m = fewest further steps to a correct trace; that of the parent where none is reached g =
+        min(1, g_parent * (m + 2 r) / (m + 1)),   g of the prompt = 1,   r = 1 where none is
+        reached, else 0
 
     which is Eq. 1 and 2 of the paper. Rows without a label have distance -1 and target 0.
     """
@@ -103,10 +106,13 @@ def counts(tree: Tree, labels: Labels) -> dict[str, int]:
     }
 
 
-def _back_up_tree(parent: jax.Array, is_right: jax.Array, is_wrong: jax.Array) -> tuple[jax.Array, ...]:
+def _back_up_tree(
+    parent: jax.Array, is_right: jax.Array, is_wrong: jax.Array
+) -> tuple[jax.Array, ...]:
     num_rows = parent.shape[0]
     far = num_rows + 1  # above every distance that a tree of this many rows can have
-    parent = jnp.where(parent < 0, num_rows, parent)  # the prompt is one more row, behind the others
+    # the prompt is one more row, behind the others
+    parent = jnp.where(parent < 0, num_rows, parent)
     distance = jnp.append(jnp.where(is_right, 0, far), far)
     is_kept = jnp.append(is_right | is_wrong, False)
 
@@ -125,7 +131,9 @@ def _back_up_tree(parent: jax.Array, is_right: jax.Array, is_wrong: jax.Array) -
 
     distance, is_kept = jax.lax.fori_loop(0, num_rows, up, (distance, is_kept))
     is_correct = distance < far
-    distance, gap = jax.lax.fori_loop(0, num_rows, down, (distance, jnp.ones(num_rows + 1, jnp.float32)))
+    distance, gap = jax.lax.fori_loop(
+        0, num_rows, down, (distance, jnp.ones(num_rows + 1, jnp.float32))
+    )
     return distance[:-1].astype(jnp.int32), is_correct[:-1], is_kept[:-1], 1 - gap[:-1]
 
 
@@ -137,7 +145,8 @@ def _ask(verify_fn: VerifyFn, problem_id: int, text: np.ndarray, failures: list)
         if not isinstance(verdict, Verdict) or verdict is Verdict.NONE:
             raise TypeError(f"{verdict!r} is no verdict on a finished trace")
         return verdict
-    except Exception as error:  # an answer is hostile input: what it does to a verifier must not end the run
+    # an answer is hostile input: what it does to a verifier must not end the run
+    except Exception as error:
         error.add_note(f"while judging an answer to problem {problem_id}")
         failures.append(error)
         return Verdict.ERROR

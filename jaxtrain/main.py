@@ -1,7 +1,9 @@
-"""The door: `python -m jaxtrain.main --config configs/quickstart.py`, or `jaxtrain [run|plan|evaluate|export] ...`.
+"""The door: `python -m jaxtrain.main --config configs/quickstart.py`, or `jaxtrain
+[run|plan|evaluate|export] ...`.
 
-Every command goes through `main`, which alone turns what happens into a line and an exit code. It imports next to
-nothing, so that signals are heard from the start: a command, and jax with it, takes seconds to import.
+Every command goes through `main`, which alone turns what happens into a line and an exit code. It
+imports next to nothing, so that signals are heard from the start: a command, and jax with it, takes
+seconds to import.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ COMMANDS = ("run", "plan", "evaluate", "export")
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command; `argv` is that of the process, program name first.
 
-    Returns the exit code: 0 done, 1 an error of ours, 2 of the user's, 3 diverged, 130 or 143 stopped.
+    Returns the exit code: 0 done, 1 an error of ours, 2 of the user's, 3 diverged, 130 or 143
+    stopped.
     """
     name, *arguments = read_command((sys.argv if argv is None else argv)[1:])
     command = command_line(name, arguments)
@@ -49,14 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if told := disk_fault(error):
-            complain(f"{told}; what is finished is kept: put the disk or the folder right, then start again: {command}")
+            complain(
+                f"{told}; what is finished is kept: put the disk or the folder right, then start again: {command}"
+            )
             return 2
         if is_exhausted(error):
             told = str(error).split("\n")[0] or type(error).__name__
             complain(f"out of memory: {told}; lower {shrink()}; --plan says what is needed")
             return 2
         traceback.print_exc()
-        complain(f"an unexpected error; what is finished is kept, and the same command resumes: {command}")
+        complain(
+            f"an unexpected error; what is finished is kept, and the same command resumes: {command}"
+        )
         return 1
     return 0
 
@@ -71,11 +78,12 @@ def read_command(arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def leave_at_signal(command: str, close_fn: Callable[[], None]) -> Iterator[None]:
-    """Leave at once on SIGINT or SIGTERM, with one line: `close_fn` clears the terminal, exit code 128 + signal.
+    """Leave at once on SIGINT or SIGTERM, with one line: `close_fn` clears the terminal, exit code
+    128 + signal.
 
-    A Python signal handler waits for the import or the compiled call that is under way, which may take minutes, and
-    then raises in the midst of it; a thread that is woken through a pipe does not. A run may be killed at any instant,
-    so it has nothing else to put in order.
+    A Python signal handler waits for the import or the compiled call that is under way, which may
+    take minutes, and then raises in the midst of it; a thread that is woken through a pipe does
+    not. A run may be killed at any instant, so it has nothing else to put in order.
     """
     leaving = (signal.SIGINT, signal.SIGTERM)
     reader, writer = os.pipe()

@@ -1,4 +1,7 @@
-"""What runs, and where: versions, devices, commit, seed and hashes, for manifest.json. Stands beside the run folder."""
+"""What runs, and where: versions, devices, commit, seed and hashes, for manifest.json.
+
+Stands beside the run folder.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "config_sha256": hashlib.sha256(dumps(config).encode()).hexdigest(),
         "facts": facts,
-        "versions": {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {package: _version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -46,12 +50,23 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this file lies in ("-dirty" where it was edited), None elsewhere."""
+    """Return the commit of the checkout that this file lies in ("-dirty" where it was edited), None
+    elsewhere.
+    """
     root = Path(__file__).resolve().parents[1]
     # An installed package may lie inside somebody else's repository, whose commit would be a lie.
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

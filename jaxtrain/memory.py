@@ -1,7 +1,7 @@
 """Memory of this machine: how much there is, what to do about too little, and giving it back.
 
-glibc keeps what was freed for itself: a gigabyte after a large compilation, two after a large checkpoint, and the next
-program is allocated on top.
+glibc keeps what was freed for itself: a gigabyte after a large compilation, two after a large
+checkpoint, and the next program is allocated on top.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from jaxtrain.errors import UserError
 
 GIB = 2**30
-LEAST_ADDRESS_SPACE = 3  # GiB. With two cores the quickstart runs in 2.9 and aborts in 2.0; more cores take more
+# GiB. With two cores the quickstart runs in 2.9 and aborts in 2.0; more cores take more
+LEAST_ADDRESS_SPACE = 3
 SHRINK = {
     "search": "prompts.batch_size, search.num_candidates, search.num_simulations, search.num_rollout_steps",
     "sampling": "prompts.batch_size, evaluation.num_samples, search.max_steps",
@@ -33,7 +34,9 @@ def give_back() -> None:
 
 
 def machine_memory() -> float:
-    """Return the bytes of memory that processes here may fill: the machine's, or its container's if that is less."""
+    """Return the bytes of memory that processes here may fill: the machine's, or its container's if
+    that is less.
+    """
     sizes = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
     with contextlib.suppress(OSError, ValueError):  # no container, or "max"
         sizes.append(float(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
@@ -41,7 +44,10 @@ def machine_memory() -> float:
 
 
 def check_address_space() -> None:
-    """Refuse a limit within which the compiler would abort, which no one can catch. Raises UserError."""
+    """Refuse a limit within which the compiler would abort, which no one can catch.
+
+    Raises UserError.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_ADDRESS_SPACE * GIB:
         raise UserError(

@@ -1,7 +1,7 @@
 """The metrics log: metrics.jsonl is the record, the TensorBoard events are a copy of it.
 
-One line of metrics.jsonl per event: a JSON object with `iteration` (int) and keys `stage/name`. How the log stays
-without gap or duplicate when the run is killed at any instant:
+One line of metrics.jsonl per event: a JSON object with `iteration` (int) and keys `stage/name`. How
+the log stays without gap or duplicate when the run is killed at any instant:
 
 1. An event is one line, appended and synced to the disk before `append` returns. A line torn by a kill is dropped.
 2. What an iteration computes before its checkpoint is appended before that checkpoint is saved. So a checkpoint that
@@ -41,8 +41,8 @@ Row = dict[str, Any]  # "iteration" and the values, plain JSON
 class MetricsLog:
     """Read and append events of `metrics.jsonl` and `tensorboard/` in a run folder.
 
-    Before the first `append`, call `truncate` with the iteration that was restored, -1 for none: it makes the two
-    agree. Reading alone changes nothing.
+    Before the first `append`, call `truncate` with the iteration that was restored, -1 for none: it
+    makes the two agree. Reading alone changes nothing.
     """
 
     def __init__(self, folder: Path):
@@ -64,7 +64,8 @@ class MetricsLog:
             self._writer.close()
 
     def truncate(self, iteration: int, is_told: bool = True) -> bool:
-        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events from the rest.
+        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events from
+        the rest.
 
         Its evaluation is cut too where nothing else tells of it (`is_told` False).
 
@@ -73,7 +74,9 @@ class MetricsLog:
         """
 
         def is_kept(row: Row) -> bool:
-            is_score = row["iteration"] == iteration and any(key.startswith("evaluation/") for key in row)
+            is_score = row["iteration"] == iteration and any(
+                key.startswith("evaluation/") for key in row
+            )
             return row["iteration"] <= iteration and (is_told or not is_score)
 
         self._rows = list(filter(is_kept, self._rows))
@@ -103,7 +106,9 @@ class MetricsLog:
         for key in metrics:
             if "/" not in key:
                 raise ValueError(f"metric {key!r} is not of the form stage/name")
-        row: Row = {"iteration": int(iteration)} | {key: _plain(value) for key, value in metrics.items()}
+        row: Row = {"iteration": int(iteration)} | {
+            key: _plain(value) for key, value in metrics.items()
+        }
         with self._path.open("ab") as file:
             file.write(_line(row).encode())
             file.flush()
@@ -117,11 +122,16 @@ class MetricsLog:
 
     def has(self, iteration: int, prefix: str) -> bool:
         """Return whether some row of the iteration has a key that starts with the prefix."""
-        return any(row["iteration"] == iteration and any(key.startswith(prefix) for key in row) for row in self._rows)
+        return any(
+            row["iteration"] == iteration and any(key.startswith(prefix) for key in row)
+            for row in self._rows
+        )
 
     def last(self, prefix: str) -> int:
         """Return the last iteration that has a key with the prefix, -1 where none has."""
-        told = (row["iteration"] for row in self._rows if any(key.startswith(prefix) for key in row))
+        told = (
+            row["iteration"] for row in self._rows if any(key.startswith(prefix) for key in row)
+        )
         return max(told, default=-1)
 
     def _copy(self, row: Row) -> None:
@@ -129,7 +139,9 @@ class MetricsLog:
 
         def add(key: str, value: float, step: int) -> None:
             assert self._writer is not None
-            self._writer.write_event(event_pb2.Event(summary=scalar(key, value), step=step, wall_time=time.time()))
+            self._writer.write_event(
+                event_pb2.Event(summary=scalar(key, value), step=step, wall_time=time.time())
+            )
 
         for key, value in row.items():
             if key != "iteration" and isinstance(value, int | float):
@@ -191,4 +203,6 @@ def _plain(value: Any) -> Any:
         array = np.asarray(value)
         # bfloat16 and its kin (kind V) have no Python number of their own.
         return _plain((array.astype(np.float64) if array.dtype.kind == "V" else array).tolist())
-    raise TypeError(f"a metric is a number, a string, None or a list of those, not {type(value).__name__}")
+    raise TypeError(
+        f"a metric is a number, a string, None or a list of those, not {type(value).__name__}"
+    )

@@ -1,7 +1,8 @@
-"""A stage as it is run: with its files, its progress and its log. Stands between the compiled functions and the loop.
+"""A stage as it is run: with its files, its progress and its log. Stands between the compiled
+functions and the loop.
 
-What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a fit is made in parts that are
-saved; a checkpoint is scored; and what cannot go on says so.
+What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a fit is made
+in parts that are saved; a checkpoint is scored; and what cannot go on says so.
 """
 
 from __future__ import annotations
@@ -74,14 +75,18 @@ class Run:
         return {p.id: p for p in (*self.task.train, *self.task.dev, *self.task.test)}
 
     def verify(self, problem_id: int, tokens: np.ndarray) -> Verdict | bool:
-        return self.task.verify(self.problems[problem_id], self.task.tokenizer.decode(tokens.tolist()))
+        return self.task.verify(
+            self.problems[problem_id], self.task.tokenizer.decode(tokens.tolist())
+        )
 
     def answer(self, problem_id: int, tokens: np.ndarray) -> str | None:
         return self.task.answer(self.task.tokenizer.decode(tokens.tolist()))
 
     @cached_property
     def encode_prompt(self) -> prompts.Encode:
-        return prompts.make_encode(self.config.prompts, self.task.tokenizer, self.task.demonstrations)
+        return prompts.make_encode(
+            self.config.prompts, self.task.tokenizer, self.task.demonstrations
+        )
 
     def encode(self, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
         c = self.config.prompts
@@ -92,44 +97,67 @@ class Run:
         pairs = [(self.encode_prompt(d), [*encode(d.response), end_id]) for d in shown]
         return datasets.demonstration_rows(pairs, self.config.max_length)
 
-    def batches(self, i: int, rows: Traces | Paths, num_updates: int) -> Iterator[PolicyBatch | PrmBatch]:
+    def batches(
+        self, i: int, rows: Traces | Paths, num_updates: int
+    ) -> Iterator[PolicyBatch | PrmBatch]:
         c, seed = self.config.datasets, (self.config.seed, i)
         if isinstance(rows, Traces):
-            size, rng = self.config.updates.policy.batch_size, np.random.default_rng((*seed, int(Purpose.FIT_POLICY)))
+            size, rng = (
+                self.config.updates.policy.batch_size,
+                np.random.default_rng((*seed, int(Purpose.FIT_POLICY))),
+            )
             return datasets.policy_batches(rows, num_updates, size, rng, c.group_by_length)
-        size, rng = self.config.updates.prm.batch_size, np.random.default_rng((*seed, int(Purpose.FIT_PRM)))
-        return datasets.prm_batches(rows, num_updates, size, rng, c.balance_outcomes, c.group_by_length)
+        size, rng = (
+            self.config.updates.prm.batch_size,
+            np.random.default_rng((*seed, int(Purpose.FIT_PRM))),
+        )
+        return datasets.prm_batches(
+            rows, num_updates, size, rng, c.balance_outcomes, c.group_by_length
+        )
 
 
-def grow(run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Learner) -> list[datasets.Shard]:
+def grow(
+    run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Learner
+) -> list[datasets.Shard]:
     """Grow and judge an iteration's trees, batch by batch."""
     shards, counts = [], []
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
         for k, batch in enumerate(batches):
             temperature = run.config.search.temperature
-            tree, is_restored = explore(run, run.fns.grow, i, Purpose.SEARCH, k, batch, policy, prm, temperature)
+            tree, is_restored = explore(
+                run, run.fns.grow, i, Purpose.SEARCH, k, batch, policy, prm, temperature
+            )
             shards.append((batch, tree, judge(run, tree)))
             counts.append(labels.counts(tree, shards[-1][2]))
             tally(phase, tree, counts[-1], is_restored)
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     require_some_ok(run, i, counts)
-    metrics = {**named("search", search_totals([tree for _, tree, _ in shards])), **named("labels", totals)}
+    metrics = {
+        **named("search", search_totals([tree for _, tree, _ in shards])),
+        **named("labels", totals),
+    }
     run.log.append(i, {**metrics, "time/search": phase.seconds})
     return shards
 
 
 def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
     """Raise Diverged where every tree was set aside: then a network holds what overflows, or NaN."""
-    num_trees, num_set_aside = (sum(count[key] for count in counts) for key in ("num_trees", "num_set_aside"))
+    num_trees, num_set_aside = (
+        sum(count[key] for count in counts) for key in ("num_trees", "num_set_aside")
+    )
     if num_set_aside == num_trees > 0:
-        raise diverged(run, i, f"all {num_trees} trees were set aside, since logits or scores were not finite")
+        raise diverged(
+            run, i, f"all {num_trees} trees were set aside, since logits or scores were not finite"
+        )
 
 
 def diverged(run: Run, i: int, what: str) -> Diverged:
     """Say what went wrong in iteration i, and how to go on."""
     updates_config = run.config.updates
     rates = {"policy": updates_config.policy.learning_rate, "prm": updates_config.prm.learning_rate}
-    told = " and ".join(f"--config.updates.{name}.learning_rate={rate}" for name, rate in rates.items())
+    told = " and ".join(
+        f"--config.updates.{name}.learning_rate={rate}" for name, rate in rates.items()
+    )
     return Diverged(
         f"iteration {i}: {what}; the earlier checkpoints of {run.workdir.path} are as they were; begin in another "
         f"--workdir with rates below {told}, or with other weights"
@@ -137,11 +165,20 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
 
 
 def explore(
-    run: Run, grow_fn: Callable, i: int, purpose: Purpose, k: int, batch: Prompts, policy, prm, temperature
+    run: Run,
+    grow_fn: Callable,
+    i: int,
+    purpose: Purpose,
+    k: int,
+    batch: Prompts,
+    policy,
+    prm,
+    temperature,
 ) -> tuple[Tree, bool]:
     """Call one of the compiled searches on batch `k` of its purpose, with the keys of that purpose.
 
-    Returns (host arrays, which also lie on disk; whether they lay there already and were not grown again).
+    Returns (host arrays, which also lie on disk; whether they lay there already and were not grown
+    again).
     """
     try:
         tree = run.workdir.load_trees(i, k, purpose.name.lower())
@@ -151,7 +188,9 @@ def explore(
     is_restored = tree is not None
     if tree is None:
         keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
-        tree = jax.device_get(grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature)))
+        tree = jax.device_get(
+            grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature))
+        )
         run.workdir.save_trees(i, k, tree, purpose.name.lower())
     return tree, is_restored
 
@@ -161,15 +200,22 @@ def judge(run: Run, tree: Tree) -> Labels:
     return jax.device_get(run.fns.back_up(tree, labels.judge(tree, run.verify)))
 
 
-def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: Traces | Paths) -> Learner:
+def fit(
+    run: Run, i: int, name: str, update: Callable, learner: Learner, rows: Traces | Paths
+) -> Learner:
     """Fit one network to its rows, from where an interrupted fit was last saved."""
     c: FitConfig = getattr(run.config.updates, name)
     num_updates = updates.count_updates(c, i == 0, datasets.num_rows(rows))
-    batches, rates = run.batches(i, rows, num_updates), updates.learning_rates(c, i == 0, num_updates)
+    batches, rates = (
+        run.batches(i, rows, num_updates),
+        updates.learning_rates(c, i == 0, num_updates),
+    )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (
         FitCheckpoints(folder, every > 0, run.workdir.run_key, run.progress.note) as saved,
-        run.progress.phase(f"{name} updates", iteration=i, total=num_updates, unit="updates") as phase,
+        run.progress.phase(
+            f"{name} updates", iteration=i, total=num_updates, unit="updates"
+        ) as phase,
     ):
         learner, infos = saved.restore(learner, updates.NO_INFOS)
         num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
@@ -179,7 +225,11 @@ def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: T
             phase.advance(loss=loss)
             num_skipped = num_skipped + 1 if is_skipped else 0
             if num_skipped == limit:
-                raise diverged(run, i, f"{limit} updates of the {name} in a row were not finite, so they were skipped")
+                raise diverged(
+                    run,
+                    i,
+                    f"{limit} updates of the {name} in a row were not finite, so they were skipped",
+                )
 
         done = sum(1 for _ in islice(batches, len(infos["loss"])))
         phase.advance(done, is_restored=True)
@@ -189,7 +239,9 @@ def fit(run: Run, i: int, name: str, update: Callable, learner: Learner, rows: T
             if not len(told["loss"]):
                 break
             if not is_finite(learner):
-                raise diverged(run, i, f"parameters or moments of the {name} are not finite after its updates")
+                raise diverged(
+                    run, i, f"parameters or moments of the {name} are not finite after its updates"
+                )
             infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
             done = len(infos["loss"])
             saved.save(learner, infos)
@@ -219,17 +271,23 @@ def score(state: State, run: Run) -> None:
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
         for name, (grow_fn, purpose, temperature) in methods.items():
             for k, batch in enumerate(batches):
-                tree, is_restored = explore(run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature)
+                tree, is_restored = explore(
+                    run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature
+                )
                 found[name].append((batch, tree, judge(run, tree)))
                 counts.append(labels.counts(tree, found[name][-1][2]))
                 tally(phase, tree, counts[-1], is_restored)
         joined: dict[str, datasets.Shard] = {
-            name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
+            name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
+            for name, shards in found.items()
         }
         metrics = measure(state, joined, run.answer)
     require_some_ok(run, i, counts)
-    trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}  # count as wrong
-    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble}) | {"time/evaluation": phase.seconds}
+    # count as wrong
+    trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
+    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble}) | {
+        "time/evaluation": phase.seconds
+    }
     shown = [name for name in ("mcts", "greedy") if name in joined]
     samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
     # The report first: a kill in between scores the iteration again, and writes it again.
@@ -239,7 +297,9 @@ def score(state: State, run: Run) -> None:
     run.progress.note(tell_accuracy(rows[-1]))
 
 
-def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable) -> evaluation.Metrics:
+def measure(
+    state: State, found: dict[str, datasets.Shard], answer_fn: Callable
+) -> evaluation.Metrics:
     """Turn judged trees into the accuracy table, and those of a search into the PRM's report."""
 
     def read_samples(name: str) -> evaluation.Answered:
@@ -256,20 +316,35 @@ def measure(state: State, found: dict[str, datasets.Shard], answer_fn: Callable)
     paths = state.replay.paths
     _, depth = np.nonzero(paths.weight)
     baseline = evaluation.fit_baseline(paths.target[paths.weight > 0], depth)
-    return {**table, **evaluation.prm_report(solved, solve_labels, baseline), **evaluation.samples_report(sampled)}
+    return {
+        **table,
+        **evaluation.prm_report(solved, solve_labels, baseline),
+        **evaluation.samples_report(sampled),
+    }
 
 
-def reported_traces(run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str) -> list[dict[str, Any]]:
-    """Take the answers to the first problems of the split for the report, each step with its score and target."""
+def reported_traces(
+    run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str
+) -> list[dict[str, Any]]:
+    """Take the answers to the first problems of the split for the report, each step with its score
+    and target.
+    """
     samples = []
     for b in np.flatnonzero(prompt.problem_id >= 0)[: NUM_REPORTED_TRACES // 2]:
         problem = run.problems[int(prompt.problem_id[b])]
-        # The last step sampled where there is no answer; -1 where there is no step, which has no verdict either.
-        last = tree.chosen[b] if tree.chosen[b] >= 0 else max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
+        # The last step sampled where there is no answer; -1 where there is no step, which has no
+        # verdict either.
+        last = (
+            tree.chosen[b]
+            if tree.chosen[b] >= 0
+            else max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
+        )
         rows = trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]
         steps = [
             {
-                "text": run.task.tokenizer.decode(tree.tokens[b, r, : tree.length[b, r]].tolist()).rstrip("\n"),
+                "text": run.task.tokenizer.decode(
+                    tree.tokens[b, r, : tree.length[b, r]].tolist()
+                ).rstrip("\n"),
                 "score": float(tree.score[b, r]),
                 "value": float(tree.value[b, r]),
                 "target": float(labelled.target[b, r]) if labelled.is_labelled[b, r] else None,
@@ -278,7 +353,13 @@ def reported_traces(run: Run, prompt: Prompts, tree: Tree, labelled: Labels, met
         ]
         verdict = Verdict(int(labelled.verdict[b, last])).name.lower()
         samples.append(
-            {"problem": problem.prompt, "gold": problem.gold, "steps": steps, "verdict": verdict, "method": method}
+            {
+                "problem": problem.prompt,
+                "gold": problem.gold,
+                "steps": steps,
+                "verdict": verdict,
+                "method": method,
+            }
         )
     return samples
 
@@ -288,7 +369,9 @@ def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
     if not grown:
         return {}
     names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
-    totals: dict[str, float] = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
+    totals: dict[str, float] = {
+        name: int(sum(getattr(t, name).sum() for t in grown)) for name in names
+    }
     rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
     num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
     useful = sum(int(t.length.sum()) for t in grown)

@@ -1,9 +1,9 @@
 """What a run will need, before it runs: `python -m jaxtrain.main --config ... --plan`.
 
-For a TPU topology the four heavy programs are compiled for it, without one, by libtpu's compiler, whose memory figures
-are those of the real thing. For the devices here they are compiled as they would be. For a GPU that is not here, memory
-comes from shapes alone and is labelled so. Times are rooflines: nothing runs faster, real runs take several times as
-long.
+For a TPU topology the four heavy programs are compiled for it, without one, by libtpu's compiler,
+whose memory figures are those of the real thing. For the devices here they are compiled as they
+would be. For a GPU that is not here, memory comes from shapes alone and is labelled so. Times are
+rooflines: nothing runs faster, real runs take several times as long.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Program:
 def plan(config: Config, progress: Progress) -> Iterator[str]:
     """Yield the lines of the plan as they become known.
 
-    Raises UserError for a topology that is not known, and at the end for a config that does not fit.
+    Raises UserError for a topology that is not known, and at the end for a config that does not
+    fit.
     """
     devices, chip, is_compiled = devices_of(config.sharding.topology)
     mesh = sharding.make_mesh(config.sharding, devices)
@@ -105,12 +106,20 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
     if not topology:
         name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
-        return None, next((chip for kind, chip in CHIPS.items() if kind in name), CHIPS["cpu"]), True
+        return (
+            None,
+            next((chip for kind, chip in CHIPS.items() if kind in name), CHIPS["cpu"]),
+            True,
+        )
     if kind not in CHIPS or kind == "cpu":
-        raise UserError(f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
+        raise UserError(
+            f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1"
+        )
     if kind not in TPUS:
         if not size.isdecimal() or int(size) == 0:
-            raise UserError(f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8")
+            raise UserError(
+                f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8"
+            )
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
@@ -131,7 +140,9 @@ def stand_in(config: Config) -> Any:
     """Stand for a tokenizer: the programs do not depend on which text a token is."""
     size = config.model.vocab_size
     if not size:
-        raise UserError("--config.model.vocab_size=0: a plan needs the size of the vocabulary, or the pretrained model")
+        raise UserError(
+            "--config.model.vocab_size=0: a plan needs the size of the vocabulary, or the pretrained model"
+        )
     return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
 
 
@@ -166,19 +177,31 @@ def search_bytes(config: Config, mesh: Any) -> tuple[float, float]:
     per_token = kv_bytes(config, mesh)
     prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) * c.max_step_tokens
     rollouts = c.rollout_depth * c.num_rollout_candidates
-    lanes = max(c.num_candidates, c.round_steps * c.num_rollout_candidates)  # in steps; of expansion or rollout
+    # in steps; of expansion or rollout
+    lanes = max(c.num_candidates, c.round_steps * c.num_rollout_candidates)
     kv = problems * per_token * (prefix + lanes * c.max_step_tokens)
     node = 4 * (prefix + (c.num_candidates + rollouts) * (c.max_step_tokens + 8))
     return kv, problems * c.num_simulations * node
 
 
 def kv_bytes(config: Config, mesh: Any) -> float:
-    """Count the bytes of one cached token on one device; heads that tp does not divide are whole everywhere."""
+    """Count the bytes of one cached token on one device; heads that tp does not divide are whole
+    everywhere.
+    """
     m, tp = config.model, mesh.shape["tp"]
-    return 2 * m.num_layers * m.num_kv_heads * m.head * jnp.dtype(m.dtype).itemsize / (1 if m.num_kv_heads % tp else tp)
+    return (
+        2
+        * m.num_layers
+        * m.num_kv_heads
+        * m.head
+        * jnp.dtype(m.dtype).itemsize
+        / (1 if m.num_kv_heads % tp else tp)
+    )
 
 
-def programs(config: Config, fns: Functions, mesh: Any, is_compiled: bool) -> Iterator[tuple[str, Program]]:
+def programs(
+    config: Config, fns: Functions, mesh: Any, is_compiled: bool
+) -> Iterator[tuple[str, Program]]:
     """Measure the four heavy programs, by compiling them or from shapes."""
     if not is_compiled:
         yield from estimate(config, fns, mesh)
@@ -204,12 +227,17 @@ def programs(config: Config, fns: Functions, mesh: Any, is_compiled: bool) -> It
     calls = {
         "search": (fns.grow, (state.policy.params, state.prm.params, prompts, keys, floats())),
         "sampling": (sampling, (state.policy.params, state.prm.params, prompts, keys, floats())),
-        "policy update": (fns.update_policy, (state.policy, PolicyBatch(ints(m, length), ints(m), ints(m)), floats())),
+        "policy update": (
+            fns.update_policy,
+            (state.policy, PolicyBatch(ints(m, length), ints(m), ints(m)), floats()),
+        ),
         "PRM update": (
             fns.update_prm,
             (
                 state.prm,
-                PrmBatch(ints(n, length), ints(n), ints(n, steps), floats(n, steps), floats(n, steps)),
+                PrmBatch(
+                    ints(n, length), ints(n), ints(n, steps), floats(n, steps), floats(n, steps)
+                ),
                 floats(),
             ),
         ),
@@ -222,15 +250,21 @@ def programs(config: Config, fns: Functions, mesh: Any, is_compiled: bool) -> It
         except jax.errors.JaxRuntimeError as error:
             if not is_exhausted(error):
                 raise
-            raise UserError(f"{name}: {str(error).splitlines()[0]}; smaller would be {shrink(name)}") from error
-        return Program(memory.temp_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+            raise UserError(
+                f"{name}: {str(error).splitlines()[0]}; smaller would be {shrink(name)}"
+            ) from error
+        return Program(
+            memory.temp_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+        )
 
     with ThreadPoolExecutor() as threads:  # a compiler works on one core
         yield from zip(calls, threads.map(measure, calls), strict=True)
 
 
 def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, Program]]:
-    """Estimate from shapes what a compiler would need: copies of weights, caches, gradients, activations, logits."""
+    """Estimate from shapes what a compiler would need: copies of weights, caches, gradients,
+    activations, logits.
+    """
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
     count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
@@ -240,8 +274,11 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     yield "search", Program(copies + 2 * kv + 3 * lanes * m.vocab_size * 4 + tree, tree)
     lanes = config.prompts.batch_size / shards
     lanes *= config.evaluation.num_samples if config.evaluation.methods == "all" else 1
-    # The cache of all tokens sampled is written anew with every token, and read by the PRM in one piece.
-    sampled = 2 * lanes * config.search.max_steps * config.search.max_step_tokens * kv_bytes(config, mesh)
+    # The cache of all tokens sampled is written anew with every token, and read by the PRM in one
+    # piece.
+    sampled = (
+        2 * lanes * config.search.max_steps * config.search.max_step_tokens * kv_bytes(config, mesh)
+    )
     yield "sampling", Program(copies + sampled + 3 * lanes * m.vocab_size * 4, 0)
     for name, fit, is_policy in (
         ("policy update", config.updates.policy, True),
@@ -249,11 +286,16 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     ):
         tokens = fit.batch_size / shards * config.max_length
         grads = count * 4 / (mesh.shape["fsdp"] * tp)
-        # Kept for the backward pass: a block's inputs, norms, q k v, scores, mixed, gate, up and their product.
+        # Kept for the backward pass: a block's inputs, norms, q k v, scores, mixed, gate, up and
+        # their product.
         block = tokens * (6 * m.width + 4 * m.mlp_width / tp) * item
         heads = m.num_heads / (1 if m.num_heads % tp else tp)
         block += fit.batch_size / shards * heads * config.max_length**2 * 4 * 2
-        kept = m.num_layers * tokens * m.width * item + block if m.is_rematerialised else m.num_layers * block
+        kept = (
+            m.num_layers * tokens * m.width * item + block
+            if m.is_rematerialised
+            else m.num_layers * block
+        )
         logits = 3 * tokens * m.vocab_size * 4 / tp if is_policy else 0
         weights = count * item / tp if item < 4 or m.is_scanned else 0
         yield name, Program(2 * grads + kept + logits + weights, 0)
@@ -295,9 +337,18 @@ def disk(config: Config, fns: Functions) -> Iterator[str]:
     c = config.search
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(fns.abstract_state))
     rows = c.num_simulations * (c.num_candidates + c.rollout_depth * c.num_rollout_candidates)
-    trees = (config.prompts.num_problems or config.prompts.batch_size) * rows * (c.max_step_tokens + 10) * 4
+    trees = (
+        (config.prompts.num_problems or config.prompts.batch_size)
+        * rows
+        * (c.max_step_tokens + 10)
+        * 4
+    )
     kept = config.checkpoints.num_kept + 1
-    fits = f"{state / GIB:.2f} GiB more while fits are saved; " if config.checkpoints.num_updates else ""
+    fits = (
+        f"{state / GIB:.2f} GiB more while fits are saved; "
+        if config.checkpoints.num_updates
+        else ""
+    )
     yield (
         f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: {kept * state / GIB:.2f} GiB; {fits}"
         f"at most {trees / GIB:.3f} GiB of trees an iteration, before compression"

@@ -1,9 +1,10 @@
 """Live progress: what the run is doing, how fast, and when it will be done.
 
-A run is never silent for long: besides the loop, which reports what is finished, a thread beats every second and shows
-the state again while the loop is inside a long compiled call or the compiler (both leave the interpreter free). On a
-terminal that is one live bar below the finished phases; elsewhere (a log, a notebook, CI) it is a plain line every few
-seconds. Progress decides nothing: it never fails a run, and no number of it goes back into the computation.
+A run is never silent for long: besides the loop, which reports what is finished, a thread beats
+every second and shows the state again while the loop is inside a long compiled call or the compiler
+(both leave the interpreter free). On a terminal that is one live bar below the finished phases;
+elsewhere (a log, a notebook, CI) it is a plain line every few seconds. Progress decides nothing: it
+never fails a run, and no number of it goes back into the computation.
 """
 
 from __future__ import annotations
@@ -70,10 +71,15 @@ class Phase:
         """Return the parts of a line about the phase: speed, solve rate, loss."""
         parts = []
         if self.done > self.restored:
-            # Work arrives in chunks: a speed as of the last one does not sag while the next is under way.
-            parts.append(f"{_rate((self.done - self.restored) / self.worked_seconds)} {self.unit}/s")
+            # Work arrives in chunks: a speed as of the last one does not sag while the next is
+            # under way.
+            parts.append(
+                f"{_rate((self.done - self.restored) / self.worked_seconds)} {self.unit}/s"
+            )
         parts += [
-            f"{_rate(self.sums[n] / self.worked_seconds)} {n}/s" for n in ("simulations", "tokens") if self.sums[n]
+            f"{_rate(self.sums[n] / self.worked_seconds)} {n}/s"
+            for n in ("simulations", "tokens")
+            if self.sums[n]
         ]
         if self.sums["attempted"]:
             parts.append(f"solved {self.sums['solved'] / self.sums['attempted']:.1%}")
@@ -82,17 +88,22 @@ class Phase:
         return parts
 
     def outlook(self) -> str:
-        """Return "ETA 0:12" where the work so far tells it and time has not proved it wrong, else "0:12 so far"."""
+        """Return "ETA 0:12" where the work so far tells it and time has not proved it wrong, else
+        "0:12 so far".
+        """
         seconds = self.clock() - self.start - self.compile_seconds
         if self.total and self.done > self.restored:
-            left = (self.total - self.restored) * self.worked_seconds / (self.done - self.restored) - seconds
+            left = (self.total - self.restored) * self.worked_seconds / (
+                self.done - self.restored
+            ) - seconds
             if left >= 0:
                 return f"ETA {_duration(left)}"
         return f"{_duration(seconds)} so far"
 
 
 class Progress:
-    """Show phases on a stream: bars on a terminal, elsewhere plain lines at most `interval` seconds apart.
+    """Show phases on a stream: bars on a terminal, elsewhere plain lines at most `interval` seconds
+    apart.
 
     with Progress(num_iterations) as progress:
         with progress.phase("search", iteration=2, total=2048, unit="problems") as phase:
@@ -102,14 +113,19 @@ class Progress:
     """
 
     def __init__(
-        self, num_iterations: int, stream: TextIO | None = None, interval: float = 5.0, clock: Clock = time.monotonic
+        self,
+        num_iterations: int,
+        stream: TextIO | None = None,
+        interval: float = 5.0,
+        clock: Clock = time.monotonic,
     ):
         self._num_iterations = num_iterations
         self._stream = stream or sys.stderr
         self._interval = interval
         self._clock = clock
         self._lock = threading.Lock()
-        self._last = self._idle_since = clock()  # when something was last written; when the last phase ended
+        # when something was last written; when the last phase ended
+        self._last = self._idle_since = clock()
         self._phase: Phase | None = None
         self._compiling: tuple[str, float] | None = None
         self._bar: rich.progress.Progress | None = None
@@ -142,9 +158,17 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(
-        self, name: str, *, total: int | None = None, unit: str = "problems", iteration: int | None = None
+        self,
+        name: str,
+        *,
+        total: int | None = None,
+        unit: str = "problems",
+        iteration: int | None = None,
     ) -> Iterator[Phase]:
-        """Show a phase while the block runs, and one line about it at its end. Phases do not nest."""
+        """Show a phase while the block runs, and one line about it at its end.
+
+        Phases do not nest.
+        """
         phase = Phase(name, iteration, total, unit, self._clock, self._clock())
         self._phase = phase
         self.beat()
@@ -161,7 +185,9 @@ class Progress:
 
     @contextlib.contextmanager
     def compiling(self, name: str) -> Iterator[None]:
-        """Announce a compilation, and say at the end how long it took; its time is kept out of the phase's speed."""
+        """Announce a compilation, and say at the end how long it took; its time is kept out of the
+        phase's speed.
+        """
         start = self._clock()
         self._compiling = (name, start)
         self.note(f"compiling {name} ...")
@@ -175,14 +201,22 @@ class Progress:
         self.note(f"compiled {name} in {seconds:.1f} s")
 
     def beat(self) -> None:
-        """Show the state again: on a terminal at once, elsewhere if `interval` seconds have passed in silence."""
-        compiling, phase = self._compiling, self._phase  # read once: the loop may end either meanwhile
+        """Show the state again: on a terminal at once, elsewhere if `interval` seconds have passed
+        in silence.
+        """
+        # read once: the loop may end either meanwhile
+        compiling, phase = self._compiling, self._phase
         with self._lock:
             if self._bar:
                 head, *facts = self._describe(compiling, phase)
                 total, done = (phase.total, phase.done) if phase and not compiling else (None, 0)
                 self._bar.update(
-                    self._task, description=head, facts=" | ".join(facts), total=total, completed=done, refresh=True
+                    self._task,
+                    description=head,
+                    facts=" | ".join(facts),
+                    total=total,
+                    completed=done,
+                    refresh=True,
                 )
             elif self._clock() - self._last >= self._interval:
                 self._write(" | ".join(self._describe(compiling, phase)))
@@ -200,7 +234,11 @@ class Progress:
         return [self._head(phase), *phase.describe(), phase.outlook()]
 
     def _head(self, phase: Phase) -> str:
-        where = f"iteration {phase.iteration}/{self._num_iterations}: " if phase.iteration is not None else ""
+        where = (
+            f"iteration {phase.iteration}/{self._num_iterations}: "
+            if phase.iteration is not None
+            else ""
+        )
         total = f"/{phase.total:,}" if phase.total else ""
         return f"{where}{phase.name} {phase.done:,}{total} {phase.unit}"
 

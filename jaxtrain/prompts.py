@@ -1,7 +1,8 @@
 """Stage 1 of 7. Task in, Prompts out.
 
-Which problems an iteration sees, and in which fixed shape. A prompt over the limit is left out and counted, never
-truncated; the last batch is filled with rows of problem id -1, so every batch has one shape and one compilation.
+Which problems an iteration sees, and in which fixed shape. A prompt over the limit is left out and
+counted, never truncated; the last batch is filled with rows of problem id -1, so every batch has
+one shape and one compilation.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class PromptsConfig:
     num_first_problems: int = 512  # problems of iteration 0, whose trees start the PRM (D_V0)
     max_prompt_tokens: int = 64  # P; a longer prompt is left out and counted
     batch_size: int = 128  # B: problems searched at once, over all devices
-    style: str = "plain"  # plain: the task's own; few_shot: behind demonstrations; chat: the model's chat template
+    # plain: the task's own; few_shot: behind demonstrations; chat: the model's chat template
+    style: str = "plain"
     num_shots: int = 4  # few_shot: demonstrations in front of every problem
     system: str = ""  # chat: the system text; empty: the template's own
     date: str = ""  # chat: what day it is, YYYY-MM-DD; empty: the day on which the run starts
@@ -69,7 +71,9 @@ class PromptsConfig:
         try:
             datetime.date.fromisoformat(self.date or "2000-01-01")
         except ValueError as error:
-            raise UserError(f"--config.prompts.date={self.date}: must be a day, as YYYY-MM-DD") from error
+            raise UserError(
+                f"--config.prompts.date={self.date}: must be a day, as YYYY-MM-DD"
+            ) from error
 
 
 def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
@@ -79,11 +83,14 @@ def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
     return replace(config, date=before or datetime.date.today().isoformat())
 
 
-def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: int) -> list[Problem]:
-    """Draw an iteration's problems without replacement; each epoch over the set is a permutation of its own.
+def draw(
+    problems: Sequence[Problem], num_problems: int, seed: int, iteration: int
+) -> list[Problem]:
+    """Draw an iteration's problems without replacement; each epoch over the set is a permutation of
+    its own.
 
-    Iterations take `num_problems` at a time from the endless concatenation of the epochs, so every problem is seen
-    equally often. 0 takes all.
+    Iterations take `num_problems` at a time from the endless concatenation of the epochs, so every
+    problem is seen equally often. 0 takes all.
     """
     total = len(problems)
     size = min(num_problems, total) if num_problems else total
@@ -92,15 +99,20 @@ def draw(problems: Sequence[Problem], num_problems: int, seed: int, iteration: i
         drawn, left = left[:size], left[size:]
         if len(drawn) < size:
             order = np.random.default_rng((seed, 1, epoch)).permutation(total)
-            # A problem that the last epoch's end already gave to this iteration waits for its next turn.
+            # A problem that the last epoch's end already gave to this iteration waits for its next
+            # turn.
             fresh = order[~np.isin(order, drawn)][: size - len(drawn)]
             left, epoch = order[~np.isin(order, fresh)].tolist(), epoch + 1
             drawn += fresh.tolist()
     return [problems[i] for i in drawn]
 
 
-def make_encode(config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]) -> Encode:
-    """Make the function that turns a problem, or the one of a demonstration, into the tokens of its prompt."""
+def make_encode(
+    config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]
+) -> Encode:
+    """Make the function that turns a problem, or the one of a demonstration, into the tokens of its
+    prompt.
+    """
     if config.style == "chat":
         return lambda problem: tokenizer.encode_chat(problem.question, config.system, config.date)
     num_shots = config.num_shots if config.style == "few_shot" else 0
@@ -111,15 +123,22 @@ def make_encode(config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Seq
 def encode(
     problems: Sequence[Problem], encode_fn: Encode, max_prompt_tokens: int, batch_size: int
 ) -> tuple[list[Prompts], int]:
-    """Encode problems into batches of one shape. Returns (batches, number of prompts over the limit)."""
+    """Encode problems into batches of one shape.
+
+    Returns (batches, number of prompts over the limit).
+    """
     encoded = [(problem.id, encode_fn(problem)) for problem in problems]
     fitting = [(i, ids) for i, ids in encoded if len(ids) <= max_prompt_tokens]
     starts = range(0, len(fitting), batch_size)
-    batches = [_batch(fitting[at : at + batch_size], max_prompt_tokens, batch_size) for at in starts]
+    batches = [
+        _batch(fitting[at : at + batch_size], max_prompt_tokens, batch_size) for at in starts
+    ]
     return batches, len(encoded) - len(fitting)
 
 
-def _batch(rows: Sequence[tuple[int, list[int]]], max_prompt_tokens: int, batch_size: int) -> Prompts:
+def _batch(
+    rows: Sequence[tuple[int, list[int]]], max_prompt_tokens: int, batch_size: int
+) -> Prompts:
     tokens = np.zeros((batch_size, max_prompt_tokens), np.int32)
     # A padding row has one token, so that no network ever reads an empty row.
     length, problem_id = np.ones(batch_size, np.int32), np.full(batch_size, -1, np.int32)

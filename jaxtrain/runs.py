@@ -28,16 +28,20 @@ def open_model(config: Config) -> tuple[Config, Pretrained | None]:
 
 
 def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dict[str, Any]:
-    """List what a run depends on besides its config: hashes of its data, its problems and its pretrained model."""
+    """List what a run depends on besides its config: hashes of its data, its problems and its
+    pretrained model.
+    """
     hashes = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
     hashes |= {"prompts.date": config.prompts.date} if config.prompts.date else {}
     return hashes | dict(pretrained.hashes if pretrained else {})
 
 
 def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
-    """Open a run that is there, to read it alone. Returns (its config, its manifest, the model it started from).
+    """Open a run that is there, to read it alone. Returns (its config, its manifest, the model it
+    started from).
 
-    The config is for the devices here. Raises UserError where it is no run, or its model is not what it was.
+    The config is for the devices here. Raises UserError where it is no run, or its model is not
+    what it was.
     """
     values, manifest = read_old(path)
     for name, content in (("config.json", values), ("manifest.json", manifest)):
@@ -46,25 +50,34 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
     try:
         config = read_config(ConfigDict(values))
     except (UserError, ValueError, TypeError) as error:
-        raise UserError(f"{path / 'config.json'}: {error}; take the jaxtrain that wrote it") from error
+        raise UserError(
+            f"{path / 'config.json'}: {error}; take the jaxtrain that wrote it"
+        ) from error
     pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
     hashes = pretrained.hashes if pretrained else {}
     started = {name: value for name, value in manifest["facts"].items() if name.startswith("hub/")}
     for name in sorted(started.keys() | hashes.keys()):
         if started.get(name) != hashes.get(name):
-            raise UserError(f"{config.hub.pretrained}: {name} is not what it was when {path} started from it")
+            raise UserError(
+                f"{config.hub.pretrained}: {name} is not what it was when {path} started from it"
+            )
     return replace(config, sharding=ShardingConfig()), manifest, pretrained
 
 
-def open_task(path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None) -> Task:
-    """Make the task of a run anew. Raises UserError where its problems are not those that it trained on.
+def open_task(
+    path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None
+) -> Task:
+    """Make the task of a run anew. Raises UserError where its problems are not those that it
+    trained on.
 
     So it does where the file of a task of the user's own, and with it the verifier, is another.
     """
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     facts, own = manifest["facts"], "tasks.name.sha256"
     if facts.get(own) != file_hashes(config.tasks).get(own):
-        raise UserError(f"--workdir {path}: {config.tasks.name} is not what it was when the run started")
+        raise UserError(
+            f"--workdir {path}: {config.tasks.name} is not what it was when the run started"
+        )
     if digest(task) != facts["tasks.problems.sha256"]:
         raise UserError(
             f"--workdir {path}: its config no longer makes the problems that it trained on, so none can be told to be "

@@ -1,8 +1,8 @@
 """Where arrays live: one mesh `(data, fsdp, tp)`, one table from parameter path to PartitionSpec.
 
-Batches are split over data and fsdp, weights over fsdp and tp. The same table shapes init, restore and every jitted
-function. Axes are Auto: the compiler places the tensor-parallel collectives; search is written per shard (`per_shard`),
-so that its loop holds none of the others.
+Batches are split over data and fsdp, weights over fsdp and tp. The same table shapes init, restore
+and every jitted function. Axes are Auto: the compiler places the tensor-parallel collectives;
+search is written per shard (`per_shard`), so that its loop holds none of the others.
 """
 
 from __future__ import annotations
@@ -36,15 +36,21 @@ class ShardingConfig:
     data: int = -1  # copies of the weights, batch split
     fsdp: int = 1  # weights and batch split
     tp: int = 1  # heads and MLP width split
-    topology: str = ""  # what --plan is for: v4:2x2x1, v5e:2x2, v6e:2x2, h100:1, cpu; empty: the devices here
+    # what --plan is for: v4:2x2x1, v5e:2x2, v6e:2x2, h100:1, cpu; empty: the devices here
+    topology: str = ""
 
 
 def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> Any:
-    """Build the mesh over all devices. Raises UserError where the sizes do not multiply to their number.
+    """Build the mesh over all devices. Raises UserError where the sizes do not multiply to their
+    number.
 
-    `devices` may be those of a topology that is not here; ones without a platform make an AbstractMesh.
+    `devices` may be those of a topology that is not here; ones without a platform make an
+    AbstractMesh.
     """
-    sizes, total = [config.data, config.fsdp, config.tp], jax.device_count() if devices is None else len(devices)
+    sizes, total = (
+        [config.data, config.fsdp, config.tp],
+        jax.device_count() if devices is None else len(devices),
+    )
     known = 1
     for size in sizes:
         known *= max(size, 1)
@@ -67,13 +73,17 @@ def num_shards(mesh: Mesh) -> int:
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Look up a parameter; an axis that its dimension is not divisible by stays whole, and so do stacked layers."""
+    """Look up a parameter; an axis that its dimension is not divisible by stays whole, and so do
+    stacked layers.
+    """
     parts = path.split("/")
     layers = (None,) if "blocks" in parts else ()  # nn.transformer.STACKED
     for pattern, spec in TABLE:
         if re.fullmatch(pattern, parts[-1]) and len(layers + spec) == len(shape):
             wanted = zip(layers + spec, shape, strict=True)
-            return PartitionSpec(*(a if a is None or n % mesh.shape[a] == 0 else None for a, n in wanted))
+            return PartitionSpec(
+                *(a if a is None or n % mesh.shape[a] == 0 else None for a, n in wanted)
+            )
     return PartitionSpec()
 
 
@@ -93,10 +103,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def per_shard(fn: Callable, mesh: Mesh, num_params: int, num_batched: int) -> Callable:
-    """Wrap `fn(*params, *batched, scalar)` so that each shard of the batch runs it alone on whole weights.
+    """Wrap `fn(*params, *batched, scalar)` so that each shard of the batch runs it alone on whole
+    weights.
 
-    Weights are gathered over data and fsdp once, before `fn`; tensor parallelism stays with the compiler. Every output
-    must have a leading batch axis.
+    Weights are gathered over data and fsdp once, before `fn`; tensor parallelism stays with the
+    compiler. Every output must have a leading batch axis.
     """
     whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
     return jax.shard_map(

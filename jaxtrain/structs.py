@@ -8,8 +8,9 @@ Dimension key, used in every shape comment of the project:
     D  steps of a trace, at most        M  examples of an update
     C  rows that a replay can hold      P  tokens of a prompt, at most
 
-A *step* is a piece of reasoning, never a gradient step (that is an *update*). *Finished* means that the final answer
-has been given (an end token), *ended* that the branch cannot grow (finished, or cut by the step or depth limit).
+A *step* is a piece of reasoning, never a gradient step (that is an *update*). *Finished* means that
+the final answer has been given (an end token), *ended* that the branch cannot grow (finished, or
+cut by the step or depth limit).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 
 from flax import struct
 
-# jax.Array inside jit, np.ndarray on the host: the stages hand both on, and no checker can tell them apart for us.
+# jax.Array inside jit, np.ndarray on the host: the stages hand both on, and no checker can tell
+# them apart for us.
 Array = Any
 Params = Any  # nested dict of arrays
 
@@ -30,7 +32,8 @@ class Kind(IntEnum):
     EMPTY = 0  # never sampled
     CANDIDATE = 1  # a step sampled when its parent was expanded
     ROLLOUT = 2  # a step of a Monte Carlo rollout
-    DUPLICATE = 3  # a candidate whose text an earlier sibling has already; never searched, never labelled
+    # a candidate whose text an earlier sibling has already; never searched, never labelled
+    DUPLICATE = 3
 
 
 class Verdict(IntEnum):
@@ -39,7 +42,8 @@ class Verdict(IntEnum):
     NONE = 0  # not a finished trace
     CORRECT = 1
     WRONG = 2
-    UNPARSABLE = 3  # finished without an answer that can be read; wrong for every purpose but the counts
+    # finished without an answer that can be read; wrong for every purpose but the counts
+    UNPARSABLE = 3
     ERROR = 4  # the verifier failed; counted, never trained on
 
 
@@ -62,7 +66,10 @@ class Prefix:
 
 @struct.dataclass
 class Steps:
-    """Steps sampled from the policy; `...` is `[B lanes K]`, K steps one after another. Tokens past `length` are 0."""
+    """Steps sampled from the policy; `...` is `[B lanes K]`, K steps one after another.
+
+    Tokens past `length` are 0.
+    """
 
     tokens: Array  # [... S] int32, the terminator included
     length: Array  # [...] int32, 0 where the lane was not live
@@ -75,7 +82,8 @@ class Steps:
 class Tree:
     """A finished search over one prompt, in rows that no engine's internals show through.
 
-    A row is one sampled step. Its parent row always has a smaller index; parent -1 is the prompt itself.
+    A row is one sampled step. Its parent row always has a smaller index; parent -1 is the prompt
+    itself.
     """
 
     problem_id: Array  # [B] int32
@@ -94,7 +102,8 @@ class Tree:
     num_wasted: Array  # [B] int32, simulations spent on leaves that had ended
     policy_tokens: Array  # [B] int32, tokens the policy computed (prefill and samples, padding not)
     prm_tokens: Array  # [B] int32, tokens the PRM computed
-    lane_tokens: Array  # [B] int32, token slots held open, which depends on the batch; `length` summed were of use
+    # [B] int32, token slots held open, which depends on the batch; `length` summed were of use
+    lane_tokens: Array
 
 
 @struct.dataclass
@@ -116,14 +125,17 @@ class Traces:
     prompt_length: Array  # [C] int32
     length: Array  # [C] int32
     problem_id: Array  # [C] int32
-    iteration: Array  # [C] int32, the iteration that made the row, with the policy of the one before
+    # [C] int32, the iteration that made the row, with the policy of the one before
+    iteration: Array
 
 
 @struct.dataclass
 class Paths:
-    """Root-to-leaf paths with a value target at step ends: what the PRM learns from. Rows with iteration -1 are empty.
+    """Root-to-leaf paths with a value target at step ends: what the PRM learns from. Rows with
+    iteration -1 are empty.
 
-    A step that several paths share carries its weight on one of them only, so each label counts once.
+    A step that several paths share carries its weight on one of them only, so each label counts
+    once.
     """
 
     tokens: Array  # [C L] int32

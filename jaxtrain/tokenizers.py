@@ -1,8 +1,8 @@
 """Text to token ids and back. Stands below the tasks; imports nothing of ours but the error.
 
-Both tokenizers are one class: a table of the bytes they know, after two special ids. A byte tokenizer knows all 256; a
-character tokenizer knows the few ASCII characters of a task, which keeps a small vocabulary small. Ids are `pad_id`,
-`end_id`, then the table in order.
+Both tokenizers are one class: a table of the bytes they know, after two special ids. A byte
+tokenizer knows all 256; a character tokenizer knows the few ASCII characters of a task, which keeps
+a small vocabulary small. Ids are `pad_id`, `end_id`, then the table in order.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NOT_TEXT = 0xFF  # occurs in no UTF-8 text, so it always decodes to U+FFFD
 class Tokenizer:
     """Map text to ids, one id for each byte of its UTF-8 form.
 
-    pad_id fills rows to their shape and is never used to tell padding from text: lengths are. end_id follows a
-    finished response.
+    pad_id fills rows to their shape and is never used to tell padding from text: lengths are.
+    end_id follows a finished response.
     """
 
     alphabet: bytes  # the bytes that have an id, each once, newline among them
@@ -45,7 +45,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without an end id.
 
-        Raises UserError for a character outside the alphabet, and for half of a surrogate pair, which is no text.
+        Raises UserError for a character outside the alphabet, and for half of a surrogate pair,
+        which is no text.
         """
         try:
             return [self._ids[byte] for byte in text.encode("utf-8")]
@@ -62,13 +63,16 @@ class Tokenizer:
 
     def encode_chat(self, text: str, system: str, date: str) -> list[int]:
         """Refuse: only pretrained models know a chat."""
-        raise UserError("--config.prompts.style=chat: needs a pretrained model with a chat template; choose plain")
+        raise UserError(
+            "--config.prompts.style=chat: needs a pretrained model with a chat template; choose plain"
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text before the first end id, or before the trailing padding where there is no end.
+        """Return the text before the first end id, or before the trailing padding where there is no
+        end.
 
-        Any other id that stands for no text, a pad id inside the text too, becomes U+FFFD: what a policy sampled must
-        not vanish on the way to the verifier.
+        Any other id that stands for no text, a pad id inside the text too, becomes U+FFFD: what a
+        policy sampled must not vanish on the way to the verifier.
         """
         ids = [int(i) for i in ids]
         if self.end_id in ids:
@@ -94,9 +98,14 @@ class Tokenizer:
 
 
 def character_tokenizer(alphabet: str) -> Tokenizer:
-    """Make a tokenizer of a few ASCII characters, newline among them. Raises UserError for any other alphabet."""
+    """Make a tokenizer of a few ASCII characters, newline among them.
+
+    Raises UserError for any other alphabet.
+    """
     if not alphabet.isascii() or "\n" not in alphabet or len(set(alphabet)) != len(alphabet):
-        raise UserError(f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline among them")
+        raise UserError(
+            f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline among them"
+        )
     return Tokenizer(alphabet.encode("ascii"))
 
 

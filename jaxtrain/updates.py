@@ -1,11 +1,12 @@
 """Stage 5 of 7. Batches in, Learner out.
 
-A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one jitted, pure step
-`(learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh. The learning rate is an argument and its
-schedule spans exactly one fit, so the warm start and every later fit have a horizon of their own while Adam's moments
-live on. An update leaves the learner as it was, and is counted, where its loss, its gradient, a parameter or a moment
-is not finite. What an update made is checked by the next one, and at the end of a fit: to check it at once would hold
-a second copy of the learner.
+A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one
+jitted, pure step `(learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh. The
+learning rate is an argument and its schedule spans exactly one fit, so the warm start and every
+later fit have a horizon of their own while Adam's moments live on. An update leaves the learner as
+it was, and is counted, where its loss, its gradient, a parameter or a moment is not finite. What an
+update made is checked by the next one, and at the end of a fit: to check it at once would hold a
+second copy of the learner.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
 
 # What no updates tell.
-NO_INFOS = {"loss": np.zeros(0, np.float32), "grad_norm": np.zeros(0, np.float32), "is_skipped": np.zeros(0, bool)}
+NO_INFOS = {
+    "loss": np.zeros(0, np.float32),
+    "grad_norm": np.zeros(0, np.float32),
+    "is_skipped": np.zeros(0, bool),
+}
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,15 @@ class FitConfig:
     """One network's fit."""
 
     num_updates: int = 400  # updates of a fit in iterations 1, 2, ...
-    num_first_updates: int = 800  # updates of iteration 0: the policy on demonstrations, the PRM on D_V0
-    max_epochs: float = 0.0  # fewer updates in iterations 1, 2, ... if these are more epochs, rounded up; 0: no limit
+    # updates of iteration 0: the policy on demonstrations, the PRM on D_V0
+    num_first_updates: int = 800
+    # fewer updates in iterations 1, 2, ... if these are more epochs, rounded up; 0: no limit
+    max_epochs: float = 0.0
     batch_size: int = 64  # M, over all devices
     learning_rate: float = 1e-3  # peak
     first_learning_rate: float = 0.0  # peak in iteration 0; 0: the same
-    warmup: float = 0.05  # share of a fit in which the rate rises from 0; a cosine to `final` follows
+    # share of a fit in which the rate rises from 0; a cosine to `final` follows
+    warmup: float = 0.05
     final: float = 0.1  # last rate, as a share of the peak
     b1: float = 0.9  # AdamW's decay of the mean gradient, an update
     b2: float = 0.98  # AdamW's decay of the mean squared gradient, an update
@@ -52,12 +60,15 @@ class UpdatesConfig:
 
     policy: FitConfig = field(default_factory=FitConfig)
     prm: FitConfig = field(default_factory=FitConfig)
-    max_skipped: int = 20  # updates in a row that are not finite, and so are skipped, before the run stops
+    # updates in a row that are not finite, and so are skipped, before the run stops
+    max_skipped: int = 20
 
     def __post_init__(self):
         require_at_least(1, "updates", self, "max_skipped")
         for section, fit in (("updates.policy", self.policy), ("updates.prm", self.prm)):
-            require_at_least(0, section, fit, "num_updates", "num_first_updates", "max_epochs", "weight_decay")
+            require_at_least(
+                0, section, fit, "num_updates", "num_first_updates", "max_epochs", "weight_decay"
+            )
             require_at_least(0, section, fit, "learning_rate", "first_learning_rate")
             require_at_least(1, section, fit, "batch_size")
             require_share(section, fit, "warmup", "final", "b1", "b2")
@@ -66,7 +77,8 @@ class UpdatesConfig:
 
 
 def policy_loss(logits_fn: Callable, params: Params, batch: PolicyBatch) -> Array:
-    """Mean negative log-likelihood of the response tokens, those in [prompt_length, length) of each row.
+    """Mean negative log-likelihood of the response tokens, those in [prompt_length, length) of each
+    row.
 
     logits_fn(params, tokens [M L], length [M]) -> [M L V] float32. Returns [] float32.
     """
@@ -78,9 +90,11 @@ def policy_loss(logits_fn: Callable, params: Params, batch: PolicyBatch) -> Arra
 
 
 def prm_loss(values_fn: Callable, params: Params, batch: PrmBatch) -> Array:
-    """Mean squared error of the raw values at step ends (Eq. 37), each label counted once by its weight.
+    """Mean squared error of the raw values at step ends (Eq. 37), each label counted once by its
+    weight.
 
-    values_fn(params, tokens [M L], length [M], step_end [M D]) -> [M D] float32. Returns [] float32.
+    values_fn(params, tokens [M L], length [M], step_end [M D]) -> [M D] float32. Returns []
+    float32.
     """
     values = values_fn(params, batch.tokens, batch.length, batch.step_end)
     # The mask stands inside: an unread position may hold anything, and 0 * inf is NaN.
@@ -102,13 +116,17 @@ def init_learner(params: Params, optimizer: optax.GradientTransformation) -> Lea
     return Learner(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_update(loss_fn: Callable[[Params, Any], Array], optimizer: optax.GradientTransformation) -> Callable:
+def make_update(
+    loss_fn: Callable[[Params, Any], Array], optimizer: optax.GradientTransformation
+) -> Callable:
     """Make the pure update; jit it with shardings.
 
     Returns `update(learner, batch, learning_rate)` -> (learner, {loss, grad_norm, is_skipped}).
     """
 
-    def update(learner: Learner, batch: Any, learning_rate: Array) -> tuple[Learner, dict[str, Array]]:
+    def update(
+        learner: Learner, batch: Any, learning_rate: Array
+    ) -> tuple[Learner, dict[str, Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(learner.params, batch)
         norm = optax.tree.norm(grads)
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
@@ -138,7 +156,9 @@ def learning_rates(config: FitConfig, is_first: bool, num_updates: int) -> np.nd
     """Lay the schedule over one fit: [num_updates] float32."""
     peak = is_first and config.first_learning_rate or config.learning_rate
     warmup = max(1, round(config.warmup * num_updates))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_updates, warmup + 1), config.final * peak)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, peak, warmup, max(num_updates, warmup + 1), config.final * peak
+    )
     return np.asarray(jax.vmap(schedule)(jnp.arange(1, num_updates + 1)), np.float32)
 
 
@@ -149,17 +169,19 @@ def fit(
     rates: np.ndarray,
     on_update: Callable[[float, bool], None] = lambda loss, is_skipped: None,
 ) -> tuple[Learner, dict[str, np.ndarray]]:
-    """Run one update for every batch and rate. Returns the learner and what each of the N updates told, [N] a key.
+    """Run one update for every batch and rate. Returns the learner and what each of the N updates
+    told, [N] a key.
 
-    on_update is told the loss of every update, and whether it was skipped, once it is done; by then the next one is
-    with the device.
+    on_update is told the loss of every update, and whether it was skipped, once it is done; by then
+    the next one is with the device.
     """
     infos = []
 
     def tell() -> None:
         on_update(float(infos[-1]["loss"]), bool(infos[-1]["is_skipped"]))
 
-    for rate, batch in zip(rates, batches, strict=False):  # in this order: no batch is taken that has no rate
+    # in this order: no batch is taken that has no rate
+    for rate, batch in zip(rates, batches, strict=False):
         learner, info = update(learner, batch, rate)
         if infos:
             tell()

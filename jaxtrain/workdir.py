@@ -7,9 +7,10 @@
 
     damaged/        what was set aside
 
-A run may be killed at any instant, so a file is complete or absent (`files.py`), and what does not hold what was saved
-is set aside and told. One run owns a folder at a time (the kernel drops the lock of a killed process), and one config
-owns it for ever: the same command resumes, another config is refused before anything is touched.
+A run may be killed at any instant, so a file is complete or absent (`files.py`), and what does not
+hold what was saved is set aside and told. One run owns a folder at a time (the kernel drops the
+lock of a killed process), and one config owns it for ever: the same command resumes, another config
+is refused before anything is touched.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from jaxtrain.files import ASIDE, TEMPORARY, dumps, read_json, set_aside, write_
 from jaxtrain.manifest import describe
 from jaxtrain.structs import Tree
 
-# A key stands for itself and all below it. None of these changes what an iteration learns: data files and models are
-# known by their content, whose hash is a fact, and another number of devices draws the same.
+# A key stands for itself and all below it. None of these changes what an iteration learns: data
+# files and models are known by their content, whose hash is a fact, and another number of devices
+# draws the same.
 FREE_KEYS = (
     "loop.num_iterations",
     "compilation",
@@ -119,21 +121,27 @@ class Workdir:
         return read_json(self.path / "manifest.json")
 
     def trees(self, iteration: int, shard: int, purpose: str = "search") -> Path:
-        """Name the file of one shard of trees; `purpose` is a word of lower-case letters and underscores."""
+        """Name the file of one shard of trees; `purpose` is a word of lower-case letters and
+        underscores.
+        """
         if not re.fullmatch(r"[a-z_]+", purpose):
-            raise ValueError(f"purpose {purpose!r} is not a word of lower-case letters and underscores")
+            raise ValueError(
+                f"purpose {purpose!r} is not a word of lower-case letters and underscores"
+            )
         return self.path / "trees" / str(iteration) / f"{purpose}-{shard:05d}.npz"
 
     def save_trees(self, iteration: int, shard: int, tree: Tree, purpose: str = "search") -> None:
         """Write one shard of finished trees to `trees/<iteration>/<purpose>-<shard:05d>.npz`.
 
-        The format is public: a zip of npy arrays as `numpy.savez_compressed` writes it, one per field of
-        `structs.Tree`, under the field's name, with the shape and dtype that are written there (`[B R S]` int32
-        tokens, and so on). Read it with `numpy.load(path)` and no code of ours. The comment of the zip is a hash of
-        the arrays and of what the shard is.
+        The format is public: a zip of npy arrays as `numpy.savez_compressed` writes it, one per
+        field of `structs.Tree`, under the field's name, with the shape and dtype that are written
+        there (`[B R S]` int32 tokens, and so on). Read it with `numpy.load(path)` and no code of
+        ours. The comment of the zip is a hash of the arrays and of what the shard is.
         """
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {field.name: np.asarray(getattr(tree, field.name)) for field in fields(Tree)}
+        arrays: dict[str, Any] = {
+            field.name: np.asarray(getattr(tree, field.name)) for field in fields(Tree)
+        }
         np.savez_compressed(buffer, **arrays)
         with zipfile.ZipFile(buffer, "a") as file:
             file.comment = self._digest(arrays, iteration, shard, purpose)
@@ -144,13 +152,14 @@ class Workdir:
     def load_trees(self, iteration: int, shard: int, purpose: str = "search") -> Tree | None:
         """Read a shard back as numpy arrays; None where it is absent.
 
-        Raises Damaged where it is not what was saved here, or was made by another run or under other settings: it is
-        set aside, to be grown again.
+        Raises Damaged where it is not what was saved here, or was made by another run or under
+        other settings: it is set aside, to be grown again.
         """
         path = self.trees(iteration, shard, purpose)
         if not path.exists():
             return None
-        # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header parser.
+        # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header
+        # parser.
         try:
             data = io.BytesIO(path.read_bytes())
             digest = zipfile.ZipFile(data).comment
@@ -166,7 +175,9 @@ class Workdir:
         aside = set_aside(path, self.path).relative_to(self.path)
         raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and its trees are grown again")
 
-    def _digest(self, arrays: Mapping[str, np.ndarray], iteration: int, shard: int, purpose: str) -> bytes:
+    def _digest(
+        self, arrays: Mapping[str, np.ndarray], iteration: int, shard: int, purpose: str
+    ) -> bytes:
         """Hash the arrays of a shard and what it is."""
         key = self.run_key if purpose == TRAINING else self.solve_key
         digest = hashlib.sha256(f"{key} {iteration} {shard} {purpose}".encode())
@@ -176,7 +187,9 @@ class Workdir:
         return digest.hexdigest().encode()
 
 
-def open_workdir(path: str | Path, config: dict[str, Any], facts: dict[str, Any], command: str = "") -> Workdir:
+def open_workdir(
+    path: str | Path, config: dict[str, Any], facts: dict[str, Any], command: str = ""
+) -> Workdir:
     """Open a run folder, new or to be resumed, and lock it.
 
     Args:
@@ -223,7 +236,9 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             continue
         value = read_json(path / name)
         if not isinstance(value, dict):
-            raise UserError(f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir")
+            raise UserError(
+                f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir"
+            )
         if wrong := [key for key, kind in needed.items() if type(value.get(key)) is not kind]:
             hint = ", or remove it" if name == "manifest.json" else ""
             what = f"has no {', '.join(wrong)} as a run of this jaxtrain writes it"
@@ -232,8 +247,13 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return found["config.json"], found["manifest.json"]
 
 
-def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any], command: str) -> tuple[list[str], list[str]]:
-    """Compare a locked folder with what is to run there, and describe the new start. Returns (notices, starts)."""
+def _take_over(
+    path: Path, config: dict[str, Any], facts: dict[str, Any], command: str
+) -> tuple[list[str], list[str]]:
+    """Compare a locked folder with what is to run there, and describe the new start.
+
+    Returns (notices, starts).
+    """
     old_config, before = read_old(path)
     if old_config:
         _refuse(path, "config", _differing(old_config, config, FREE_KEYS))
@@ -255,7 +275,9 @@ def _take_over(path: Path, config: dict[str, Any], facts: dict[str, Any], comman
         machine = changes(before, now, "versions", "devices", "git_commit")
         notices += [f"changed since the last start: {line}" for line in machine]
     elif old_config:
-        notices.append("manifest.json was gone: data and model are not compared with those that the run began with")
+        notices.append(
+            "manifest.json was gone: data and model are not compared with those that the run began with"
+        )
     if old_config:
         told = changes(old_config, config, "evaluation", "sharding")
         notices += [f"changed from here on: {line}" for line in told]
@@ -273,20 +295,37 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
-        raise UserError(f"workdir {path} cannot be used ({error.strerror}); choose another --workdir") from error
+        raise UserError(
+            f"workdir {path} cannot be used ({error.strerror}); choose another --workdir"
+        ) from error
     # A start killed before config.json was in place leaves these two at most.
     if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
-        raise UserError(f"workdir {path} holds files but no config.json, so it is no run; choose another --workdir")
-    for name, is_folder in (*((name, False) for name in FILES), *((name, True) for name in FOLDERS)):
+        raise UserError(
+            f"workdir {path} holds files but no config.json, so it is no run; choose another --workdir"
+        )
+    for name, is_folder in (
+        *((name, False) for name in FILES),
+        *((name, True) for name in FOLDERS),
+    ):
         entry = path / name
         if os.path.lexists(entry) and not (entry.is_dir() if is_folder else entry.is_file()):
-            kind = "a folder" if entry.is_dir() else "a file" if entry.is_file() else "a link that leads nowhere"
+            kind = (
+                "a folder"
+                if entry.is_dir()
+                else "a file"
+                if entry.is_file()
+                else "a link that leads nowhere"
+            )
             belongs = "a folder" if is_folder else "a file"
-            raise UserError(f"{entry} is {kind} where {belongs} belongs; put it right, then start again")
+            raise UserError(
+                f"{entry} is {kind} where {belongs} belongs; put it right, then start again"
+            )
 
 
 def _acquire(path: Path) -> IO[str]:
-    """Lock the folder through the kernel, which forgets a lock with its process, so none is ever stale."""
+    """Lock the folder through the kernel, which forgets a lock with its process, so none is ever
+    stale.
+    """
     lock = (path / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -294,20 +333,27 @@ def _acquire(path: Path) -> IO[str]:
         lock.seek(0)
         owner = " ".join(lock.read().split()) or "another process"
         lock.close()
-        raise UserError(f"workdir {path} is in use by {owner}; stop that run or choose another --workdir") from None
+        raise UserError(
+            f"workdir {path} is in use by {owner}; stop that run or choose another --workdir"
+        ) from None
     lock.truncate(0)
     lock.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
     lock.flush()
     return lock
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any], free_keys: tuple[str, ...] = ()) -> list[str]:
-    """Return a line "key old -> new" for every leaf that two nested dicts do not share, free keys apart."""
+def _differing(
+    old: dict[str, Any], new: dict[str, Any], free_keys: tuple[str, ...] = ()
+) -> list[str]:
+    """Return a line "key old -> new" for every leaf that two nested dicts do not share, free keys
+    apart.
+    """
     before, after = dict(_flatten(old)), dict(_flatten(new))
     return [
         f"{key} {_show(before, key)} -> {_show(after, key)}"
         for key in sorted(before.keys() | after.keys())
-        if not _is_free(key, free_keys) and (key in before, before.get(key)) != (key in after, after.get(key))
+        if not _is_free(key, free_keys)
+        and (key in before, before.get(key)) != (key in after, after.get(key))
     ]
 
 
@@ -353,5 +399,7 @@ def _now() -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """Return the value as JSON reads it back (tuples are lists), the only form that is compared or hashed."""
+    """Return the value as JSON reads it back (tuples are lists), the only form that is compared or
+    hashed.
+    """
     return json.loads(dumps(value))

@@ -1,4 +1,6 @@
-"""Tests run on eight simulated CPU devices, set up before jax wakes, and compile fast rather than well."""
+"""Tests run on eight simulated CPU devices, set up before jax wakes, and compile fast rather than
+well.
+"""
 
 import os
 
@@ -6,8 +8,11 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the user's cache is no business of tests
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time of the tests is LLVM's
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# most of the time of the tests is LLVM's
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +21,11 @@ def compile_cache(tmp_path_factory):
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    names = ("enable_compilation_cache", "compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+    names = (
+        "enable_compilation_cache",
+        "compilation_cache_dir",
+        "persistent_cache_min_compile_time_secs",
+    )
     keys = [f"jax_{name}" for name in names]
     before = {key: getattr(jax.config, key) for key in keys}
     for key, value in zip(keys, (True, str(tmp_path_factory.mktemp("cache")), 0), strict=True):

@@ -23,8 +23,11 @@ class Row:
 NUM_TOKENS = 4  # of a step, at most
 
 
-def plant(forest: list[list[Row]], problem_ids: list[int] | None = None, num_rows: int = 0) -> tuple[Tree, np.ndarray]:
-    """Make the `Tree` of a list of trees (problem ids 0, 1, ... unless given) and the verdicts `[B R]`.
+def plant(
+    forest: list[list[Row]], problem_ids: list[int] | None = None, num_rows: int = 0
+) -> tuple[Tree, np.ndarray]:
+    """Make the `Tree` of a list of trees (problem ids 0, 1, ... unless given) and the verdicts `[B
+    R]`.
 
     Empty rows fill every tree up to the largest, or to num_rows if that is more.
     """
@@ -62,13 +65,21 @@ def plant(forest: list[list[Row]], problem_ids: list[int] | None = None, num_row
 
 
 def grow_at_random(rng: np.random.Generator, num_rows: int, vocabulary: int = 50) -> list[Row]:
-    """Grow a tree with finished leaves of every verdict, unfinished branches, rollouts, duplicates and empty rows."""
+    """Grow a tree with finished leaves of every verdict, unfinished branches, rollouts, duplicates
+    and empty rows.
+    """
     rows: list[Row] = []
     for r in range(num_rows):
-        open_rows = [i for i, row in enumerate(rows) if row.verdict == Verdict.NONE and row.kind in (1, 2)]
+        open_rows = [
+            i for i, row in enumerate(rows) if row.verdict == Verdict.NONE and row.kind in (1, 2)
+        ]
         parent = int(rng.choice([-1, *open_rows[-6:]]))
         kind = Kind(rng.choice(4, p=[0.05, 0.6, 0.25, 0.1]))
-        verdict = Verdict(rng.choice(5, p=[0.5, 0.15, 0.2, 0.08, 0.07])) if kind in (1, 2) and r > 2 else Verdict.NONE
+        verdict = (
+            Verdict(rng.choice(5, p=[0.5, 0.15, 0.2, 0.08, 0.07]))
+            if kind in (1, 2) and r > 2
+            else Verdict.NONE
+        )
         tokens = tuple(rng.integers(0, vocabulary, size=rng.integers(1, NUM_TOKENS + 1)).tolist())
         rows.append(Row(parent, tokens, verdict, kind, float(rng.random())))
     return rows

@@ -1,4 +1,5 @@
-"""Tiny random models in Hugging Face's form, one of each family, made of numpy's random numbers: the same everywhere.
+"""Tiny random models in Hugging Face's form, one of each family, made of numpy's random numbers:
+the same everywhere.
 
     python tests/hub_models.py      # computes the golden logits anew, with torch and transformers
 
@@ -40,15 +41,27 @@ LLAMA3 = {
 }
 MODELS: dict[str, dict] = {
     "llama2": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
-    "llama3": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_scaling": LLAMA3},
+    "llama3": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "rope_scaling": LLAMA3,
+    },
     "llama3_new_form": {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "rope_theta": None,
         "rope_parameters": LLAMA3 | {"rope_theta": 1000.0},
     },
-    "smollm2": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True},
-    "mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 6},
+    "smollm2": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+    },
+    "mistral": {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "sliding_window": 6,
+    },
     "qwen2": {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -80,7 +93,10 @@ def tensors_of(name: str) -> dict[str, np.ndarray]:
     def vector(size: int, mean: float) -> np.ndarray:
         return (mean + 0.3 * rng.normal(size=size)).astype(np.float32)
 
-    tensors = {"model.embed_tokens.weight": matrix(VOCAB, WIDTH), "model.norm.weight": vector(WIDTH, 1.0)}
+    tensors = {
+        "model.embed_tokens.weight": matrix(VOCAB, WIDTH),
+        "model.norm.weight": vector(WIDTH, 1.0),
+    }
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = matrix(VOCAB, WIDTH)
     for layer in range(LAYERS):
@@ -106,12 +122,30 @@ def tiny_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     characters = sorted(set("abcdefghijklmnopqrstuvwxyzABQ:0123456789+-*/=.,#{}\\?$ĠĊ"))
-    merges = [("Ċ", "Ċ"), ("#", "#"), ("##", "##"), ("Ġ", "#"), (".", "Ċ"), ("Ġ", "a"), ("}", "Ċ"), ("1", "2")]
-    vocab = ["<begin>", "<end>", "<|user|>", *characters, *("".join(merge) for merge in merges), *"<|>"]
+    merges = [
+        ("Ċ", "Ċ"),
+        ("#", "#"),
+        ("##", "##"),
+        ("Ġ", "#"),
+        (".", "Ċ"),
+        ("Ġ", "a"),
+        ("}", "Ċ"),
+        ("1", "2"),
+    ]
+    vocab = [
+        "<begin>",
+        "<end>",
+        "<|user|>",
+        *characters,
+        *("".join(merge) for merge in merges),
+        *"<|>",
+    ]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in vocab[:3]])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in vocab[:3]]
+    )
     template = "{% for m in messages %}<|user|>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}A:"
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<begin>", eos_token="<end>", chat_template=template
@@ -132,10 +166,15 @@ def golden_states(folder: Path) -> dict[str, np.ndarray]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         out = model(torch.from_numpy(TOKENS.astype(np.int64)), output_hidden_states=True)
-    return {"logits": out.logits.numpy(), "hidden": np.stack([state.numpy() for state in out.hidden_states])}
+    return {
+        "logits": out.logits.numpy(),
+        "hidden": np.stack([state.numpy() for state in out.hidden_states]),
+    }
 
 
 if __name__ == "__main__":

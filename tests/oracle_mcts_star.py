@@ -1,9 +1,11 @@
-"""MCTS* (Algorithm 2 of ReST-MCTS*) over a toy world, in plain Python: what the search on the accelerator must equal.
+"""MCTS* (Algorithm 2 of ReST-MCTS*) over a toy world, in plain Python: what the search on the
+accelerator must equal.
 
-No array library and no shared code on purpose, so a mistake there cannot hide here. One tree at a time, nodes are
-objects, arithmetic is Python's 64-bit float. The accelerator computes in 32-bit, so a decision between two numbers
-closer than its rounding could fall either way: `Search.closest` remembers the narrowest such decision, and a
-comparison leaves out the trees where it is below `ROUNDING`.
+No array library and no shared code on purpose, so a mistake there cannot hide here. One tree at a
+time, nodes are objects, arithmetic is Python's 64-bit float. The accelerator computes in 32-bit, so
+a decision between two numbers closer than its rounding could fall either way: `Search.closest`
+remembers the narrowest such decision, and a comparison leaves out the trees where it is below
+`ROUNDING`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any, Protocol
 
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads small integers before they are mixed
-NEWLINE, END, FIRST_WORD = 0, 1, 2  # 0 is a token like any other: only lengths tell where a step ends
+# 0 is a token like any other: only lengths tell where a step ends
+NEWLINE, END, FIRST_WORD = 0, 1, 2
 ROUNDING = 4e-6  # some 30 float32 roundings of a number near 1
 
 
@@ -46,8 +49,12 @@ def mix(value: int) -> int:
 
 
 def fingerprint(tokens: Sequence[int]) -> int:
-    """Return a hash of tokens and their places; a sum, so that a step is added to a prefix without reading it again."""
-    return sum(mix((token + GOLDEN * (place + 1)) & MASK) for place, token in enumerate(tokens)) & MASK
+    """Return a hash of tokens and their places; a sum, so that a step is added to a prefix without
+    reading it again.
+    """
+    return (
+        sum(mix((token + GOLDEN * (place + 1)) & MASK) for place, token in enumerate(tokens)) & MASK
+    )
 
 
 @dataclass(frozen=True)
@@ -61,19 +68,24 @@ class HashWorld:
     num_words: int = 2  # different tokens inside a step
     finished_of_16: int = 3  # share of steps that end with the end token
     cut_of_16: int = 1  # share of steps that the step limit cuts
-    grid: int = 64  # scores are multiples of 1 / grid; at most 2^24, so that float32 holds them exactly
+    # scores are multiples of 1 / grid; at most 2^24, so that float32 holds them exactly
+    grid: int = 64
     overshoot: float = 0.0  # how far raw scores reach below 0 and above 1, as a linear head's do
 
     def draw(self, prefix: tuple[int, ...], candidate: int) -> Step:
         """Return candidate step number `candidate` of a prefix."""
         bits = mix((fingerprint(prefix) + GOLDEN * (candidate + 1)) & MASK)
         lot = bits % 16
-        words = tuple(FIRST_WORD + (bits >> (8 + 2 * i)) % self.num_words for i in range(self.max_step_tokens))
+        words = tuple(
+            FIRST_WORD + (bits >> (8 + 2 * i)) % self.num_words for i in range(self.max_step_tokens)
+        )
         if self.finished_of_16 <= lot < self.finished_of_16 + self.cut_of_16:
             return Step(words, is_finished=False, is_cut=True)
         is_finished = lot < self.finished_of_16
         num_words = (bits >> 4) % self.max_step_tokens
-        return Step((*words[:num_words], END if is_finished else NEWLINE), is_finished, is_cut=False)
+        return Step(
+            (*words[:num_words], END if is_finished else NEWLINE), is_finished, is_cut=False
+        )
 
     def score(self, prefix: tuple[int, ...]) -> float:
         """Return the raw score of a prefix."""
@@ -83,9 +95,12 @@ class HashWorld:
 
 @dataclass(frozen=True)
 class TableWorld:
-    """A world written by hand: prefix -> its candidates, each a letter, a score and "", "finished" or "cut"."""
+    """A world written by hand: prefix -> its candidates, each a letter, a score and "", "finished"
+    or "cut".
+    """
 
-    table: dict[str, list[tuple[str, float, str]]]  # a step is one letter, its token the letter's code
+    # a step is one letter, its token the letter's code
+    table: dict[str, list[tuple[str, float, str]]]
 
     def draw(self, prefix: tuple[int, ...], candidate: int) -> Step:
         """Return candidate step number `candidate` of a prefix that the table knows."""
@@ -118,7 +133,8 @@ class Node:
     is_finished: bool = False
     is_duplicate: bool = False
     children: list[Node] = field(default_factory=list)  # empty: not expanded
-    rollout: list[Node] = field(default_factory=list)  # steps drawn from here by a rollout, never searched
+    # steps drawn from here by a rollout, never searched
+    rollout: list[Node] = field(default_factory=list)
 
 
 @dataclass
@@ -166,7 +182,11 @@ def select(search: Search, settings: Any) -> Node:
         for child, bound in zip(valid, bounds, strict=True):
             if child is not valid[winner]:
                 is_twin = (child.visits, child.value) == (valid[winner].visits, valid[winner].value)
-                is_exact = is_dyadic(child.value) if is_twin else is_dyadic(bound) and is_dyadic(bounds[winner])
+                is_exact = (
+                    is_dyadic(child.value)
+                    if is_twin
+                    else is_dyadic(bound) and is_dyadic(bounds[winner])
+                )
                 note(search, bounds[winner] - bound, is_exact)
         node = valid[winner]
     return node
@@ -180,7 +200,9 @@ def upper_bound(child: Node, parent_visits: int, settings: Any) -> float:
 
 
 def note(search: Search, gap: float, is_exact: bool) -> None:
-    """Remember a narrow decision, unless both sides are numbers that float32 computes without rounding."""
+    """Remember a narrow decision, unless both sides are numbers that float32 computes without
+    rounding.
+    """
     if not is_exact:
         search.closest = min(search.closest, gap)
 
@@ -216,7 +238,10 @@ def best(nodes: list[Node]) -> Node:
 
 
 def roll_out(world: World, start: Node, settings: Any) -> None:
-    """Follow the best of `d` draws for up to `m` steps, blend what was seen into the start (Eq. 34) and visit it."""
+    """Follow the best of `d` draws for up to `m` steps, blend what was seen into the start (Eq.
+
+    34) and visit it.
+    """
     highest = start.value if start.is_finished or settings.rollout_floor == "self" else 0.0
     node = start
     for _ in range(settings.num_rollout_steps):
@@ -225,13 +250,16 @@ def roll_out(world: World, start: Node, settings: Any) -> None:
         node.rollout = draw(world, node, settings.num_rollout_candidates, settings.max_steps)
         node = best(node.rollout)
         highest = max(highest, node.value)
-    # alpha * own + (1 - alpha) * highest, in the form that leaves a value blended with itself untouched.
+    # alpha * own + (1 - alpha) * highest, in the form that leaves a value blended with itself
+    # untouched.
     start.value = highest + settings.rollout_blend * (start.value - highest)
     start.visits += 1
 
 
 def back_up(node: Node | None) -> None:
-    """Count a visit from a node up to the root; each value becomes the mean of its visited children (Eq. 35-36)."""
+    """Count a visit from a node up to the root; each value becomes the mean of its visited children
+    (Eq. 35-36).
+    """
     while node is not None:
         node.visits += 1
         total = sum(child.visits for child in node.children)

@@ -25,14 +25,20 @@ PIECES = [
     b".\n",
     b"7",
 ]
-MIXED = [b"".join(PIECES[i] for i in RNG.integers(0, len(PIECES), RNG.integers(1, 4))) for _ in range(60)]
+MIXED = [
+    b"".join(PIECES[i] for i in RNG.integers(0, len(PIECES), RNG.integers(1, 4))) for _ in range(60)
+]
 TOKENS = [b"", *PIECES, *MIXED, "\u00e4".encode()[:1], "\u00e4".encode()[1:]]
 END = 0
 
 
 def is_step_over(text: bytes, boundary: bytes) -> bool:
     ends = range(1, len(text) + 1)
-    return any(text[:end].endswith(boundary) and text[:end].strip() for end in ends) if boundary else False
+    return (
+        any(text[:end].endswith(boundary) and text[:end].strip() for end in ends)
+        if boundary
+        else False
+    )
 
 
 def answer_in(text: bytes, answer: str) -> int:

@@ -1,4 +1,6 @@
-"""The calculator of the benchmarks: which sums in a text it reads, and how it mends the first false one."""
+"""The calculator of the benchmarks: which sums in a text it reads, and how it mends the first false
+one.
+"""
 
 import pytest
 

@@ -31,26 +31,40 @@ def state_on(sizes, iteration=0):
     rng = np.random.default_rng(iteration)
 
     def random(shape):
-        return rng.integers(0, 2**32, shape, np.uint32).view(np.float32)  # any bits, NaN and denormals among them
+        # any bits, NaN and denormals among them
+        return rng.integers(0, 2**32, shape, np.uint32).view(np.float32)
 
     def learner(params):
         fresh = init_learner(params, make_optimizer(FitConfig()))
         moments = jax.tree.map(lambda x: random(x.shape) if x.ndim else x, fresh.opt_state)
         return fresh.replace(opt_state=moments, num_updates=np.int32(iteration))
 
-    backbone = {"embedding": random((8, 16)), "block_0": {"wq": random((16, 4, 4)), "norm": {"scale": random((16,))}}}
+    backbone = {
+        "embedding": random((8, 16)),
+        "block_0": {"wq": random((16, 4, 4)), "norm": {"scale": random((16,))}},
+    }
     config = DatasetsConfig(max_traces=4, max_paths=6)
-    replay = jax.tree.map(lambda x: rng.integers(0, 2, x.shape).astype(x.dtype), empty_replay(config, 9, 3))
-    state = State(np.int32(iteration), learner(backbone), learner({"backbone": backbone, "head": random(16)}), replay)
+    replay = jax.tree.map(
+        lambda x: rng.integers(0, 2, x.shape).astype(x.dtype), empty_replay(config, 9, 3)
+    )
+    state = State(
+        np.int32(iteration),
+        learner(backbone),
+        learner({"backbone": backbone, "head": random(16)}),
+        replay,
+    )
     shardings = State(
         whole,
         tree_shardings(mesh, state.policy),
         tree_shardings(mesh, state.prm),
         jax.tree.map(lambda _: whole, replay),
     )
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )
     placed = state.replace(
-        policy=jax.device_put(state.policy, shardings.policy), prm=jax.device_put(state.prm, shardings.prm)
+        policy=jax.device_put(state.policy, shardings.policy),
+        prm=jax.device_put(state.prm, shardings.prm),
     )
     return placed, abstract
 
@@ -61,7 +75,9 @@ def bits(x):
 
 
 def assert_bit_equal(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b), strict=True), one, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(bits(a), bits(b), strict=True), one, other
+    )
 
 
 @pytest.fixture
@@ -91,7 +107,10 @@ def test_the_replay_and_the_iteration_come_back_on_the_host(checkpoints):
     state, abstract = state_on(ONE, iteration=1)
     checkpoints.save(state)
     restored = checkpoints.restore(1, abstract)
-    assert {type(leaf) for leaf in jax.tree.leaves((restored.replay, restored.iteration))} <= {np.ndarray, np.int32}
+    assert {type(leaf) for leaf in jax.tree.leaves((restored.replay, restored.iteration))} <= {
+        np.ndarray,
+        np.int32,
+    }
 
 
 def test_a_folder_without_checkpoints_has_no_newest(checkpoints):
@@ -178,7 +197,10 @@ def test_a_disk_too_full_is_one_line_before_anything_is_written(tmp_path, monkey
         state, abstract = state_on(ONE, 0)
         checkpoints.save(state)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1234))
-        for refused in (lambda: checkpoints.save(state_on(ONE, 1)[0]), lambda: checkpoints.require_space(abstract)):
+        for refused in (
+            lambda: checkpoints.save(state_on(ONE, 1)[0]),
+            lambda: checkpoints.require_space(abstract),
+        ):
             with pytest.raises(UserError, match=r"needs [\d,]+ bytes, and 1,234 are free"):
                 refused()
         assert on_disk(tmp_path) == ["0"]
@@ -222,8 +244,14 @@ def test_a_seal_tells_what_is_wrong(tmp_path):
     (tmp_path / "1" / "x").symlink_to(tmp_path / "nowhere")
     for spoil, said in (
         (lambda: None, "x cannot be read"),
-        (lambda: (tmp_path / "1" / "sha256.json").write_text('{"files": []}'), "is of another kind, number, run"),
-        (lambda: (tmp_path / "1" / "sha256.json").write_text('{"files": 3}'), "sha256.json cannot be read"),
+        (
+            lambda: (tmp_path / "1" / "sha256.json").write_text('{"files": []}'),
+            "is of another kind, number, run",
+        ),
+        (
+            lambda: (tmp_path / "1" / "sha256.json").write_text('{"files": 3}'),
+            "sha256.json cannot be read",
+        ),
     ):
         spoil()
         with (
@@ -258,9 +286,13 @@ def test_a_reader_uses_a_good_checkpoint_and_moves_nothing(tmp_path):
         for iteration in range(2):
             checkpoints.save(state_on(ONE, iteration)[0])
     (tmp_path / "1" / "sha256.json").unlink()
-    with Checkpoints(tmp_path, CheckpointsConfig(), is_read_only=True, note_fn=told.append) as checkpoints:
+    with Checkpoints(
+        tmp_path, CheckpointsConfig(), is_read_only=True, note_fn=told.append
+    ) as checkpoints:
         assert checkpoints.choose(None) == 0
-        with pytest.raises(UserError, match="--iteration 1: .*was not finished or .*; choose another one"):
+        with pytest.raises(
+            UserError, match="--iteration 1: .*was not finished or .*; choose another one"
+        ):
             checkpoints.choose(1)
     assert on_disk(tmp_path) == ["0", "1"]
     assert len(told) == 1 and told[0].endswith("left where it is, and iteration 0 is used")
@@ -272,5 +304,7 @@ def test_reading_alone_warns_of_nothing(tmp_path):
         "import sys; from pathlib import Path; from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig\n"
         "with Checkpoints(Path(sys.argv[1]), CheckpointsConfig(), is_read_only=True) as found: print(found.all())"
     )
-    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert (told.stdout, told.stderr) == ("[]\n", "")

@@ -21,15 +21,27 @@ from jaxtrain.structs import PolicyBatch, Prompts
 
 QUICK = [
     *("--config.model.vocab_size=24", "--config.model.num_layers=1", "--config.sharding.data=8"),
-    *("--config.prompts.batch_size=8", "--config.updates.policy.batch_size=8", "--config.updates.prm.batch_size=8"),
-    *("--config.search.num_simulations=3", "--config.search.num_candidates=2", "--config.datasets.max_paths=64"),
+    *(
+        "--config.prompts.batch_size=8",
+        "--config.updates.policy.batch_size=8",
+        "--config.updates.prm.batch_size=8",
+    ),
+    *(
+        "--config.search.num_simulations=3",
+        "--config.search.num_candidates=2",
+        "--config.datasets.max_paths=64",
+    ),
 ]
 
 
 @pytest.fixture
 def jax_cache(monkeypatch):
     """Let the cache be used, as it is outside of tests, and forget it afterwards."""
-    keys = ("jax_enable_compilation_cache", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    keys = (
+        "jax_enable_compilation_cache",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
     before = {key: getattr(jax.config, key) for key in keys}
     for key, value in zip(keys, (True, None, 0), strict=True):
         jax.config.update(key, value)
@@ -68,7 +80,10 @@ def test_what_was_kept_computes_the_same_bits(jax_cache, tmp_path):
     def listen(event, **_):
         hits.extend([event] * event.endswith("/cache_hits"))
 
-    assert keep_compiled(CompilationConfig(str(tmp_path))) == f"compiled programs are kept in {tmp_path}"
+    assert (
+        keep_compiled(CompilationConfig(str(tmp_path)))
+        == f"compiled programs are kept in {tmp_path}"
+    )
     compiled = turn()
     kept = sorted(tmp_path.iterdir())
     jax.monitoring.register_event_listener(listen)
@@ -88,7 +103,9 @@ def test_what_was_kept_computes_the_same_bits(jax_cache, tmp_path):
         ({"XDG_CACHE_HOME": "not/absolute", "HOME": "{tmp}"}, "{tmp}/.cache/jaxtrain"),
     ],
 )
-def test_the_users_cache_folder_is_where_it_belongs(jax_cache, monkeypatch, tmp_path, variables, folder):
+def test_the_users_cache_folder_is_where_it_belongs(
+    jax_cache, monkeypatch, tmp_path, variables, folder
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(tmp=tmp_path))
     told = keep_compiled(CompilationConfig())
@@ -104,16 +121,24 @@ def test_a_folder_of_jax_comes_first(jax_cache, tmp_path):
 
 
 def test_without_a_folder_nothing_is_kept(jax_cache, monkeypatch):
-    assert keep_compiled(CompilationConfig("")) == "compiled programs are not kept: --config.compilation.cache is empty"
+    assert (
+        keep_compiled(CompilationConfig(""))
+        == "compiled programs are not kept: --config.compilation.cache is empty"
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert "not kept: " in keep_compiled(CompilationConfig())
     assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_a_folder_that_cannot_be_made_is_refused(jax_cache):
-    with pytest.raises(UserError, match=f"--config.compilation.cache={os.devnull}/x: cannot be made"):
+    with pytest.raises(
+        UserError, match=f"--config.compilation.cache={os.devnull}/x: cannot be made"
+    ):
         keep_compiled(CompilationConfig(f"{os.devnull}/x"))
 
 
 def test_tests_leave_the_users_cache_alone():
-    assert keep_compiled(CompilationConfig()) == "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
+    assert (
+        keep_compiled(CompilationConfig())
+        == "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
+    )

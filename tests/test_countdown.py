@@ -12,7 +12,15 @@ from jaxtrain.structs import Verdict
 from jaxtrain.tasks import Problem, TasksConfig, digest, make_task
 from jaxtrain.tasks.countdown import ALPHABET, legal_moves, solutions, weak_trace
 
-SMALL = TasksConfig(max_number=6, max_target=40, num_train=100, num_dev=20, num_test=30, num_demonstrations=120, seed=3)
+SMALL = TasksConfig(
+    max_number=6,
+    max_target=40,
+    num_train=100,
+    num_dev=20,
+    num_test=30,
+    num_demonstrations=120,
+    seed=3,
+)
 PROBLEM = Problem(id=0, prompt="4 6 7=31\n", gold="31")
 RIGHT = "4*6=24|7 24\n7+24=31|31"
 
@@ -84,7 +92,9 @@ def read_prompt(prompt):
 
 
 def reachable(numbers):
-    """Oracle: all results of the two shapes of expression over three numbers, positive integers throughout."""
+    """Oracle: all results of the two shapes of expression over three numbers, positive integers
+    throughout.
+    """
 
     def apply(a, op, b):
         if a is None or b is None:
@@ -98,7 +108,9 @@ def reachable(numbers):
     return results - {None}
 
 
-@pytest.mark.parametrize(("text", "verdict"), [case[1:] for case in CHEATS], ids=[case[0] for case in CHEATS])
+@pytest.mark.parametrize(
+    ("text", "verdict"), [case[1:] for case in CHEATS], ids=[case[0] for case in CHEATS]
+)
 def test_cheating_does_not_pay(task, text, verdict):
     assert task.verify(PROBLEM, text) == verdict
 
@@ -143,7 +155,9 @@ def test_after_a_change_only_a_solution_verifies(task):
 
 def test_problems_are_exactly_the_pairs_that_brute_force_solves():
     everything = make_task(
-        TasksConfig(max_number=5, max_target=30, num_test=1, num_dev=1, num_demonstrations=8, num_train=0)
+        TasksConfig(
+            max_number=5, max_target=30, num_test=1, num_dev=1, num_demonstrations=8, num_train=0
+        )
     )
     prompts = {problem.prompt for problem in everything.train + everything.dev + everything.test}
     prompts |= {demonstration.prompt for demonstration in everything.demonstrations}
@@ -168,7 +182,10 @@ def test_solutions_exist_where_brute_force_finds_one():
 
 
 def test_sets_share_no_problem(task):
-    sets = [{row.prompt for row in rows} for rows in (task.train, task.dev, task.test, task.demonstrations)]
+    sets = [
+        {row.prompt for row in rows}
+        for rows in (task.train, task.dev, task.test, task.demonstrations)
+    ]
     assert [len(rows) for rows in sets] == [100, 20, 30, 15]
     assert len(set.union(*sets)) == 165
 
@@ -177,7 +194,11 @@ def test_ids_are_unique_and_independent_of_the_sizes(task):
     problems = task.train + task.dev + task.test
     assert len({problem.id for problem in problems}) == len(problems)
     larger = make_task(replace(SMALL, num_train=200))
-    assert (larger.dev, larger.test, larger.demonstrations) == (task.dev, task.test, task.demonstrations)
+    assert (larger.dev, larger.test, larger.demonstrations) == (
+        task.dev,
+        task.test,
+        task.demonstrations,
+    )
     assert larger.train[:100] == task.train
 
 
@@ -195,7 +216,9 @@ def test_every_demonstration_is_whole_and_legal(task):
 
 
 def test_demonstrations_are_sometimes_correct_and_mostly_not(task):
-    verdicts = [task.verify(Problem(0, row.prompt, ""), row.response) for row in task.demonstrations]
+    verdicts = [
+        task.verify(Problem(0, row.prompt, ""), row.response) for row in task.demonstrations
+    ]
     assert set(verdicts) == {CORRECT, WRONG}
     assert verdicts.count(CORRECT) < len(verdicts) / 2
 
@@ -204,12 +227,15 @@ def test_weak_player_draws_any_first_move_and_takes_the_nearest_second():
     rng = random.Random(0)
     firsts = set()
     for _ in range(2000):
-        first, second = weak_trace("2 3 7=40\n", TasksConfig(demonstration_skill=1.0, max_target=99), rng).split("\n")
+        first, second = weak_trace(
+            "2 3 7=40\n", TasksConfig(demonstration_skill=1.0, max_target=99), rng
+        ).split("\n")
         firsts.add(first)
         pair = tuple(int(number) for number in first.partition("|")[2].split(" "))
         nearest = min(abs(move.result - 40) for move in legal_moves(pair))
         assert abs(int(second.partition("|")[2]) - 40) == nearest
-    # Both orders of + and * for three pairs, three subtractions, and no exact division among 2, 3 and 7.
+    # Both orders of + and * for three pairs, three subtractions, and no exact division among 2, 3
+    # and 7.
     assert len(firsts) == len(legal_moves((2, 3, 7))) == 15
 
 
@@ -217,7 +243,9 @@ def test_without_skill_the_second_move_is_any():
     rng = random.Random(0)
     seconds = defaultdict(set)
     for _ in range(4000):
-        first, second = weak_trace("2 3 7=40\n", TasksConfig(demonstration_skill=0.0, max_target=99), rng).split("\n")
+        first, second = weak_trace(
+            "2 3 7=40\n", TasksConfig(demonstration_skill=0.0, max_target=99), rng
+        ).split("\n")
         seconds[first].add(second)
     assert seconds["2+3=5|7 5"] == {
         "5+7=12|12",
@@ -243,7 +271,12 @@ def test_commuted_solutions_vote_together(task):
 
 @pytest.mark.parametrize(
     "text",
-    ["4+6=10|7 10\n7+24=31|31", "4*6=25|7 24\n7+24=31|31", "4*6=24|7 25\n7+24=31|31", "4*6=24|7 24\n24-7=17|17"],
+    [
+        "4+6=10|7 10\n7+24=31|31",
+        "4*6=25|7 24\n7+24=31|31",
+        "4*6=24|7 25\n7+24=31|31",
+        "4*6=24|7 24\n24-7=17|17",
+    ],
 )
 def test_different_claims_do_not_vote_together(task, text):
     assert task.answer(text) not in (None, task.answer(RIGHT))
@@ -265,22 +298,37 @@ def test_an_answer_decides_the_verdict(task):
 
 
 def test_an_unparsable_response_has_no_vote(task):
-    assert [task.answer(text) for _, text, verdict in CHEATS if verdict == UNPARSABLE and task.answer(text)] == []
+    assert [
+        task.answer(text)
+        for _, text, verdict in CHEATS
+        if verdict == UNPARSABLE and task.answer(text)
+    ] == []
 
 
 def test_every_text_of_the_task_is_in_its_alphabet(task):
     for row in task.demonstrations:
-        assert task.tokenizer.decode(task.tokenizer.encode(row.prompt + row.response)) == row.prompt + row.response
+        assert (
+            task.tokenizer.decode(task.tokenizer.encode(row.prompt + row.response))
+            == row.prompt + row.response
+        )
 
 
 def test_too_large_sets_are_refused_with_the_number_that_exists():
-    with pytest.raises(UserError, match=r"need 9769 problems .* only 4739 exist: solvable, with numbers up to 12"):
+    with pytest.raises(
+        UserError, match=r"need 9769 problems .* only 4739 exist: solvable, with numbers up to 12"
+    ):
         make_task(TasksConfig(num_train=8001, num_demonstrations=8000))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_dev", -2), ("max_number", 0), ("max_number", 51), ("demonstration_skill", 1.5), ("max_bad_share", -0.1)],
+    [
+        ("num_dev", -2),
+        ("max_number", 0),
+        ("max_number", 51),
+        ("demonstration_skill", 1.5),
+        ("max_bad_share", -0.1),
+    ],
 )
 def test_a_value_out_of_range_is_named_with_its_key(key, value):
     with pytest.raises(UserError, match=rf"--config.tasks.{key}={value}"):
@@ -288,7 +336,9 @@ def test_a_value_out_of_range_is_named_with_its_key(key, value):
 
 
 def test_an_unknown_task_names_the_known_ones():
-    with pytest.raises(UserError, match=r"--config.tasks.name=chess: unknown task; known are countdown, jsonl"):
+    with pytest.raises(
+        UserError, match=r"--config.tasks.name=chess: unknown task; known are countdown, jsonl"
+    ):
         make_task(TasksConfig(name="chess"))
 
 

@@ -15,21 +15,27 @@ from jaxtrain.structs import Paths, Prompts, Traces, Verdict
 C, W = Verdict.CORRECT, Verdict.WRONG
 MAX_LENGTH, MAX_STEPS = 160, 30
 SMALL = DatasetsConfig(max_traces=40, max_paths=60)
-LARGE = DatasetsConfig(max_traces=2000, max_paths=4000, max_traces_per_problem=999, max_paths_per_problem=999)
+LARGE = DatasetsConfig(
+    max_traces=2000, max_paths=4000, max_traces_per_problem=999, max_paths_per_problem=999
+)
 
 
 back_up = jax.jit(labels.back_up)
 
 
 def shard_of(forest, problem_ids=None):
-    """Label drawn trees, in a padded batch; the prompt of problem i is i + 1 tokens long (at most 5)."""
+    """Label drawn trees, in a padded batch; the prompt of problem i is i + 1 tokens long (at most
+    5).
+    """
     padding = 12 - len(forest)
     problem_ids = [*(problem_ids or range(len(forest))), *[-1] * padding]
     tree, verdict = plant([*forest, *[[Row(-1)]] * padding], problem_ids, num_rows=60)
     ids = tree.problem_id
     length = np.minimum(ids + 1, 5)
     prompts = Prompts(
-        tokens=np.where(np.arange(5) < length[:, None], 900 + ids[:, None], 777), length=length, problem_id=ids
+        tokens=np.where(np.arange(5) < length[:, None], 900 + ids[:, None], 777),
+        length=length,
+        problem_id=ids,
     )
     return prompts, tree, jax.device_get(back_up(tree, verdict))
 
@@ -102,7 +108,11 @@ def test_traces_are_distinct_and_capped_by_score_then_length_then_text():
         replay, info = add(empty(), [shard_of([order], [7])], config=config)
         kept = [text(replay.traces, i)[5:] for i in used(replay.traces)]
         assert kept == [[3], [2, 2], [4]]
-        assert (info["num_traces_new"], info["num_traces_duplicate"], info["num_traces_over_cap"]) == (3, 1, 1)
+        assert (
+            info["num_traces_new"],
+            info["num_traces_duplicate"],
+            info["num_traces_over_cap"],
+        ) == (3, 1, 1)
 
 
 def test_a_problem_in_two_shards_is_one_problem():
@@ -129,7 +139,11 @@ def test_every_label_weighs_on_exactly_one_path():
     rng = np.random.default_rng(1)
     shards = [random_shard(rng, num_rows=60), random_shard(rng)]
     prompts, tree, made = shards[1]
-    shards[1] = replace(prompts, problem_id=np.arange(12, 24)), replace(tree, problem_id=np.arange(12, 24)), made
+    shards[1] = (
+        replace(prompts, problem_id=np.arange(12, 24)),
+        replace(tree, problem_id=np.arange(12, 24)),
+        made,
+    )
     replay, info = add(empty(LARGE), shards, config=LARGE)
     expected = Counter()
     for shard in shards:
@@ -142,10 +156,17 @@ def test_every_label_weighs_on_exactly_one_path():
         for d in range(MAX_STEPS):
             if paths.weight[i, d]:
                 prefix = tuple(paths.tokens[i, : paths.step_end[i, d] + 1].tolist())
-                weights[paths.problem_id[i], prefix, round(float(paths.target[i, d]), 5)] += float(paths.weight[i, d])
+                weights[paths.problem_id[i], prefix, round(float(paths.target[i, d]), 5)] += float(
+                    paths.weight[i, d]
+                )
     assert weights == expected
     assert sum(expected.values()) == info["num_values"] == info["num_values_new"] > 300
-    assert info["num_values_left_out"] == info["num_paths_over_cap"] == info["num_paths_duplicate"] == 0
+    assert (
+        info["num_values_left_out"]
+        == info["num_paths_over_cap"]
+        == info["num_paths_duplicate"]
+        == 0
+    )
 
 
 def test_under_the_cap_weights_stay_single_and_what_is_left_out_is_counted():
@@ -164,7 +185,9 @@ def test_under_the_cap_weights_stay_single_and_what_is_left_out_is_counted():
 def test_cap_keeps_both_outcomes():
     rows = answers(*range(10)) + answers(100, verdict=W)
     for seed in range(5):
-        replay, _ = add(empty(), [shard_of([rows])], config=replace(SMALL, max_paths_per_problem=2), seed=seed)
+        replay, _ = add(
+            empty(), [shard_of([rows])], config=replace(SMALL, max_paths_per_problem=2), seed=seed
+        )
         assert sorted(replay.paths.is_correct[used(replay.paths)].tolist()) == [False, True]
 
 
@@ -174,7 +197,9 @@ def test_choice_under_the_cap_is_seeded_and_does_not_see_other_problems():
 
     def chosen(forest, ids, seed):
         replay, _ = add(empty(), [shard_of(forest, ids)], config=config, seed=seed)
-        return [text(replay.paths, i) for i in used(replay.paths) if replay.paths.problem_id[i] == 4]
+        return [
+            text(replay.paths, i) for i in used(replay.paths) if replay.paths.problem_id[i] == 4
+        ]
 
     alone = chosen([target], [4], 0)
     assert alone == chosen([answers(1, 2), target, answers(3)], [0, 4, 9], 0)
@@ -182,10 +207,20 @@ def test_choice_under_the_cap_is_seeded_and_does_not_see_other_problems():
 
 
 def test_a_path_ends_correct_only_with_a_correct_answer():
-    rows = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,), Verdict.UNPARSABLE), Row(0, (4,), Verdict.ERROR)]
+    rows = [
+        Row(-1),
+        Row(0, (1,), C),
+        Row(0, (2,), W),
+        Row(0, (3,), Verdict.UNPARSABLE),
+        Row(0, (4,), Verdict.ERROR),
+    ]
     replay, _ = add(empty(), [shard_of([rows])])
     paths = replay.paths
-    assert {text(paths, i)[-1]: bool(paths.is_correct[i]) for i in used(paths)} == {1: True, 2: False, 3: False}
+    assert {text(paths, i)[-1]: bool(paths.is_correct[i]) for i in used(paths)} == {
+        1: True,
+        2: False,
+        3: False,
+    }
 
 
 def test_what_is_too_long_is_dropped_and_counted():
@@ -215,7 +250,8 @@ def test_capacity_drops_the_oldest_rows_and_last_choices_first():
     replay, info = add(replay, [shard_of([answers(11, 12), answers(13)])], 2, config)
     for rows in (replay.traces, replay.paths):
         assert rows.iteration.tolist() == [2, 2, 2, 1, 1]
-        assert sorted(rows.problem_id[3:].tolist()) == [0, 1]  # both keep their first choice of iteration 1
+        # both keep their first choice of iteration 1
+        assert sorted(rows.problem_id[3:].tolist()) == [0, 1]
     assert info["num_traces_over_capacity"] == info["num_paths_over_capacity"] == 1
     assert info["num_traces"] == info["num_paths"] == 5
 
@@ -223,7 +259,9 @@ def test_capacity_drops_the_oldest_rows_and_last_choices_first():
 def test_a_text_found_again_is_renewed_not_doubled():
     replay, _ = add(empty(), [shard_of([answers(1, 2)])], 1)
     replay, info = add(replay, [shard_of([answers(2, 3)])], 2)
-    kept = {text(replay.traces, i)[-1]: int(replay.traces.iteration[i]) for i in used(replay.traces)}
+    kept = {
+        text(replay.traces, i)[-1]: int(replay.traces.iteration[i]) for i in used(replay.traces)
+    }
     assert kept == {1: 1, 2: 2, 3: 2}
     assert info["num_traces_renewed"] == 1 and info["num_traces"] == 3
 
@@ -235,7 +273,9 @@ def test_counts_of_a_round_add_up():
         before = replay
         shard = random_shard(rng, num_trees=8, vocabulary=4)
         replay, info = add(before, [shard], iteration)
-        assert (shard[2].verdict == C).sum() + datasets.num_rows(before.traces) == info["num_traces"] + sum(
+        assert (shard[2].verdict == C).sum() + datasets.num_rows(before.traces) == info[
+            "num_traces"
+        ] + sum(
             info[f"num_traces_{why}"]
             for why in ("too_long", "duplicate", "over_cap", "renewed", "expired", "over_capacity")
         )
@@ -256,7 +296,9 @@ def test_add_changes_nothing_in_place_and_keeps_shapes_and_types():
     copy = jax.tree.map(np.copy, first)
     second, _ = add(first, [random_shard(rng)], 2)
     jax.tree.map(np.testing.assert_array_equal, first, copy)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), second) == jax.tree.map(lambda x: (x.shape, x.dtype), empty())
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), second) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), empty()
+    )
 
 
 def traces_of(num_traces):
@@ -279,7 +321,9 @@ def test_policy_batches_show_every_row_once_an_epoch():
     assert len({tuple(epoch) for epoch in seen.tolist()}) == 6
 
 
-@pytest.mark.parametrize(("longest", "width"), [(1, 5), (5, 5), (6, 10), (15, 15), (16, 18), (18, 18)])
+@pytest.mark.parametrize(
+    ("longest", "width"), [(1, 5), (5, 5), (6, 10), (15, 15), (16, 18), (18, 18)]
+)
 def test_a_batch_is_as_wide_as_the_quarters_that_its_longest_row_needs(longest, width):
     pairs = [([1], list(range(2, length + 1))) for length in (1, longest)]
     rows, _ = datasets.demonstration_rows(pairs, 18)
@@ -296,7 +340,10 @@ def test_batches_larger_than_the_data_repeat_it():
 
 def test_batches_follow_the_seed():
     one, same, other = (
-        [b.tokens.tolist() for b in datasets.policy_batches(traces_of(9), 5, 4, np.random.default_rng(seed))]
+        [
+            b.tokens.tolist()
+            for b in datasets.policy_batches(traces_of(9), 5, 4, np.random.default_rng(seed))
+        ]
         for seed in (0, 0, 1)
     )
     assert one == same != other
@@ -319,7 +366,8 @@ def test_balanced_batches_hold_half_of_each_outcome(batch_size):
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "is_balanced"), [([True] * 6, True), ([False] * 6, True), ([True] + [False] * 5, False)]
+    ("outcomes", "is_balanced"),
+    [([True] * 6, True), ([False] * 6, True), ([True] + [False] * 5, False)],
 )
 def test_prm_batches_of_one_kind_or_unbalanced_are_plain_epochs(outcomes, is_balanced):
     batches = datasets.prm_batches(paths_of(outcomes), 4, 3, np.random.default_rng(0), is_balanced)
@@ -336,7 +384,9 @@ def lengths_by_pool(batches):
 def test_grouped_policy_batches_are_epochs_whose_pools_are_split_by_length():
     rows, _ = datasets.demonstration_rows([([1], list(range(2, 2 + n))) for n in range(64)], 64)
     pools = lengths_by_pool(datasets.policy_batches(rows, 32, 4, np.random.default_rng(0), True))
-    assert (np.sort(pools.reshape(2, 64), axis=1) == np.arange(1, 65)).all(), "two epochs of two pools"
+    assert (np.sort(pools.reshape(2, 64), axis=1) == np.arange(1, 65)).all(), (
+        "two epochs of two pools"
+    )
     for pool in pools:
         assert (np.sort(pool.flatten()).reshape(pool.shape) == pool[np.argsort(pool[:, 0])]).all()
         assert (np.diff(pool[:, 0]) < 0).any(), "the batches are shuffled"
@@ -353,11 +403,15 @@ def test_grouped_batches_of_few_rows_hold_each_as_often_as_they_must():
 
 def test_grouped_prm_batches_stay_balanced_and_sort_each_half():
     paths = paths_of([True] * 16 + [False] * 48)
-    pools = lengths_by_pool(datasets.prm_batches(paths, 16, 4, np.random.default_rng(0), True, True))
+    pools = lengths_by_pool(
+        datasets.prm_batches(paths, 16, 4, np.random.default_rng(0), True, True)
+    )
     for half in (pools[..., :2], pools[..., 2:]):  # the correct are the shorter ones
         assert ((half <= 16).all() or (half > 16).all()) and len(half) == 2
         for pool in half:
-            assert (np.sort(pool.flatten()).reshape(pool.shape) == pool[np.argsort(pool[:, 0])]).all()
+            assert (
+                np.sort(pool.flatten()).reshape(pool.shape) == pool[np.argsort(pool[:, 0])]
+            ).all()
 
 
 def test_lengths_tell_text_from_padding_whatever_the_ids():
@@ -370,7 +424,9 @@ def test_lengths_tell_text_from_padding_whatever_the_ids():
 
 
 def test_demonstrations_become_traces_and_long_ones_are_counted():
-    rows, num_left_out = datasets.demonstration_rows([([1, 2], [3, 0]), ([1, 2, 3], [4, 5]), ([9], [8])], 4)
+    rows, num_left_out = datasets.demonstration_rows(
+        [([1, 2], [3, 0]), ([1, 2, 3], [4, 5]), ([9], [8])], 4
+    )
     assert num_left_out == 1 and datasets.num_rows(rows) == 2
     assert [text(rows, i) for i in range(2)] == [[1, 2, 3, 0], [9, 8]]
     assert rows.prompt_length.tolist() == [2, 1]

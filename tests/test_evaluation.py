@@ -49,10 +49,16 @@ def make_tree(problems, num_rows=8, num_tokens=4, **fields):
         "is_ok": np.ones(len(problems), bool),
     }
     zeros = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
-    tree |= {name: np.zeros(len(problems), np.int32) for name in zeros} | {"chosen": np.full(len(problems), -1)}
+    tree |= {name: np.zeros(len(problems), np.int32) for name in zeros} | {
+        "chosen": np.full(len(problems), -1)
+    }
     for b, rows in enumerate(problems):
         for r, (parent, tokens, score, is_finished) in enumerate(rows):
-            tree["parent"][b, r], tree["kind"][b, r], tree["score"][b, r] = parent, Kind.CANDIDATE, score
+            tree["parent"][b, r], tree["kind"][b, r], tree["score"][b, r] = (
+                parent,
+                Kind.CANDIDATE,
+                score,
+            )
             tree["tokens"][b, r, : len(tokens)], tree["length"][b, r] = tokens, len(tokens)
             tree["is_ended"][b, r] = tree["is_finished"][b, r] = is_finished
     return Tree(**(tree | fields))
@@ -67,7 +73,8 @@ def read_answer(problem_id, tokens):
     return None if tokens[-1] == 0 else f"{problem_id}:" + ",".join(map(str, tokens))
 
 
-# Three lanes a problem. The first is laid out depth by depth, the second with lanes and depths mixed.
+# Three lanes a problem. The first is laid out depth by depth, the second with lanes and depths
+# mixed.
 SAMPLES = [
     [
         (-1, [1, 2], 0.1, False),  # lane 0: 1 2 | 5, finished
@@ -86,11 +93,16 @@ SAMPLES = [
         (1, [3], 0.5, True),
     ],
 ]
-SAMPLE_VERDICTS = [[NONE, WRONG, NONE, CORRECT, NONE, NONE], [NONE, NONE, NONE, CORRECT, UNPARSABLE, WRONG]]
+SAMPLE_VERDICTS = [
+    [NONE, WRONG, NONE, CORRECT, NONE, NONE],
+    [NONE, NONE, NONE, CORRECT, UNPARSABLE, WRONG],
+]
 
 
 def test_samples_are_the_paths_to_childless_rows_in_lane_order():
-    read = read_samples(make_tree(SAMPLES), verdicts(SAMPLE_VERDICTS), np.array([10, 20]), read_answer)
+    read = read_samples(
+        make_tree(SAMPLES), verdicts(SAMPLE_VERDICTS), np.array([10, 20]), read_answer
+    )
     assert read.problem_id.tolist() == [100, 101]
     assert read.answer == [["100:1,2,5", "100:3", None], ["101:1,2,3", None, "101:6,6"]]
     assert read.is_correct.tolist() == [[True, False, False], [False, False, True]]
@@ -98,21 +110,32 @@ def test_samples_are_the_paths_to_childless_rows_in_lane_order():
 
 
 def test_samples_cost_the_prompt_once_and_every_sampled_token():
-    read = read_samples(make_tree(SAMPLES), verdicts(SAMPLE_VERDICTS), np.array([10, 20]), read_answer)
-    assert read.policy_tokens.tolist() == [[10 + 3, 10 + 3 + 1, 10 + 3 + 1 + 6], [20 + 3, 20 + 3 + 3, 20 + 3 + 3 + 2]]
+    read = read_samples(
+        make_tree(SAMPLES), verdicts(SAMPLE_VERDICTS), np.array([10, 20]), read_answer
+    )
+    assert read.policy_tokens.tolist() == [
+        [10 + 3, 10 + 3 + 1, 10 + 3 + 1 + 6],
+        [20 + 3, 20 + 3 + 3, 20 + 3 + 3 + 2],
+    ]
     assert read.prm_tokens.tolist() == read.policy_tokens.tolist()
 
 
 def test_a_problem_with_fewer_traces_is_filled_up():
     tree = make_tree([SAMPLES[0], [(-1, [1, 2], 0.3, True)], []])
-    read = read_samples(tree, verdicts([SAMPLE_VERDICTS[0], [CORRECT], []]), np.array([10, 20, 30]), read_answer)
+    read = read_samples(
+        tree, verdicts([SAMPLE_VERDICTS[0], [CORRECT], []]), np.array([10, 20, 30]), read_answer
+    )
     assert read.answer[1:] == [["101:1,2", None, None], [None, None, None]]
     assert read.is_correct[1:].tolist() == [[True, False, False], [False, False, False]]
     assert read.policy_tokens[1:].tolist() == [[22, 22, 22], [30, 30, 30]]
 
 
 def test_padding_is_dropped_and_a_problem_set_aside_is_wrong():
-    tree = make_tree(SAMPLES + SAMPLES, problem_id=np.array([5, -1, 6, 7]), is_ok=np.array([True, True, False, True]))
+    tree = make_tree(
+        SAMPLES + SAMPLES,
+        problem_id=np.array([5, -1, 6, 7]),
+        is_ok=np.array([True, True, False, True]),
+    )
     both = verdicts(SAMPLE_VERDICTS + SAMPLE_VERDICTS)
     read = read_samples(tree, both, np.array([10, 20, 30, 40]), read_answer)
     assert read.problem_id.tolist() == [5, 6, 7]
@@ -149,7 +172,9 @@ def test_a_choice_is_the_chosen_row_at_the_measured_cost():
 
 def test_share_in_tree_counts_any_correct_row_and_no_padding():
     tree = make_tree([SEARCH] * 4, num_rows=5, problem_id=np.array([3, 4, -1, -1]))
-    verdict = verdicts([[NONE, NONE, WRONG, WRONG, CORRECT], [NONE, NONE, WRONG, WRONG, WRONG]] * 2, num_rows=5)
+    verdict = verdicts(
+        [[NONE, NONE, WRONG, WRONG, CORRECT], [NONE, NONE, WRONG, WRONG, WRONG]] * 2, num_rows=5
+    )
     assert share_in_tree(tree, verdict) == 0.5
     nobody = make_tree([SEARCH], num_rows=5, problem_id=np.array([-1]))
     assert math.isnan(share_in_tree(nobody, verdict[:1]))
@@ -172,7 +197,8 @@ def make_answered(answer, is_correct, score=None, policy=10, prm=10, prompt=5):
 def random_answered(rng, num_problems=200, num_samples=11):
     answer = [[None if rng.random() < 0.2 else "abcd"[rng.integers(4)] for _ in range(num_samples)]
               for _ in range(num_problems)]  # fmt: skip
-    score = rng.integers(-3, 14, (num_problems, num_samples)) / 8  # outside [0, 1] too, with many ties
+    # outside [0, 1] too, with many ties
+    score = rng.integers(-3, 14, (num_problems, num_samples)) / 8
     return make_answered(answer, [[a == "a" for a in row] for row in answer], score)
 
 
@@ -188,18 +214,26 @@ def test_vote_equals_a_counter():
 def test_weighted_vote_equals_a_counter_of_clipped_values():
     answered = random_answered(np.random.default_rng(1))
     for k in (1, 3, 11):
-        for answer, score, winner in zip(answered.answer, answered.score, weighted_vote(answered, k), strict=True):
+        for answer, score, winner in zip(
+            answered.answer, answered.score, weighted_vote(answered, k), strict=True
+        ):
             weight = Counter()
             for a, s in zip(answer[:k], score[:k], strict=True):
                 weight[a] += min(max(s, 0), 1)
-            expected = [a for a in answer[:k] if a is not None and weight[a] == max(weight[b] for b in weight if b)]
+            expected = [
+                a
+                for a in answer[:k]
+                if a is not None and weight[a] == max(weight[b] for b in weight if b)
+            ]
             assert winner == (answer.index(expected[0]) if expected else -1)
 
 
 def test_best_of_k_equals_a_sorted_list():
     answered = random_answered(np.random.default_rng(2))
     for k in (1, 4, 11):
-        for answer, score, winner in zip(answered.answer, answered.score, best_of_k(answered, k), strict=True):
+        for answer, score, winner in zip(
+            answered.answer, answered.score, best_of_k(answered, k), strict=True
+        ):
             ranked = sorted((-score[i], i) for i in range(k) if answer[i] is not None)
             assert winner == (ranked[0][1] if ranked else -1)
 
@@ -212,7 +246,8 @@ def test_ties_and_traces_without_an_answer():
     )
     assert vote(answered, 5).tolist() == [1, -1, 0]
     assert best_of_k(answered, 5).tolist() == [2, -1, 4]
-    assert weighted_vote(answered, 5).tolist() == [2, -1, 1]  # 1.0 for b, 0.9 for a, and 3.0 counts as 1.0
+    # 1.0 for b, 0.9 for a, and 3.0 counts as 1.0
+    assert weighted_vote(answered, 5).tolist() == [2, -1, 1]
     assert vote(answered, 1).tolist() == [-1, -1, 0]
 
 
@@ -223,14 +258,23 @@ def test_a_vote_is_as_right_as_its_first_trace():
 
 TABLE_SAMPLES = make_answered(
     [["b", "a", "a", "c"], ["b", "b", "a", "a"], ["a", None, None, None], [None, None, "b", "a"]],
-    [[False, True, True, False], [False, False, True, True], [True, False, False, False], [False, False, False, True]],
+    [
+        [False, True, True, False],
+        [False, False, True, True],
+        [True, False, False, False],
+        [False, False, False, True],
+    ],
     [[0.9, 0.8, 0.8, 0.1], [0.2, 0.3, 0.4, 0.9], [0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.6]],
 )
-GREEDY = make_answered([["a"], ["b"], ["a"], ["b"]], [[True], [False], [True], [False]], policy=20, prm=99)
+GREEDY = make_answered(
+    [["a"], ["b"], ["a"], ["b"]], [[True], [False], [True], [False]], policy=20, prm=99
+)
 
 
 def search_costing(policy, prm):
-    return make_answered([["a"]] * 4, [[True], [True], [False], [True]], policy=policy, prm=prm, prompt=0)
+    return make_answered(
+        [["a"]] * 4, [[True], [True], [False], [True]], policy=policy, prm=prm, prompt=0
+    )
 
 
 def test_curves_by_hand():
@@ -242,9 +286,21 @@ def test_curves_by_hand():
         (25, 0.25, 2),
         (45, 0.5, 4),
     ]
-    assert [(row[0], row[1], row[4]) for row in curves["best_of_k"]] == [(30, 0.25, 1), (50, 0.25, 2), (90, 0.75, 4)]
-    assert [(row[0], row[1], row[4]) for row in curves["weighted_vote"]] == [(30, 0.25, 1), (50, 0.25, 2), (90, 1.0, 4)]
-    assert [(row[0], row[1], row[4]) for row in curves["pass_at_k"]] == [(15, 0.25, 1), (25, 0.5, 2), (45, 1.0, 4)]
+    assert [(row[0], row[1], row[4]) for row in curves["best_of_k"]] == [
+        (30, 0.25, 1),
+        (50, 0.25, 2),
+        (90, 0.75, 4),
+    ]
+    assert [(row[0], row[1], row[4]) for row in curves["weighted_vote"]] == [
+        (30, 0.25, 1),
+        (50, 0.25, 2),
+        (90, 1.0, 4),
+    ]
+    assert [(row[0], row[1], row[4]) for row in curves["pass_at_k"]] == [
+        (15, 0.25, 1),
+        (25, 0.5, 2),
+        (45, 1.0, 4),
+    ]
     assert curves["self_consistency"][2][2:4] == pytest.approx([0.1500, 0.8500], abs=1e-4)
 
 
@@ -258,14 +314,17 @@ def test_greedy_pays_for_the_policy_and_search_for_both():
     assert table["evaluation/greedy/tokens"] == 25
     assert table["evaluation/mcts/tokens"] == 45
     assert (table["evaluation/greedy/accuracy"], table["evaluation/mcts/accuracy"]) == (0.5, 0.75)
-    assert (table["evaluation/mcts/low"], table["evaluation/mcts/high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    assert (table["evaluation/mcts/low"], table["evaluation/mcts/high"]) == pytest.approx(
+        (0.3006, 0.9544), abs=1e-4
+    )
     assert table["evaluation/mcts/num_problems"] == 4
 
 
 @pytest.mark.parametrize(
     ("budget", "vote_k", "is_vote_short", "best_k", "is_best_short"),
     [
-        (35, 3, 0, 1, 0),  # a vote costs 5 + 10 k, best-of-k 10 + 20 k: 35 is met exactly, 30 is nearest below
+        # a vote costs 5 + 10 k, best-of-k 10 + 20 k: 35 is met exactly, 30 is nearest below
+        (35, 3, 0, 1, 0),
         (33.4, 3, 0, 1, 0),  # 35 passes the budget by less than 5 %
         (33.0, 2, 0, 1, 0),  # by more than 5 %
         (47, 4, 0, 1, 0),  # all samples cost 4 % less: near enough
@@ -274,7 +333,9 @@ def test_greedy_pays_for_the_policy_and_search_for_both():
         (2, 1, 0, 1, 0),  # nothing is as cheap
     ],
 )
-def test_the_headline_k_costs_what_search_costs(budget, vote_k, is_vote_short, best_k, is_best_short):
+def test_the_headline_k_costs_what_search_costs(
+    budget, vote_k, is_vote_short, best_k, is_best_short
+):
     table = accuracy_table(GREEDY, TABLE_SAMPLES, search_costing(budget - 1, 1))
     for method, k, is_short in (
         ("self_consistency", vote_k, is_vote_short),
@@ -293,14 +354,17 @@ def test_without_search_every_sample_counts_and_search_has_no_keys():
     row = ["accuracy", "low", "high", "num_problems", "tokens", "outcomes"]
     sampled = [f"{m}/{key}" for m in ("self_consistency", "best_of_k", "weighted_vote", "pass_at_k")
                for key in [*row, "k", "curve"]]  # fmt: skip
-    assert sorted(table) == sorted(f"evaluation/{key}" for key in [*(f"greedy/{key}" for key in row), *sampled])
+    assert sorted(table) == sorted(
+        f"evaluation/{key}" for key in [*(f"greedy/{key}" for key in row), *sampled]
+    )
     assert table["evaluation/weighted_vote/k"] == 4
 
 
 def test_differences_are_paired():
     rng = np.random.default_rng(4)
     is_hard = rng.random(301) < 0.5
-    ours, theirs = ~is_hard, ~is_hard & (rng.random(301) < 0.9)  # search loses no problem, and wins a few
+    # search loses no problem, and wins a few
+    ours, theirs = ~is_hard, ~is_hard & (rng.random(301) < 0.9)
     answer = [["a"]] * 301
     rival = make_answered(answer, theirs[:, None])
     table = accuracy_table(rival, rival, make_answered(answer, ours[:, None]))
@@ -309,7 +373,9 @@ def test_differences_are_paired():
         interval = mean_interval(ours.astype(float) - theirs, np.arange(301))
         assert (table[f"{name}_low"], table[f"{name}_high"]) == interval
         assert 0 < interval[0] < table[name] < interval[1]
-    assert interval[1] - interval[0] < 0.7 * (table["evaluation/mcts/high"] - table["evaluation/mcts/low"])
+    assert interval[1] - interval[0] < 0.7 * (
+        table["evaluation/mcts/high"] - table["evaluation/mcts/low"]
+    )
 
 
 def test_other_problems_are_an_error():
@@ -322,7 +388,9 @@ def test_other_problems_are_an_error():
 def test_no_problems_give_nan():
     tree = make_tree([SAMPLES[0]], problem_id=np.array([-1]))
     nobody = read_samples(tree, verdicts([SAMPLE_VERDICTS[0]]), np.array([10]), read_answer)
-    table = accuracy_table(nobody, nobody, read_choice(tree, verdicts([SAMPLE_VERDICTS[0]]), read_answer))
+    table = accuracy_table(
+        nobody, nobody, read_choice(tree, verdicts([SAMPLE_VERDICTS[0]]), read_answer)
+    )
     assert table["evaluation/mcts/num_problems"] == 0
     for name in ("greedy/accuracy", "mcts/tokens", "best_of_k/low", "mcts_minus_best_of_k"):
         assert math.isnan(table[f"evaluation/{name}"])
@@ -331,7 +399,9 @@ def test_no_problems_give_nan():
 def test_baseline_is_the_mean_target_and_the_mean_of_a_depth():
     baseline = fit_baseline(np.array([0.0, 0.5, 1.0, 0.3]), np.array([0, 0, 1, 3]))
     assert baseline.constant == pytest.approx(0.45)
-    np.testing.assert_allclose(baseline.predict(np.array([0, 1, 2, 3, 4, 9])), [0.25, 1.0, 0.45, 0.3, 0.45, 0.45])
+    np.testing.assert_allclose(
+        baseline.predict(np.array([0, 1, 2, 3, 4, 9])), [0.25, 1.0, 0.45, 0.3, 0.45, 0.45]
+    )
 
 
 def test_depth_is_the_number_of_parents():
@@ -353,11 +423,21 @@ def make_labels(tree, verdict, target=None, is_labelled=None):
 def random_trees(rng, num_trees, num_rows=24):
     """Trees of random shape whose scores know something about the verdicts and the targets."""
     shape = (num_trees, num_rows)
-    kind = rng.choice([Kind.EMPTY, Kind.CANDIDATE, Kind.ROLLOUT, Kind.DUPLICATE], shape, p=[0.1, 0.6, 0.2, 0.1])
-    verdict = np.where(rng.random(shape) < 0.5, rng.choice([CORRECT, WRONG, UNPARSABLE, ERROR], shape), NONE)
+    kind = rng.choice(
+        [Kind.EMPTY, Kind.CANDIDATE, Kind.ROLLOUT, Kind.DUPLICATE], shape, p=[0.1, 0.6, 0.2, 0.1]
+    )
+    verdict = np.where(
+        rng.random(shape) < 0.5, rng.choice([CORRECT, WRONG, UNPARSABLE, ERROR], shape), NONE
+    )
     target = rng.integers(0, 5, shape) / 4
-    score = (0.5 * (verdict == CORRECT) + 0.5 * target + rng.normal(0, 0.3, shape)).round(1).astype(np.float32)
-    parent = np.array([[rng.integers(-1, r) if r else -1 for r in range(num_rows)] for _ in range(num_trees)])
+    score = (
+        (0.5 * (verdict == CORRECT) + 0.5 * target + rng.normal(0, 0.3, shape))
+        .round(1)
+        .astype(np.float32)
+    )
+    parent = np.array(
+        [[rng.integers(-1, r) if r else -1 for r in range(num_rows)] for _ in range(num_trees)]
+    )
     tree = make_tree(
         [[]] * num_trees,
         num_rows,
@@ -384,7 +464,11 @@ def kept_rows(tree):
     """(problem, row) of every sampled step that may count."""
     for b in range(tree.parent.shape[0]):
         for r in range(tree.parent.shape[1]):
-            if tree.is_ok[b] and tree.problem_id[b] >= 0 and tree.kind[b, r] in (Kind.CANDIDATE, Kind.ROLLOUT):
+            if (
+                tree.is_ok[b]
+                and tree.problem_id[b] >= 0
+                and tree.kind[b, r] in (Kind.CANDIDATE, Kind.ROLLOUT)
+            ):
                 yield b, r
 
 
@@ -395,9 +479,15 @@ def share_won(pairs):
 def test_prm_auroc_equals_pairs_of_judged_leaves(random_report):
     tree, labels, report = random_report
     right = [(b, tree.score[b, r]) for b, r in kept_rows(tree) if labels.verdict[b, r] == CORRECT]
-    wrong = [(b, tree.score[b, r]) for b, r in kept_rows(tree) if labels.verdict[b, r] in (WRONG, UNPARSABLE)]
+    wrong = [
+        (b, tree.score[b, r])
+        for b, r in kept_rows(tree)
+        if labels.verdict[b, r] in (WRONG, UNPARSABLE)
+    ]
     assert report["evaluation/prm/num_leaves"] == len(right) + len(wrong)
-    assert report["evaluation/prm/auroc"] == pytest.approx(share_won([(p, q) for _, p in right for _, q in wrong]))
+    assert report["evaluation/prm/auroc"] == pytest.approx(
+        share_won([(p, q) for _, p in right for _, q in wrong])
+    )
     pairs = [[(p, q) for b, p in right if b == t for c, q in wrong if c == t] for t in range(40)]
     within = [share_won(own) for own in pairs if own]
     assert report["evaluation/prm/num_mixed"] == len(within)
@@ -429,7 +519,11 @@ def test_prm_errors_equal_loops_over_labelled_steps(random_report):
     for name in ("_constant", "_depth"):
         skill = report[f"evaluation/prm/skill{name}"]
         assert skill == pytest.approx(np.mean(error[name]) - np.mean(error[""]))
-        assert report[f"evaluation/prm/skill{name}_low"] < skill < report[f"evaluation/prm/skill{name}_high"]
+        assert (
+            report[f"evaluation/prm/skill{name}_low"]
+            < skill
+            < report[f"evaluation/prm/skill{name}_high"]
+        )
 
 
 def test_prm_calibration_equals_a_loop(random_report):
@@ -448,7 +542,9 @@ def test_prm_auroc_by_depth_equals_pairs_of_steps(random_report):
     depth, steps = row_depth(tree.parent), {}
     for b, r in kept_rows(tree):
         if labels.is_labelled[b, r]:
-            steps.setdefault(depth[b, r], ([], []))[int(labels.is_correct[b, r])].append(tree.score[b, r])
+            steps.setdefault(depth[b, r], ([], []))[int(labels.is_correct[b, r])].append(
+                tree.score[b, r]
+            )
     expected = [
         [d, share_won([(p, q) for p in right for q in wrong]), len(right) + len(wrong)]
         for d, (wrong, right) in sorted(steps.items())
@@ -461,7 +557,9 @@ def test_prm_auroc_by_depth_equals_pairs_of_steps(random_report):
 def test_prm_calibration_by_hand():
     tree = make_tree([[(-1, [1], s, False) for s in (-0.5, 0.05, 0.15, 0.95, 1.0, 1.5)]])
     target = np.array([[0.0, 0.5, 0.25, 0.5, 1.0, 0.75, 9.0, 9.0]], np.float32)
-    report = prm_report(tree, make_labels(tree, verdicts([[]]), target, tree.kind == Kind.CANDIDATE), BASELINE)
+    report = prm_report(
+        tree, make_labels(tree, verdicts([[]]), target, tree.kind == Kind.CANDIDATE), BASELINE
+    )
     expected = [[0.025, 0.25, 2], [0.15, 0.25, 1], [2.95 / 3, 0.75, 3]]
     np.testing.assert_allclose(report["evaluation/prm/calibration"], expected, rtol=1e-6)
 
@@ -487,7 +585,9 @@ def test_samples_are_ranked_by_pairs_of_answers():
     ]
     pairs = [(b == c, p, q) for b, p, right in given if right for c, q, other in given if not other]
     assert report["evaluation/prm/samples/num_leaves"] == len(given) < answered.score.size
-    assert report["evaluation/prm/samples/auroc"] == pytest.approx(share_won([(p, q) for _, p, q in pairs]))
+    assert report["evaluation/prm/samples/auroc"] == pytest.approx(
+        share_won([(p, q) for _, p, q in pairs])
+    )
     own = defaultdict(list)
     for b, p, right in given:
         if right:
@@ -501,20 +601,28 @@ def test_an_error_of_a_tenth_in_float32_is_within_a_tenth():
     tree = make_tree([[(-1, [1], s, False) for s in (0.9, 0.4, 0.51)]])
     target = np.zeros((1, 8), np.float32)
     target[0, :3] = 0.8, 0.3, 0.4
-    report = prm_report(tree, make_labels(tree, verdicts([[]]), target, tree.kind == Kind.CANDIDATE), BASELINE)
+    report = prm_report(
+        tree, make_labels(tree, verdicts([[]]), target, tree.kind == Kind.CANDIDATE), BASELINE
+    )
     assert report["evaluation/prm/within"] == pytest.approx(2 / 3)
 
 
 def test_prm_intervals_shrink_with_trees():
-    few, many = (prm_report(*random_trees(np.random.default_rng(6), n), BASELINE) for n in (20, 180))
+    few, many = (
+        prm_report(*random_trees(np.random.default_rng(6), n), BASELINE) for n in (20, 180)
+    )
     for name in ("auroc", "squared_error", "skill_depth", "auroc_within"):
-        width = [r[f"evaluation/prm/{name}_high"] - r[f"evaluation/prm/{name}_low"] for r in (few, many)]
+        width = [
+            r[f"evaluation/prm/{name}_high"] - r[f"evaluation/prm/{name}_low"] for r in (few, many)
+        ]
         assert 1.7 < width[0] / width[1] < 6  # three in theory
 
 
 def test_nothing_to_measure_is_nan():
     tree = make_tree([SAMPLES[0], SAMPLES[1]], is_ok=np.array([False, False]))
-    report = prm_report(tree, make_labels(tree, verdicts(SAMPLE_VERDICTS)), fit_baseline(np.array([]), np.array([])))
+    report = prm_report(
+        tree, make_labels(tree, verdicts(SAMPLE_VERDICTS)), fit_baseline(np.array([]), np.array([]))
+    )
     counts = {"num_leaves": 0, "num_steps": 0, "num_trees": 0, "num_mixed": 0, "calibration": []}
     counts["auroc_by_depth"] = []
     for name, value in report.items():
@@ -528,7 +636,9 @@ def test_one_tree_has_an_estimate_but_no_interval():
     labels = make_labels(tree, verdicts([SAMPLE_VERDICTS[0]]), target, tree.kind == Kind.CANDIDATE)
     report = prm_report(tree, labels, BASELINE)
     assert report["evaluation/prm/auroc"] == 0
-    assert report["evaluation/prm/squared_error"] == pytest.approx((0.16 + 0.16 + 0 + 0.04 + 0.01 + 0.04) / 6)
+    assert report["evaluation/prm/squared_error"] == pytest.approx(
+        (0.16 + 0.16 + 0 + 0.04 + 0.01 + 0.04) / 6
+    )
     for name in ("auroc_low", "auroc_within_high", "squared_error_low", "skill_depth_high"):
         assert math.isnan(report[f"evaluation/prm/{name}"])
 
@@ -545,7 +655,13 @@ def test_one_class_has_no_auroc():
 def test_an_unfitted_baseline_is_nan_and_the_prm_is_not():
     tree, labels = random_trees(np.random.default_rng(7), 10)
     report = prm_report(tree, labels, fit_baseline(np.array([]), np.array([])))
-    for name in ("squared_error_constant", "squared_error_depth", "skill_constant", "skill_depth_low", "within_depth"):
+    for name in (
+        "squared_error_constant",
+        "squared_error_depth",
+        "skill_constant",
+        "skill_depth_low",
+        "within_depth",
+    ):
         assert math.isnan(report[f"evaluation/prm/{name}"])
     assert report["evaluation/prm/squared_error"] > 0
 
@@ -555,7 +671,9 @@ def test_metrics_are_plain_json(random_report):
     assert json.loads(json.dumps(metrics)) == metrics
 
 
-@pytest.mark.parametrize("field", [{"split": "train"}, {"num_samples": 0}, {"num_problems": -1}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "field", [{"split": "train"}, {"num_samples": 0}, {"num_problems": -1}, {"temperature": 0.0}]
+)
 def test_a_setting_that_cannot_be_is_named(field):
     ((name, value),) = field.items()
     with pytest.raises(UserError, match=f"--config.evaluation.{name}={value}: must be"):

@@ -8,7 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hub_models import HEADS, KV_HEADS, LAYERS, MLP, TOKENS, VOCAB, WIDTH, tensors_of, tiny_tokenizer, write_model
+from hub_models import (
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    MLP,
+    TOKENS,
+    VOCAB,
+    WIDTH,
+    tensors_of,
+    tiny_tokenizer,
+    write_model,
+)
 
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, load_params, open_pretrained
@@ -39,7 +50,9 @@ def interleave(weight, num_heads):
 
 
 def write_gguf(path, spoil=lambda writer: None, **tensors):
-    """Write the tiny smollm2 as llama.cpp's converter would, unquantized; `spoil` and `tensors` add what is wrong."""
+    """Write the tiny smollm2 as llama.cpp's converter would, unquantized; `spoil` and `tensors` add
+    what is wrong.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
     writer.add_embedding_length(WIDTH)
@@ -54,7 +67,9 @@ def write_gguf(path, spoil=lambda writer: None, **tensors):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<") and len(token) > 1 else 1 for token in tokens])
+    writer.add_token_types(
+        [3 if token.startswith("<") and len(token) > 1 else 1 for token in tokens]
+    )
     writer.add_token_merges(["\u010a \u010a", "# #"])
     writer.add_eos_token_id(1)
     for name, values in tensors_of("smollm2").items():
@@ -89,7 +104,9 @@ def test_a_file_holds_the_same_network_as_its_folder(tmp_path):
     model, params, _ = load(HubConfig(str(write_gguf(tmp_path / "tiny.gguf"))))
     same, same_params, _ = load(HubConfig(str(write_model(tmp_path / "folder", "smollm2"))))
     jax.tree.map(np.testing.assert_array_equal, params, same_params)
-    np.testing.assert_allclose(logits_of(model, params, TOKENS), logits_of(same, same_params, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(
+        logits_of(model, params, TOKENS), logits_of(same, same_params, TOKENS), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
@@ -110,16 +127,36 @@ def test_another_file_than_expected_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "tensors", "message"),
     [
-        (lambda w: w.add_rope_scaling_factor(2.0), {}, "rope scaling 'none' or a rope over part of a head"),
+        (
+            lambda w: w.add_rope_scaling_factor(2.0),
+            {},
+            "rope scaling 'none' or a rope over part of a head",
+        ),
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), {}, "rope scaling 'yarn'"),
         (lambda w: w.add_float32("llama.rope.scale_linear", 2.0), {}, "is not supported"),
         (lambda w: w.add_logit_scale(2.0), {}, r"llama.logit_scale=2.0 is not supported"),
-        (lambda w: w.add_sliding_window(4), {}, r"llama.attention.sliding_window=4 is not supported"),
+        (
+            lambda w: w.add_sliding_window(4),
+            {},
+            r"llama.attention.sliding_window=4 is not supported",
+        ),
         (lambda w: w.add_value_length(4), {}, r"value_length is not that of the keys, 8"),
-        (None, {"output_norm.weight": np.ones(WIDTH, np.int8)}, "tensor output_norm.weight is of type I8, not known"),
-        (None, {"model.norm.weight": np.ones(WIDTH, np.float32)}, "tensor model.norm.weight is there twice"),
+        (
+            None,
+            {"output_norm.weight": np.ones(WIDTH, np.int8)},
+            "tensor output_norm.weight is of type I8, not known",
+        ),
+        (
+            None,
+            {"model.norm.weight": np.ones(WIDTH, np.float32)},
+            "tensor model.norm.weight is there twice",
+        ),
         (None, {"extra": np.ones(3, np.float32)}, "tensor extra has no place in this architecture"),
-        (None, {"output_norm.weight": np.ones(3, np.float32)}, r"has shape \(3,\), the config asks for \(32,\)"),
+        (
+            None,
+            {"output_norm.weight": np.ones(3, np.float32)},
+            r"has shape \(3,\), the config asks for \(32,\)",
+        ),
     ],
 )
 def test_what_we_would_compute_wrongly_is_refused_in_one_line(tmp_path, spoil, tensors, message):
@@ -131,7 +168,9 @@ def test_what_we_would_compute_wrongly_is_refused_in_one_line(tmp_path, spoil, t
 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "package:no-such-package"])
 def test_a_file_that_is_nowhere_is_refused(name):
-    with pytest.raises(UserError, match="cannot be read|not installed; pip install --no-deps no-such-package"):
+    with pytest.raises(
+        UserError, match="cannot be read|not installed; pip install --no-deps no-such-package"
+    ):
         load(HubConfig(name))
 
 
@@ -154,13 +193,23 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
 def test_smollm2_splits_numbers_into_digits_and_gives_text_back(smollm2):
     tokenizer = smollm2[2].tokenizer
     assert [tokenizer.decode([i]) for i in tokenizer.encode("a 12 b")] == ["a", " ", "1", "2", " b"]
-    for text in ("Ann's caf\u00e9 sells \u20ac12.50 teas.\n\n#### 7", "  def f(x):\n\treturn x", "\U0001f600 ok"):
+    for text in (
+        "Ann's caf\u00e9 sells \u20ac12.50 teas.\n\n#### 7",
+        "  def f(x):\n\treturn x",
+        "\U0001f600 ok",
+    ):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_smollm2_answers_in_its_chat_template(smollm2):
     tokenizer = smollm2[2].tokenizer
     text = tokenizer.decode(
-        [i for i in tokenizer.encode_chat("What is 1+1?", "Be brief.", "") if i not in tokenizer.end_ids]
+        [
+            i
+            for i in tokenizer.encode_chat("What is 1+1?", "Be brief.", "")
+            if i not in tokenizer.end_ids
+        ]
     )
-    assert "Be brief." in text and "What is 1+1?" in text and text.endswith("<|im_start|>assistant\n")
+    assert (
+        "Be brief." in text and "What is 1+1?" in text and text.endswith("<|im_start|>assistant\n")
+    )

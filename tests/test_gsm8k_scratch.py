@@ -1,6 +1,8 @@
-"""The whole loop on files in the form of GSM8K, through the command: what goes in is accounted for, to the last row.
+"""The whole loop on files in the form of GSM8K, through the command: what goes in is accounted for,
+to the last row.
 
-Each run is made once, and all share their shapes and a compilation cache, so that only the first has to compile.
+Each run is made once, and all share their shapes and a compilation cache, so that only the first
+has to compile.
 """
 
 from __future__ import annotations
@@ -53,8 +55,18 @@ TINY = {
     "evaluation.num_samples": 2,
     "loop.num_iterations": 1,
 }
-OWN = {"tasks.num_dev": 0, "tasks.num_test": 0, "tasks.num_demonstrations": 8, "tasks.max_bad_share": 0.2}
-REAL = {"tasks.num_dev": 0, "tasks.num_test": 32, "tasks.num_demonstrations": 32, "tasks.num_train": 48}
+OWN = {
+    "tasks.num_dev": 0,
+    "tasks.num_test": 0,
+    "tasks.num_demonstrations": 8,
+    "tasks.max_bad_share": 0.2,
+}
+REAL = {
+    "tasks.num_dev": 0,
+    "tasks.num_test": 32,
+    "tasks.num_demonstrations": 32,
+    "tasks.num_train": 48,
+}
 
 QUESTION = "Ada has {} pens and lends {}. How many are left?"
 LONG = "Ada, who likes pens, " * 8 + QUESTION
@@ -67,15 +79,21 @@ BAD_ROWS = {
 
 
 def row(number: int, question: str = QUESTION) -> bytes:
-    """One row; every third answer is 9, the others 7: a very small network is soon right, and soon wrong, often."""
+    """One row; every third answer is 9, the others 7: a very small network is soon right, and soon
+    wrong, often.
+    """
     gold = 7 if number % 3 else 9
     answer = f"It is <<{gold}={gold}>>{gold}.\n#### {gold}"
     return json.dumps({"question": question.format(number, number - 7), "answer": answer}).encode()
 
 
 def own_files(folder: Path) -> tuple[Path, Path]:
-    """Write 38 train rows: 27 good ones, 5 of them too long, 5 bad ones, 2 duplicates, 4 of the 10 test questions."""
-    good = [row(number) for number in range(10, 32)] + [row(number, LONG) for number in range(40, 45)]
+    """Write 38 train rows: 27 good ones, 5 of them too long, 5 bad ones, 2 duplicates, 4 of the 10
+    test questions.
+    """
+    good = [row(number) for number in range(10, 32)] + [
+        row(number, LONG) for number in range(40, 45)
+    ]
     bad = [line for lines in BAD_ROWS.values() for line in lines]
     test = [row(number) for number in range(60, 69)] + [row(70, LONG)]
     train, twice = [*good[:11], *bad, *good[11:], *test[:4]], good[:2]
@@ -112,8 +130,13 @@ class Run:
 
     def trees(self, iteration: int) -> dict[str, np.ndarray]:
         """All trees of an iteration, padding apart, as the files have them."""
-        shards = [np.load(path) for path in sorted((self.workdir / "trees" / str(iteration)).glob("search-*.npz"))]
-        trees = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
+        shards = [
+            np.load(path)
+            for path in sorted((self.workdir / "trees" / str(iteration)).glob("search-*.npz"))
+        ]
+        trees = {
+            name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files
+        }
         return {name: values[trees["problem_id"] >= 0] for name, values in trees.items()}
 
     @cached_property
@@ -157,7 +180,9 @@ def trained(compile_cache, tmp_path_factory) -> Run:
 def real(compile_cache, tmp_path_factory) -> Run:
     if not GSM8K.is_dir():
         pytest.skip(f"the GSM8K files are not beside the checkout, in {GSM8K}")
-    return run("run", tmp_path_factory.mktemp("real"), (GSM8K / "train.jsonl", GSM8K / "test.jsonl"), REAL)
+    return run(
+        "run", tmp_path_factory.mktemp("real"), (GSM8K / "train.jsonl", GSM8K / "test.jsonl"), REAL
+    )
 
 
 @pytest.fixture(params=["untrained", "trained", "real"])
@@ -168,7 +193,9 @@ def any_run(request) -> Run:
 def test_every_row_of_the_files_is_counted(trained):
     metrics = trained.metrics[0]
     assert metrics["tasks/rows"] == 38 + 10
-    assert {name: metrics[f"tasks/{name}"] for name in BAD_ROWS} == {name: len(rows) for name, rows in BAD_ROWS.items()}
+    assert {name: metrics[f"tasks/{name}"] for name in BAD_ROWS} == {
+        name: len(rows) for name, rows in BAD_ROWS.items()
+    }
     assert (metrics["tasks/duplicate"], metrics["tasks/in_test_file"]) == (2, 4)
     assert len(trained.task.train) + len(trained.task.demonstrations) == 27
     assert "7 bad rows skipped" in trained.said
@@ -183,7 +210,11 @@ def test_every_problem_is_a_tree_or_too_long(any_run):
         assert sorted(ids) == sorted({problem.id for problem in task.train} - too_long)
         assert metrics["prompts/num_too_long"] == len(too_long)
         fates = ("num_trees_solved", "num_trees_without_correct", "num_set_aside")
-        assert metrics["labels/num_trees"] == sum(metrics[f"labels/{fate}"] for fate in fates) == len(ids)
+        assert (
+            metrics["labels/num_trees"]
+            == sum(metrics[f"labels/{fate}"] for fate in fates)
+            == len(ids)
+        )
         num_tested = metrics["evaluation/greedy/num_problems"]
         assert num_tested + metrics["evaluation/num_too_long"] == len(task.test)
 
@@ -193,7 +224,10 @@ def test_every_finished_trace_has_a_verdict_and_every_step_is_labelled_or_not(an
         trees = any_run.trees(i)
         is_step = np.isin(trees["kind"], (Kind.CANDIDATE, Kind.ROLLOUT))
         verdicts = ("num_correct", "num_wrong", "num_unparsable", "num_errors")
-        assert sum(metrics[f"labels/{name}"] for name in verdicts) == (is_step & trees["is_finished"]).sum()
+        assert (
+            sum(metrics[f"labels/{name}"] for name in verdicts)
+            == (is_step & trees["is_finished"]).sum()
+        )
         assert metrics["labels/num_labelled"] + metrics["labels/num_unlabelled"] == is_step.sum()
         assert metrics["search/num_duplicates"] == (trees["kind"] == Kind.DUPLICATE).sum()
         assert metrics["search/num_steps"] - metrics["search/num_duplicates"] == is_step.sum()
@@ -202,7 +236,10 @@ def test_every_finished_trace_has_a_verdict_and_every_step_is_labelled_or_not(an
 def test_every_verified_trace_is_kept_or_dropped_for_a_reason(any_run):
     for metrics in any_run.metrics.values():
         fates = ("new", "too_long", "duplicate", "over_cap")
-        assert sum(metrics[f"datasets/num_traces_{fate}"] for fate in fates) == metrics["labels/num_correct"]
+        assert (
+            sum(metrics[f"datasets/num_traces_{fate}"] for fate in fates)
+            == metrics["labels/num_correct"]
+        )
 
 
 def test_whatever_the_policy_learns_from_is_correct_when_judged_again(trained):
@@ -226,11 +263,17 @@ def test_paths_of_the_prm_begin_with_their_prompt_byte_for_byte(trained):
     paths = trained.replay.paths
     used = np.flatnonzero(paths.iteration >= 0)
     assert len(used) > 10
-    assert all(text_of(paths.tokens[i, : paths.length[i]]).startswith(prompts[paths.problem_id[i]]) for i in used)
+    assert all(
+        text_of(paths.tokens[i, : paths.length[i]]).startswith(prompts[paths.problem_id[i]])
+        for i in used
+    )
 
 
 def test_both_networks_learn_from_solved_trees(trained):
-    assert all(metrics["labels/num_correct"] and metrics["labels/num_wrong"] for metrics in trained.metrics.values())
+    assert all(
+        metrics["labels/num_correct"] and metrics["labels/num_wrong"]
+        for metrics in trained.metrics.values()
+    )
     assert [m["updates/policy/num_updates"] for m in trained.metrics.values()] == [60, 2]
     assert [m["updates/prm/num_updates"] for m in trained.metrics.values()] == [2, 2]
 
@@ -242,7 +285,9 @@ def test_without_a_correct_leaf_both_fits_are_skipped_and_said_to_be(untrained):
     assert "the policy has no data" in untrained.said and "the prm has no data" in untrained.said
     page = (untrained.workdir / "report.html").read_text()
     assert "the policy had no data" in page and "the prm had no data" in page
-    assert (untrained.replay.traces.iteration < 0).all() and (untrained.replay.paths.iteration < 0).all()
+    assert (untrained.replay.traces.iteration < 0).all() and (
+        untrained.replay.paths.iteration < 0
+    ).all()
 
 
 def test_the_real_files_are_read_whole(real):

@@ -1,4 +1,6 @@
-"""The house itself: who may import whom, how long things get, and a README that tells the truth about the files."""
+"""The house itself: who may import whom, how long things get, and a README that tells the truth
+about the files.
+"""
 
 import ast
 import re
@@ -17,7 +19,17 @@ STAGES = ("prompts", "search", "labels", "datasets", "updates", "checkpoints", "
 LAYERS = (
     ("structs", "errors"),
     ("files", "memory"),
-    ("keys", "intervals", "trees", "sharding", "tokenizers", "boundaries", "verifiers", "progress", "compilation"),
+    (
+        "keys",
+        "intervals",
+        "trees",
+        "sharding",
+        "tokenizers",
+        "boundaries",
+        "verifiers",
+        "progress",
+        "compilation",
+    ),
     ("tasks", "nn", "manifest"),
     ("workdir",),
     ("hub", "metrics", "report"),
@@ -40,7 +52,9 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the top-level modules of jaxtrain/ that a file imports, wherever in it the import stands."""
+    """Return the top-level modules of jaxtrain/ that a file imports, wherever in it the import
+    stands.
+    """
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -109,7 +123,9 @@ def test_only_the_commands_print():
         str(path.relative_to(HOUSE))
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "eval", "exec")
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("print", "eval", "exec")
     }
     assert {name for name in printing if not name.startswith("commands/")} == {"main.py"}
 
@@ -135,7 +151,9 @@ def test_nothing_stands_for_the_sake_of_older_code():
 
 
 def test_every_module_opens_with_its_place():
-    bare = [str(path) for path in FILES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    bare = [
+        str(path) for path in FILES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
     assert bare == []
     for number, stage in enumerate(STAGES, start=1):
         path = HOUSE / stage / "__init__.py" if (HOUSE / stage).is_dir() else HOUSE / f"{stage}.py"
@@ -145,18 +163,26 @@ def test_every_module_opens_with_its_place():
 
 def test_readme_quotes_iterate_as_it_is():
     source = (HOUSE / "iteration.py").read_text("utf-8")
-    node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "iterate")
+    node = next(
+        n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "iterate"
+    )
     quoted = ast.get_source_segment(source, node)
     assert quoted is not None
     assert f"```python\n{quoted}\n```" in README.read_text("utf-8")
 
 
 def test_readme_lists_exactly_the_files():
-    """In the block under "## Files", the lines below `jaxtrain/` name its files, then two spaces and what they are."""
+    """In the block under "## Files", the lines below `jaxtrain/` name its files, then two spaces
+    and what they are.
+    """
     files = README.read_text("utf-8").split("\n## Files\n")[1].split("```")[1]
     listing = re.search(r"^jaxtrain/.*\n((?:[ \t]+.*\n)+)", files, re.MULTILINE)
     assert listing is not None
-    names = [name for line in listing[1].splitlines() for name in re.split(r" {2,}", line.strip())[0].split()]
+    names = [
+        name
+        for line in listing[1].splitlines()
+        for name in re.split(r" {2,}", line.strip())[0].split()
+    ]
     expected = {f"{path.name}/" if path.is_dir() else path.name for path in HOUSE.iterdir()}
     assert sorted(names) == sorted(expected - {"__init__.py", "__pycache__/"})
 

@@ -1,4 +1,6 @@
-"""Pretrained models in and out: parity with transformers, every layout of the cache, one line for what is wrong."""
+"""Pretrained models in and out: parity with transformers, every layout of the cache, one line for
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,17 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hub_models import GOLDEN, LLAMA3, MODELS, TOKENS, VOCAB, config_of, tensors_of, tiny_tokenizer, write_model
+from hub_models import (
+    GOLDEN,
+    LLAMA3,
+    MODELS,
+    TOKENS,
+    VOCAB,
+    config_of,
+    tensors_of,
+    tiny_tokenizer,
+    write_model,
+)
 from safetensors.numpy import load_file, save_file
 
 from jaxtrain.errors import UserError
@@ -45,10 +57,17 @@ def load(path, **how):
 
 
 def states_of(model, params):
-    """The hidden states after the embedding and every layer, the last behind the norm, and the logits."""
+    """The hidden states after the embedding and every layer, the last behind the norm, and the
+    logits.
+    """
     (hidden, _), found = jax.jit(
         lambda p: model.apply(
-            {"params": p}, TOKENS, POSITIONS, TOKENS >= 0, capture_intermediates=True, mutable=["intermediates"]
+            {"params": p},
+            TOKENS,
+            POSITIONS,
+            TOKENS >= 0,
+            capture_intermediates=True,
+            mutable=["intermediates"],
         )
     )(params)
     layers = found["intermediates"]
@@ -64,13 +83,17 @@ def test_logits_equal_those_of_transformers(folders, name):
     hidden, logits = states_of(model, params)
     with np.load(GOLDEN) as golden:
         for layer, (ours, theirs) in enumerate(zip(hidden, golden[f"{name}/hidden"], strict=True)):
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4, err_msg=f"hidden state {layer} of {name}")
+            np.testing.assert_allclose(
+                ours, theirs, rtol=0, atol=1e-4, err_msg=f"hidden state {layer} of {name}"
+            )
         np.testing.assert_allclose(logits, golden[f"{name}/logits"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_cache_layout_equals_one_pass(folders, name):
-    """A shared prompt, a path behind it, and tokens written one by one into a cache: the layouts of the search."""
+    """A shared prompt, a path behind it, and tokens written one by one into a cache: the layouts of
+    the search.
+    """
     model, params, _ = load(folders[name])
     apply = jax.jit(partial(model.apply, {"params": params}))
     whole, _ = apply(TOKENS, POSITIONS, TOKENS >= 0)
@@ -83,7 +106,9 @@ def test_every_cache_layout_equals_one_pass(folders, name):
     for at in range(room):
         token, position = TOKENS[:, 12 + at : 13 + at], POSITIONS[:, 12 + at : 13 + at]
         hidden, own = apply(token, position, token >= 0, (prompt, path), own, at)
-        np.testing.assert_allclose(hidden[:, 0], whole[:, 12 + at], rtol=0, atol=1e-5, err_msg=f"token {12 + at}")
+        np.testing.assert_allclose(
+            hidden[:, 0], whole[:, 12 + at], rtol=0, atol=1e-5, err_msg=f"token {12 + at}"
+        )
 
 
 @pytest.mark.parametrize("is_scanned", [False, True])
@@ -100,18 +125,36 @@ def test_import_export_import_is_byte_identical(folders, name, is_scanned, tmp_p
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
 
 
-GIVEN = {"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": 2, "max_position_embeddings": 131072, "note": "x"}
-SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2], "bos_token_id": 0}
+GIVEN = {
+    "bos_token_id": 0,
+    "eos_token_id": [1, 2],
+    "pad_token_id": 2,
+    "max_position_embeddings": 131072,
+    "note": "x",
+}
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "eos_token_id": [1, 2],
+    "bos_token_id": 0,
+}
 
 
 def write_base(path, name, kind, has_generation=True):
-    """A folder as one is published: with keys that we never read, and weights in `kind`, the norms in float32."""
+    """A folder as one is published: with keys that we never read, and weights in `kind`, the norms
+    in float32.
+    """
     write_model(path, name)
     edit_config(path, **GIVEN, dtype=np.dtype(kind).name, torch_dtype=None)
-    edit_tensors(path, **{k: v.astype(kind) for k, v in tensors_of(name).items() if "norm" not in k})
+    edit_tensors(
+        path, **{k: v.astype(kind) for k, v in tensors_of(name).items() if "norm" not in k}
+    )
     if has_generation:
         (path / "generation_config.json").write_text(json.dumps(SAMPLING))
-    (path / "README.md").write_text("---\nlicense: other\nlicense_name: mine\ntags: [x]\n---\nlicense: no\n")
+    (path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: mine\ntags: [x]\n---\nlicense: no\n"
+    )
     return path
 
 
@@ -125,24 +168,38 @@ def test_a_base_leaves_as_it_came_in(tmp_path, kind, is_scanned):
     """Config, sampling defaults and the dtype of every tensor; only the PRM says what it is."""
     base = write_base(tmp_path / "base", "qwen2", kind)
     model, params, pretrained = load(base, is_scanned=is_scanned)
-    write_policy(tmp_path / "policy", params, model.config, pretrained.tokenizer, 64, "", pretrained)
+    write_policy(
+        tmp_path / "policy", params, model.config, pretrained.tokenizer, 64, "", pretrained
+    )
     for name in ("config.json", "generation_config.json"):
         assert config_in(tmp_path / "policy", name) == config_in(base, name)
-    prm = {"backbone": params, "head": {"weight": jnp.ones(model.config.width), "bias": jnp.float32(0.3)}}
+    prm = {
+        "backbone": params,
+        "head": {"weight": jnp.ones(model.config.width), "bias": jnp.float32(0.3)},
+    }
     write_prm(tmp_path / "prm", prm, model.config, pretrained.tokenizer, 64, "", pretrained)
-    of_prm = {"architectures": ["Qwen2ForTokenClassification"], "id2label": {"0": "value"}, "label2id": {"value": 0}}
+    of_prm = {
+        "architectures": ["Qwen2ForTokenClassification"],
+        "id2label": {"0": "value"},
+        "label2id": {"value": 0},
+    }
     assert config_in(tmp_path / "prm") == config_in(base) | of_prm
     first = load_file(base / "model.safetensors")
     for network, more in (("policy", set()), ("prm", {"score.weight", "score.bias"})):
         ours = load_file(tmp_path / network / "model.safetensors")
         assert ours.keys() == first.keys() | more
         for tensor, values in first.items():
-            assert (ours[tensor].dtype, ours[tensor].tobytes()) == (values.dtype, values.tobytes()), tensor
+            assert (ours[tensor].dtype, ours[tensor].tobytes()) == (
+                values.dtype,
+                values.tobytes(),
+            ), tensor
 
 
 def test_a_base_without_sampling_defaults_gets_none(tmp_path):
     """transformers then makes them of config.json."""
-    model, params, pretrained = load(write_base(tmp_path / "base", "llama2", np.float32, has_generation=False))
+    model, params, pretrained = load(
+        write_base(tmp_path / "base", "llama2", np.float32, has_generation=False)
+    )
     write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "", pretrained)
     assert not (tmp_path / "out" / "generation_config.json").exists()
 
@@ -153,11 +210,18 @@ def front_matter(card):
     return yaml.safe_load(card.split("---\n")[1])
 
 
-MANIFEST = {"seed": 3, "config_sha256": "c0", "git_commit": "ab", "facts": {"hub/config.json": "ff"}}
+MANIFEST = {
+    "seed": 3,
+    "config_sha256": "c0",
+    "git_commit": "ab",
+    "facts": {"hub/config.json": "ff"},
+}
 
 
 def test_a_card_names_base_license_and_use(tmp_path):
-    pretrained = open_pretrained(HubConfig(str(write_base(tmp_path / "base", "llama2", np.float16))))
+    pretrained = open_pretrained(
+        HubConfig(str(write_base(tmp_path / "base", "llama2", np.float16)))
+    )
     rows = [{"iteration": 2, "evaluation/greedy/accuracy": 0.25}]
     card = model_card("prm", 2, MANIFEST, rows, "\n\n", pretrained)
     assert front_matter(card) == {
@@ -169,11 +233,19 @@ def test_a_card_names_base_license_and_use(tmp_path):
         "tags": ["jaxtrain"],
     }
     assert str(tmp_path) not in card
-    for text in (r"ended at '\n\n'", "[0, 1]", "| evaluation/greedy/accuracy | 0.25 |", "hub/config.json: `ff`"):
+    for text in (
+        r"ended at '\n\n'",
+        "[0, 1]",
+        "| evaluation/greedy/accuracy | 0.25 |",
+        "hub/config.json: `ff`",
+    ):
         assert text in card
     assert "rounded to the types of the base" in card
     scratch = model_card("policy", 0, MANIFEST, [], "\n", None)
-    assert front_matter(scratch).keys() == {"library_name", "pipeline_tag", "tags"} and "rounded" not in scratch
+    assert (
+        front_matter(scratch).keys() == {"library_name", "pipeline_tag", "tags"}
+        and "rounded" not in scratch
+    )
 
 
 def test_large_models_are_written_in_shards(tmp_path, monkeypatch, folders):
@@ -188,13 +260,17 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch, folders):
 
 @pytest.mark.parametrize("is_scanned", [False, True])
 def test_weights_land_on_the_shardings_and_dtype_asked_for(folders, is_scanned):
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = jax.make_mesh(
+        (2, 2, 2), ("data", "fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 3
+    )
     from jaxtrain.sharding import tree_shardings
 
     pretrained = open_pretrained(HubConfig(str(folders["qwen2"])))
     shapes = abstract_params(Transformer(replace(pretrained.config, is_scanned=is_scanned), VOCAB))
     placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s), shapes, tree_shardings(mesh, shapes)
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s),
+        shapes,
+        tree_shardings(mesh, shapes),
     )
     params = load_params(pretrained, placed)
     whole = load_params(pretrained, shapes)
@@ -211,13 +287,21 @@ def test_scanned_layers_equal_unrolled_ones(folders, name):
 
     def read(model, params):
         def hidden(p):
-            _, prompt = model.apply({"params": p}, TOKENS[:, :7], POSITIONS[:, :7], TOKENS[:, :7] >= 0)
+            _, prompt = model.apply(
+                {"params": p}, TOKENS[:, :7], POSITIONS[:, :7], TOKENS[:, :7] >= 0
+            )
             empty = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-2], 2, k.shape[-1])), prompt.k)
             own, states = Segment(empty, empty, jnp.full((len(TOKENS), 2), -1)), []
             for at in (0, 1):
                 column = slice(7 + at, 8 + at)
                 state, own = model.apply(
-                    {"params": p}, TOKENS[:, column], POSITIONS[:, column], TOKENS[:, column] >= 0, (prompt,), own, at
+                    {"params": p},
+                    TOKENS[:, column],
+                    POSITIONS[:, column],
+                    TOKENS[:, column] >= 0,
+                    (prompt,),
+                    own,
+                    at,
                 )
                 states.append(state)
             return jnp.concatenate(states, axis=1)
@@ -275,24 +359,54 @@ def lie_in_header(path):
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 1000.0}
 BAD = {
-    "architecture": (lambda p: edit_config(p, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel is not supported"),
+    "architecture": (
+        lambda p: edit_config(p, architectures=["GPT2LMHeadModel"]),
+        "GPT2LMHeadModel is not supported",
+    ),
     "no architecture": (
         lambda p: edit_config(p, architectures=None),
         r"\(none\) is not supported; supported are Llama",
     ),
     "missing key": (lambda p: edit_config(p, hidden_size=None), "hidden_size is missing"),
-    "activation": (lambda p: edit_config(p, hidden_act="gelu"), "hidden_act='gelu' is not supported"),
+    "activation": (
+        lambda p: edit_config(p, hidden_act="gelu"),
+        "hidden_act='gelu' is not supported",
+    ),
     "bias": (lambda p: edit_config(p, attention_bias=True), "attention_bias=True is not supported"),
-    "rope": (lambda p: edit_config(p, rope_scaling={"type": "yarn"}), "rope_type='yarn' is not supported"),
+    "rope": (
+        lambda p: edit_config(p, rope_scaling={"type": "yarn"}),
+        "rope_type='yarn' is not supported",
+    ),
     "heads": (lambda p: edit_config(p, num_attention_heads="4"), "holds a value of the wrong kind"),
-    "zero heads": (lambda p: edit_config(p, num_attention_heads=0), "holds a value of the wrong kind"),
+    "zero heads": (
+        lambda p: edit_config(p, num_attention_heads=0),
+        "holds a value of the wrong kind",
+    ),
     "theta": (lambda p: edit_config(p, rope_theta=0), "rope_theta=0.0 is not supported"),
-    "quantized": (lambda p: edit_config(p, quantization_config={"quant_method": "gptq"}), "quantization_config='gptq'"),
-    "float for a size": (lambda p: edit_config(p, num_hidden_layers=2.0), "2.0 where one of type int belongs"),
-    "text for a flag": (lambda p: edit_config(p, tie_word_embeddings="false"), "'false' where one of type bool"),
-    "odd head": (lambda p: edit_config(p, num_attention_heads=3), "config.json: as num_heads=3: must be a multiple"),
-    "infinite theta": (lambda p: edit_config(p, rope_theta=float("inf")), "rope_theta=inf is not supported"),
-    "nested": (lambda p: (p / "config.json").write_text("[" * 100_000), "cannot be opened as a model"),
+    "quantized": (
+        lambda p: edit_config(p, quantization_config={"quant_method": "gptq"}),
+        "quantization_config='gptq'",
+    ),
+    "float for a size": (
+        lambda p: edit_config(p, num_hidden_layers=2.0),
+        "2.0 where one of type int belongs",
+    ),
+    "text for a flag": (
+        lambda p: edit_config(p, tie_word_embeddings="false"),
+        "'false' where one of type bool",
+    ),
+    "odd head": (
+        lambda p: edit_config(p, num_attention_heads=3),
+        "config.json: as num_heads=3: must be a multiple",
+    ),
+    "infinite theta": (
+        lambda p: edit_config(p, rope_theta=float("inf")),
+        "rope_theta=inf is not supported",
+    ),
+    "nested": (
+        lambda p: (p / "config.json").write_text("[" * 100_000),
+        "cannot be opened as a model",
+    ),
     "odd ends": (lambda p: write_ends(p, [[1]]), "cannot be opened as a model"),
     "twice": (lambda p: write_twice(p), "tensor model.norm.weight is in model-1.safetensors too"),
     "list": (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
@@ -305,43 +419,75 @@ BAD = {
         lambda p: edit_config(p, sliding_window=6),
         "sliding_window=6 is not supported for LlamaForCausalLM; supported is a config without it",
     ),
-    "an unknown scale": (lambda p: edit_config(p, logit_scale=0.5), "logit_scale=0.5 is not supported"),
-    "part of a head": (lambda p: edit_config(p, partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not"),
+    "an unknown scale": (
+        lambda p: edit_config(p, logit_scale=0.5),
+        "logit_scale=0.5 is not supported",
+    ),
+    "part of a head": (
+        lambda p: edit_config(p, partial_rotary_factor=0.5),
+        "partial_rotary_factor=0.5 is not",
+    ),
     "not causal": (lambda p: edit_config(p, is_causal=False), "is_causal=False is not supported"),
     "two ropes": (
-        lambda p: edit_config(p, rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=DEFAULT_ROPE),
+        lambda p: edit_config(
+            p, rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=DEFAULT_ROPE
+        ),
         "rope_type='linear' is not supported",
     ),
     "rope by sections": (
         lambda p: edit_config(p, rope_scaling={"type": "default", "mrope_section": [2, 1, 1]}),
         r"mrope_section=\[2, 1, 1\] is not supported",
     ),
-    "another model type": (lambda p: edit_config(p, model_type="mistral"), "model_type='mistral' is not supported"),
-    "quantized by whom": (lambda p: edit_config(p, quantization_config={"bits": 4}), "quantization_config='?'"),
+    "another model type": (
+        lambda p: edit_config(p, model_type="mistral"),
+        "model_type='mistral' is not supported",
+    ),
+    "quantized by whom": (
+        lambda p: edit_config(p, quantization_config={"bits": 4}),
+        "quantization_config='?'",
+    ),
     "integers": (
         lambda p: edit_tensors(p, **{"model.norm.weight": np.ones(32, np.int8)}),
         "tensor model.norm.weight is of type I8",
     ),
-    "llama3 rope": (lambda p: edit_config(p, rope_scaling={"rope_type": "llama3"}), "llama3 without factor"),
+    "llama3 rope": (
+        lambda p: edit_config(p, rope_scaling={"rope_type": "llama3"}),
+        "llama3 without factor",
+    ),
     "config": (lambda p: (p / "config.json").write_text("{"), "config.json: is not a JSON object"),
     "no config": (lambda p: (p / "config.json").unlink(), "config.json: no such file"),
-    "no weights": (lambda p: (p / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
+    "no weights": (
+        lambda p: (p / "model.safetensors").unlink(),
+        "holds neither model.safetensors nor",
+    ),
     "pickles": (
         lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
         "can execute code and are not read",
     ),
     "cut short": (cut_short, "is cut short or damaged"),
     "header": (lie_in_header, "is cut short or damaged"),
-    "missing shard": (lambda p: write_index(p, "model-2.safetensors"), "model-2.safetensors: is missing"),
+    "missing shard": (
+        lambda p: write_index(p, "model-2.safetensors"),
+        "model-2.safetensors: is missing",
+    ),
     "outside": (lambda p: write_index(p, "../other.safetensors"), "outside the folder"),
     "index lies": (lambda p: write_index(p, SHARD, "model.more"), "tensor model.more is missing"),
-    "missing tensor": (lambda p: edit_tensors(p, drop=["model.norm.weight"]), "tensor model.norm.weight is missing"),
+    "missing tensor": (
+        lambda p: edit_tensors(p, drop=["model.norm.weight"]),
+        "tensor model.norm.weight is missing",
+    ),
     "shape": (
         lambda p: edit_tensors(p, **{"model.norm.weight": np.ones(7, np.float32)}),
         r"model.norm.weight has shape \(7,\), the config asks for \(32,\)",
     ),
-    "stray tensor": (lambda p: edit_tensors(p, extra=np.ones(7, np.float32)), "tensor extra has no place"),
-    "vocabulary": (lambda p: edit_config(p, vocab_size=40), "the embedding 40 rows; they are not of one model"),
+    "stray tensor": (
+        lambda p: edit_tensors(p, extra=np.ones(7, np.float32)),
+        "tensor extra has no place",
+    ),
+    "vocabulary": (
+        lambda p: edit_config(p, vocab_size=40),
+        "the embedding 40 rows; they are not of one model",
+    ),
     "no tokenizer": (
         lambda p: [f.unlink() for f in p.glob("tokenizer*")],
         "tokenizer.json is missing; fetch the model again",
@@ -374,13 +520,19 @@ def test_weights_that_are_not_finite_are_refused(folders, tmp_path, value, kind)
 
 
 def test_a_tied_model_has_one_embedding(folders, tmp_path):
-    """A copy of it in the file is nothing new; another matrix is what transformers would compute with."""
+    """A copy of it in the file is nothing new; another matrix is what transformers would compute
+    with.
+    """
     shutil.copytree(folders["smollm2"], tmp_path / "model")
     embedding = tensors_of("smollm2")["model.embed_tokens.weight"]
     edit_tensors(tmp_path / "model", **{"lm_head.weight": embedding})
-    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "model")[1], load(folders["smollm2"])[1])
+    jax.tree.map(
+        np.testing.assert_array_equal, load(tmp_path / "model")[1], load(folders["smollm2"])[1]
+    )
     edit_tensors(tmp_path / "model", **{"lm_head.weight": embedding + 1})
-    with pytest.raises(UserError, match="tie_word_embeddings is true, but lm_head.weight is not model.embed_tokens"):
+    with pytest.raises(
+        UserError, match="tie_word_embeddings is true, but lm_head.weight is not model.embed_tokens"
+    ):
         load(tmp_path / "model")
 
 
@@ -389,21 +541,39 @@ def test_a_single_file_is_read_whatever_index_lies_beside_it(folders, tmp_path):
     write_index(tmp_path / "model", SHARD)
     newer = {name: 2 * tensor for name, tensor in tensors_of("llama2").items()}
     save_file(newer, tmp_path / "model" / "model.safetensors")
-    np.testing.assert_array_equal(load(tmp_path / "model")[1]["embedding"], newer["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(
+        load(tmp_path / "model")[1]["embedding"], newer["model.embed_tokens.weight"]
+    )
 
 
 def test_of_two_ropes_the_older_form_counts(folders, tmp_path):
     shutil.copytree(folders["llama2"], tmp_path / "model")
-    edit_config(tmp_path / "model", rope_scaling=DEFAULT_ROPE, rope_parameters={"rope_type": "yarn"})
+    edit_config(
+        tmp_path / "model", rope_scaling=DEFAULT_ROPE, rope_parameters={"rope_type": "yarn"}
+    )
     assert load(tmp_path / "model")[2].config == load(folders["llama2"])[2].config
 
 
 # Keys that published configs hold besides those of transformers' classes.
 PUBLISHED = {
-    "LlamaForCausalLM": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
-    "MistralForCausalLM": {"sliding_window": None, "unsloth_fixed": True, "_name_or_path": "x", "hidden_dropout": 0.1},
+    "LlamaForCausalLM": {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "transformers.js_config": {"dtype": "q4"},
+    },
+    "MistralForCausalLM": {
+        "sliding_window": None,
+        "unsloth_fixed": True,
+        "_name_or_path": "x",
+        "hidden_dropout": 0.1,
+    },
     "Qwen2ForCausalLM": {"use_mrope": False, "use_sliding_window": False, "sliding_window": 131072},
-    "Qwen3ForCausalLM": {"rope_scaling": None, "attention_bias": False, "max_window_layers": 36, "torch_dtype": "x"},
+    "Qwen3ForCausalLM": {
+        "rope_scaling": None,
+        "attention_bias": False,
+        "max_window_layers": 36,
+        "torch_dtype": "x",
+    },
 }
 
 
@@ -412,7 +582,9 @@ PUBLISHED = {
 def test_every_key_of_transformers_own_configs_is_known(family, is_published):
     import transformers
 
-    data = getattr(transformers, family.replace("ForCausalLM", "Config"))(num_hidden_layers=2).to_dict()
+    data = getattr(transformers, family.replace("ForCausalLM", "Config"))(
+        num_hidden_layers=2
+    ).to_dict()
     data |= {"architectures": [family]} | (PUBLISHED[family] if is_published else {})
     found, config = read_model_config(json.loads(json.dumps(data)), "here")
     assert (found, config.num_layers, config.rope_theta) == (family, 2, 10_000.0)
@@ -483,13 +655,21 @@ def test_text_that_spells_a_special_token_stays_text(text):
 def test_an_ordinary_chat_is_encoded_as_transformers_does(question):
     tokenizer = wrap(tiny_tokenizer(), VOCAB, [1], "here")
     turns = [{"role": "user", "content": question}]
-    expected = tokenizer.fast.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    expected = tokenizer.fast.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=False
+    )
     assert tokenizer.encode_chat(question, "", "") == expected
 
 
 @pytest.mark.parametrize(
     ("form", "begin"),
-    [("$A", []), ("<begin> $A", [0]), ("$A <end>", []), ("<begin> $A <end>", [0]), ("<|user|> $A <|user|> <end>", [2])],
+    [
+        ("$A", []),
+        ("<begin> $A", [0]),
+        ("$A <end>", []),
+        ("<begin> $A <end>", [0]),
+        ("<|user|> $A <|user|> <end>", [2]),
+    ],
 )
 def test_a_prompt_keeps_its_begin_and_has_no_end(form, begin):
     from tokenizers.processors import TemplateProcessing
@@ -506,7 +686,10 @@ def test_a_prompt_keeps_its_begin_and_has_no_end(form, begin):
     ("template", "day"),
     [
         ("{{ strftime_now('%d-%m-%Y') }}", "26-07-2024"),
-        ('{% if strftime_now is defined %}{% set d = strftime_now( "%Y %H:%M" ) %}{% endif %}{{ d }}', "2024 00:00"),
+        (
+            '{% if strftime_now is defined %}{% set d = strftime_now( "%Y %H:%M" ) %}{% endif %}{{ d }}',
+            "2024 00:00",
+        ),
     ],
 )
 def test_a_chat_is_told_the_day_of_its_run(template, day, monkeypatch):
@@ -519,15 +702,21 @@ def test_a_chat_is_told_the_day_of_its_run(template, day, monkeypatch):
 
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
         assert tokenizer.decode(tokenizer.encode_chat("a", "", "2024-07-26")) == day
-        theirs.append(tokenizer.fast.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False))
+        theirs.append(
+            tokenizer.fast.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        )
     assert theirs[0] != theirs[1]
 
 
 def test_a_clock_without_a_day_is_refused():
-    with pytest.raises(UserError, match="--config.prompts.date: the chat template reads the clock; set the day"):
+    with pytest.raises(
+        UserError, match="--config.prompts.date: the chat template reads the clock; set the day"
+    ):
         with_template("{{ strftime_now('%d') }}").encode_chat("a", "", "")
     with pytest.raises(UserError, match="reads the clock in a way that no date can be put in for"):
-        with_template("{{ strftime_now('%d') }}{{ strftime_now(d) }}").encode_chat("a", "", "2024-07-26")
+        with_template("{{ strftime_now('%d') }}{{ strftime_now(d) }}").encode_chat(
+            "a", "", "2024-07-26"
+        )
 
 
 @pytest.mark.parametrize(
@@ -574,14 +763,20 @@ def test_a_name_that_is_nowhere_is_refused():
 
 
 def test_a_tokenizer_file_is_read_as_it_is(folders, tmp_path):
-    """Whatever class its config names: transformers' own choice for qwen2 splits text in another way."""
+    """Whatever class its config names: transformers' own choice for qwen2 splits text in another
+    way.
+    """
     shutil.copytree(folders["qwen2"], tmp_path / "model")
     text = "a 12 + 12 = 24.\n\n#### 24"
     expected = open_pretrained(HubConfig(str(folders["llama2"]))).tokenizer.encode(text)
     for name in ("Qwen2Tokenizer", "LlamaTokenizerFast"):
         settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
-        (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": name}))
-        assert open_pretrained(HubConfig(str(tmp_path / "model"))).tokenizer.encode(text) == expected
+        (tmp_path / "model" / "tokenizer_config.json").write_text(
+            json.dumps(settings | {"tokenizer_class": name})
+        )
+        assert (
+            open_pretrained(HubConfig(str(tmp_path / "model"))).tokenizer.encode(text) == expected
+        )
 
 
 def sentencepiece_like():
@@ -589,10 +784,23 @@ def sentencepiece_like():
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"Anhdpes.12"]
-    backend = Tokenizer(models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    vocab = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        *"Anhdpes.12",
+    ]
+    backend = Tokenizer(
+        models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
@@ -603,11 +811,15 @@ def test_a_sentencepiece_tokenizer_continues_a_text_without_a_space():
     assert tokenizer.token_bytes[299] == b"\xff"
 
 
-@pytest.mark.parametrize("changes", [{"has_qkv_bias": True, "window": 4}, {"has_qk_norm": True, "window": 4}])
+@pytest.mark.parametrize(
+    "changes", [{"has_qkv_bias": True, "window": 4}, {"has_qk_norm": True, "window": 4}]
+)
 def test_a_network_that_no_architecture_computes_is_not_exported(folders, tmp_path, changes):
     model, params, pretrained = load(folders["llama2"])
     with pytest.raises(UserError, match="cannot be exported"):
-        write_policy(tmp_path / "out", params, replace(model.config, **changes), pretrained.tokenizer, 64, "")
+        write_policy(
+            tmp_path / "out", params, replace(model.config, **changes), pretrained.tokenizer, 64, ""
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -647,13 +859,18 @@ def test_transformers_reads_our_policy(folders, name, tmp_path, torch):
         ("llama3", {"rope_scaling": LLAMA3 | {"rope_theta": 50.0}}),
         ("mistral", {"sliding_window": 3}),
         ("mistral", {"use_sliding_window": False}),
-        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}),
+        (
+            "qwen2",
+            {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True},
+        ),
         ("qwen2", {"max_window_layers": 1}),
         ("qwen3", {"sliding_window": 3, "max_window_layers": 0}),
         ("qwen3", {"attention_bias": True}),
     ],
 )
-def test_what_is_not_refused_is_computed_as_transformers_does(folders, tmp_path, torch, name, changes, key):
+def test_what_is_not_refused_is_computed_as_transformers_does(
+    folders, tmp_path, torch, name, changes, key
+):
     """Alone, and beside rotary settings of the other form."""
     from transformers import AutoModelForCausalLM
 
@@ -663,7 +880,9 @@ def test_what_is_not_refused_is_computed_as_transformers_does(folders, tmp_path,
         model, params, _ = load(tmp_path / "model")
     except UserError:
         return
-    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model"), attn_implementation="eager").eval()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        str(tmp_path / "model"), attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         logits = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()
     np.testing.assert_allclose(states_of(model, params)[1], logits, rtol=0, atol=1e-4)
@@ -681,23 +900,35 @@ def test_transformers_reads_our_prm(folders, name, tmp_path, torch):
     with torch.no_grad():
         values = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()[..., 0]
     hidden, _ = states_of(model, params)
-    np.testing.assert_allclose(values, hidden[-1] @ head["weight"] + head["bias"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        values, hidden[-1] @ head["weight"] + head["bias"], rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("network", ["policy", "prm"])
 def test_the_code_in_a_card_runs(tmp_path, network, torch, capsys):
     model, params, pretrained = load(write_base(tmp_path / "base", "qwen2", ml_dtypes.bfloat16))
     card = model_card(network, 2, MANIFEST, [], "\n", pretrained)
-    prm = {"backbone": params, "head": {"weight": jnp.zeros(model.config.width), "bias": jnp.float32(1.5)}}
+    prm = {
+        "backbone": params,
+        "head": {"weight": jnp.zeros(model.config.width), "bias": jnp.float32(1.5)},
+    }
     write, what = (write_policy, params) if network == "policy" else (write_prm, prm)
     write(tmp_path / "out", what, model.config, pretrained.tokenizer, 64, card, pretrained)
     names = {}
     code = card.split("```python\n")[1].split("```")[0]
     exec(code.replace('folder = "."', f"folder = {str(tmp_path / 'out')!r}"), names)
     told = names["model"].config
-    assert (told.max_position_embeddings, told.eos_token_id, told.dtype) == (131072, [1, 2], torch.bfloat16)
+    assert (told.max_position_embeddings, told.eos_token_id, told.dtype) == (
+        131072,
+        [1, 2],
+        torch.bfloat16,
+    )
     if network == "policy":
-        assert (names["model"].generation_config.temperature, names["model"].generation_config.top_p) == (0.6, 0.9)
+        assert (
+            names["model"].generation_config.temperature,
+            names["model"].generation_config.top_p,
+        ) == (0.6, 0.9)
     else:
         assert "tensor(1., " in capsys.readouterr().out, "1.5, clipped"
 
@@ -719,4 +950,6 @@ def test_a_tokenizer_of_ours_is_written_for_transformers(tmp_path):
 def test_only_headers_are_read_until_weights_are_asked_for(folders, monkeypatch):
     shapes, _, read = folder.list_tensors(Path(folders["qwen3"]))
     assert shapes.keys() == tensors_of("qwen3").keys()
-    np.testing.assert_array_equal(read("model.norm.weight"), tensors_of("qwen3")["model.norm.weight"])
+    np.testing.assert_array_equal(
+        read("model.norm.weight"), tensors_of("qwen3")["model.norm.weight"]
+    )

@@ -25,7 +25,9 @@ from jaxtrain.progress import Progress
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Policies of two families, tied and not, and beside each our export of a PRM; its weights by folder."""
+    """Policies of two families, tied and not, and beside each our export of a PRM; its weights by
+    folder.
+    """
     root, prms = tmp_path_factory.mktemp("prms"), {}
     for name in ("qwen2", "llama2"):
         policy = open_pretrained(HubConfig(str(write_model(root / name, name))))
@@ -52,7 +54,9 @@ def test_our_own_prm_comes_back_bit_for_bit(exported, name):
     params, policy = start(root, name, root / f"{name}-prm")
     expected = prms[name]
     if "unembedding" in policy:  # is no part of a PRM: the policy's stands in for it
-        expected = expected | {"backbone": expected["backbone"] | {"unembedding": policy["unembedding"]}}
+        expected = expected | {
+            "backbone": expected["backbone"] | {"unembedding": policy["unembedding"]}
+        }
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
@@ -60,7 +64,11 @@ def test_layers_may_be_scanned(exported):
     root, prms = exported
     params, _ = start(root, "qwen2", root / "qwen2-prm", is_scanned=True)
     layers = [prms["qwen2"]["backbone"][f"block_{i}"] for i in range(2)]
-    jax.tree.map(lambda ours, *them: np.testing.assert_array_equal(ours, them), params["backbone"]["blocks"], *layers)
+    jax.tree.map(
+        lambda ours, *them: np.testing.assert_array_equal(ours, them),
+        params["backbone"]["blocks"],
+        *layers,
+    )
 
 
 def test_a_run_belongs_to_its_prm(exported):
@@ -101,7 +109,10 @@ def test_a_reward_model_without_a_bias_is_a_prm_too(exported, tmp_path):
 
 BAD = {
     "two labels": (
-        lambda p: edit(p, **{"score.weight": np.ones((2, 32), np.float32), "score.bias": np.ones(2, np.float32)}),
+        lambda p: edit(
+            p,
+            **{"score.weight": np.ones((2, 32), np.float32), "score.bias": np.ones(2, np.float32)},
+        ),
         r"score.weight has shape \(2, 32\), not \(1, 32\); supported is a PRM with one label",
     ),
     "no head": (lambda p: edit(p, ["score.weight"]), "score.weight has shape None"),
@@ -115,15 +126,31 @@ BAD = {
     ),
     "another family": (
         lambda p: edit_json(
-            p, "config.json", architectures=["LlamaForTokenClassification"], model_type="llama", sliding_window=None
+            p,
+            "config.json",
+            architectures=["LlamaForTokenClassification"],
+            model_type="llama",
+            sliding_window=None,
         ),
         "is of another shape than",
     ),
-    "another rope": (lambda p: edit_json(p, "config.json", rope_theta=9.0), "is of another shape than"),
+    "another rope": (
+        lambda p: edit_json(p, "config.json", rope_theta=9.0),
+        "is of another shape than",
+    ),
     "another vocabulary": (swap_two_words, "its tokenizer is not that of"),
-    "a stray tensor": (lambda p: edit(p, extra=np.ones(3, np.float32)), "tensor extra has no place"),
-    "a missing tensor": (lambda p: edit(p, ["model.norm.weight"]), "tensor model.norm.weight is missing"),
-    "no number": (lambda p: edit(p, **{"score.bias": np.full(1, np.nan, np.float32)}), "score.bias holds a NaN"),
+    "a stray tensor": (
+        lambda p: edit(p, extra=np.ones(3, np.float32)),
+        "tensor extra has no place",
+    ),
+    "a missing tensor": (
+        lambda p: edit(p, ["model.norm.weight"]),
+        "tensor model.norm.weight is missing",
+    ),
+    "no number": (
+        lambda p: edit(p, **{"score.bias": np.full(1, np.nan, np.float32)}),
+        "score.bias holds a NaN",
+    ),
 }
 
 

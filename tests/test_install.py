@@ -17,7 +17,9 @@ def from_an_empty_folder(home, tmp_path, *arguments):
     """Call `python -m jaxtrain` there, with the package in `home`."""
     command = [sys.executable, "-m", "jaxtrain", *arguments]
     environment = os.environ | {"PYTHONPATH": str(home)}
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,20 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
     for name in ("jaxtrain", "configs"):
-        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "."]
+        shutil.copytree(
+            ROOT / name, root / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        ".",
+    ]
     subprocess.run([*command, "."], cwd=root, check=True, capture_output=True, timeout=300)
     (path,) = root.glob("*.whl")
     return path
@@ -49,7 +63,9 @@ def test_a_wheel_holds_the_package_and_its_configs_once(wheel):
 def test_an_installed_config_is_found_by_its_name(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
-    done = from_an_empty_folder(tmp_path / "site", tmp_path / "empty", "--config", "quickstart", "--help")
+    done = from_an_empty_folder(
+        tmp_path / "site", tmp_path / "empty", "--config", "quickstart", "--help"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "--config.updates.policy.num_first_updates=5000" in done.stdout
 
@@ -61,4 +77,7 @@ def test_a_config_of_ones_own_starts_from_one_of_ours(tmp_path):
     )
     done = from_an_empty_folder(ROOT, tmp_path, "--config", "mine.py", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--config.seed=7" in done.stdout and "--config.hub.pretrained=Qwen/Qwen2.5-0.5B" in done.stdout
+    assert (
+        "--config.seed=7" in done.stdout
+        and "--config.hub.pretrained=Qwen/Qwen2.5-0.5B" in done.stdout
+    )

@@ -1,4 +1,6 @@
-"""Intervals against golden values from the literature, brute force over pairs, and resamples written out."""
+"""Intervals against golden values from the literature, brute force over pairs, and resamples
+written out.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from jaxtrain.intervals import auroc, auroc_interval, mean, mean_interval, wilso
 @pytest.mark.parametrize(
     ("num_correct", "n", "low", "high"),
     [
-        (81, 263, 0.2553, 0.3662),  # the first four: Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        # the first four: Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0000, 0.1611),
         (1, 29, 0.0061, 0.1718),
@@ -30,7 +33,9 @@ def test_wilson_golden_values(num_correct, n, low, high):
 def test_wilson_solves_the_score_equation():
     for num_correct, n in [(1, 7), (30, 64), (511, 512)]:
         for bound in wilson(num_correct, n, z=2.5):
-            assert abs(num_correct / n - bound) == pytest.approx(2.5 * math.sqrt(bound * (1 - bound) / n))
+            assert abs(num_correct / n - bound) == pytest.approx(
+                2.5 * math.sqrt(bound * (1 - bound) / n)
+            )
 
 
 def test_wilson_contains_the_share_and_stays_in_bounds():
@@ -51,7 +56,9 @@ def test_auroc_equals_brute_force_over_pairs():
     for num_distinct in (2, 5, 1000):
         score = rng.integers(num_distinct, size=60) / num_distinct - 0.3
         is_positive = rng.random(60) < 0.3
-        assert auroc(score, is_positive) == pytest.approx(pairs_auroc(score, is_positive), abs=1e-12)
+        assert auroc(score, is_positive) == pytest.approx(
+            pairs_auroc(score, is_positive), abs=1e-12
+        )
 
 
 def test_auroc_of_perfect_reversed_and_blind_scores():
@@ -79,7 +86,9 @@ def test_auroc_interval_equals_resamples_written_out():
     level = np.unique(score, return_inverse=True)[1]
     weighted = [intervals._auroc(level, is_positive, draw[member]) for draw in draws[:200]]
     assert weighted == pytest.approx(estimates)
-    assert auroc_interval(score, is_positive, group) == pytest.approx(np.percentile(estimates, [2.5, 97.5]), abs=0.02)
+    assert auroc_interval(score, is_positive, group) == pytest.approx(
+        np.percentile(estimates, [2.5, 97.5]), abs=0.02
+    )
 
 
 def test_auroc_interval_contains_the_estimate_and_shrinks():
@@ -116,14 +125,18 @@ def test_mean_interval_equals_resamples_written_out():
     group = np.repeat([7, -3, 12, 5, 0], [1, 9, 2, 4, 6])  # sizes differ, and with them the weights
     values = rng.random(len(group)) + group
     names = np.unique(group)
-    draws = np.random.default_rng(intervals.SEED).multinomial(5, [0.2] * 5, size=intervals.NUM_RESAMPLES)
+    draws = np.random.default_rng(intervals.SEED).multinomial(
+        5, [0.2] * 5, size=intervals.NUM_RESAMPLES
+    )
     means = [np.mean(np.concatenate([values[group == n] for n, t in zip(names, draw, strict=True) for _ in range(t)]))
              for draw in draws]  # fmt: skip
     assert mean_interval(values, group) == pytest.approx(np.percentile(means, [2.5, 97.5]))
 
 
 def test_resamples_of_one_class_are_left_out():
-    interval = auroc_interval(np.array([0.1, 0.9, 0.2]), np.array([False, True, False]), np.arange(3))
+    interval = auroc_interval(
+        np.array([0.1, 0.9, 0.2]), np.array([False, True, False]), np.arange(3)
+    )
     assert interval == (1.0, 1.0)
 
 

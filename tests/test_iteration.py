@@ -1,4 +1,6 @@
-"""The loop whole, on a Countdown so small that a network of width 16 learns its sixteen problems by heart."""
+"""The loop whole, on a Countdown so small that a network of width 16 learns its sixteen problems by
+heart.
+"""
 
 import json
 import math
@@ -30,7 +32,9 @@ from jaxtrain.tasks.countdown import solutions
 from jaxtrain.updates import FitConfig, UpdatesConfig
 from jaxtrain.workdir import Workdir, open_workdir, run_key
 
-TASKS = TasksConfig(max_number=4, max_target=12, num_train=16, num_dev=0, num_test=8, num_demonstrations=8)
+TASKS = TasksConfig(
+    max_number=4, max_target=12, num_train=16, num_dev=0, num_test=8, num_demonstrations=8
+)
 CONFIG = Config(
     tasks=TASKS,
     model=ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=32),
@@ -95,7 +99,9 @@ def task() -> Task:
         numbers, target = prompt.split("=")
         return solutions(tuple(map(int, numbers.split())), int(target))[0]
 
-    return replace(task, demonstrations=tuple(Demonstration(p.prompt, solution(p.prompt)) for p in task.train))
+    return replace(
+        task, demonstrations=tuple(Demonstration(p.prompt, solution(p.prompt)) for p in task.train)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +116,11 @@ def run_in(fns):
     """Run the loop in a folder, as `main` does but for the compilation."""
 
     def run_in(
-        folder: Path, task: Task, config: Config = CONFIG, progress: Progress | None = None, fns: Functions = fns
+        folder: Path,
+        task: Task,
+        config: Config = CONFIG,
+        progress: Progress | None = None,
+        fns: Functions = fns,
     ) -> State:
         with (
             pytest.MonkeyPatch.context() as patch,
@@ -147,7 +157,9 @@ def folder(warm, tmp_path) -> Path:
 def read_rows(folder: Path) -> list[dict]:
     """Read the metrics log without what a clock measured."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if not key.startswith("time/")} for row in rows
+    ]
 
 
 def assert_same_run(state: State, folder: Path, straight: tuple[State, Path]) -> None:
@@ -168,10 +180,18 @@ def test_one_iteration_then_another_equals_two(run_in, task, folder, straight):
     assert_same_run(run_in(folder, task), folder, straight)
 
 
-@pytest.mark.parametrize(("phase", "amount"), [("policy updates", 50), ("search", 8), ("evaluation", 0)])
-def test_interrupted_warm_start_ends_where_a_straight_one_does(run_in, task, tmp_path, straight, phase, amount):
+@pytest.mark.parametrize(
+    ("phase", "amount"), [("policy updates", 50), ("search", 8), ("evaluation", 0)]
+)
+def test_interrupted_warm_start_ends_where_a_straight_one_does(
+    run_in, task, tmp_path, straight, phase, amount
+):
     with pytest.raises(Interrupted):
-        run_in(tmp_path, task, progress=InterruptedProgress(lambda name, i, done: (name, done) == (phase, amount)))
+        run_in(
+            tmp_path,
+            task,
+            progress=InterruptedProgress(lambda name, i, done: (name, done) == (phase, amount)),
+        )
     assert_same_run(run_in(tmp_path, task), tmp_path, straight)
 
 
@@ -179,14 +199,21 @@ def test_interrupted_warm_start_ends_where_a_straight_one_does(run_in, task, tmp
 def test_a_fit_saved_on_its_way_goes_on_from_there(run_in, task, tmp_path, straight, phase):
     config = replace(CONFIG, checkpoints=CheckpointsConfig(num_kept=9, num_updates=2))
     with pytest.raises(Interrupted):
-        run_in(tmp_path, task, config, InterruptedProgress(lambda name, i, done: (name, i, done) == (phase, 1, 3)))
+        run_in(
+            tmp_path,
+            task,
+            config,
+            InterruptedProgress(lambda name, i, done: (name, i, done) == (phase, 1, 3)),
+        )
     (tmp_path / "fits" / "0").mkdir(exist_ok=True)  # a kill right after a checkpoint leaves it
     seen = []
     state = run_in(
         tmp_path,
         task,
         config,
-        InterruptedProgress(lambda name, i, done: seen.append(done) if (name, i) == (phase, 1) else None),
+        InterruptedProgress(
+            lambda name, i, done: seen.append(done) if (name, i) == (phase, 1) else None
+        ),
     )
     assert seen[:3] == [0, 2, 3], "two updates were on the disk, the third was done again"
     assert_same_run(state, tmp_path, straight)
@@ -200,8 +227,12 @@ def test_a_fit_keeps_to_its_rates_and_epochs(run_in, task, fns, tmp_path):
         rates.append(float(rate))
         return fns.update_policy(learner, batch, rate)
 
-    policy = replace(CONFIG.updates.policy, learning_rate=0.01, first_learning_rate=0.02, max_epochs=1.5)
-    config = replace(CONFIG, updates=replace(CONFIG.updates, policy=policy), loop=LoopConfig(num_iterations=1))
+    policy = replace(
+        CONFIG.updates.policy, learning_rate=0.01, first_learning_rate=0.02, max_epochs=1.5
+    )
+    config = replace(
+        CONFIG, updates=replace(CONFIG.updates, policy=policy), loop=LoopConfig(num_iterations=1)
+    )
     state = run_in(tmp_path, task, config, fns=replace(fns, update_policy=update))
     first, later = rates[: policy.num_first_updates], rates[policy.num_first_updates :]
     assert (max(first), max(later)) == pytest.approx((0.02, 0.01), rel=1e-2)
@@ -209,7 +240,9 @@ def test_a_fit_keeps_to_its_rates_and_epochs(run_in, task, fns, tmp_path):
 
 
 INTERRUPTIONS = {
-    "in search, after the first shard": lambda name, i, done: (name, i) == ("search", 1) and done > 0,
+    "in search, after the first shard": lambda name, i, done: (
+        (name, i) == ("search", 1) and done > 0
+    ),
     "after search": lambda name, i, done: (name, i) == ("policy updates", 1),
     "in policy training": lambda name, i, done: (name, i) == ("policy updates", 1) and done == 2,
     "in PRM training": lambda name, i, done: (name, i) == ("prm updates", 2) and done == 3,
@@ -244,7 +277,9 @@ def test_stop_around_the_save_of_a_checkpoint(run_in, task, folder, straight, mo
 
 def flip_a_bit(path: Path) -> None:
     """Change one bit in the middle of the largest file of a folder."""
-    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    largest = max(
+        (file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+    )
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
@@ -269,7 +304,10 @@ DAMAGES = {
     "a folder with a stray file": lambda path: (path / "state" / "notes.txt").write_text("mine"),
     "no seal": lambda path: (path / "sha256.json").unlink(),
     "a spoilt seal": lambda path: (path / "sha256.json").write_text("{"),
-    "another iteration's": lambda path: (shutil.rmtree(path), shutil.copytree(path.with_name("1"), path)),
+    "another iteration's": lambda path: (
+        shutil.rmtree(path),
+        shutil.copytree(path.with_name("1"), path),
+    ),
     "gone": shutil.rmtree,
     "a stray newer one": lambda path: (path.with_name("7")).mkdir(),
 }
@@ -290,10 +328,14 @@ def test_a_damaged_checkpoint_falls_back_to_a_good_one(run_in, task, straight, t
 
 def test_without_a_good_checkpoint_nothing_begins_again(run_in, task, folder):
     flip_a_bit(folder / "checkpoints" / "0")
-    before = {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()
+    }
     with pytest.raises(UserError, match=r"no checkpoint is good: .*checkpoints/0/.*sha256 differs"):
         run_in(folder, task)
-    assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()
+    } == before
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(UserError, match="tells of a checkpoint, and none is there"):
         run_in(folder, task)
@@ -328,7 +370,9 @@ def test_a_fit_that_ends_beyond_all_numbers_is_not_saved(run_in, task, fns, fold
         learner, info = fns.update_prm(learner, batch, rate)
         return learner.replace(params=jax.tree.map(lambda x: x / 0, learner.params)), info
 
-    with pytest.raises(Diverged, match="iteration 1: parameters or moments of the prm are not finite"):
+    with pytest.raises(
+        Diverged, match="iteration 1: parameters or moments of the prm are not finite"
+    ):
         run_in(folder, task, fns=replace(fns, update_prm=overflowing))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0"]
 
@@ -341,7 +385,9 @@ def test_what_cannot_be_scored_pushes_no_checkpoint_out(run_in, task, fns, folde
         return tree.replace(is_ok=np.zeros_like(tree.is_ok))
 
     config = replace(
-        CONFIG, checkpoints=CheckpointsConfig(num_kept=1), evaluation=replace(CONFIG.evaluation, methods="greedy")
+        CONFIG,
+        checkpoints=CheckpointsConfig(num_kept=1),
+        evaluation=replace(CONFIG.evaluation, methods="greedy"),
     )
     run_in(folder, task, replace(config, loop=LoopConfig(num_iterations=1)))
     with pytest.raises(Diverged, match="iteration 2: all 8 trees"):
@@ -349,7 +395,9 @@ def test_what_cannot_be_scored_pushes_no_checkpoint_out(run_in, task, fns, folde
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("key", ["search/num_simulations", "updates/prm/loss", "evaluation/greedy/accuracy"])
+@pytest.mark.parametrize(
+    "key", ["search/num_simulations", "updates/prm/loss", "evaluation/greedy/accuracy"]
+)
 def test_a_thinned_log_is_told(run_in, task, straight, tmp_path, key):
     folder = shutil.copytree(straight[1], tmp_path / "run")
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -358,7 +406,9 @@ def test_a_thinned_log_is_told(run_in, task, straight, tmp_path, key):
     (folder / "metrics.jsonl").write_text("".join(kept))
     told = InterruptedProgress(lambda *phase: False)
     run_in(folder, task, progress=told)
-    assert "metrics.jsonl lacks rows of iterations 1: what they told is lost" in told.stream.getvalue()
+    assert (
+        "metrics.jsonl lacks rows of iterations 1: what they told is lost" in told.stream.getvalue()
+    )
 
 
 def test_an_interrupted_start_says_what_begins_again(run_in, task, tmp_path, straight):
@@ -366,7 +416,10 @@ def test_an_interrupted_start_says_what_begins_again(run_in, task, tmp_path, str
         run_in(tmp_path, task, progress=InterruptedProgress(INTERRUPTIONS["in policy training"]))
     told = InterruptedProgress(lambda *phase: False)
     run_in(tmp_path, task, progress=told)
-    assert "iteration 1: what is finished of its trees is used again, its fits begin again" in told.stream.getvalue()
+    assert (
+        "iteration 1: what is finished of its trees is used again, its fits begin again"
+        in told.stream.getvalue()
+    )
 
 
 def test_a_damaged_fit_begins_again_where_it_is_good(run_in, task, tmp_path, straight):
@@ -391,7 +444,9 @@ def spoil(learner, where, value):
 
 
 @pytest.mark.parametrize("network", ["policy", "prm"])
-@pytest.mark.parametrize(("where", "value"), [("params", np.nan), ("params", 1e38), ("opt_state", np.nan)])
+@pytest.mark.parametrize(
+    ("where", "value"), [("params", np.nan), ("params", 1e38), ("opt_state", np.nan)]
+)
 def test_what_is_not_finite_stops_the_run(run_in, task, fns, folder, network, where, value):
     """The checkpoint holds it, as if a bit had flipped in memory before the save."""
     with Checkpoints(folder / "checkpoints", CONFIG.checkpoints, RUN_KEY) as checkpoints:
@@ -433,7 +488,11 @@ def test_finished_shards_are_not_grown_again(run_in, task, folder, monkeypatch):
 
     monkeypatch.setattr(Workdir, "save_trees", counting)
     with pytest.raises(Interrupted):
-        run_in(folder, task, progress=InterruptedProgress(INTERRUPTIONS["in search, after the first shard"]))
+        run_in(
+            folder,
+            task,
+            progress=InterruptedProgress(INTERRUPTIONS["in search, after the first shard"]),
+        )
     run_in(folder, task)
     assert grown[1, "search"] == grown[2, "search"] == 2
 
@@ -491,17 +550,23 @@ METRICS = (  # names that scripts rely on
 def test_every_iteration_has_one_row_with_each_metric(straight):
     _, folder = straight
     counted = Counter((row["iteration"], key) for row in read_rows(folder) for key in row)
-    assert {(i, name): counted[i, name] for i in range(3) for name in METRICS if counted[i, name] != 1} == {}
+    assert {
+        (i, name): counted[i, name] for i in range(3) for name in METRICS if counted[i, name] != 1
+    } == {}
 
 
 def test_duplicates_are_a_share_of_the_candidates(straight):
     """A rollout's step has no siblings, so it is none of them."""
     _, folder = straight
-    kinds = np.concatenate([np.load(path)["kind"].ravel() for path in (folder / "trees" / "2").glob("search-*.npz")])
+    kinds = np.concatenate(
+        [np.load(path)["kind"].ravel() for path in (folder / "trees" / "2").glob("search-*.npz")]
+    )
     counts = Counter(kinds.tolist())
     rows = [row for row in read_rows(folder) if row["iteration"] == 2]
     (told,) = [row["search/share_duplicates"] for row in rows if "search/share_duplicates" in row]
-    assert counts[Kind.ROLLOUT] and told == counts[Kind.DUPLICATE] / (counts[Kind.DUPLICATE] + counts[Kind.CANDIDATE])
+    assert counts[Kind.ROLLOUT] and told == counts[Kind.DUPLICATE] / (
+        counts[Kind.DUPLICATE] + counts[Kind.CANDIDATE]
+    )
 
 
 def test_report_shows_the_last_iteration(straight):
@@ -520,7 +585,10 @@ def test_all_that_the_policy_learns_from_verifies(straight, task):
         problem = problems[int(traces.problem_id[row])]
         assert task.tokenizer.decode(traces.tokens[row, :prompt]) == problem.prompt
         assert traces.tokens[row, end - 1] == task.tokenizer.end_id
-        assert task.verify(problem, task.tokenizer.decode(traces.tokens[row, prompt:end])) is Verdict.CORRECT
+        assert (
+            task.verify(problem, task.tokenizer.decode(traces.tokens[row, prompt:end]))
+            is Verdict.CORRECT
+        )
 
 
 def test_prm_learns_from_both_outcomes(straight):
@@ -536,7 +604,12 @@ def test_prm_learns_from_both_outcomes(straight):
 def test_test_problems_are_never_trained_on(straight, task):
     state, _ = straight
     test_ids = {problem.id for problem in (*task.test, *task.dev)}
-    trained = {int(i) for rows in (state.replay.traces, state.replay.paths) for i in rows.problem_id if i >= 0}
+    trained = {
+        int(i)
+        for rows in (state.replay.traces, state.replay.paths)
+        for i in rows.problem_id
+        if i >= 0
+    }
     assert trained and not trained & test_ids
 
 
@@ -572,7 +645,9 @@ def test_unsolved_trees_give_no_labels_and_both_fits_are_skipped(unsolving):
     state, rows, told, _ = unsolving
     assert (state.replay.traces.iteration == -1).all()
     assert (state.replay.paths.iteration == -1).all()
-    merged = {i: {k: v for row in rows if row["iteration"] == i for k, v in row.items()} for i in range(3)}
+    merged = {
+        i: {k: v for row in rows if row["iteration"] == i for k, v in row.items()} for i in range(3)
+    }
     assert [merged[i]["labels/num_trees_without_correct"] for i in range(3)] == [8, 16, 16]
     assert [merged[i]["labels/num_labelled"] for i in range(3)] == [0, 0, 0]
     assert [merged[i]["updates/policy/is_skipped_fit"] for i in range(3)] == [0, 1, 1]
@@ -598,14 +673,22 @@ def test_no_demonstrations_and_no_prompt_that_fits(run_in, task, tmp_path):
     """Nothing to learn and nothing to search: everything is skipped, counted, and the run ends."""
     long = tuple(replace(problem, prompt="1" * 20 + "=1\n") for problem in task.train)
     stream = StringIO()
-    state = run_in(tmp_path, replace(task, train=long, demonstrations=()), progress=Progress(2, stream))
+    state = run_in(
+        tmp_path, replace(task, train=long, demonstrations=()), progress=Progress(2, stream)
+    )
     rows = read_rows(tmp_path)
     assert int(state.iteration) == 2
-    assert [row["prompts/num_too_long"] for row in rows if "prompts/num_too_long" in row] == [8, 16, 16]
+    assert [row["prompts/num_too_long"] for row in rows if "prompts/num_too_long" in row] == [
+        8,
+        16,
+        16,
+    ]
     assert "iteration 0: the policy has no data, its fit is skipped" in stream.getvalue()
 
 
-@pytest.mark.parametrize(("num_updates", "said"), [(120, "20 updates of the policy in a row"), (0, "all 8 trees")])
+@pytest.mark.parametrize(
+    ("num_updates", "said"), [(120, "20 updates of the policy in a row"), (0, "all 8 trees")]
+)
 def test_a_network_that_has_blown_up_stops_the_run(run_in, fns, task, tmp_path, num_updates, said):
     def broken(key):
         learner = fns.init_policy(key)
@@ -619,10 +702,16 @@ def test_a_network_that_has_blown_up_stops_the_run(run_in, fns, task, tmp_path, 
 
 
 def test_fewer_evaluation_problems_than_a_report_shows(run_in, task, tmp_path):
-    config = replace(CONFIG, loop=LoopConfig(num_iterations=0), evaluation=replace(CONFIG.evaluation, num_problems=3))
+    config = replace(
+        CONFIG,
+        loop=LoopConfig(num_iterations=0),
+        evaluation=replace(CONFIG.evaluation, num_problems=3),
+    )
     run_in(tmp_path, task, config)
     assert [
-        row["evaluation/mcts/num_problems"] for row in read_rows(tmp_path) if "evaluation/mcts/num_problems" in row
+        row["evaluation/mcts/num_problems"]
+        for row in read_rows(tmp_path)
+        if "evaluation/mcts/num_problems" in row
     ] == [3]
     assert (tmp_path / "report.html").read_text().count("<article>") == 6
 
@@ -631,7 +720,11 @@ def test_demonstrations_that_do_not_fit_are_counted(run_in, task, tmp_path):
     long = Demonstration(task.train[0].prompt, "1" * 99)
     config = replace(CONFIG, loop=LoopConfig(num_iterations=0))
     run_in(tmp_path, replace(task, demonstrations=(long, task.demonstrations[0])), config)
-    counts = [row["prompts/num_demonstrations_too_long"] for row in read_rows(tmp_path) if "tasks/solvable" in row]
+    counts = [
+        row["prompts/num_demonstrations_too_long"]
+        for row in read_rows(tmp_path)
+        if "tasks/solvable" in row
+    ]
     assert counts == [1]
 
 

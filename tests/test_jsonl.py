@@ -25,7 +25,9 @@ def row(number, question=None, answer=None):
 
 
 def write(path, rows):
-    path.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows))
+    path.write_bytes(
+        b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows)
+    )
     return str(path)
 
 
@@ -48,7 +50,11 @@ def numbers_of(rows):
 
 def test_sets_share_no_problem_and_use_every_row(config):
     task = make_task(config)
-    train, dev, shown = numbers_of(task.train), numbers_of(task.dev), numbers_of(task.demonstrations)
+    train, dev, shown = (
+        numbers_of(task.train),
+        numbers_of(task.dev),
+        numbers_of(task.demonstrations),
+    )
     assert (len(train), len(dev), len(shown)) == (28, 5, 7)
     assert train | dev | shown == set(range(40))
     assert numbers_of(task.test) == set(range(100, 110))
@@ -123,8 +129,12 @@ GOLDS = [
 
 
 @pytest.mark.parametrize(("kind", "answer", "gold", "reasoning"), GOLDS, ids=range(len(GOLDS)))
-def test_golds_stand_bare_in_a_box_or_behind_the_marker(config, tmp_path, kind, answer, gold, reasoning):
-    path = write(tmp_path / "own.jsonl", [{"problem": f"What, {n}?", "solution": answer} for n in range(9)])
+def test_golds_stand_bare_in_a_box_or_behind_the_marker(
+    config, tmp_path, kind, answer, gold, reasoning
+):
+    path = write(
+        tmp_path / "own.jsonl", [{"problem": f"What, {n}?", "solution": answer} for n in range(9)]
+    )
     changes = {"path": path, "test_path": "", "num_test": 1, "num_dev": 1, "num_demonstrations": 1}
     names = {"question_field": "problem", "answer_field": "solution", "answer_kind": kind}
     task = make_task(replace(config, **changes, **names))
@@ -158,13 +168,25 @@ def test_choices_and_texts_are_compared_as_such(kind, gold, given, verdict):
 
 def test_a_file_of_forty_rows_starts_with_the_defaults(config):
     task = make_task(TasksConfig(name="jsonl", path=config.path))
-    assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [4, 4, 16, 16]
+    assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [
+        4,
+        4,
+        16,
+        16,
+    ]
     task = make_task(TasksConfig(name="jsonl", path=config.path, test_path=config.test_path))
-    assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [10, 4, 16, 20]
+    assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [
+        10,
+        4,
+        16,
+        20,
+    ]
 
 
 def test_an_array_holds_the_same_rows_as_lines(config, tmp_path):
-    (tmp_path / "array.json").write_text(json.dumps([row(number) for number in range(40)], indent=1))
+    (tmp_path / "array.json").write_text(
+        json.dumps([row(number) for number in range(40)], indent=1)
+    )
     assert make_task(replace(config, path=str(tmp_path / "array.json"))) == make_task(config)
 
 
@@ -212,7 +234,11 @@ BAD_ROWS = [
     ("empty", b"  \r", "empty"),
     ("empty", {"question": " \n", "answer": "#### 1"}, "empty"),
     ("duplicate", GOOD[0], "earlier line"),
-    ("duplicate", {"question": " " + GOOD[0]["question"].replace(" ", "\n "), "answer": "#### 5"}, "earlier line"),
+    (
+        "duplicate",
+        {"question": " " + GOOD[0]["question"].replace(" ", "\n "), "answer": "#### 5"},
+        "earlier line",
+    ),
     ("too_long", {"question": "a" * 20_000, "answer": "#### 1"}, "max_row_bytes"),
     ("not_utf8", b'{"question": "a\xff", "answer": "#### 1"}', "UTF-8"),
     ("not_text", {"question": "a\0b", "answer": "#### 1"}, "NUL"),
@@ -237,14 +263,25 @@ def test_more_bad_rows_than_the_stated_share_refuse_the_file(config, tmp_path):
     with pytest.raises(UserError) as error:
         make_task(replace(config, path=path, max_bad_share=0.1))
     message = str(error.value)
-    assert f"4 of 24 rows (16.7%) of {path} are bad, more than --config.tasks.max_bad_share=0.1" in message
-    assert f"{path}:21: not JSON; {path}:22: empty line or empty question; {path}:23: not an object" in message
+    assert (
+        f"4 of 24 rows (16.7%) of {path} are bad, more than --config.tasks.max_bad_share=0.1"
+        in message
+    )
+    assert (
+        f"{path}:21: not JSON; {path}:22: empty line or empty question; {path}:23: not an object"
+        in message
+    )
     assert "\n" not in message and f"{path}:24" not in message
 
 
 def test_bad_rows_of_the_test_file_count_too(config, tmp_path):
     path = write(tmp_path / "bad.jsonl", [*GOOD[:10], b"{"])
-    assert make_task(replace(config, path=config.path, test_path=path, max_bad_share=0.1)).counts["not_json"] == 1
+    assert (
+        make_task(replace(config, path=config.path, test_path=path, max_bad_share=0.1)).counts[
+            "not_json"
+        ]
+        == 1
+    )
     with pytest.raises(UserError, match=r"bad\.jsonl are bad"):
         make_task(replace(config, test_path=path, max_bad_share=0.05))
 
@@ -254,11 +291,16 @@ def test_questions_of_the_test_file_are_never_trained_on(config, tmp_path):
     task = make_task(replace(config, test_path=write(tmp_path / "same.jsonl", same)))
     assert task.counts["in_test_file"] == 2
     assert len(task.test) == 3
-    assert numbers_of(task.train + task.dev) | numbers_of(task.demonstrations) == set(range(40)) - {3, 4}
+    assert numbers_of(task.train + task.dev) | numbers_of(task.demonstrations) == set(range(40)) - {
+        3,
+        4,
+    }
 
 
 def test_other_line_separators_stay_inside_a_row(config, tmp_path):
-    rows = [f'{{"question": "a\u2028b\u0085 {n}", "answer": "#### {n}"}}'.encode() for n in range(20)]
+    rows = [
+        f'{{"question": "a\u2028b\u0085 {n}", "answer": "#### {n}"}}'.encode() for n in range(20)
+    ]
     task = make_task(replace(config, path=write(tmp_path / "lines.jsonl", rows)))
     assert task.counts["rows"] == 30
     assert "a\u2028b\u0085" in task.train[0].prompt
@@ -272,7 +314,9 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_error(config, tmp_path):
 
 @pytest.mark.parametrize("key", ["path", "test_path"])
 def test_a_missing_file_is_named_with_its_key(config, key):
-    with pytest.raises(UserError, match=rf"cannot read 'nowhere\.jsonl': No such file .* --config\.tasks\.{key}="):
+    with pytest.raises(
+        UserError, match=rf"cannot read 'nowhere\.jsonl': No such file .* --config\.tasks\.{key}="
+    ):
         make_task(replace(config, **{key: "nowhere.jsonl"}))
 
 
@@ -287,7 +331,9 @@ def test_no_test_file_and_no_number_of_test_problems_is_an_error(config):
 
 
 def test_too_few_rows_say_how_many_there_are(config):
-    with pytest.raises(UserError, match=r"need 51 problems .* only 40 exist: good rows of .*train\.jsonl"):
+    with pytest.raises(
+        UserError, match=r"need 51 problems .* only 40 exist: good rows of .*train\.jsonl"
+    ):
         make_task(replace(config, num_train=39))
     with pytest.raises(UserError, match=r"num_test=11: .*test\.jsonl has 10 good rows"):
         make_task(replace(config, num_test=11))
@@ -341,25 +387,39 @@ def test_every_reference_is_correct(config):
     task = make_task(replace(config, num_demonstrations=30, num_dev=0))
     for shown in task.demonstrations:
         number = int(shown.prompt.split()[3])
-        assert task.verify(Problem(0, shown.prompt, str(3 * number)), shown.response) == Verdict.CORRECT
+        assert (
+            task.verify(Problem(0, shown.prompt, str(3 * number)), shown.response)
+            == Verdict.CORRECT
+        )
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"the GSM8K files are not beside the checkout, in {GSM8K}")
+@pytest.mark.skipif(
+    not GSM8K.is_dir(), reason=f"the GSM8K files are not beside the checkout, in {GSM8K}"
+)
 def test_every_row_of_gsm8k_is_read_and_its_reference_is_correct():
     paths = [GSM8K / "train.jsonl", GSM8K / "test.jsonl"]
     task = make_task(
         TasksConfig(
-            name="jsonl", path=str(paths[0]), test_path=str(paths[1]), num_dev=0, num_test=0, num_demonstrations=0
+            name="jsonl",
+            path=str(paths[0]),
+            test_path=str(paths[1]),
+            num_dev=0,
+            num_test=0,
+            num_demonstrations=0,
         )
     )
     assert (len(task.train), len(task.test), task.counts["rows"]) == (7473, 1319, 8792)
-    rows = [json.loads(line) for path in paths for line in path.read_text("utf-8").split("\n") if line]
+    rows = [
+        json.loads(line) for path in paths for line in path.read_text("utf-8").split("\n") if line
+    ]
     for problem in task.train + task.test:
         assert rows[problem.id]["question"].strip() in problem.prompt
         assert task.verify(problem, rows[problem.id]["answer"]) == Verdict.CORRECT
 
 
-@pytest.mark.parametrize("answer", ["think\n#### 72\nDone.", r"think so\n#### \boxed{72}", "72", r"it is \boxed{72}"])
+@pytest.mark.parametrize(
+    "answer", ["think\n#### 72\nDone.", r"think so\n#### \boxed{72}", "72", r"it is \boxed{72}"]
+)
 def test_a_gold_is_read_as_an_answer_is(config, tmp_path, answer):
     path = write(tmp_path / "own.jsonl", [row(number, answer=answer) for number in range(40)])
     task = make_task(replace(config, path=path, test_path="", num_test=5))

@@ -1,4 +1,6 @@
-"""Keys are folded from what they are for, and stay what they were: a resumed run must draw the same."""
+"""Keys are folded from what they are for, and stay what they were: a resumed run must draw the
+same.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,8 @@ def test_seed_iteration_purpose_and_problem_each_make_another_key():
 
 
 def test_keys_are_what_they_always_were():
-    """Threefry draws the same on every backend and in every version, so resuming and comparing runs may rely on it."""
+    """Threefry draws the same on every backend and in every version, so resuming and comparing runs
+    may rely on it.
+    """
     expected = [[2163567284, 2573891739], [1542921275, 2807102400]]
     np.testing.assert_array_equal(problem_keys(7, 3, 1, np.array([0, 12])), expected)

@@ -1,4 +1,7 @@
-"""Labels: the paper's golden trees, Eq. 1-2 as an oracle in plain Python, and what must never be labelled."""
+"""Labels: the paper's golden trees, Eq.
+
+1-2 as an oracle in plain Python, and what must never be labelled.
+"""
 
 import logging
 from dataclasses import replace
@@ -51,7 +54,10 @@ def read_table(table: str) -> tuple[list[Row], list[int], list[float]]:
 def oracle(rows: list[Row]) -> dict[int, tuple[int, bool, float]]:
     """Section 3.2 in recursion and float64: {row: (m, correct below, v)} of the labelled rows."""
     usable = [row.kind in (Kind.CANDIDATE, Kind.ROLLOUT) for row in rows]
-    children = {i: [c for c, row in enumerate(rows) if row.parent == i and usable[c]] for i in range(-1, len(rows))}
+    children = {
+        i: [c for c, row in enumerate(rows) if row.parent == i and usable[c]]
+        for i in range(-1, len(rows))
+    }
 
     def is_kept(i: int) -> bool:
         return rows[i].verdict in (C, W, Verdict.UNPARSABLE) or any(map(is_kept, children[i]))
@@ -134,7 +140,15 @@ def test_clean_solution_rises_evenly_and_a_wrong_step_follows_equation_22(num_st
 
 
 def test_unfinished_and_unjudged_branches_are_pruned():
-    rows = [Row(-1), Row(0, (1,), C), Row(0), Row(2), Row(-1), Row(4, (2,), Verdict.ERROR), Row(4, (3,), W)]
+    rows = [
+        Row(-1),
+        Row(0, (1,), C),
+        Row(0),
+        Row(2),
+        Row(-1),
+        Row(4, (2,), Verdict.ERROR),
+        Row(4, (3,), W),
+    ]
     made = labels.back_up(*plant([rows]))
     assert np.flatnonzero(made.is_labelled[0]).tolist() == [0, 1, 4, 6]
 
@@ -152,7 +166,9 @@ def test_a_verdict_on_an_unusable_row_counts_for_nothing(kind):
 
 
 def test_unparsable_answer_is_a_wrong_one():
-    trees = [[Row(-1), Row(0, (1,), C), Row(0, (2,), verdict)] for verdict in (W, Verdict.UNPARSABLE)]
+    trees = [
+        [Row(-1), Row(0, (1,), C), Row(0, (2,), verdict)] for verdict in (W, Verdict.UNPARSABLE)
+    ]
     made = labels.back_up(*plant(trees))
     np.testing.assert_array_equal(made.target[0], made.target[1])
     assert made.is_labelled.all()
@@ -164,7 +180,11 @@ def test_trees_set_aside_and_padding_are_neither_judged_nor_labelled():
     tree = replace(tree, is_ok=np.array([True, True, False]))
     judged = labels.judge(tree, words({1: C}))
     assert judged.tolist() == [[NONE, C], [NONE, NONE], [NONE, NONE]]
-    assert labels.back_up(tree, verdict).is_labelled.tolist() == [[True, True], [False, False], [False, False]]
+    assert labels.back_up(tree, verdict).is_labelled.tolist() == [
+        [True, True],
+        [False, False],
+        [False, False],
+    ]
 
 
 def test_only_finished_distinct_rows_are_judged_on_their_whole_response():
@@ -242,7 +262,12 @@ def test_counts_add_up():
     ]
     tree, _ = plant(forest, problem_ids=[0, 1, 2, -1])
     tree = replace(tree, is_ok=np.array([True, True, False, True]))
-    known = {(b, row.tokens[-1]): row.verdict for b, rows in enumerate(forest) for row in rows if row.verdict}
+    known = {
+        (b, row.tokens[-1]): row.verdict
+        for b, rows in enumerate(forest)
+        for row in rows
+        if row.verdict
+    }
     verdict = labels.judge(tree, lambda problem_id, tokens: known[problem_id, tokens[-1]])
     assert labels.counts(tree, labels.back_up(tree, verdict)) == {
         "num_trees": 3,

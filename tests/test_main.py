@@ -53,7 +53,9 @@ def run(tmp_path, config_file, capsys):
     """Run the command in this process; returns its exit code, stdout and stderr."""
 
     def run(*arguments, config=config_file):
-        code = main(["main.py", "--config", str(config), "--workdir", str(tmp_path / "run"), *arguments])
+        code = main(
+            ["main.py", "--config", str(config), "--workdir", str(tmp_path / "run"), *arguments]
+        )
         return code, *capsys.readouterr()
 
     return run
@@ -68,61 +70,131 @@ MISTAKES = {
         ["--config.search.num_simulation=32"],
         ["--config.search.num_simulation is unknown", "keys of config.search: num_simulations, "],
     ),
-    "misspelt section": (["--config.serach.num_simulations=32"], ["--config.serach is unknown", "config: search, "]),
+    "misspelt section": (
+        ["--config.serach.num_simulations=32"],
+        ["--config.serach is unknown", "config: search, "],
+    ),
     "key of a value": (["--config.seed.x=1"], ["config.seed is a value"]),
-    "section as a value": (["--config.search=3"], ["--config.search is a section", "num_simulations"]),
+    "section as a value": (
+        ["--config.search=3"],
+        ["--config.search is a section", "num_simulations"],
+    ),
     "unknown flag": (["--wrokdir=x"], ["--wrokdir is unknown", "flags: --workdir"]),
     "unknown flag without a key": (["--config_seed=3"], ["--config_seed is unknown", "--config"]),
     "stray argument": (["runs/x"], ["runs/x is no flag"]),
     "key without a value": (["--config.seed"], ["config.seed", "--help"]),
-    "word for an int": (["--config.seed=three"], ["--config.seed=three", "invalid literal for int"]),
-    "fraction for an int": (["--config.search.num_candidates=2.5"], ["--config.search.num_candidates=2.5"]),
+    "word for an int": (
+        ["--config.seed=three"],
+        ["--config.seed=three", "invalid literal for int"],
+    ),
+    "fraction for an int": (
+        ["--config.search.num_candidates=2.5"],
+        ["--config.search.num_candidates=2.5"],
+    ),
     "word for a boolean": (
         ["--config.model.is_scanned=maybe"],
         ["--config.model.is_scanned=maybe: must be True or False; --help"],
     ),
-    "no data file": (["--config.tasks.name=jsonl"], ["cannot read '': no file is named; name a JSON-lines file"]),
+    "no data file": (
+        ["--config.tasks.name=jsonl"],
+        ["cannot read '': no file is named; name a JSON-lines file"],
+    ),
     "word for a float": (["--config.search.temperature=hot"], ["--config.search.temperature=hot"]),
-    "no number": (["--config.search.temperature=nan"], ["--config.search.temperature=nan", "finite"]),
-    "unknown task": (["--config.tasks.name=chess"], ["--config.tasks.name=chess", "countdown, jsonl"]),
+    "no number": (
+        ["--config.search.temperature=nan"],
+        ["--config.search.temperature=nan", "finite"],
+    ),
+    "unknown task": (
+        ["--config.tasks.name=chess"],
+        ["--config.tasks.name=chess", "countdown, jsonl"],
+    ),
     "missing data file": (
         ["--config.tasks.name=jsonl", "--config.tasks.path=no/such.jsonl"],
         ["no/such.jsonl", "--config.tasks.path"],
     ),
-    "too few problems": (["--config.tasks.num_test=9999"], ["config.tasks", "test 9999", "ask for fewer"]),
+    "too few problems": (
+        ["--config.tasks.num_test=9999"],
+        ["config.tasks", "test 9999", "ask for fewer"],
+    ),
     "evaluation on nothing": (
         ["--config.tasks.num_dev=0", "--config.evaluation.split=dev"],
         ["no dev problems", "--config.tasks.num_dev"],
     ),
     "prompts all too long": (
         ["--config.prompts.max_prompt_tokens=4"],
-        ["--config.prompts.max_prompt_tokens=4", "no prompt of the train problems", "9 takes them all"],
+        [
+            "--config.prompts.max_prompt_tokens=4",
+            "no prompt of the train problems",
+            "9 takes them all",
+        ],
     ),
     "negative seed": (["--config.seed=-1"], ["--config.seed=-1"]),
-    "unknown method": (["--config.search.method=mtcs"], ["--config.search.method=mtcs", "mcts_star or sample"]),
-    "unknown stop": (["--config.search.stop=soon"], ["--config.search.stop=soon", "never or threshold"]),
-    "no candidates": (["--config.search.num_candidates=0"], ["--config.search.num_candidates=0", "1 or more"]),
-    "no simulations": (["--config.search.num_simulations=0"], ["--config.search.num_simulations=0"]),
-    "no step tokens": (["--config.search.max_step_tokens=0"], ["--config.search.max_step_tokens=0"]),
-    "negative temperature": (["--config.search.temperature=-0.5"], ["--config.search.temperature=-0.5"]),
-    "negative rollout": (["--config.search.num_rollout_steps=-1"], ["--config.search.num_rollout_steps=-1"]),
-    "blend": (["--config.search.rollout_blend=1.5"], ["--config.search.rollout_blend=1.5", "between 0 and 1"]),
+    "unknown method": (
+        ["--config.search.method=mtcs"],
+        ["--config.search.method=mtcs", "mcts_star or sample"],
+    ),
+    "unknown stop": (
+        ["--config.search.stop=soon"],
+        ["--config.search.stop=soon", "never or threshold"],
+    ),
+    "no candidates": (
+        ["--config.search.num_candidates=0"],
+        ["--config.search.num_candidates=0", "1 or more"],
+    ),
+    "no simulations": (
+        ["--config.search.num_simulations=0"],
+        ["--config.search.num_simulations=0"],
+    ),
+    "no step tokens": (
+        ["--config.search.max_step_tokens=0"],
+        ["--config.search.max_step_tokens=0"],
+    ),
+    "negative temperature": (
+        ["--config.search.temperature=-0.5"],
+        ["--config.search.temperature=-0.5"],
+    ),
+    "negative rollout": (
+        ["--config.search.num_rollout_steps=-1"],
+        ["--config.search.num_rollout_steps=-1"],
+    ),
+    "blend": (
+        ["--config.search.rollout_blend=1.5"],
+        ["--config.search.rollout_blend=1.5", "between 0 and 1"],
+    ),
     "greedy votes": (["--config.evaluation.temperature=0"], ["--config.evaluation.temperature=0"]),
-    "vocabulary": (["--config.model.vocab_size=5"], ["--config.model.vocab_size=5", "the tokenizer has"]),
+    "vocabulary": (
+        ["--config.model.vocab_size=5"],
+        ["--config.model.vocab_size=5", "the tokenizer has"],
+    ),
     "scan": (["--config.model.is_rematerialised=True"], ["is_scanned=True"]),
     "boundary": (["--config.search.boundary="], ["nothing ends a step", "search.step_tokens"]),
     "width and heads": (["--config.model.num_heads=3"], ["--config.model.width=64", "num_heads=3"]),
-    "groups of heads": (["--config.model.num_kv_heads=3"], ["--config.model.num_heads=4", "num_kv_heads=3"]),
+    "groups of heads": (
+        ["--config.model.num_kv_heads=3"],
+        ["--config.model.num_heads=4", "num_kv_heads=3"],
+    ),
     "odd head": (["--config.model.width=12"], ["--config.model.width=12", "even"]),
     "unknown dtype": (["--config.model.dtype=float8"], ["--config.model.dtype=float8", "bfloat16"]),
-    "batch of prompts": (["--config.prompts.batch_size=12"], ["--config.prompts.batch_size=12", "8 devices"]),
-    "batch of updates": (["--config.updates.prm.batch_size=9"], ["--config.updates.prm.batch_size=9", "8 devices"]),
+    "batch of prompts": (
+        ["--config.prompts.batch_size=12"],
+        ["--config.prompts.batch_size=12", "8 devices"],
+    ),
+    "batch of updates": (
+        ["--config.updates.prm.batch_size=9"],
+        ["--config.updates.prm.batch_size=9", "8 devices"],
+    ),
     "mesh": (["--config.sharding.tp=3"], ["--config.sharding", "8 devices"]),
-    "learning rate": (["--config.updates.policy.learning_rate=-1"], ["--config.updates.policy.learning_rate=-1"]),
+    "learning rate": (
+        ["--config.updates.policy.learning_rate=-1"],
+        ["--config.updates.policy.learning_rate=-1"],
+    ),
     "replay": (["--config.datasets.max_traces=0"], ["--config.datasets.max_traces=0", "1 or more"]),
     "no checkpoints": (["--config.checkpoints.num_kept=0"], ["--config.checkpoints.num_kept=0"]),
     "iterations": (["--config.loop.num_iterations=-1"], ["--config.loop.num_iterations=-1"]),
-    "workdir in a bucket": (["--workdir=gs://bucket/x"], ["gs://bucket/x", "choose another --workdir"]),
+    "workdir in a bucket": (
+        ["--workdir=gs://bucket/x"],
+        ["gs://bucket/x", "choose another --workdir"],
+    ),
 }
 
 
@@ -136,18 +208,33 @@ def test_mistake_is_one_line_and_nothing_is_written(run, tmp_path, arguments, wo
 
 FILE_MISTAKES = {
     "no get_config": ("x = 1", ["tiny.py: has no get_config"]),
-    "get_config returns nothing": ("def get_config(): pass", ["tiny.py: has no get_config that returns a ConfigDict"]),
+    "get_config returns nothing": (
+        "def get_config(): pass",
+        ["tiny.py: has no get_config that returns a ConfigDict"],
+    ),
     "missing module": ("import numpi", ["tiny.py:1: ModuleNotFoundError", "'numpi'"]),
     "misspelt module": (
         CONFIG.replace("configs.base", "configs.bsae"),
         ["tiny.py:2: ModuleNotFoundError", "'jaxtrain.configs.bsae'"],
     ),
     "syntax": ("def get_config(:", ["tiny.py: SyntaxError", "line 1"]),
-    "misspelt key": (CONFIG.replace("max_number", "max_numbr"), ["tasks.max_numbr is unknown", "max_number, "]),
-    "misspelt section": (CONFIG.replace("c.tasks.max_number", "c.taks"), ["--config.taks is unknown", "tasks, "]),
+    "misspelt key": (
+        CONFIG.replace("max_number", "max_numbr"),
+        ["tasks.max_numbr is unknown", "max_number, "],
+    ),
+    "misspelt section": (
+        CONFIG.replace("c.tasks.max_number", "c.taks"),
+        ["--config.taks is unknown", "tasks, "],
+    ),
     "wrong type": (CONFIG.replace("= 12", "= 'twelve'"), ["tiny.py:8: TypeError"]),
-    "empty value": (CONFIG.replace("= 12", "= None"), ["--config.tasks.max_target=None: must be of type int"]),
-    "missing key": (CONFIG.replace("c.tasks.max_number = 4", "del c.tasks.max_number"), ["max_number is missing"]),
+    "empty value": (
+        CONFIG.replace("= 12", "= None"),
+        ["--config.tasks.max_target=None: must be of type int"],
+    ),
+    "missing key": (
+        CONFIG.replace("c.tasks.max_number = 4", "del c.tasks.max_number"),
+        ["max_number is missing"],
+    ),
     "error in it": (CONFIG.replace("= 4", "= {}['x']"), ["tiny.py:7: KeyError: 'x'"]),
 }
 
@@ -165,7 +252,10 @@ def test_mistake_in_the_config_file_is_one_line(run, config_file, tmp_path, text
     ("file", "words"),
     [
         ("{folder}/tinny.py", ["tinny.py: no such file; ", " has tiny.py"]),
-        ("{folder}/none/tiny.py", ["tiny.py: no such config; name a Python file, or one of ours: ", "quickstart"]),
+        (
+            "{folder}/none/tiny.py",
+            ["tiny.py: no such config; name a Python file, or one of ours: ", "quickstart"],
+        ),
         ("quikstart", ["--config quikstart: no such config; ", "one of ours: quickstart, "]),
         ("quickstart:foo", ["takes 0 positional arguments but 1 was given; leave out :foo"]),
     ],
@@ -204,13 +294,23 @@ def test_workdir_in_use_names_its_owner(run, config_file, tmp_path):
 
 
 def test_flags_override_the_file_and_defaults_stay(config_file):
-    flags = ["--config.seed", "7", "--config.search.temperature=2", "--noconfig.datasets.balance_outcomes"]
+    flags = [
+        "--config.seed",
+        "7",
+        "--config.search.temperature=2",
+        "--noconfig.datasets.balance_outcomes",
+    ]
     config, path = parse(["main.py", *flags, f"--config={config_file}"])
-    assert (config.seed, config.search.temperature, config.datasets.balance_outcomes) == (7, 2.0, False)
+    assert (config.seed, config.search.temperature, config.datasets.balance_outcomes) == (
+        7,
+        2.0,
+        False,
+    )
     assert isinstance(config.search.temperature, float)
     assert config.tasks.max_number == 4
     assert config.updates == Config().updates.__class__(
-        policy=config.updates.policy.__class__(batch_size=8), prm=config.updates.prm.__class__(batch_size=8)
+        policy=config.updates.policy.__class__(batch_size=8),
+        prm=config.updates.prm.__class__(batch_size=8),
     )
     assert path == "runs/tiny/seed_7"
 
@@ -223,7 +323,9 @@ def test_what_follows_a_colon_goes_to_get_config(config_file):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("configs/[!_]*.py")))
 def test_configs_of_ours_are_read_by_path_and_name(name):
-    assert parse(["", "--config", name]) == parse(["", "--config", str(ROOT / "configs" / f"{name}.py")])
+    assert parse(["", "--config", name]) == parse(
+        ["", "--config", str(ROOT / "configs" / f"{name}.py")]
+    )
 
 
 def keys_told(out):
@@ -236,7 +338,11 @@ def test_help_lists_every_key_with_its_default_and_remark(capsys):
 
     def leaves(value, prefix=""):
         for name, inner in value.items():
-            yield from leaves(inner, f"{prefix}{name}.") if isinstance(inner, dict) else [(prefix + name, str(inner))]
+            yield from (
+                leaves(inner, f"{prefix}{name}.")
+                if isinstance(inner, dict)
+                else [(prefix + name, str(inner))]
+            )
 
     assert set(keys) == set(dict(leaves(asdict(Config()))))
     assert keys["search.num_simulations"] == "16"
@@ -244,7 +350,19 @@ def test_help_lists_every_key_with_its_default_and_remark(capsys):
 
 @pytest.mark.parametrize("command", [[], ["plan"], ["--plan"]])
 def test_help_on_a_config_shows_its_values_and_ends_with_the_usage(config_file, command, capsys):
-    assert main(["main.py", *command, "--config", f"{config_file}:3", "--help", "--config.tasks.max_target=5"]) == 0
+    assert (
+        main(
+            [
+                "main.py",
+                *command,
+                "--config",
+                f"{config_file}:3",
+                "--help",
+                "--config.tasks.max_target=5",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     keys = keys_told(out)
     assert (keys["seed"], keys["tasks.max_number"], keys["tasks.max_target"]) == ("3", "4", "5")
@@ -256,7 +374,9 @@ def fake_loop(monkeypatch):
     """Replace the loop by something that takes no time."""
 
     def replace(act):
-        monkeypatch.setattr(jaxtrain.commands.run, "run_loop", lambda config, task, workdir, *_: act(workdir))
+        monkeypatch.setattr(
+            jaxtrain.commands.run, "run_loop", lambda config, task, workdir, *_: act(workdir)
+        )
 
     return replace
 
@@ -266,22 +386,36 @@ def test_run_ends_with_what_came_of_it(run, fake_loop, tmp_path):
         with MetricsLog(workdir.path) as log:
             log.truncate(-1)
             for i, accuracy in enumerate((0.125, 0.25, 0.5)):
-                metrics = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1, "num_problems": 8}
+                metrics = {
+                    "accuracy": accuracy,
+                    "low": accuracy - 0.1,
+                    "high": accuracy + 0.1,
+                    "num_problems": 8,
+                }
                 log.append(i, {f"evaluation/greedy/{key}": value for key, value in metrics.items()})
 
     fake_loop(act)
     code, out, _ = run()
     assert code == 0
-    assert "12.5% [2.5%, 22.5%] after iteration 0 -> 50.0% [40.0%, 60.0%] after iteration 2 (8 problems)" in out
+    assert (
+        "12.5% [2.5%, 22.5%] after iteration 0 -> 50.0% [40.0%, 60.0%] after iteration 2 (8 problems)"
+        in out
+    )
     assert str(tmp_path / "run" / "report.html") in out
 
 
 def test_data_files_are_hashed_and_bad_rows_told(run, fake_loop, tmp_path):
-    rows = [json.dumps({"question": f"{n} + 1?", "answer": f"add\n#### {n + 1}"}) for n in range(40)]
+    rows = [
+        json.dumps({"question": f"{n} + 1?", "answer": f"add\n#### {n + 1}"}) for n in range(40)
+    ]
     data = tmp_path / "train.jsonl"
     data.write_text("\n".join([*rows, "no json"]))
     fake_loop(lambda workdir: (_ for _ in ()).throw(KeyboardInterrupt))
-    flags = ["--config.tasks.name=jsonl", f"--config.tasks.path={data}", "--config.tasks.num_demonstrations=4"]
+    flags = [
+        "--config.tasks.name=jsonl",
+        f"--config.tasks.path={data}",
+        "--config.tasks.num_demonstrations=4",
+    ]
     flags += ["--config.tasks.max_bad_share=0.1"]
     code, _, err = run(*flags)
     assert code == 130
@@ -309,7 +443,9 @@ def test_unexpected_error_keeps_its_traceback_and_ends_with_the_way_on(run, fake
     [
         (MemoryError(), "out of memory: MemoryError; lower --config.prompts.batch_size, "),
         (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
+            ),
             "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; lower --config.prompts.batch_size, ",
         ),
     ],
@@ -401,7 +537,9 @@ def test_a_command_on_a_run_says_what_is_missing(command, capsys):
 
 
 @pytest.mark.parametrize("command", ["", "evaluate", "export"])
-def test_an_unexpected_error_of_any_command_ends_with_the_way_on(command, monkeypatch, capsys, tmp_path):
+def test_an_unexpected_error_of_any_command_ends_with_the_way_on(
+    command, monkeypatch, capsys, tmp_path
+):
     name = command or "run"
     arguments = [command] if command else []
     module = importlib.import_module(f"jaxtrain.commands.{name}")
@@ -409,21 +547,29 @@ def test_an_unexpected_error_of_any_command_ends_with_the_way_on(command, monkey
     assert main(["jaxtrain", *arguments, "--workdir", "x"]) == 1
     err = capsys.readouterr().err.splitlines()
     assert "ZeroDivisionError: division by zero" in err
-    assert err[-1].endswith(" ".join(["the same command resumes: python -m jaxtrain.main", *arguments, "--workdir x"]))
+    assert err[-1].endswith(
+        " ".join(["the same command resumes: python -m jaxtrain.main", *arguments, "--workdir x"])
+    )
 
 
 def test_the_door_imports_nothing_that_takes_time():
     """Signals are heard as soon as it is open."""
     code = "import sys, jaxtrain.main; print(sorted({name.split('.')[0] for name in sys.modules}))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert set(ast.literal_eval(told)) & {"jax", "numpy", "absl", "ml_collections", "rich"} == set()
 
 
-@pytest.mark.parametrize("call", [["jaxtrain"], ["jaxtrain.main"], ["jaxtrain.evaluate"], ["jaxtrain.export"]])
+@pytest.mark.parametrize(
+    "call", [["jaxtrain"], ["jaxtrain.main"], ["jaxtrain.evaluate"], ["jaxtrain.export"]]
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_during_the_imports_is_one_line(call, number, tmp_path):
     """The first module that a command imports takes for ever."""
-    (tmp_path / "ml_collections.py").write_text("print('importing', flush=True)\nwhile True: pass\n")
+    (tmp_path / "ml_collections.py").write_text(
+        "print('importing', flush=True)\nwhile True: pass\n"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", *call, "--workdir", str(tmp_path / "run")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -433,7 +579,9 @@ def test_a_signal_during_the_imports_is_one_line(call, number, tmp_path):
         process.send_signal(number)
         told = process.stderr.read()
         assert process.wait(timeout=60) == 128 + number
-    assert told.startswith(f"jaxtrain: stopped by {number.name}; the same command resumes: python -m jaxtrain.main")
+    assert told.startswith(
+        f"jaxtrain: stopped by {number.name}; the same command resumes: python -m jaxtrain.main"
+    )
     assert told.count("\n") == 1
 
 
@@ -448,7 +596,15 @@ def test_signal_ends_a_compiled_call_at_once_in_one_line(config_file, tmp_path, 
         "lib.run_loop = loop\n"
         "sys.exit(jaxtrain.main.main())\n"
     )
-    command = [sys.executable, "-c", code, "--config", str(config_file), "--workdir", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--config",
+        str(config_file),
+        "--workdir",
+        str(tmp_path / "run"),
+    ]
     root = Path(__file__).parents[1]
     with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -459,4 +615,6 @@ def test_signal_ends_a_compiled_call_at_once_in_one_line(config_file, tmp_path, 
     assert code == 128 + number
     told = [line for line in rest.splitlines() if not line.startswith("working ...")]
     assert len(told) == 1, rest
-    assert told[0].startswith(f"jaxtrain: stopped by {number.name}; the same command resumes: python -m jaxtrain.main")
+    assert told[0].startswith(
+        f"jaxtrain: stopped by {number.name}; the same command resumes: python -m jaxtrain.main"
+    )

@@ -15,14 +15,18 @@ from jaxtrain.metrics import MetricsLog
 
 
 def tensorboard_scalars(folder):
-    """All (tag, step, value) of the TensorBoard files, read record by record: length, crc, event, crc."""
+    """All (tag, step, value) of the TensorBoard files, read record by record: length, crc, event,
+    crc.
+    """
     scalars = []
     for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
         data, position = path.read_bytes(), 0
         while position < len(data):
             (length,) = struct.unpack_from("<Q", data, position)
             event = Event.FromString(data[position + 12 : position + 12 + length])
-            scalars += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            scalars += [
+                (value.tag, event.step, value.simple_value) for value in event.summary.value
+            ]
             position += length + 16
     return sorted(scalars)
 
@@ -44,9 +48,11 @@ def open_log(folder, iteration=-1):
 
 
 def play(folder, stop_after):
-    """Run a toy loop to its end as the real one would, killed after `stop_after` durable events; True if it got there.
+    """Run a toy loop to its end as the real one would, killed after `stop_after` durable events;
+    True if it got there.
 
-    A checkpoint is a file named for its iteration. Events and checkpoints are the only things that a kill can separate.
+    A checkpoint is a file named for its iteration. Events and checkpoints are the only things that
+    a kill can separate.
     """
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -60,7 +66,11 @@ def play(folder, stop_after):
     def evaluate(log, iteration):
         spend()
         log.append(
-            iteration, {"evaluation/greedy/accuracy": 0.1 * iteration, "evaluation/mcts/accuracy": 0.2 * iteration}
+            iteration,
+            {
+                "evaluation/greedy/accuracy": 0.1 * iteration,
+                "evaluation/mcts/accuracy": 0.2 * iteration,
+            },
         )
 
     restored = max((int(path.name) for path in checkpoints.iterdir()), default=-1)
@@ -83,7 +93,14 @@ def play(folder, stop_after):
 
 def test_event_is_one_line_with_its_iteration(tmp_path):
     with open_log(tmp_path) as log:
-        log.append(2, {"search/num_trees": 300, "tasks/name": "countdown", "evaluation/best_of_k/curve": [[1, 0.5]]})
+        log.append(
+            2,
+            {
+                "search/num_trees": 300,
+                "tasks/name": "countdown",
+                "evaluation/best_of_k/curve": [[1, 0.5]],
+            },
+        )
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text.count("\n") == 1
     assert json.loads(text) == {
@@ -239,6 +256,8 @@ def test_killed_anywhere_metrics_have_no_gap_and_no_duplicate(tmp_path):
 def test_a_row_that_no_run_writes_is_one_line(tmp_path, row):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"iteration": 0, "a/b": 1}}\n{row}\n{{"iteration": 2}}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no row of metrics .*; remove that line") as caught:
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl:2 is no row of metrics .*; remove that line"
+    ) as caught:
         MetricsLog(tmp_path)
     assert "\n" not in str(caught.value)

@@ -48,7 +48,10 @@ def test_a_file_and_a_function_make_a_task(own):
     task = make_task(replace(own, params='{"factor": 3}'))
     assert (task.name, len(task.train), len(task.test)) == ("doubling", 4, 4)
     assert (task.answer("15"), task.answer("")) == ("15", None)
-    assert task.verify(Problem(0, "", "5"), "15") is True and task.verify(Problem(0, "", "5"), "10") is False
+    assert (
+        task.verify(Problem(0, "", "5"), "15") is True
+        and task.verify(Problem(0, "", "5"), "10") is False
+    )
 
 
 def test_the_file_is_found_from_other_folders(own, tmp_path, monkeypatch):
@@ -71,7 +74,15 @@ def test_the_loop_takes_its_word(own):
     def verify(problem_id: int, tokens: np.ndarray) -> Verdict | bool:
         return task.verify(Problem(problem_id, "", "2"), texts[int(tokens[-1])])
 
-    tree, _ = plant([[Row(-1, (1,), Verdict.CORRECT), Row(-1, (2,), Verdict.WRONG), Row(-1, (3,), Verdict.ERROR)]])
+    tree, _ = plant(
+        [
+            [
+                Row(-1, (1,), Verdict.CORRECT),
+                Row(-1, (2,), Verdict.WRONG),
+                Row(-1, (3,), Verdict.ERROR),
+            ]
+        ]
+    )
     assert labels.judge(tree, verify).tolist() == [[Verdict.CORRECT, Verdict.WRONG, Verdict.ERROR]]
 
 

@@ -1,4 +1,6 @@
-"""The plan: what it counts is what is there, and what does not fit is refused with the keys that would shrink it."""
+"""The plan: what it counts is what is there, and what does not fit is refused with the keys that
+would shrink it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from jaxtrain.plan import plan, stand_in
 from jaxtrain.progress import Progress
 
 TINY = ["main", "--config", "configs/tpu_v4.py:tiny", "--config.hub.pretrained="]
-HERE = [*TINY, "--config.sharding.topology=cpu", "--config.sharding.fsdp=8", "--config.model.num_layers=1"]
+HERE = [
+    *TINY,
+    "--config.sharding.topology=cpu",
+    "--config.sharding.fsdp=8",
+    "--config.model.num_layers=1",
+]
 
 
 def config_of(arguments, *more):
@@ -35,7 +42,10 @@ def told(config):
 def figures(lines, start):
     """Read the numbers of the first line that starts so."""
     line = next(line for line in lines if line.strip().startswith(start))
-    return [float(number.replace(",", "")) for number in re.findall(r"[\d.,]*\d", line.strip().removeprefix(start))]
+    return [
+        float(number.replace(",", ""))
+        for number in re.findall(r"[\d.,]*\d", line.strip().removeprefix(start))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,9 @@ def test_parameters_and_memory_are_those_of_a_real_start(here):
         policy = fns.init_policy(np.zeros(2, np.uint32))
         prm = fns.init_prm(policy.params)
     count = sum(x.size for x in jax.tree.leaves(policy.params))
-    assert figures(lines, "policy") == [count] and figures(lines, "PRM") == [count + config.model.width + 1]
+    assert figures(lines, "policy") == [count] and figures(lines, "PRM") == [
+        count + config.model.width + 1
+    ]
 
     def on_first_device(tree):
         shards = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(tree)]
@@ -86,7 +98,9 @@ def test_a_plan_larger_than_this_machine_is_refused(monkeypatch):
     """What compiles anywhere may run nowhere: 3,618 GiB are told, and there is no such laptop."""
     huge = plan_lib.Program(temporaries=3618 * 2**30, results=0)
     monkeypatch.setattr(plan_lib, "programs", lambda *_: [("search", huge)])
-    with pytest.raises(UserError, match=r"the search needs 3,?618\.\d\d GiB per device, and there are"):
+    with pytest.raises(
+        UserError, match=r"the search needs 3,?618\.\d\d GiB per device, and there are"
+    ):
         told(config_of(HERE))
 
 
@@ -119,7 +133,10 @@ def test_batches_that_the_mesh_cannot_split_are_refused():
     with pytest.raises(UserError, match="batch_size=12 cannot be split over data x fsdp = 8"):
         told(
             config_of(
-                TINY, "--config.sharding.topology=h100:8", "--config.sharding.fsdp=8", "--config.prompts.batch_size=12"
+                TINY,
+                "--config.sharding.topology=h100:8",
+                "--config.sharding.fsdp=8",
+                "--config.prompts.batch_size=12",
             )
         )
 
@@ -137,7 +154,10 @@ def test_a_mesh_that_is_not_the_topology_is_refused():
 
 def test_a_model_that_is_not_here_is_planned_by_its_shape(capsys):
     """The command, with the hub id that nobody has fetched."""
-    assert main([*TINY[:3], "--plan", "--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"]) == 0
+    assert (
+        main([*TINY[:3], "--plan", "--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"])
+        == 0
+    )
     assert "from shapes" in capsys.readouterr().out
 
 

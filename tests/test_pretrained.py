@@ -1,4 +1,6 @@
-"""A pretrained model through the whole command: from a folder, once around, and out again for transformers."""
+"""A pretrained model through the whole command: from a folder, once around, and out again for
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -83,14 +85,21 @@ def test_the_loop_turns_and_its_traces_are_finished_by_their_text(root):
     assert metrics[1]["labels/num_correct"] > 0, "thirty updates on one answer teach it"
     assert metrics[1]["updates/policy/num_updates"] == metrics[1]["updates/prm/num_updates"] == 1
     config = json.loads((root / "run" / "config.json").read_text())
-    assert (config["model"]["width"], config["model"]["vocab_size"], config["model"]["has_qkv_bias"]) == (32, 96, True)
+    assert (
+        config["model"]["width"],
+        config["model"]["vocab_size"],
+        config["model"]["has_qkv_bias"],
+    ) == (32, 96, True)
     facts = json.loads((root / "run" / "manifest.json").read_text())["facts"]
     assert {"hub/config.json", "hub/tokenizer.json", "hub/model.safetensors"} <= facts.keys()
 
 
 def test_a_run_goes_on_with_the_day_on_which_it_started(root, monkeypatch):
     def day():
-        config, manifest = (json.loads((root / "run" / f"{name}.json").read_text()) for name in ("config", "manifest"))
+        config, manifest = (
+            json.loads((root / "run" / f"{name}.json").read_text())
+            for name in ("config", "manifest")
+        )
         assert config["prompts"]["date"] == manifest["facts"]["prompts.date"]
         return config["prompts"]["date"]
 
@@ -106,17 +115,37 @@ def test_a_run_goes_on_with_the_day_on_which_it_started(root, monkeypatch):
 @pytest.mark.parametrize("network", ["policy", "prm"])
 def test_both_networks_leave_as_folders_that_open_again(root, tmp_path, network, capsys):
     code = main(
-        ["jaxtrain", "export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out"), "--network", network]
+        [
+            "jaxtrain",
+            "export",
+            "--workdir",
+            str(root / "run"),
+            "--to",
+            str(tmp_path / "out"),
+            "--network",
+            network,
+        ]
     )
     assert (code, capsys.readouterr().out) == (0, f"{tmp_path / 'out'}\n")
-    config, base = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", root / "model"))
-    assert {key for key in config if config[key] != base.get(key)} <= {"architectures", "id2label", "label2id"}
+    config, base = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path / "out", root / "model")
+    )
+    assert {key for key in config if config[key] != base.get(key)} <= {
+        "architectures",
+        "id2label",
+        "label2id",
+    }
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "iteration 1" in card and "evaluation/greedy/accuracy" in card and "config sha256" in card
+    assert (
+        "iteration 1" in card and "evaluation/greedy/accuracy" in card and "config sha256" in card
+    )
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     first = load_file(root / "model" / "model.safetensors")
     assert tensors.keys() - {"score.weight", "score.bias"} == first.keys()
-    assert not np.array_equal(tensors["model.norm.weight"], first["model.norm.weight"]), "it has learnt something"
+    assert not np.array_equal(tensors["model.norm.weight"], first["model.norm.weight"]), (
+        "it has learnt something"
+    )
     if network == "policy":
         assert (
             open_pretrained(HubConfig(str(tmp_path / "out"))).config
@@ -125,7 +154,9 @@ def test_both_networks_leave_as_folders_that_open_again(root, tmp_path, network,
 
 
 def test_a_live_run_can_be_exported(root, tmp_path):
-    """While it writes its next checkpoint and a line of its metrics, on another number of devices than are here."""
+    """While it writes its next checkpoint and a line of its metrics, on another number of devices
+    than are here.
+    """
     shutil.copytree(root / "run", tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["sharding"] |= {"data": 3}
@@ -134,7 +165,19 @@ def test_a_live_run_can_be_exported(root, tmp_path):
     unfinished.mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 2, "eval')
-    assert main(["jaxtrain", "export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "jaxtrain",
+                "export",
+                "--workdir",
+                str(tmp_path / "run"),
+                "--to",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     assert unfinished.exists()
 
 
@@ -143,7 +186,19 @@ def test_an_export_takes_no_other_tokenizer(root, tmp_path, capsys):
     text = path.read_text()
     path.write_text(text.replace("{", '{"note": 1,', 1))
     try:
-        assert main(["jaxtrain", "export", "--workdir", str(root / "run"), "--to", str(tmp_path / "out")]) == 2
+        assert (
+            main(
+                [
+                    "jaxtrain",
+                    "export",
+                    "--workdir",
+                    str(root / "run"),
+                    "--to",
+                    str(tmp_path / "out"),
+                ]
+            )
+            == 2
+        )
     finally:
         path.write_text(text)
     assert "hub/tokenizer_config.json is not what it was when" in capsys.readouterr().err
@@ -152,7 +207,19 @@ def test_an_export_takes_no_other_tokenizer(root, tmp_path, capsys):
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     manifest["facts"]["hub/vocab.txt"] = "0" * 64
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    assert main(["jaxtrain", "export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            [
+                "jaxtrain",
+                "export",
+                "--workdir",
+                str(tmp_path / "run"),
+                "--to",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     assert "hub/vocab.txt is not what it was when" in capsys.readouterr().err
 
 
@@ -193,8 +260,16 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
     assert main(brief) == 0
     (row,) = map(json.loads, (tmp_path / "brief" / "metrics.jsonl").read_text().splitlines())
     scored = {key: value for key, value in row.items() if key.startswith("evaluation/")}
-    assert scored == {k: v for k, v in expected.items() if k in scored} and "evaluation/greedy/accuracy" in scored
-    assert {key.split("/")[1] for key in scored} == {"greedy", "num_too_long", "num_errors", "num_set_aside"}
+    assert (
+        scored == {k: v for k, v in expected.items() if k in scored}
+        and "evaluation/greedy/accuracy" in scored
+    )
+    assert {key.split("/")[1] for key in scored} == {
+        "greedy",
+        "num_too_long",
+        "num_errors",
+        "num_set_aside",
+    }
 
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
     assert facts["evaluated.iteration"] == 0 and len(facts["evaluated.run_key"]) == 64
@@ -206,7 +281,9 @@ def test_what_a_run_trained_on_is_not_scored():
     ran = TasksConfig(num_train=800, num_dev=0, num_test=50, num_demonstrations=200)
     learnt, redrawn = make_task(ran), make_task(replace(ran, seed=1))
     task, num_learnt = leave_out(learnt, redrawn, "test")
-    assert {p.prompt for p in task.test}.isdisjoint(row.prompt for row in (*learnt.train, *learnt.demonstrations))
+    assert {p.prompt for p in task.test}.isdisjoint(
+        row.prompt for row in (*learnt.train, *learnt.demonstrations)
+    )
     assert 0 < num_learnt < 50 == num_learnt + len(task.test)
     with pytest.raises(UserError, match="trained on all 800 train problems"):
         leave_out(learnt, learnt, "train")
@@ -216,7 +293,11 @@ def test_what_differs_from_it_in_names_alone_is_not_scored_either():
     task = make_task(TasksConfig(num_train=8, num_dev=0, num_test=4, num_demonstrations=4))
     train, demonstrations, test = (
         tuple(replace(row, substance=f"{name} {i}") for i, row in enumerate(rows))
-        for name, rows in (("train", task.train), ("shown", task.demonstrations), ("test", task.test))
+        for name, rows in (
+            ("train", task.train),
+            ("shown", task.demonstrations),
+            ("test", task.test),
+        )
     )
     twins = replace(test[1], substance="train 3"), replace(test[2], substance="shown 0")
     same_prompt = replace(train[0], substance="another task has no such word for it")
@@ -227,14 +308,18 @@ def test_what_differs_from_it_in_names_alone_is_not_scored_either():
 
 
 def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
-    """A run made anew has another policy under the same config and iteration; a copy of the first has the same."""
+    """A run made anew has another policy under the same config and iteration; a copy of the first
+    has the same.
+    """
     how = ["--to", str(tmp_path / "out"), "--iteration", "0", "--config.evaluation.methods=greedy"]
     assert main(["jaxtrain", "evaluate", "--workdir", str(root / "run"), *how]) == 0
     shutil.copytree(root / "run", tmp_path / "run")
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 0
     noted = tmp_path / "run" / "checkpoints" / "0" / "_CHECKPOINT_METADATA"
     told = json.loads(noted.read_text())
-    noted.write_text(json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1}))
+    noted.write_text(
+        json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1})
+    )
     run_key = json.loads((tmp_path / "run" / "manifest.json").read_text())["run_key"]
     seal(noted.parent, about_checkpoint(run_key) | {"number": 0})
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2
@@ -246,7 +331,19 @@ def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path,
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     manifest["facts"]["tasks.problems.sha256"] = "0" * 64
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            [
+                "jaxtrain",
+                "evaluate",
+                "--workdir",
+                str(tmp_path / "run"),
+                "--to",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     assert "no longer makes the problems that it trained on" in capsys.readouterr().err
 
 
@@ -279,7 +376,9 @@ def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path,
         ("export", ["--it", "0"], "unrecognized arguments: --it 0; --help lists all flags"),
     ],
 )
-def test_a_mistake_in_a_command_on_a_run_is_one_line(root, tmp_path, capsys, command, arguments, message):
+def test_a_mistake_in_a_command_on_a_run_is_one_line(
+    root, tmp_path, capsys, command, arguments, message
+):
     plain = ["--workdir", str(root / "run"), "--to", str(tmp_path / "out")]
     assert main(["jaxtrain", command, *plain, *arguments]) == 2
     told = capsys.readouterr().err

@@ -91,7 +91,10 @@ def test_phase_ends_with_one_line(progress, stream, clock):
         for loss in (2.0, 1.25):
             clock.now += 1
             phase.advance(300, loss=loss)
-    assert stream.getvalue() == "iteration 1/3: updates 600/600 updates | done in 0:02 | 300 updates/s | loss 1.25\n"
+    assert (
+        stream.getvalue()
+        == "iteration 1/3: updates 600/600 updates | done in 0:02 | 300 updates/s | loss 1.25\n"
+    )
 
 
 def test_interrupted_phase_says_so(progress, stream, clock):
@@ -120,7 +123,11 @@ def test_compilation_is_announced_timed_and_kept_out_of_the_speed(progress, stre
         phase.advance(50)
         progress.beat()
     lines = stream.getvalue().splitlines()
-    assert lines[:3] == ["compiling search ...", "compiling search ... 0:12", "compiled search in 12.3 s"]
+    assert lines[:3] == [
+        "compiling search ...",
+        "compiling search ... 0:12",
+        "compiled search in 12.3 s",
+    ]
     assert lines[3] == "search 50/100 problems | 10 problems/s | ETA 0:05"
 
 
@@ -139,7 +146,9 @@ def test_note_is_written_at_once_and_as_it_is(progress, stream):
 
 
 def test_blocked_loop_is_not_silent(stream):
-    """Real time: a phase, a compilation and the time between show lines while the loop does nothing."""
+    """Real time: a phase, a compilation and the time between show lines while the loop does
+    nothing.
+    """
     with Progress(1, stream, interval=0.02) as progress:
         for wait in (progress.phase("search"), progress.compiling("search")):
             with wait:
@@ -179,5 +188,7 @@ def test_terminal_shows_a_bar_and_keeps_the_lines(clock, monkeypatch):
     text = terminal.getvalue()
     assert "half [way]" in text
     assert "\u2501" in text  # a piece of rich's bar
-    assert "iteration 2/3: search 32/64 problems | done in 0:04 | 8 problems/s | solved 25.0%" in text
+    assert (
+        "iteration 2/3: search 32/64 problems | done in 0:04 | 8 problems/s | solved 25.0%" in text
+    )
     assert "ETA 0:04" in text

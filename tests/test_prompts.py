@@ -46,7 +46,9 @@ def test_an_iteration_repeats_no_problem(total, num_problems):
 
 @pytest.mark.parametrize(("total", "num_problems"), [(10, 4), (10, 7), (7, 5), (4, 3)])
 def test_every_problem_is_drawn_equally_often(total, num_problems):
-    """Also where an iteration reaches from one epoch into the next: `total` iterations are `num_problems` epochs."""
+    """Also where an iteration reaches from one epoch into the next: `total` iterations are
+    `num_problems` epochs.
+    """
     counts = Counter(i for iteration in range(total) for i in drawn(total, num_problems, iteration))
     assert set(counts.values()) == {num_problems} and len(counts) == total
 
@@ -60,7 +62,9 @@ def test_all_problems_are_drawn_where_no_fewer_are_asked_for(num_problems):
 
 def test_a_draw_is_a_function_of_seed_and_iteration():
     assert drawn(50, 20, 3) == drawn(50, 20, 3)
-    different = {tuple(drawn(50, 20, iteration, seed)) for iteration in range(4) for seed in range(4)}
+    different = {
+        tuple(drawn(50, 20, iteration, seed)) for iteration in range(4) for seed in range(4)
+    }
     assert len(different) == 16
 
 
@@ -70,12 +74,20 @@ def test_prompts_come_in_batches_of_one_shape():
     batches, num_too_long = encode(problems, plain, max_prompt_tokens=4, batch_size=2)
     assert num_too_long == 0 and len(batches) == 3
     for batch in batches:
-        assert (batch.tokens.shape, batch.length.shape, batch.problem_id.shape) == ((2, 4), (2,), (2,))
-        assert {x.dtype for x in (batch.tokens, batch.length, batch.problem_id)} == {np.dtype(np.int32)}
+        assert (batch.tokens.shape, batch.length.shape, batch.problem_id.shape) == (
+            (2, 4),
+            (2,),
+            (2,),
+        )
+        assert {x.dtype for x in (batch.tokens, batch.length, batch.problem_id)} == {
+            np.dtype(np.int32)
+        }
     rows = [
         (problem_id, TOKENIZER.decode(tokens[:length]), tokens[length:].any())
         for batch in batches
-        for tokens, length, problem_id in zip(batch.tokens, batch.length, batch.problem_id, strict=True)
+        for tokens, length, problem_id in zip(
+            batch.tokens, batch.length, batch.problem_id, strict=True
+        )
     ]
     assert rows[:5] == [(7 * i, prompt, False) for i, prompt in enumerate(prompts)]
 
@@ -92,7 +104,8 @@ def test_a_prompt_over_the_limit_is_left_out_and_counted():
     batches, num_too_long = encode(problems, plain, max_prompt_tokens=5, batch_size=4)
     assert num_too_long == 3
     kept = np.concatenate([batch.problem_id for batch in batches])
-    assert kept[kept >= 0].tolist() == [0, 1, 2, 3, 4]  # the last of them is exactly as long as the limit
+    # the last of them is exactly as long as the limit
+    assert kept[kept >= 0].tolist() == [0, 1, 2, 3, 4]
     assert batches[1].tokens[0].tolist() == TOKENIZER.encode("xxxxx")
 
 
@@ -139,5 +152,7 @@ def test_the_day_is_that_on_which_a_run_started(monkeypatch):
 
 
 def test_a_date_is_a_day():
-    with pytest.raises(UserError, match="--config.prompts.date=today: must be a day, as YYYY-MM-DD"):
+    with pytest.raises(
+        UserError, match="--config.prompts.date=today: must be a day, as YYYY-MM-DD"
+    ):
         PromptsConfig(date="today")

@@ -1,4 +1,6 @@
-"""Problems of reasoning-gym, and the worker that judges them: it can hang, die and misbehave without harm."""
+"""Problems of reasoning-gym, and the worker that judges them: it can hang, die and misbehave
+without harm.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,9 @@ def test_where_a_scorer_takes_too_much_the_text_is_compared(name, gold, answer, 
 
 
 def test_a_complex_number_that_is_none_is_wrong():
-    config = replace(SUMS, dataset="complex_arithmetic", params="", num_train=3, num_dev=0, num_test=1)
+    config = replace(
+        SUMS, dataset="complex_arithmetic", params="", num_train=3, num_dev=0, num_test=1
+    )
     task = make_task(config)
     for problem in task.train:
         assert task.verify(problem, f"#### {problem.gold}") == Verdict.CORRECT
@@ -138,9 +142,15 @@ def test_a_complex_number_that_is_none_is_wrong():
 
 
 def test_a_gold_that_is_none_or_not_rounded_is_the_scorers_to_judge():
-    assert task_of("any", Scorer("5 days")).verify(Problem(0, "", "five days"), "#### 5 days") == Verdict.CORRECT
+    assert (
+        task_of("any", Scorer("5 days")).verify(Problem(0, "", "five days"), "#### 5 days")
+        == Verdict.CORRECT
+    )
     problem = Problem(0, "", "-0.0013674811612376526")  # asked for with 3 significant figures
-    assert task_of("power_function", Scorer("-1.37e-3")).verify(problem, "#### -1.37e-3") == Verdict.CORRECT
+    assert (
+        task_of("power_function", Scorer("-1.37e-3")).verify(problem, "#### -1.37e-3")
+        == Verdict.CORRECT
+    )
 
 
 def test_answers_of_one_value_are_one_vote():
@@ -159,9 +169,12 @@ def test_templates_held_out_are_in_no_set():
     sizes = {"num_train": 40, "num_dev": 5, "num_test": 20, "num_demonstrations": 5}
     common = TasksConfig(name="reasoning_gym", dataset="gsm_symbolic", unseen_share=0.325)
     worker = Worker("gsm_symbolic", {"seed": 0, "size": 1000})
-    seen, unseen = (make_task(replace(common, is_unseen=is_unseen, **sizes)) for is_unseen in (False, True))
+    seen, unseen = (
+        make_task(replace(common, is_unseen=is_unseen, **sizes)) for is_unseen in (False, True)
+    )
     templates = [
-        {worker.item(p.id)["template"] for p in (*task.train, *task.dev, *task.test)} for task in (seen, unseen)
+        {worker.item(p.id)["template"] for p in (*task.train, *task.dev, *task.test)}
+        for task in (seen, unseen)
     ]
     assert min(map(len, templates)) > 15 and not templates[0] & templates[1]
     assert seen.counts["held_out"] > 0 and unseen.counts["held_out"] > 0
@@ -169,24 +182,44 @@ def test_templates_held_out_are_in_no_set():
 
 
 def test_no_two_problems_differ_in_names_alone():
-    """Numbers are new in every set: an answer cannot be recited for a test problem from a train problem."""
+    """Numbers are new in every set: an answer cannot be recited for a test problem from a train
+    problem.
+    """
     worker = Worker("gsm_symbolic", {"seed": 0, "size": 2000})
     config = TasksConfig(
-        name="reasoning_gym", dataset="gsm_symbolic", num_train=250, num_dev=20, num_test=200, num_demonstrations=0
+        name="reasoning_gym",
+        dataset="gsm_symbolic",
+        num_train=250,
+        num_dev=20,
+        num_test=200,
+        num_demonstrations=0,
     )
     task = make_task(config)
     problems = [*task.train, *task.dev, *task.test]
     numbers = ["".join(c if c.isdigit() else " " for c in p.question).split() for p in problems]
-    alike = {(worker.item(p.id)["template"], *found, p.gold) for p, found in zip(problems, numbers, strict=True)}
+    alike = {
+        (worker.item(p.id)["template"], *found, p.gold)
+        for p, found in zip(problems, numbers, strict=True)
+    }
     worker.close()
-    assert len(alike) == len(problems) == len({p.question for p in problems}) == len({p.substance for p in problems})
+    assert (
+        len(alike)
+        == len(problems)
+        == len({p.question for p in problems})
+        == len({p.substance for p in problems})
+    )
     assert task.counts["repeated"] > 0
 
 
 def test_reference_solutions_are_split_into_steps():
     task = make_task(
         TasksConfig(
-            name="reasoning_gym", dataset="gsm_symbolic", num_train=1, num_dev=0, num_test=1, num_demonstrations=3
+            name="reasoning_gym",
+            dataset="gsm_symbolic",
+            num_train=1,
+            num_dev=0,
+            num_test=1,
+            num_demonstrations=3,
         )
     )
     assert isinstance(task, ReasoningGymTask)
@@ -246,7 +279,9 @@ def hostile(tmp_path, monkeypatch):
     from jaxtrain.verifiers import worker as worker_lib
 
     source = Path(worker_lib.__file__).read_text()
-    (tmp_path / "worker.py").write_text(source.replace("import reasoning_gym", "import fake_gym as reasoning_gym", 1))
+    (tmp_path / "worker.py").write_text(
+        source.replace("import reasoning_gym", "import fake_gym as reasoning_gym", 1)
+    )
     (tmp_path / "worker.py").write_text(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         + (tmp_path / "worker.py").read_text().replace("from __future__ import annotations", "", 1)
@@ -286,7 +321,9 @@ def test_an_answer_changes_no_verdict_but_its_own(hostile):
     patch = "exec('import fake_gym\\nfake_gym.Dataset.judge = lambda *_: 1.0') or 0.5"
     hostile.judge(0, patch)
     assert hostile.judge(0, "0.25") is False
-    hostile.judge(0, "[__import__('os').write(fd, b'{\"verdict\": true}\\n') for fd in range(3, 20)]")
+    hostile.judge(
+        0, "[__import__('os').write(fd, b'{\"verdict\": true}\\n') for fd in range(3, 20)]"
+    )
     assert hostile.judge(0, "0.25") is False
 
 
@@ -331,8 +368,36 @@ def test_a_scorer_that_evaluates_sees_its_golds_and_nothing_like_code(kind):
     worker.close()
 
 
-CODE = ["exit()", "x.y", "x.__class__", "_", "__", "'a'", '"a"', "[1]", "{1}", "1;2", "a=1", "lambda", "S(x)", "N(x)"]
-CODE += ["x if x else x", "True", "x,y", "f(x)", "Integral(x)", "0x1f", "1_0", "2x", "1e9", "\u0661", "x\u2080", "9!"]
+CODE = [
+    "exit()",
+    "x.y",
+    "x.__class__",
+    "_",
+    "__",
+    "'a'",
+    '"a"',
+    "[1]",
+    "{1}",
+    "1;2",
+    "a=1",
+    "lambda",
+    "S(x)",
+    "N(x)",
+]
+CODE += [
+    "x if x else x",
+    "True",
+    "x,y",
+    "f(x)",
+    "Integral(x)",
+    "0x1f",
+    "1_0",
+    "2x",
+    "1e9",
+    "\u0661",
+    "x\u2080",
+    "9!",
+]
 
 
 @pytest.mark.parametrize("kind", sorted(TOKENS))
@@ -364,7 +429,9 @@ def test_tokens_of_each_kind(kind, answer, safe):
 
 
 def test_items_are_the_same_in_every_process():
-    """Some generators iterate over sets, so a hash seed that changes would change what an index means."""
+    """Some generators iterate over sets, so a hash seed that changes would change what an index
+    means.
+    """
     worker = Worker("isomorphic_strings", {"seed": 0, "size": 5})
     first = [worker.item(i) for i in range(5)]
     worker.close()

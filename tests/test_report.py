@@ -47,13 +47,22 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 def wilson(share, n):
     z = 1.96
-    middle, root = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    middle, root = (
+        share + z * z / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+    )
     return (middle - root) / (1 + z * z / n), (middle + root) / (1 + z * z / n)
 
 
 def method_metrics(method, accuracy, tokens, k=None, curve=()):
     low, high = wilson(accuracy, 512)
-    metrics = {"accuracy": accuracy, "low": low, "high": high, "num_problems": 512, "tokens": tokens}
+    metrics = {
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "num_problems": 512,
+        "tokens": tokens,
+    }
     metrics["outcomes"] = [int(i < round(20 * accuracy)) for i in range(20)]
     if k is not None:
         metrics |= {"k": k, "curve": [[t, a, *wilson(a, 512), n] for t, a, n in curve]}
@@ -90,7 +99,9 @@ def prm_metrics(iteration):
     metrics |= {"skill_constant": 0.047, "skill_constant_low": 0.041, "skill_constant_high": 0.053}
     metrics |= {"skill_depth": 0.021, "skill_depth_low": 0.016, "skill_depth_high": 0.026}
     metrics |= {"within": 0.412, "within_constant": 0.118, "within_depth": 0.204}
-    metrics["calibration"] = [[0.05 + i / 10, min(0.03 + i / 10.4, 1.0), 1500 - 90 * i] for i in range(10)]
+    metrics["calibration"] = [
+        [0.05 + i / 10, min(0.03 + i / 10.4, 1.0), 1500 - 90 * i] for i in range(10)
+    ]
     return {f"evaluation/prm/{key}": value for key, value in metrics.items()}
 
 
@@ -101,9 +112,17 @@ def make_rows():
         counts = {"prompts/num_too_long": 3, "tasks/solvable": 8187}
         counts |= {"search/num_steps": 9000, "search/policy_tokens": 900_000}
         counts |= {"search/share_useful_lanes": 0.614}
-        counts |= {"search/num_simulations": 8192, "search/num_wasted": 412, "search/num_duplicates": 2210}
+        counts |= {
+            "search/num_simulations": 8192,
+            "search/num_wasted": 412,
+            "search/num_duplicates": 2210,
+        }
         counts |= {"labels/num_trees": 512, "labels/num_set_aside": 0, "labels/num_errors": 0}
-        counts |= {"labels/num_correct": 801 + 300 * i, "labels/num_wrong": 2912, "labels/num_unparsable": 77}
+        counts |= {
+            "labels/num_correct": 801 + 300 * i,
+            "labels/num_wrong": 2912,
+            "labels/num_unparsable": 77,
+        }
         counts |= {"labels/num_trees_without_correct": 288 - 40 * i}
         counts |= {"datasets/num_traces": 604 + 90 * i, "datasets/num_traces_over_cap": 197}
         counts |= {"datasets/num_paths": 3100}
@@ -132,10 +151,21 @@ def make_samples():
     wrong = [("7-6=1|4 1", 0.31, 0.22, 0.25), ("4*1=4|4", 0.12, None, 0.0)]
     traces = []
     for i in range(10):
-        steps = [dict(zip(("text", "score", "value", "target"), step, strict=True)) for step in (right, wrong)[i % 2]]
+        steps = [
+            dict(zip(("text", "score", "value", "target"), step, strict=True))
+            for step in (right, wrong)[i % 2]
+        ]
         verdict = ("correct", "wrong")[i % 2]
         problem = f"reach {31 + i} from 4 6 7"
-        traces.append({"problem": problem, "gold": str(31 + i), "steps": steps, "verdict": verdict, "method": "mcts"})
+        traces.append(
+            {
+                "problem": problem,
+                "gold": str(31 + i),
+                "steps": steps,
+                "verdict": verdict,
+                "method": "mcts",
+            }
+        )
     traces[1]["problem"] = HOSTILE
     traces[1]["steps"][0]["text"] = "x" * 5000
     traces[2]["verdict"] = "unparsable"
@@ -243,7 +273,9 @@ def real_rows(run_folder):
 
 
 class Page(HTMLParser):
-    """Reads a page back: its numbers, tags and attributes; fails where a tag is not closed in order."""
+    """Reads a page back: its numbers, tags and attributes; fails where a tag is not closed in
+    order.
+    """
 
     def __init__(self, text):
         super().__init__()
@@ -257,7 +289,9 @@ class Page(HTMLParser):
         self.attributes += attrs
         if tag == "data":
             found = dict(attrs)
-            self.numbers.append((int(found["data-iteration"] or -1), found["data-key"], found["value"]))
+            self.numbers.append(
+                (int(found["data-iteration"] or -1), found["data-key"], found["value"])
+            )
         if tag not in VOID:
             self._open.append(tag)
 
@@ -281,7 +315,9 @@ def test_numbers_equal_those_of_the_metrics_file(tmp_path):
     with MetricsLog(tmp_path) as log:
         log.truncate(-1)
         for row in make_rows():
-            log.append(row["iteration"], {key: value for key, value in row.items() if key != "iteration"})
+            log.append(
+                row["iteration"], {key: value for key, value in row.items() if key != "iteration"}
+            )
         write_report(tmp_path / "report.html", CONFIG, log.read(), make_samples())
     logged = {}
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -291,7 +327,11 @@ def test_numbers_equal_those_of_the_metrics_file(tmp_path):
     assert len(shown) > 300
     for iteration, key, value in shown:
         assert float(value) == logged[iteration, key]
-    numeric = {place for place, value in logged.items() if isinstance(value, int | float) and place[1] != "iteration"}
+    numeric = {
+        place
+        for place, value in logged.items()
+        if isinstance(value, int | float) and place[1] != "iteration"
+    }
     hidden = {key for _, key in numeric - {(iteration, key) for iteration, key, _ in shown}}
     assert {key for key in hidden if not key.endswith("/is_budget_short")} == set()
 
@@ -479,11 +519,21 @@ def test_header_says_how_far_the_run_is(page):
 
 def test_notices_name_what_went_wrong_and_only_that():
     rows = make_rows()
-    rows.append({"iteration": 3, "updates/policy/grad_norm": None, "evaluation/best_of_k/is_budget_short": 1})
+    rows.append(
+        {
+            "iteration": 3,
+            "updates/policy/grad_norm": None,
+            "evaluation/best_of_k/is_budget_short": 1,
+        }
+    )
     rows.append({"iteration": 2, "evaluation/num_errors": 5})
-    rows.append({"iteration": 2, "labels/num_set_aside": 7, "tasks/notice": "path.jsonl:3 is not JSON"})
+    rows.append(
+        {"iteration": 2, "labels/num_set_aside": 7, "tasks/notice": "path.jsonl:3 is not JSON"}
+    )
     text = render_report(CONFIG, rows, [])
-    notices = Page(text[text.index('<section class="notices">') : text.index('<section class="tiles">')]).text
+    notices = Page(
+        text[text.index('<section class="notices">') : text.index('<section class="tiles">')]
+    ).text
     assert "updates: the prm had no data, its fit was skipped" in notices
     assert "updates/policy/num_skipped: 2" in notices
     assert "updates/policy/grad_norm was not finite" in notices
@@ -501,13 +551,21 @@ def test_page_is_self_contained_and_cannot_run_anything(page):
     assert not {"src", "href"} & {name for name, _ in page.attributes}
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
-    assert not [value for name, value in page.attributes if name != "content" and "url(" in (value or "")]
+    assert not [
+        value for name, value in page.attributes if name != "content" and "url(" in (value or "")
+    ]
 
 
 def test_hostile_text_is_shown_as_text_everywhere():
     rows = [{"iteration": 0, f"search/{HOSTILE}": 1, "updates/notice": HOSTILE, "prompts/num": 1}]
     steps = [{"text": HOSTILE, "score": 0.5, "value": None, "target": 2.0}]
-    sample = {"problem": HOSTILE, "gold": HOSTILE, "verdict": HOSTILE, "method": HOSTILE, "steps": steps}
+    sample = {
+        "problem": HOSTILE,
+        "gold": HOSTILE,
+        "verdict": HOSTILE,
+        "method": HOSTILE,
+        "steps": steps,
+    }
     config = {"tasks": {"name": HOSTILE}, "seed": HOSTILE, "loop": {"num_iterations": 1}}
     text = render_report(
         config,
@@ -523,7 +581,12 @@ def test_hostile_text_is_shown_as_text_everywhere():
     )
     page = Page(text)
     assert not {"script", "img"} & set(page.tags)
-    assert page.text.count("<script>alert(1)</script></pre><img src=x onerror=alert(2)>&\\u202e\\x00\\ud800") >= 8
+    assert (
+        page.text.count(
+            "<script>alert(1)</script></pre><img src=x onerror=alert(2)>&\\u202e\\x00\\ud800"
+        )
+        >= 8
+    )
     text.encode("utf-8")
 
 
@@ -536,14 +599,25 @@ def test_any_metric_may_be_missing(monkeypatch):
     rows = make_rows()
     render_report({}, [], [])
     holes = {"datasets/value_histogram": [], "evaluation/prm/calibration": [[None, 0.5, 3]]}
-    holes |= {"evaluation/best_of_k/accuracy": 0.5, "evaluation/best_of_k/curve": [[100, None, None, None, 1]]}
+    holes |= {
+        "evaluation/best_of_k/accuracy": 0.5,
+        "evaluation/best_of_k/curve": [[100, None, None, None, 1]],
+    }
     Page(render_report(CONFIG, [{"iteration": 0} | holes], []))
     Page(render_report({}, [{"iteration": 0}], [{}, {"steps": [{}]}]))
     for key in {key for row in rows for key in row if key != "iteration"}:
         without = [{name: value for name, value in row.items() if name != key} for row in rows]
         Page(render_report(CONFIG, without, []))
-        Page(render_report(CONFIG, [row if key not in row else row | {key: None} for row in rows], []))
-        Page(render_report(CONFIG, [{"iteration": 1, key: row[key]} for row in rows if key in row], []))
+        Page(
+            render_report(
+                CONFIG, [row if key not in row else row | {key: None} for row in rows], []
+            )
+        )
+        Page(
+            render_report(
+                CONFIG, [{"iteration": 1, key: row[key]} for row in rows if key in row], []
+            )
+        )
 
 
 def test_samples_show_verdict_score_and_gold(page):
@@ -567,7 +641,11 @@ def test_charts_keep_every_point_inside(page):
 
 @pytest.mark.parametrize(
     "low, high, labels",
-    [(41, 1460, ["20", "50", "100", "200", "500", "1k", "2k"]), (100, 100, ["100"]), (1, 5, ["1", "2", "5"])],
+    [
+        (41, 1460, ["20", "50", "100", "200", "500", "1k", "2k"]),
+        (100, 100, ["100"]),
+        (1, 5, ["1", "2", "5"]),
+    ],
 )
 def test_log_ticks_bracket_the_range(low, high, labels):
     assert [label for _, label in log_ticks(low, high)] == labels

@@ -1,7 +1,8 @@
 """Drawing and scoring steps: with caches as without, and what a lane owes its neighbours.
 
-Real transformers show that caches change nothing. Where a truth is about draws and endings alone, the network is a
-`Bigram`: the table of logits that is its parameters can be written so that every token is known beforehand.
+Real transformers show that caches change nothing. Where a truth is about draws and endings alone,
+the network is a `Bigram`: the table of logits that is its parameters can be written so that every
+token is known beforehand.
 """
 
 from __future__ import annotations
@@ -25,18 +26,36 @@ read_jitted = jax.jit(partial(read_whole, MODEL))
 
 
 class Bigram:
-    """A network without layers or memory: the next token's logits are the newest token's row of the parameters."""
+    """A network without layers or memory: the next token's logits are the newest token's row of the
+    parameters.
+    """
 
-    def apply(self, variables, tokens, positions=None, mask=None, segments=(), into=None, at=0, method=None):
+    def apply(
+        self,
+        variables,
+        tokens,
+        positions=None,
+        mask=None,
+        segments=(),
+        into=None,
+        at=0,
+        method=None,
+    ):
         del positions, segments, at
-        return tokens if method == "logits" else (variables["params"][tokens], into or Segment((), (), mask))
+        return (
+            tokens
+            if method == "logits"
+            else (variables["params"][tokens], into or Segment((), (), mask))
+        )
 
 
 TEXT = [b"", b"", b".\n", b"a", b"b", b"##", b"#d", b" e", b"f", b"g", b"h"]  # of each token
 
 
 def compiled(model, answer="end", step_tokens=0):
-    sample_steps = make_sample_steps(model, make_tables(TEXT, [END], "\n", answer), SIZE, step_tokens)
+    sample_steps = make_sample_steps(
+        model, make_tables(TEXT, [END], "\n", answer), SIZE, step_tokens
+    )
     return jax.jit(sample_steps, static_argnames=("num_lanes", "max_steps"))
 
 
@@ -58,7 +77,10 @@ def host(steps):
 def prefix():
     """Prefixes of different lengths with garbage past them."""
     rng = np.random.default_rng(3)
-    return Prefix(rng.integers(0, VOCAB, (8, 6)).astype(np.int32), np.array([6, 1, 4, 2, 5, 3, 6, 2], np.int32))
+    return Prefix(
+        rng.integers(0, VOCAB, (8, 6)).astype(np.int32),
+        np.array([6, 1, 4, 2, 5, 3, 6, 2], np.int32),
+    )
 
 
 def decode_plainly(tokens, max_steps):
@@ -82,13 +104,23 @@ def decode_plainly(tokens, max_steps):
 @pytest.mark.parametrize("max_steps", [1, 3])
 def test_greedy_decoding_with_a_cache_equals_reading_everything_again(prefix, max_steps):
     room = np.full(8, max_steps)
-    steps = host(sample_network(PARAMS, prefix, keys_of(range(8)), room, 0.0, num_lanes=2, max_steps=max_steps))
+    steps = host(
+        sample_network(
+            PARAMS, prefix, keys_of(range(8)), room, 0.0, num_lanes=2, max_steps=max_steps
+        )
+    )
     endings = set()
     for b in range(8):
-        expected, is_finished, is_cut = decode_plainly(prefix.tokens[b, : prefix.length[b]], max_steps)
+        expected, is_finished, is_cut = decode_plainly(
+            prefix.tokens[b, : prefix.length[b]], max_steps
+        )
         endings.add((len(expected), is_finished, is_cut))
         for lane in range(2):
-            found = [t[:n].tolist() for t, n in zip(steps.tokens[b, lane], steps.length[b, lane], strict=True) if n]
+            found = [
+                t[:n].tolist()
+                for t, n in zip(steps.tokens[b, lane], steps.length[b, lane], strict=True)
+                if n
+            ]
             assert found == expected, f"problem {b}, lane {lane}"
             last = len(expected) - 1
             assert np.flatnonzero(steps.is_finished[b, lane]).tolist() == [last] * is_finished
@@ -100,11 +132,15 @@ def test_greedy_decoding_with_a_cache_equals_reading_everything_again(prefix, ma
 def test_scores_with_a_shared_prefix_equal_reading_prefix_and_steps_in_one_pass(prefix):
     rng = np.random.default_rng(4)
     lanes, max_steps = 2, 3
-    params = {"backbone": PARAMS, "head": random_like({"weight": jnp.zeros(16), "bias": jnp.zeros(())}, seed=5)}
+    params = {
+        "backbone": PARAMS,
+        "head": random_like({"weight": jnp.zeros(16), "bias": jnp.zeros(())}, seed=5),
+    }
     length = rng.integers(1, SIZE + 1, (8, lanes, max_steps)).astype(np.int32)
     length[::2, 1, 1:] = 0  # a lane that ended with its first step
     length[1::3, :, 2] = 0
-    tokens = rng.integers(0, VOCAB, (*length.shape, SIZE)).astype(np.int32)  # garbage past the lengths
+    # garbage past the lengths
+    tokens = rng.integers(0, VOCAB, (*length.shape, SIZE)).astype(np.int32)
     no = np.zeros(length.shape, bool)
     scores = jax.jit(make_score_steps(MODEL))(params, prefix, Steps(tokens, length, no, no, ~no))
     for b, lane, step in np.argwhere(length > 0).tolist():
@@ -114,7 +150,9 @@ def test_scores_with_a_shared_prefix_equal_reading_prefix_and_steps_in_one_pass(
         row = np.zeros((1, 6 + 3 * SIZE), np.int32)
         row[0, : len(text)] = text
         hidden = np.asarray(read_jitted(PARAMS, row, np.array([len(text)])))[0, len(text) - 1]
-        expected = hidden @ np.asarray(params["head"]["weight"]) + np.asarray(params["head"]["bias"])
+        expected = hidden @ np.asarray(params["head"]["weight"]) + np.asarray(
+            params["head"]["bias"]
+        )
         assert scores[b, lane, step] == pytest.approx(expected, rel=1e-5, abs=1e-5), (
             f"problem {b}, lane {lane}, step {step}"
         )
@@ -128,7 +166,9 @@ FEW, MANY = 4, 4000  # lanes
 
 
 def follow(arrows):
-    """Make a Bigram that goes from token to token as told (None: to NaN), and draws evenly after any other token."""
+    """Make a Bigram that goes from token to token as told (None: to NaN), and draws evenly after
+    any other token.
+    """
     table = EVEN.copy()
     for token, next_token in arrows.items():
         table[token] = np.nan if next_token is None else -1e9 * (np.arange(VOCAB) != next_token)
@@ -147,25 +187,36 @@ def draw(
 ):
     prefix = Prefix(np.array(prompts, np.int32)[:, None], np.ones(3, np.int32))
     room, temperature = np.minimum(room, max_steps), np.float32(temperature)
-    return sampler(table, prefix, keys_of(ids), room, temperature, num_lanes=lanes, max_steps=max_steps)
+    return sampler(
+        table, prefix, keys_of(ids), room, temperature, num_lanes=lanes, max_steps=max_steps
+    )
 
 
 def test_a_step_ends_at_a_newline_or_an_end_token_or_the_limit():
     steps = host(draw(follow({A: B, B: NEWLINE, C: END, D: D}), prompts=(A, C, D)))
     for lane in range(FEW):
-        assert steps.tokens[:, lane, 0].tolist() == [[B, NEWLINE, 0, 0, 0], [END, 0, 0, 0, 0], [D] * SIZE]
+        assert steps.tokens[:, lane, 0].tolist() == [
+            [B, NEWLINE, 0, 0, 0],
+            [END, 0, 0, 0, 0],
+            [D] * SIZE,
+        ]
         assert steps.length[:, lane, 0].tolist() == [2, 1, SIZE]
         assert steps.is_finished[:, lane, 0].tolist() == [False, True, False]
         assert steps.is_cut[:, lane, 0].tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
-    ("last", "is_finished", "is_cut"), [(END, True, False), (NEWLINE, False, False), (8, False, True)]
+    ("last", "is_finished", "is_cut"),
+    [(END, True, False), (NEWLINE, False, False), (8, False, True)],
 )
 def test_the_last_token_of_the_room_decides(last, is_finished, is_cut):
     steps = host(draw(follow({A: B, B: C, C: D, D: E, E: last})))
     assert steps.tokens[0, 0, 0].tolist() == [B, C, D, E, last]
-    assert (steps.length[0, 0, 0], steps.is_finished[0, 0, 0], steps.is_cut[0, 0, 0]) == (SIZE, is_finished, is_cut)
+    assert (steps.length[0, 0, 0], steps.is_finished[0, 0, 0], steps.is_cut[0, 0, 0]) == (
+        SIZE,
+        is_finished,
+        is_cut,
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +239,8 @@ def test_an_answer_across_tokens_finishes_the_trace_with_its_line():
     arrows = follow({A: C, C: D, D: E, E: NEWLINE, B: E})
     steps = host(draw(arrows, sampler=compiled(Bigram(), answer="hash")))
     assert steps.length[:, 0, 0].tolist() == [4, 2, 3]
-    assert steps.is_finished[:, 0, 0].tolist() == [False, False, False]  # "###d e" and less: one mark short
+    # "###d e" and less: one mark short
+    assert steps.is_finished[:, 0, 0].tolist() == [False, False, False]
     arrows = follow({A: C, C: 9, 9: D, D: E, E: NEWLINE, B: C})
     text = TEXT[9]
     TEXT[9] = b"#"
@@ -205,7 +257,8 @@ def test_a_long_step_ends_without_its_text_but_never_inside_an_answer():
     sampler = compiled(Bigram(), answer="hash", step_tokens=2)
     steps = host(draw(follow({A: B, B: A, C: C}), max_steps=3, sampler=sampler))
     assert steps.length[:2, 0].tolist() == [[2, 2, 2]] * 2  # a b, a b, a b
-    assert steps.length[2, 0].tolist() == [SIZE, 0, 0] and steps.is_cut[2, 0, 0]  # ##########: an answer without end
+    # ##########: an answer without end
+    assert steps.length[2, 0].tolist() == [SIZE, 0, 0] and steps.is_cut[2, 0, 0]
 
 
 def test_every_lane_is_held_until_the_longest_has_ended():
@@ -228,7 +281,9 @@ def test_first_tokens_follow_the_softmax(temperature):
 def test_temperature_zero_takes_the_most_likely():
     table = np.random.default_rng(7).normal(size=(VOCAB, VOCAB)).astype(np.float32)
     steps = host(draw(table, temperature=0.0))
-    np.testing.assert_array_equal(steps.tokens[:, :, 0, 0], np.repeat(table[[A, B, C]].argmax(axis=1)[:, None], FEW, 1))
+    np.testing.assert_array_equal(
+        steps.tokens[:, :, 0, 0], np.repeat(table[[A, B, C]].argmax(axis=1)[:, None], FEW, 1)
+    )
 
 
 def test_tokens_of_a_lane_are_independent():
@@ -241,7 +296,8 @@ def test_tokens_of_a_lane_are_independent():
 
 def test_lanes_and_problems_draw_apart():
     """The same prompt twice: every lane of every problem is a sequence of its own."""
-    table = np.where(np.arange(VOCAB) < A, -1e9, EVEN)  # always five tokens, of eight: 32768 sequences
+    # always five tokens, of eight: 32768 sequences
+    table = np.where(np.arange(VOCAB) < A, -1e9, EVEN)
     steps = host(draw(table, prompts=(A, A, A)))
     assert len(np.unique(steps.tokens.reshape(-1, SIZE), axis=0)) == 3 * FEW
 
@@ -267,7 +323,11 @@ def test_a_problem_takes_as_many_steps_as_it_has_room_for():
     """And no other problem notices."""
     some, all_three = host(draw(EVEN, room=(1, 3, 2), max_steps=3)), host(draw(EVEN, max_steps=3))
     for b, room in enumerate((1, 3, 2)):
-        jax.tree.map(lambda x, y, b=b, n=room: np.testing.assert_array_equal(x[b, :, :n], y[b, :, :n]), some, all_three)
+        jax.tree.map(
+            lambda x, y, b=b, n=room: np.testing.assert_array_equal(x[b, :, :n], y[b, :, :n]),
+            some,
+            all_three,
+        )
         assert not some.length[b, :, room:].any()
     assert all_three.length[2, :, 2].any()
 
@@ -290,7 +350,11 @@ def test_a_fault_in_one_step_sets_the_whole_lane_aside():
 
 def test_a_network_of_nan_sets_every_problem_aside(prefix):
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), PARAMS)
-    steps = host(sample_network(params, prefix, keys_of(range(8)), np.ones(8, int), 0.0, num_lanes=2, max_steps=1))
+    steps = host(
+        sample_network(
+            params, prefix, keys_of(range(8)), np.ones(8, int), 0.0, num_lanes=2, max_steps=1
+        )
+    )
     assert not steps.is_ok.any() and not steps.length.any()
 
 

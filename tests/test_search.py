@@ -1,10 +1,12 @@
-"""The search on the accelerator against an independent one in plain Python, and what one tree owes its neighbours.
+"""The search on the accelerator against an independent one in plain Python, and what one tree owes
+its neighbours.
 
-Toy worlds stand in for the two networks: steps and scores are hashes of the tokens before them, written twice, with jnp
-in `toy_worlds` and with Python integers in `oracle_mcts_star`. Topology, tokens, flags, visits, counters and scores
-(multiples of 1/grid) must be equal exactly; values are means and blends, so float32 may round them. Where a decision
-hangs on less than that rounding (`ROUNDING`), either outcome is right and the tree is left out. Ties that float32
-computes without rounding are not left out: there the first candidate must win.
+Toy worlds stand in for the two networks: steps and scores are hashes of the tokens before them,
+written twice, with jnp in `toy_worlds` and with Python integers in `oracle_mcts_star`. Topology,
+tokens, flags, visits, counters and scores (multiples of 1/grid) must be equal exactly; values are
+means and blends, so float32 may round them. Where a decision hangs on less than that rounding
+(`ROUNDING`), either outcome is right and the tree is left out. Ties that float32 computes without
+rounding are not left out: there the first candidate must win.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def text(tree: Tree, b: int, row) -> tuple[int, ...]:
     return (text(tree, b, parent) if parent >= 0 else ()) + step_tokens(tree, b, row)
 
 
-def oracle_paths(node: oracle.Node, path: tuple[int, ...] = ()) -> dict[tuple[int, ...], oracle.Node]:
+def oracle_paths(
+    node: oracle.Node, path: tuple[int, ...] = ()
+) -> dict[tuple[int, ...], oracle.Node]:
     """Name each candidate as `candidate_paths` does."""
     found: dict[tuple[int, ...], oracle.Node] = {}
     for number, child in enumerate(node.children):
@@ -56,39 +60,65 @@ def oracle_paths(node: oracle.Node, path: tuple[int, ...] = ()) -> dict[tuple[in
     return found
 
 
-def assert_same(tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Search, config: SearchConfig) -> None:
+def assert_same(
+    tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Search, config: SearchConfig
+) -> None:
     """Compare tree `b` of a batch with the oracle's."""
     rows, nodes = candidate_paths(tree, b), oracle_paths(search.root)
-    assert rows.keys() == nodes.keys(), f"tree {b}: {rows.keys() ^ nodes.keys()} are in one tree only"
+    assert rows.keys() == nodes.keys(), (
+        f"tree {b}: {rows.keys() ^ nodes.keys()} are in one tree only"
+    )
     for path, row in rows.items():
         node, kind = nodes[path], tree.kind[b, row]
-        mine = step_tokens(tree, b, row), tree.visits[b, row], tree.score[b, row], kind == Kind.DUPLICATE
-        assert mine == (node.tokens, node.visits, node.score, node.is_duplicate), f"tree {b}, step {path}"
+        mine = (
+            step_tokens(tree, b, row),
+            tree.visits[b, row],
+            tree.score[b, row],
+            kind == Kind.DUPLICATE,
+        )
+        assert mine == (node.tokens, node.visits, node.score, node.is_duplicate), (
+            f"tree {b}, step {path}"
+        )
         flags = tree.is_ended[b, row], tree.is_finished[b, row]
-        assert flags == (node.is_ended, node.is_finished), f"tree {b}, step {path}: ended, finished {flags}"
-        assert tree.value[b, row] == pytest.approx(node.value, abs=2e-6), f"tree {b}, step {path}: value"
+        assert flags == (node.is_ended, node.is_finished), (
+            f"tree {b}, step {path}: ended, finished {flags}"
+        )
+        assert tree.value[b, row] == pytest.approx(node.value, abs=2e-6), (
+            f"tree {b}, step {path}: value"
+        )
     assert rollout_rows(tree, b, prompt) == Counter(
         (step.prefix, step.tokens, step.score, step.value, step.is_ended, step.is_finished, 0)
         for step in oracle.rollouts(search)
     ), f"tree {b}: rollout steps"
-    assert (tree.num_simulations[b], tree.num_wasted[b]) == (search.num_simulations, search.num_wasted), f"tree {b}"
-    assert tree.policy_tokens[b] == tree.prm_tokens[b] == count_tokens(search, config), f"tree {b}: tokens"
+    assert (tree.num_simulations[b], tree.num_wasted[b]) == (
+        search.num_simulations,
+        search.num_wasted,
+    ), f"tree {b}"
+    assert tree.policy_tokens[b] == tree.prm_tokens[b] == count_tokens(search, config), (
+        f"tree {b}: tokens"
+    )
     assert tree.is_ok[b]
     assert tree.chosen[b] == expected_answer(tree, b, rows, nodes, search), f"tree {b}: chosen"
 
 
 def count_tokens(search: oracle.Search, config: SearchConfig) -> int:
-    """Count what a network reads: a prefix once for all that is drawn behind it, a lane of several steps included."""
+    """Count what a network reads: a prefix once for all that is drawn behind it, a lane of several
+    steps included.
+    """
     count, nodes = 0, [search.root, *oracle.candidates(search)]
     for node in nodes:
         if node.children:
             count += len(node.prefix) + sum(len(child.tokens) for child in node.children)
         if node.rollout and config.num_rollout_candidates == 1:
-            count += len(node.prefix) + sum(len(step.tokens) for step in oracle.walk(node, lambda node: node.rollout))
+            count += len(node.prefix) + sum(
+                len(step.tokens) for step in oracle.walk(node, lambda node: node.rollout)
+            )
         elif node.rollout:
             nodes_rolled = [node, *oracle.walk(node, lambda node: node.rollout)]
             draws = [(at, at.rollout) for at in nodes_rolled if at.rollout]
-            count += sum(len(at.prefix) + sum(len(step.tokens) for step in steps) for at, steps in draws)
+            count += sum(
+                len(at.prefix) + sum(len(step.tokens) for step in steps) for at, steps in draws
+            )
     return count
 
 
@@ -97,15 +127,20 @@ def rollout_rows(tree: Tree, b: int, prompt: tuple[int, ...]) -> Counter:
     found = Counter()
     for row in np.flatnonzero(tree.kind[b] == Kind.ROLLOUT).tolist():
         assert tree.parent[b, row] < row, f"tree {b}: row {row} stands before its parent"
-        numbers = [x[b, row].item() for x in (tree.score, tree.value, tree.is_ended, tree.is_finished, tree.visits)]
+        numbers = [
+            x[b, row].item()
+            for x in (tree.score, tree.value, tree.is_ended, tree.is_finished, tree.visits)
+        ]
         found[prompt + text(tree, b, row), step_tokens(tree, b, row), *numbers] += 1
     return found
 
 
 def expected_answer(tree: Tree, b: int, rows: dict, nodes: dict, search: oracle.Search) -> int:
-    """Return the deciding leaf's row, or the first of the finished rows of the highest raw score; -1 without any.
+    """Return the deciding leaf's row, or the first of the finished rows of the highest raw score;
+    -1 without any.
 
-    The rows have been compared already, so their order, the one thing that is the search's own, is taken from them.
+    The rows have been compared already, so their order, the one thing that is the search's own, is
+    taken from them.
     """
     if search.chosen is not None:
         return next(rows[path] for path, node in nodes.items() if node is search.chosen)
@@ -127,7 +162,10 @@ BASE = SearchConfig(
 COARSE, FINE = oracle.HashWorld(grid=8), oracle.HashWorld(grid=2**24)
 SETTINGS = {
     "ties": (BASE, COARSE),
-    "deep": (replace(BASE, max_steps=5, num_simulations=24, num_rollout_steps=2, unvisited_bonus=0.25), FINE),
+    "deep": (
+        replace(BASE, max_steps=5, num_simulations=24, num_rollout_steps=2, unvisited_bonus=0.25),
+        FINE,
+    ),
     "no rollout": (
         replace(BASE, max_steps=3, num_rollout_steps=0, num_candidates=5, exploration=0.99),
         oracle.HashWorld(),
@@ -136,13 +174,28 @@ SETTINGS = {
         replace(BASE, max_steps=5, num_simulations=24, stop="threshold", end_threshold=0.9),
         oracle.HashWorld(overshoot=0.125),
     ),
-    # A blend with itself must leave a finished leaf's score as it is, or it misses a threshold that it meets exactly.
+    # A blend with itself must leave a finished leaf's score as it is, or it misses a threshold that
+    # it meets exactly.
     "stop on a tie": (
-        replace(BASE, max_steps=3, stop="threshold", end_threshold=0.875, rollout_blend=0.35, num_rollout_candidates=1),
+        replace(
+            BASE,
+            max_steps=3,
+            stop="threshold",
+            end_threshold=0.875,
+            rollout_blend=0.35,
+            num_rollout_candidates=1,
+        ),
         oracle.HashWorld(grid=16),
     ),
     "early finishes, floor self": (
-        replace(BASE, max_steps=5, num_simulations=12, num_candidates=2, num_rollout_steps=2, rollout_floor="self"),
+        replace(
+            BASE,
+            max_steps=5,
+            num_simulations=12,
+            num_candidates=2,
+            num_rollout_steps=2,
+            rollout_floor="self",
+        ),
         oracle.HashWorld(finished_of_16=6, num_words=4),
     ),
     "shallow, scores outside [0, 1]": (
@@ -150,7 +203,9 @@ SETTINGS = {
         oracle.HashWorld(grid=8, overshoot=0.5),
     ),
     "one lane a rollout": (
-        replace(BASE, max_steps=6, num_simulations=12, num_rollout_steps=5, num_rollout_candidates=1),
+        replace(
+            BASE, max_steps=6, num_simulations=12, num_rollout_steps=5, num_rollout_candidates=1
+        ),
         oracle.HashWorld(grid=2**24, finished_of_16=2),
     ),
     "root only": (replace(BASE, max_steps=2, num_simulations=1), COARSE),
@@ -169,7 +224,9 @@ def test_mcts_star_equals_oracle(name):
         if search.closest > oracle.ROUNDING:
             assert_same(tree, b, prompt, search, config)
             num_compared += 1
-    assert num_compared >= 0.95 * NUM_TREES, f"{NUM_TREES - num_compared} trees hang on rounding: choose another seed"
+    assert num_compared >= 0.95 * NUM_TREES, (
+        f"{NUM_TREES - num_compared} trees hang on rounding: choose another seed"
+    )
     if config.num_simulations > 8:  # else the comparison has seen no ended leaf twice
         assert tree.num_wasted.sum() > NUM_TREES
 
@@ -181,9 +238,13 @@ def table_of(tree: Tree) -> list[tuple]:
     """Spell every row of the first tree: path, kind, visits, value."""
     rows = np.flatnonzero(tree.kind[0] != Kind.EMPTY).tolist()
     kinds = [Kind(tree.kind[0, row]).name.lower() for row in rows]
-    numbers = [(tree.visits[0, row].item(), pytest.approx(tree.value[0, row].item(), abs=1e-6)) for row in rows]
+    numbers = [
+        (tree.visits[0, row].item(), pytest.approx(tree.value[0, row].item(), abs=1e-6))
+        for row in rows
+    ]
     return sorted(
-        (oracle.spell(text(tree, 0, row)), kind, *pair) for row, kind, pair in zip(rows, kinds, numbers, strict=True)
+        (oracle.spell(text(tree, 0, row)), kind, *pair)
+        for row, kind, pair in zip(rows, kinds, numbers, strict=True)
     )
 
 
@@ -224,25 +285,33 @@ def test_tree_worked_by_hand():
     assert oracle.spell(text(tree, 0, tree.chosen[0])) == "adi"
     assert (tree.num_simulations[0], tree.num_wasted[0]) == (3, 0)
     assert_same(tree, 0, (ord("?"),), oracle.run(world, (ord("?"),), config), config)
-    # Lanes: three expansions of three candidates, two rollouts of two; a tree alone waits for nobody.
+    # Lanes: three expansions of three candidates, two rollouts of two; a tree alone waits for
+    # nobody.
     assert tree.lane_tokens[0] == 3 * 3 + 2 * 2
 
 
 @pytest.mark.parametrize(
-    ("stop", "visits", "num_simulations", "num_wasted"), [("never", [3, 2], 5, 4), ("threshold", [1, 1], 2, 1)]
+    ("stop", "visits", "num_simulations", "num_wasted"),
+    [("never", [3, 2], 5, 4), ("threshold", [1, 1], 2, 1)],
 )
 def test_ended_leaves_are_visited_again_and_counted(stop, visits, num_simulations, num_wasted):
-    """All that the root draws has ended: x finished at .5, y cut at .25. Expanding visits x; then y: .25 + .5 beats .5.
+    """All that the root draws has ended: x finished at .5, y cut at .25. Expanding visits x; then
+    y: .25 + .5 beats .5.
 
-    From there UCB1 with eps 1 takes x (n 2, equal visits), y (.25 + sqrt(ln 3 / 1) = 1.30 beats .5 + sqrt(ln 3 / 2) =
-    1.24), x (equal visits). With the threshold at .5, x decides at its first selection, and y never could.
+    From there UCB1 with eps 1 takes x (n 2, equal visits), y (.25 + sqrt(ln 3 / 1) = 1.30 beats .5
+    + sqrt(ln 3 / 2) = 1.24), x (equal visits). With the threshold at .5, x decides at its first
+    selection, and y never could.
     """
     world = oracle.TableWorld({"?": [("x", 0.5, "finished"), ("y", 0.25, "cut")]})
     config = replace(HAND, num_simulations=5, num_candidates=2, stop=stop, end_threshold=0.5)
     tree = callback_grow(config, world)
     assert tree.visits[0].tolist()[:2] == visits
     assert np.count_nonzero(tree.kind[0]) == 2
-    assert (tree.num_simulations[0], tree.num_wasted[0], tree.chosen[0]) == (num_simulations, num_wasted, 0)
+    assert (tree.num_simulations[0], tree.num_wasted[0], tree.chosen[0]) == (
+        num_simulations,
+        num_wasted,
+        0,
+    )
 
 
 def test_answers_are_ranked_by_raw_scores():
@@ -279,7 +348,9 @@ def test_a_tree_does_not_depend_on_its_neighbours(keyed):
 
 
 def test_a_tree_does_not_depend_on_the_size_of_its_batch(keyed):
-    """All but what its lanes cost: they wait for the longest of the batch, and idle batches skip the networks."""
+    """All but what its lanes cost: they wait for the longest of the batch, and idle batches skip
+    the networks.
+    """
     grow, prompts, trees = keyed
     alone, among_others = grow(take(prompts, slice(5, 8))), take(trees, slice(5, 8))
     assert_bit_equal(replace(alone, lane_tokens=0), replace(among_others, lane_tokens=0))
@@ -292,26 +363,38 @@ def test_a_tree_that_waits_holds_its_lanes_open(keyed):
 
 
 def test_every_draw_has_a_key_of_its_own():
-    """A node's key is its parent's with its candidate number folded in: a function of the path, not of the search."""
+    """A node's key is its parent's with its candidate number folded in: a function of the path, not
+    of the search.
+    """
 
     def sample_fn(params, prefix, keys, room, temperature, num_lanes, max_steps):
         """Spell the key into the steps."""
-        key = jnp.broadcast_to(jax.lax.bitcast_convert_type(keys, jnp.int32)[:, None], (len(keys), num_lanes, 2))
+        key = jnp.broadcast_to(
+            jax.lax.bitcast_convert_type(keys, jnp.int32)[:, None], (len(keys), num_lanes, 2)
+        )
         lane = jnp.broadcast_to(jnp.arange(num_lanes)[:, None], (len(keys), num_lanes, 1))
         length = jnp.broadcast_to(jnp.where(room > 0, 3, 0)[:, None], (len(keys), num_lanes))
-        steps = Steps(jnp.concatenate([lane, key], axis=-1), length, length > 3, length > 3, length <= 3)
+        steps = Steps(
+            jnp.concatenate([lane, key], axis=-1), length, length > 3, length > 3, length <= 3
+        )
         return jax.tree.map(lambda x: x[:, :, None], steps), jnp.int32(3 * num_lanes)
 
     config = replace(BASE, max_steps=5, num_rollout_steps=2, num_rollout_candidates=2)
     prompts = make_prompts(1, seed=0)
     grow = jax.jit(make_grow(config, sample_fn, partial(score_steps, world=FINE)))
-    tree = jax.tree.map(np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1)))
+    tree = jax.tree.map(
+        np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1))
+    )
 
-    keys: dict[tuple[int, ...], jax.Array] = {(): jax.random.wrap_key_data(jnp.array([3, 4], jnp.uint32))}
+    keys: dict[tuple[int, ...], jax.Array] = {
+        (): jax.random.wrap_key_data(jnp.array([3, 4], jnp.uint32))
+    }
     for path, row in sorted(candidate_paths(tree, 0).items(), key=lambda item: len(item[0])):
         above = keys[path[:-1]]
         keys[path] = jax.random.fold_in(above, path[-1])
-        assert step_tokens(tree, 0, row)[1:] == tuple(jax.random.key_data(above).view(np.int32).tolist())
+        assert step_tokens(tree, 0, row)[1:] == tuple(
+            jax.random.key_data(above).view(np.int32).tolist()
+        )
     spelt = [step_tokens(tree, 0, row)[1:] for row in np.flatnonzero(tree.kind[0] == Kind.ROLLOUT)]
     expanded = {tuple(jax.random.key_data(key).view(np.int32).tolist()) for key in keys.values()}
     assert len(set(spelt)) > config.num_simulations and set(Counter(spelt).values()) == {2}, (
@@ -323,7 +406,10 @@ def test_every_draw_has_a_key_of_its_own():
 def test_a_rollout_takes_no_room_below_the_depth_limit():
     """Asked for more steps than a trace may have, it is the rollout of as many as there are."""
     config = replace(BASE, max_steps=3, num_rollout_steps=2, num_rollout_candidates=1)
-    grown = [hash_grow(replace(config, num_rollout_steps=m), FINE)(make_prompts(24, seed=0)) for m in (2, 9)]
+    grown = [
+        hash_grow(replace(config, num_rollout_steps=m), FINE)(make_prompts(24, seed=0))
+        for m in (2, 9)
+    ]
     assert_bit_equal(*grown)
 
 
@@ -333,7 +419,11 @@ def test_padding_of_the_batch_grows_nothing(keyed):
     tree = grow(prompts.replace(problem_id=np.where(is_padding, -1, prompts.problem_id)))
     assert_bit_equal(take(tree, ~is_padding), take(trees, ~is_padding))
     padding = take(tree, is_padding)
-    assert not padding.kind.any() and not padding.num_simulations.any() and not padding.policy_tokens.any()
+    assert (
+        not padding.kind.any()
+        and not padding.num_simulations.any()
+        and not padding.policy_tokens.any()
+    )
     assert not padding.is_ok.any() and (padding.chosen == -1).all()
 
 
@@ -350,5 +440,7 @@ def test_what_is_not_finite_sets_only_its_problem_aside(keyed, fault):
             assert np.isfinite(tree.score[b]).all() and np.isfinite(tree.value[b]).all()
         else:
             assert_bit_equal(take(tree, b), take(trees, b))  # the search never met the fault
-    assert {1, 3} <= when, "the cases must cover a root that is set aside, and a tree that has grown"
+    assert {1, 3} <= when, (
+        "the cases must cover a root that is set aside, and a tree that has grown"
+    )
     assert trees.is_ok.all()

@@ -1,4 +1,6 @@
-"""The mesh, and the compiled functions of `build` on it: eight devices do what one does, and search keeps to itself."""
+"""The mesh, and the compiled functions of `build` on it: eight devices do what one does, and search
+keeps to itself.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ FIT = FitConfig(batch_size=8)
 CONFIG = Config(
     model=ModelConfig(num_layers=1, width=16, num_heads=4, num_kv_heads=2, mlp_width=24),
     prompts=PromptsConfig(max_prompt_tokens=6, batch_size=16),
-    search=SearchConfig(max_steps=3, max_step_tokens=4, num_simulations=5, num_candidates=3, num_rollout_steps=2),
+    search=SearchConfig(
+        max_steps=3, max_step_tokens=4, num_simulations=5, num_candidates=3, num_rollout_steps=2
+    ),
     updates=UpdatesConfig(policy=FIT, prm=FIT),
 )
 LENGTH = CONFIG.max_length
@@ -87,7 +91,9 @@ def test_a_mesh_takes_all_devices(sizes, expected):
     assert sharding.num_shards(mesh) == expected[0] * expected[1]
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, -1, 2), (4, 1, 1), (0, 8, 1), (-2, -4, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, -1, 2), (4, 1, 1), (0, 8, 1), (-2, -4, 1)]
+)
 def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
     with pytest.raises(UserError, match=r"does not make 8 devices; set --config\.sharding"):
         make_mesh(ShardingConfig(*sizes))
@@ -121,7 +127,10 @@ def test_parameters_and_moments_land_on_their_specs(cube):
         name = str(getattr(path[-1], "key", ""))
         spec = SPECS.get(name, ())
         assert tuple(leaf.sharding.spec) == spec, jax.tree_util.keystr(path)
-        part = [n // (2 if axis else 1) for n, axis in zip(leaf.shape, spec or leaf.ndim * [None], strict=True)]
+        part = [
+            n // (2 if axis else 1)
+            for n, axis in zip(leaf.shape, spec or leaf.ndim * [None], strict=True)
+        ]
         assert leaf.addressable_shards[0].data.shape == tuple(part)
         found.add((name, str(getattr(path[1], "name", ""))))
     assert {(name, part) for name in SPECS for part in ("params", "opt_state")} <= found
@@ -140,15 +149,21 @@ def policy_batches(num):
     for _ in range(num):
         prompt_length = rng.integers(2, 7, 8).astype(np.int32)
         length = prompt_length + rng.integers(1, 13, 8).astype(np.int32)
-        yield PolicyBatch(rng.integers(1, VOCAB, (8, LENGTH)).astype(np.int32), prompt_length, length)
+        yield PolicyBatch(
+            rng.integers(1, VOCAB, (8, LENGTH)).astype(np.int32), prompt_length, length
+        )
 
 
 def prm_batches(num):
     rng = np.random.default_rng(2)
     for batch in policy_batches(num):
-        step_end = np.sort(rng.integers(2, np.repeat(batch.length[:, None], 3, axis=1)), axis=1).astype(np.int32)
+        step_end = np.sort(
+            rng.integers(2, np.repeat(batch.length[:, None], 3, axis=1)), axis=1
+        ).astype(np.int32)
         target, weight = rng.uniform(size=(2, 8, 3)).astype(np.float32)
-        yield PrmBatch(batch.tokens, batch.length, step_end, target, np.where(weight < 0.3, 0, weight))
+        yield PrmBatch(
+            batch.tokens, batch.length, step_end, target, np.where(weight < 0.3, 0, weight)
+        )
 
 
 def start(fns: Functions, which: str):
@@ -180,7 +195,9 @@ def test_eight_devices_learn_what_one_learns(one, cube, which):
 
 
 def test_stacked_layers_are_sharded_too():
-    config = replace(CONFIG, model=replace(CONFIG.model, num_layers=2, is_scanned=True, is_rematerialised=True))
+    config = replace(
+        CONFIG, model=replace(CONFIG.model, num_layers=2, is_scanned=True, is_rematerialised=True)
+    )
     cube = build_on(2, 2, 2, config=config)
     wq = cube.init_policy(np.array([1, 2], np.uint32)).params["blocks"]["wq"]
     assert (wq.shape, wq.addressable_shards[0].data.shape) == ((2, 16, 4, 4), (2, 8, 2, 4))
@@ -204,7 +221,9 @@ def grown(fns: Functions):
     """Grow trees with random networks: (tree, text of the compiled program)."""
     abstract = fns.abstract_state
     params = [
-        jax.device_put(random_like(learner.params, seed=5), jax.tree.map(lambda x: x.sharding, learner.params))
+        jax.device_put(
+            random_like(learner.params, seed=5), jax.tree.map(lambda x: x.sharding, learner.params)
+        )
         for learner in (abstract.policy, abstract.prm)
     ]
     rng = np.random.default_rng(3)
@@ -227,7 +246,9 @@ def test_eight_devices_grow_the_trees_of_one(one, grown_on_row):
     assert len(np.unique(tree.length)) > 3 and tree.num_wasted.any() and tree.is_finished.any()
     for name in vars(tree):
         if name in ("score", "value"):
-            np.testing.assert_allclose(getattr(tree, name), getattr(alone, name), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(
+                getattr(tree, name), getattr(alone, name), rtol=1e-5, atol=1e-5
+            )
         elif name != "lane_tokens":  # lanes wait for the longest of their own device
             np.testing.assert_array_equal(getattr(tree, name), getattr(alone, name), err_msg=name)
 
@@ -251,27 +272,47 @@ def ops_in_loops(text: str) -> set[tuple[tuple[int, ...], str]]:
         name = waiting.pop()
         if name not in seen:
             seen.add(name)
-            waiting += [n for n in re.findall(r"%([\w.-]+)", "\n".join(bodies[name])) if n in bodies]
-    found = re.findall(r"= \w+\[([\d,]*)\]\S* ([\w-]+)\(", "\n".join(line for name in seen for line in bodies[name]))
+            waiting += [
+                n for n in re.findall(r"%([\w.-]+)", "\n".join(bodies[name])) if n in bodies
+            ]
+    found = re.findall(
+        r"= \w+\[([\d,]*)\]\S* ([\w-]+)\(",
+        "\n".join(line for name in seen for line in bodies[name]),
+    )
     return {(tuple(int(n) for n in dims.split(",") if n), op) for dims, op in found}
 
 
-# An array passes through these as it is; scatter and dynamic-update-slice write a part of it in place.
-IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "fusion", "call", "scatter", "dynamic-update-slice"}
+# An array passes through these as it is; scatter and dynamic-update-slice write a part of it in
+# place.
+IN_PLACE = {
+    "parameter",
+    "get-tuple-element",
+    "bitcast",
+    "fusion",
+    "call",
+    "scatter",
+    "dynamic-update-slice",
+}
 
 
-def assert_trees_stay_in_place(text: str, num_trees: int, num_nodes: int, num_candidates: int) -> None:
-    """Require that loops touch what nodes hold, tokens of every kind, in one place a simulation and never as a whole.
+def assert_trees_stay_in_place(
+    text: str, num_trees: int, num_nodes: int, num_candidates: int
+) -> None:
+    """Require that loops touch what nodes hold, tokens of every kind, in one place a simulation and
+    never as a whole.
 
-    Such an array leads with [trees nodes] and has more numbers a node than the statistics of its candidates. A copy, or
-    a select over the whole array, would be many times the traffic of a simulation. Fusions are looked into.
+    Such an array leads with [trees nodes] and has more numbers a node than the statistics of its
+    candidates. A copy, or a select over the whole array, would be many times the traffic of a
+    simulation. Fusions are looked into.
     """
     ops = {
         (shape, op)
         for shape, op in ops_in_loops(text)
         if shape[:2] == (num_trees, num_nodes) and np.prod(shape[2:]) > num_candidates
     }
-    assert {op for _, op in ops} & {"scatter", "dynamic-update-slice"}, "the arrays are not to be recognised any more"
+    assert {op for _, op in ops} & {"scatter", "dynamic-update-slice"}, (
+        "the arrays are not to be recognised any more"
+    )
     assert {(shape, op) for shape, op in ops if op not in IN_PLACE} == set()
 
 
@@ -283,8 +324,17 @@ def test_search_never_copies_whole_trees(grown_on_row):
 def test_a_whole_tree_copy_would_be_seen(fault):
     def step(i, trees):
         new = trees.at[:, i].set(trees[:, i - 1] + 1)
-        return jnp.where(new[:, :1, :1] > 5, trees, new) if fault == "select" else jnp.roll(new, 1, axis=0)
+        return (
+            jnp.where(new[:, :1, :1] > 5, trees, new)
+            if fault == "select"
+            else jnp.roll(new, 1, axis=0)
+        )
 
-    text = jax.jit(partial(jax.lax.fori_loop, 1, 5, step)).lower(jnp.zeros((2, 5, 9))).compile().as_text()
+    text = (
+        jax.jit(partial(jax.lax.fori_loop, 1, 5, step))
+        .lower(jnp.zeros((2, 5, 9)))
+        .compile()
+        .as_text()
+    )
     with pytest.raises(AssertionError, match="2, 5, 9"):
         assert_trees_stay_in_place(text, num_trees=2, num_nodes=5, num_candidates=3)

@@ -8,7 +8,9 @@ from jaxtrain.tokenizers import byte_tokenizer, character_tokenizer
 CHARACTERS = "\n 0123456789+-*/=|"
 
 
-@pytest.mark.parametrize("tokenizer", [byte_tokenizer(), character_tokenizer(CHARACTERS)], ids=["byte", "character"])
+@pytest.mark.parametrize(
+    "tokenizer", [byte_tokenizer(), character_tokenizer(CHARACTERS)], ids=["byte", "character"]
+)
 def test_decode_undoes_encode(tokenizer):
     rng = random.Random(0)
     for _ in range(300):
@@ -17,7 +19,14 @@ def test_decode_undoes_encode(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\U0001f600 \U0001f469\u200d\U0001f52c", "\u6570\u5b66\n\u554f\u984c", "e\u0301\u00e9", "a\0b\r\n"]
+    "text",
+    [
+        "",
+        "\U0001f600 \U0001f469\u200d\U0001f52c",
+        "\u6570\u5b66\n\u554f\u984c",
+        "e\u0301\u00e9",
+        "a\0b\r\n",
+    ],
 )
 def test_byte_tokenizer_encodes_any_text(text):
     tokenizer = byte_tokenizer()
@@ -63,7 +72,9 @@ def test_decode_replaces_bytes_that_are_no_text():
     assert byte_tokenizer().decode([2 + 0xE6, 2 + ord("x")]) == "\ufffdx"
 
 
-@pytest.mark.parametrize(("text", "named"), [("a*b", "'*' at position 1"), ("ab\u00d7", r"'\xd7' at position 2")])
+@pytest.mark.parametrize(
+    ("text", "named"), [("a*b", "'*' at position 1"), ("ab\u00d7", r"'\xd7' at position 2")]
+)
 def test_unknown_character_is_named_with_its_place(text, named):
     with pytest.raises(UserError) as error:
         character_tokenizer("ab\n").encode(text)

@@ -1,4 +1,6 @@
-"""The transformer against one in float64 numpy, and the same text read in every way that the caches allow."""
+"""The transformer against one in float64 numpy, and the same text read in every way that the caches
+allow.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def test_a_token_changes_itself_and_what_follows_only(text, whole, at):
 def test_garbage_past_the_length_changes_nothing(text, whole):
     tokens, length = text
     is_text = plain_positions(tokens) < length[:, None]
-    garbled = np.asarray(read_jitted(MODEL, PARAMS, np.where(is_text, tokens, (tokens + 3) % VOCAB), length))
+    garbled = np.asarray(
+        read_jitted(MODEL, PARAMS, np.where(is_text, tokens, (tokens + 3) % VOCAB), length)
+    )
     np.testing.assert_array_equal(garbled[is_text], whole[is_text])
 
 
@@ -109,15 +113,25 @@ def shifted(tokens, start):
     """Take row b from start[b] on, right-padded: (tokens, positions, column mask of the row's end)."""
     columns = start[:, None] + np.arange(tokens.shape[1])
     inside = columns < tokens.shape[1]
-    return np.take_along_axis(tokens, np.minimum(columns, tokens.shape[1] - 1), axis=1), columns, inside
+    return (
+        np.take_along_axis(tokens, np.minimum(columns, tokens.shape[1] - 1), axis=1),
+        columns,
+        inside,
+    )
 
 
 def assert_continues(hidden, whole, start, length):
-    """Compare the hidden states of the tokens behind start[b] with those of the text read in one piece."""
+    """Compare the hidden states of the tokens behind start[b] with those of the text read in one
+    piece.
+    """
     for b in range(ROWS):
         assert length[b] > start[b]
         np.testing.assert_allclose(
-            hidden[b, : length[b] - start[b]], whole[b, start[b] : length[b]], rtol=0, atol=1e-5, err_msg=f"row {b}"
+            hidden[b, : length[b] - start[b]],
+            whole[b, start[b] : length[b]],
+            rtol=0,
+            atol=1e-5,
+            err_msg=f"row {b}",
         )
 
 
@@ -137,7 +151,9 @@ def test_three_pieces_equal_one(text, whole):
     first = np.array([2, 1, 3], np.int32)
     prompt = prefix_of(tokens, first)
     middle, positions, _ = shifted(tokens, first)
-    _, path = apply_jitted(middle, positions, plain_positions(tokens) < (START - first)[:, None], (prompt,))
+    _, path = apply_jitted(
+        middle, positions, plain_positions(tokens) < (START - first)[:, None], (prompt,)
+    )
     rest, positions, inside = shifted(tokens, START)
     hidden, _ = apply_jitted(rest, positions, inside, (prompt, path))
     assert_continues(hidden, whole, START, length)
@@ -148,11 +164,17 @@ def test_tokens_written_one_by_one_into_a_cache_equal_one_piece(text, whole):
     prefix = prefix_of(tokens, START)
     rest, positions, _ = shifted(tokens, START)
     room = 7
-    empty = tuple(jnp.full((*k.shape[:2], room, k.shape[3]), 9.0) for k in prefix.k)  # what is not written is not read
+    # what is not written is not read
+    empty = tuple(jnp.full((*k.shape[:2], room, k.shape[3]), 9.0) for k in prefix.k)
     own, states = Segment(empty, empty, jnp.full((ROWS, room), -1)), []
     for at in range(4):
         hidden, own = apply_jitted(
-            rest[:, at : at + 1], positions[:, at : at + 1], np.ones((ROWS, 1), bool), (prefix,), own, at
+            rest[:, at : at + 1],
+            positions[:, at : at + 1],
+            np.ones((ROWS, 1), bool),
+            (prefix,),
+            own,
+            at,
         )
         states.append(hidden[:, 0])
     assert_continues(np.stack(states, axis=1), whole, START, np.minimum(length, START + 4))
@@ -167,7 +189,9 @@ def test_a_prefix_row_serves_its_run_of_queries():
     mask = np.ones(rest.shape, bool)
     prefix = prefix_of(tokens, length)
     shared, _ = apply_jitted(rest, positions, mask, (prefix,))
-    alone, _ = apply_jitted(rest, positions, mask, (jax.tree.map(partial(np.repeat, repeats=3, axis=0), prefix),))
+    alone, _ = apply_jitted(
+        rest, positions, mask, (jax.tree.map(partial(np.repeat, repeats=3, axis=0), prefix),)
+    )
     np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-5)
 
 

@@ -23,7 +23,8 @@ def test_paths_and_sequences_equal_a_walk_by_hand():
     tree, _ = plant(forest)
     texts = [rng.integers(0, 9, size=n).tolist() for n in (1, 4, 2, 6, 3)]
     prompts = Prompts(
-        tokens=np.array([text + [8] * (6 - len(text)) for text in texts]),  # the padding must never show
+        # the padding must never show
+        tokens=np.array([text + [8] * (6 - len(text)) for text in texts]),
         length=np.array([len(text) for text in texts]),
         problem_id=np.arange(5),
     )

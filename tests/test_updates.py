@@ -1,6 +1,7 @@
 """Losses against plain float64 loops, and what an update and a fit promise.
 
-Where a loss is looked at alone, its network is a constant: the parameters are the logits, or the values, themselves.
+Where a loss is looked at alone, its network is a constant: the parameters are the logits, or the
+values, themselves.
 """
 
 from __future__ import annotations
@@ -68,10 +69,13 @@ def test_policy_loss_is_the_mean_over_response_tokens():
     losses = []
     for row in range(ROWS):
         for at in range(POLICY_BATCH.prompt_length[row], POLICY_BATCH.length[row]):
-            logits = [float(x) for x in LOGITS[row, at - 1]]  # a token is told by the position before it
+            # a token is told by the position before it
+            logits = [float(x) for x in LOGITS[row, at - 1]]
             chosen = logits[POLICY_BATCH.tokens[row, at]]
             losses.append(math.log(math.fsum(math.exp(x) for x in logits)) - chosen)
-    assert policy_gradient(LOGITS, POLICY_BATCH)[0] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert policy_gradient(LOGITS, POLICY_BATCH)[0] == pytest.approx(
+        sum(losses) / len(losses), rel=1e-6
+    )
 
 
 def test_policy_gradient_is_zero_off_the_response():
@@ -85,8 +89,14 @@ def test_policy_gradient_is_zero_off_the_response():
 
 def test_policy_loss_does_not_read_past_the_length():
     past = np.arange(LENGTH) >= POLICY_BATCH.length[:, None]
-    garbled = POLICY_BATCH.replace(tokens=np.where(past, (POLICY_BATCH.tokens + 1) % VOCAB, POLICY_BATCH.tokens))
-    jax.tree.map(np.testing.assert_array_equal, policy_gradient(LOGITS, garbled), policy_gradient(LOGITS, POLICY_BATCH))
+    garbled = POLICY_BATCH.replace(
+        tokens=np.where(past, (POLICY_BATCH.tokens + 1) % VOCAB, POLICY_BATCH.tokens)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        policy_gradient(LOGITS, garbled),
+        policy_gradient(LOGITS, POLICY_BATCH),
+    )
 
 
 def test_prm_loss_is_the_weighted_mean_of_squares():
@@ -192,7 +202,9 @@ def test_an_update_that_is_not_finite_leaves_the_learner_as_it_was(learner, faul
 def test_a_moment_that_is_not_finite_never_reaches_the_parameters(learner, moment):
     """Loss and gradient are finite, and yet Adam would write NaN into the weights."""
     clip, adam, decay = learner.opt_state
-    spoilt_adam = adam._replace(**{moment: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), getattr(adam, moment))})
+    spoilt_adam = adam._replace(
+        **{moment: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), getattr(adam, moment))}
+    )
     before = learner.replace(opt_state=(clip, spoilt_adam, decay))
     after, info = update(before, line_batches(1)[0], np.float32(0.01))
     assert info["is_skipped"] and np.isfinite(info["loss"]) and np.isfinite(info["grad_norm"])
@@ -255,7 +267,9 @@ def test_a_fit_in_parts_equals_a_fit_at_once(learner):
 
 
 def test_a_fit_of_nothing_but_faults_still_reports(learner):
-    _, infos = fit(update, learner, [spoilt(learner, y=np.nan)[1]] * 3, np.full(3, 0.01, np.float32))
+    _, infos = fit(
+        update, learner, [spoilt(learner, y=np.nan)[1]] * 3, np.full(3, 0.01, np.float32)
+    )
     info = summarise(infos)
     assert (info["num_skipped"], math.isnan(info["loss"])) == (3, True)
 
@@ -272,7 +286,9 @@ def test_learning_rates_span_one_fit(num_updates):
     rates = learning_rates(CONFIG, False, num_updates)
     warmup = num_updates // 5
     assert rates.shape == (num_updates,) and rates.dtype == np.float32
-    np.testing.assert_allclose(rates[:warmup], CONFIG.learning_rate * np.arange(1, warmup + 1) / warmup, rtol=1e-5)
+    np.testing.assert_allclose(
+        rates[:warmup], CONFIG.learning_rate * np.arange(1, warmup + 1) / warmup, rtol=1e-5
+    )
     share = np.arange(1, num_updates - warmup + 1) / (num_updates - warmup)
     cosine = CONFIG.final + (1 - CONFIG.final) * (1 + np.cos(np.pi * share)) / 2
     np.testing.assert_allclose(rates[warmup:], CONFIG.learning_rate * cosine, rtol=1e-4)
@@ -290,12 +306,20 @@ def test_a_limit_of_epochs_is_rounded_up_to_updates(max_epochs, num_rows, num_up
 
 def test_the_first_fit_may_have_a_rate_of_its_own():
     config = replace(CONFIG, first_learning_rate=3 * CONFIG.learning_rate)
-    np.testing.assert_array_equal(learning_rates(config, False, 9), learning_rates(CONFIG, False, 9))
-    np.testing.assert_allclose(learning_rates(config, True, 9), 3 * learning_rates(CONFIG, True, 9), rtol=1e-6)
+    np.testing.assert_array_equal(
+        learning_rates(config, False, 9), learning_rates(CONFIG, False, 9)
+    )
+    np.testing.assert_allclose(
+        learning_rates(config, True, 9), 3 * learning_rates(CONFIG, True, 9), rtol=1e-6
+    )
     np.testing.assert_array_equal(learning_rates(CONFIG, True, 9), learning_rates(CONFIG, False, 9))
 
 
 @pytest.mark.parametrize("num_updates", [0, 1, 2])
 def test_the_shortest_fits_have_rates(num_updates):
     rates = learning_rates(CONFIG, False, num_updates)
-    assert rates.shape == (num_updates,) and np.all(rates > 0) and np.all(rates <= np.float32(CONFIG.learning_rate))
+    assert (
+        rates.shape == (num_updates,)
+        and np.all(rates > 0)
+        and np.all(rates <= np.float32(CONFIG.learning_rate))
+    )

@@ -1,4 +1,6 @@
-"""Cases are tables: what a text says, and what may be read from it; then texts at random whose value is known."""
+"""Cases are tables: what a text says, and what may be read from it; then texts at random whose
+value is known.
+"""
 
 import random
 from fractions import Fraction
@@ -174,14 +176,23 @@ def test_separators_between_thousands_do_not_change_a_number():
 
 
 def test_equal_numbers_are_written_alike():
-    for text, written in [("72.0", "72"), ("$1,080.50", "1080.5"), ("-.5", "-0.5"), ("-0", "0"), ("007", "7")]:
+    for text, written in [
+        ("72.0", "72"),
+        ("$1,080.50", "1080.5"),
+        ("-.5", "-0.5"),
+        ("-0", "0"),
+        ("007", "7"),
+    ]:
         number = read_number(text)
         assert number is not None and write_number(number) == written
         assert read_number(written) == number
 
 
-NUM_CASES = 12_000  # each as it is and spoilt; a plain generator, since hypothesis takes minutes for as many
-FULL_WIDTH = str.maketrans("0123456789", "\uff10\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18\uff19")
+# each as it is and spoilt; a plain generator, since hypothesis takes minutes for as many
+NUM_CASES = 12_000
+FULL_WIDTH = str.maketrans(
+    "0123456789", "\uff10\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18\uff19"
+)
 
 
 def draw_number(rng):
@@ -197,7 +208,9 @@ def draw_number(rng):
         decimals = rng.randrange(10**places)
         text, value = f"{text}.{decimals:0{places}d}", value + Fraction(decimals, 10**places)
     sign = rng.choice(["", "", "-", "+", "\u2212"])
-    before, after = rng.choice([("", ""), ("", ""), ("$", ""), ("\\$", ""), ("\u20ac", ""), ("", " \u20ac"), ("", "%")])
+    before, after = rng.choice(
+        [("", ""), ("", ""), ("$", ""), ("\\$", ""), ("\u20ac", ""), ("", " \u20ac"), ("", "%")]
+    )
     text = f"{sign}{before}{text}{after}{rng.choice(['', '', '.'])}"
     if rng.random() < 0.1:
         text = text.translate(FULL_WIDTH)
@@ -207,9 +220,30 @@ def draw_number(rng):
 def spoil(text, rng):
     """Make a text of a number that is none."""
     other = rng.randrange(1000)
-    forms = [f"{text} or {other}", f"{text} {other}", f"{other}, {text}", f"not {text}", f"{text} dogs {other} cats"]
-    forms += [f"--{text}", f"{text}\u00b2", f"{text}e3", f"{text}*1", f"{text}=={text}", f"{text}!", f"({text})"]
-    forms += [f"x={text}", f"{text}/0", f"1,{other:03d}0,{text}", f"{text}_{other}", f"0x{text}", f"{text} - {other}"]
+    forms = [
+        f"{text} or {other}",
+        f"{text} {other}",
+        f"{other}, {text}",
+        f"not {text}",
+        f"{text} dogs {other} cats",
+    ]
+    forms += [
+        f"--{text}",
+        f"{text}\u00b2",
+        f"{text}e3",
+        f"{text}*1",
+        f"{text}=={text}",
+        f"{text}!",
+        f"({text})",
+    ]
+    forms += [
+        f"x={text}",
+        f"{text}/0",
+        f"1,{other:03d}0,{text}",
+        f"{text}_{other}",
+        f"0x{text}",
+        f"{text} - {other}",
+    ]
     forms += [f"{text}\u0663", f"{text}\u00bd", f"{text}\0", f"\\boxed{{{text}}} {other}"]
     return rng.choice(forms)
 
@@ -219,7 +253,11 @@ def draw_response(answer, rng):
     reasoning = rng.choice(["", "So 3 + 4 = 7.\n", "#### 5\nNo.\n", "It is \\boxed{5}.\n"])
     forms = [f"#### {answer}", f"####{answer}\nDone: 5", f"##### {answer}"]
     if "####" not in reasoning and "\\boxed" not in answer:
-        forms += [f"\\boxed{{{answer}}}", f"It is $\\boxed{{ {answer} }}$, {{5}}.", f"\\boxed{{\\boxed{{{answer}}}}}"]
+        forms += [
+            f"\\boxed{{{answer}}}",
+            f"It is $\\boxed{{ {answer} }}$, {{5}}.",
+            f"\\boxed{{\\boxed{{{answer}}}}}",
+        ]
     return reasoning + rng.choice(forms)
 
 
@@ -227,11 +265,15 @@ def test_verdicts_follow_the_value_alone():
     """Against exact fractions: no form of a right number is refused, nothing else is taken for it."""
     rng = random.Random(0)
     ours = JsonlTask("jsonl", None, (), (), (), ())
-    theirs = ReasoningGymTask("gsm_symbolic", None, (), (), (), (), worker=Worker("gsm_symbolic", {}))
+    theirs = ReasoningGymTask(
+        "gsm_symbolic", None, (), (), (), (), worker=Worker("gsm_symbolic", {})
+    )
     for _ in range(NUM_CASES):
         text, value = draw_number(rng)
         given = draw_response(text, rng)
-        gold = rng.choice([value, value, -value, value + 1, value * 10, 1 / value if value else value, abs(value)])
+        gold = rng.choice(
+            [value, value, -value, value + 1, value * 10, 1 / value if value else value, abs(value)]
+        )
         right = Verdict.CORRECT if gold == value else Verdict.WRONG
         problem = Problem(0, "", write_number(gold) if 10**6 % gold.denominator == 0 else str(gold))
         assert ours.verify(problem, given) == right, (given, gold)

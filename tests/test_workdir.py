@@ -128,10 +128,14 @@ def test_other_facts_are_refused(tmp_path):
 
 def test_changed_versions_are_a_notice(tmp_path, monkeypatch):
     open_workdir(tmp_path, CONFIG, FACTS).close()
-    monkeypatch.setattr(manifest_lib, "_version", lambda package: "99" if package == "mctx" else None)
+    monkeypatch.setattr(
+        manifest_lib, "_version", lambda package: "99" if package == "mctx" else None
+    )
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         (told,) = [notice for notice in workdir.notices if "versions.mctx" in notice]
-    assert told.startswith("changed since the last start: versions.mctx") and told.endswith('-> "99"')
+    assert told.startswith("changed since the last start: versions.mctx") and told.endswith(
+        '-> "99"'
+    )
 
 
 def test_what_changes_no_training_may_change_and_is_told(tmp_path):
@@ -169,7 +173,9 @@ def test_a_damaged_manifest_is_one_line(tmp_path, content, said):
     assert "manifest.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["run.lock", "config.json", "manifest.json", "metrics.jsonl", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["run.lock", "config.json", "manifest.json", "metrics.jsonl", "report.html"]
+)
 def test_a_folder_where_a_file_belongs_is_one_line(tmp_path, name):
     open_workdir(tmp_path, CONFIG, FACTS).close()
     (tmp_path / name).unlink(missing_ok=True)
@@ -265,7 +271,12 @@ def test_killed_owner_leaves_no_lock(tmp_path):
 
 def test_trees_come_back_bit_equal_by_iteration_shard_and_purpose(tmp_path):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        places = [(i, shard, purpose) for i in (0, 1) for shard in (0, 7) for purpose in ("search", "evaluation")]
+        places = [
+            (i, shard, purpose)
+            for i in (0, 1)
+            for shard in (0, 7)
+            for purpose in ("search", "evaluation")
+        ]
         trees = {place: make_tree(seed=seed) for seed, place in enumerate(places)}
         for (iteration, shard, purpose), tree in trees.items():
             workdir.save_trees(iteration, shard, tree, purpose=purpose)
@@ -333,7 +344,9 @@ def test_an_altered_or_partial_shard_is_set_aside_and_told(tmp_path, spoil):
             np.savez(path, **spoil(dict(arrays)))
             with zipfile.ZipFile(path, "a") as file:
                 file.comment = comment
-        with pytest.raises(Damaged, match=r"set aside in damaged/trees-1-search-00000.npz, and its trees are grown"):
+        with pytest.raises(
+            Damaged, match=r"set aside in damaged/trees-1-search-00000.npz, and its trees are grown"
+        ):
             workdir.load_trees(1, 0)
         assert (tmp_path / "damaged" / "trees-1-search-00000.npz").exists()
         assert workdir.load_trees(1, 0) is None
@@ -357,7 +370,9 @@ def test_a_shard_in_the_place_of_another_is_set_aside(tmp_path, place):
 
 
 def test_a_shard_of_other_settings_is_set_aside(tmp_path):
-    """Trees of an evaluation depend on its settings, those of training do not; a longer run changes neither."""
+    """Trees of an evaluation depend on its settings, those of training do not; a longer run changes
+    neither.
+    """
     config = CONFIG | {"evaluation": {"num_samples": 16}}
     with open_workdir(tmp_path, config, FACTS) as workdir:
         for purpose in ("search", "sample"):
@@ -374,7 +389,10 @@ def test_a_shard_of_other_settings_is_set_aside(tmp_path):
 
 
 def test_purpose_cannot_leave_the_folder(tmp_path):
-    with open_workdir(tmp_path, CONFIG, FACTS) as workdir, pytest.raises(ValueError, match="purpose"):
+    with (
+        open_workdir(tmp_path, CONFIG, FACTS) as workdir,
+        pytest.raises(ValueError, match="purpose"),
+    ):
         workdir.save_trees(1, 0, make_tree(), purpose="../x")
 
 

@@ -16,7 +16,9 @@ MODEL = Transformer(CONFIG, VOCAB)
 
 
 def random_like(tree, seed):
-    """Fill a tree of arrays with normal numbers, blocks strong enough that greedy text does not just repeat itself."""
+    """Fill a tree of arrays with normal numbers, blocks strong enough that greedy text does not
+    just repeat itself.
+    """
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):

@@ -1,4 +1,6 @@
-"""The worlds of `oracle_mcts_star` as the accelerator sees them: `sample_steps` and `score_steps` without a network."""
+"""The worlds of `oracle_mcts_star` as the accelerator sees them: `sample_steps` and `score_steps`
+without a network.
+"""
 
 from __future__ import annotations
 
@@ -28,27 +30,41 @@ def mix(value):
 
 
 def fingerprint(tokens, length, start):
-    """Hash tokens [... L] of which `length` count and the first stands at place `start` (both broadcast to [...])."""
+    """Hash tokens [... L] of which `length` count and the first stands at place `start`.
+
+    Both broadcast to [...].
+    """
     place = jnp.arange(tokens.shape[-1], dtype=jnp.uint32)
     place_in_prefix = start.astype(jnp.uint32)[..., None] + place
     terms = mix(tokens.astype(jnp.uint32) + jnp.uint32(oracle.GOLDEN) * (place_in_prefix + 1))
-    return jnp.sum(jnp.where(place < length[..., None].astype(jnp.uint32), terms, 0), axis=-1, dtype=jnp.uint32)
+    return jnp.sum(
+        jnp.where(place < length[..., None].astype(jnp.uint32), terms, 0), axis=-1, dtype=jnp.uint32
+    )
 
 
-def sample_steps(params, prefix, keys, room, temperature, num_lanes, max_steps, *, world, is_keyed=False):
+def sample_steps(
+    params, prefix, keys, room, temperature, num_lanes, max_steps, *, world, is_keyed=False
+):
     """Draw steps from a HashWorld: one a lane, or more in a single lane.
 
-    `is_keyed` makes them depend on the random key, as a policy's do. `params` is the first token of a prompt behind
-    which one step in 16 meets a logit that is not finite.
+    `is_keyed` makes them depend on the random key, as a policy's do. `params` is the first token of
+    a prompt behind which one step in 16 meets a logit that is not finite.
     """
     assert max_steps == 1 or num_lanes == 1, "a tree search asks for nothing else"
     drawn, is_live = [], room > 0
     for k in range(max_steps):
         drawn.append(sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed))
         prefix = append(prefix, drawn[-1].tokens[:, 0], drawn[-1].length[:, 0])
-        is_live = is_live & (k + 1 < room) & ~(drawn[-1].is_finished | drawn[-1].is_cut)[:, 0] & drawn[-1].is_ok[:, 0]
+        is_live = (
+            is_live
+            & (k + 1 < room)
+            & ~(drawn[-1].is_finished | drawn[-1].is_cut)[:, 0]
+            & drawn[-1].is_ok[:, 0]
+        )
     steps = jax.tree.map(lambda *x: jnp.stack(x, axis=2), *drawn)
-    steps = steps.replace(is_ok=jnp.broadcast_to(jnp.all(steps.is_ok, axis=2, keepdims=True), steps.is_ok.shape))
+    steps = steps.replace(
+        is_ok=jnp.broadcast_to(jnp.all(steps.is_ok, axis=2, keepdims=True), steps.is_ok.shape)
+    )
     return steps, jnp.int32(num_lanes * max_steps * world.max_step_tokens)
 
 
@@ -57,7 +73,10 @@ def sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed) -> St
     start = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))
     if is_keyed:
         start = mix(start ^ mix(keys[:, 0] ^ mix(keys[:, 1])))
-    bits = mix(start[:, None] + jnp.uint32(oracle.GOLDEN) * jnp.arange(1, num_lanes + 1, dtype=jnp.uint32))  # [B A]
+    # [B A]
+    bits = mix(
+        start[:, None] + jnp.uint32(oracle.GOLDEN) * jnp.arange(1, num_lanes + 1, dtype=jnp.uint32)
+    )
     lot, num_words = bits % 16, (bits >> 4) % world.max_step_tokens
     is_finished = lot < world.finished_of_16
     is_cut = ~is_finished & (lot < world.finished_of_16 + world.cut_of_16)
@@ -79,12 +98,15 @@ def sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed) -> St
 
 
 def score_steps(params, prefix, steps, *, world):
-    """Score steps as a HashWorld does; behind the prompt whose first token is `params`, one step in 16 scores NaN."""
+    """Score steps as a HashWorld does; behind the prompt whose first token is `params`, one step in
+    16 scores NaN.
+    """
     scores = []
     for k in range(steps.length.shape[2]):
         step = jax.tree.map(lambda x, k=k: x[:, :, k], steps)
         scores.append(score_step(params, prefix, step, world))
-        prefix = append(prefix, step.tokens[:, 0], step.length[:, 0])  # there is one lane where there are more steps
+        # there is one lane where there are more steps
+        prefix = append(prefix, step.tokens[:, 0], step.length[:, 0])
     return jnp.stack(scores, axis=2)
 
 
@@ -123,32 +145,46 @@ def make_prompts(num: int, seed: int) -> Prompts:
 
 
 def callback_grow(config: SearchConfig, world: oracle.TableWorld) -> Tree:
-    """Search behind the prompt "?" in a world that answers in Python; slow, for trees worked by hand."""
+    """Search behind the prompt "?" in a world that answers in Python; slow, for trees worked by
+    hand.
+    """
 
     def prefixes(tokens, length):
-        return [tuple(row[:n].tolist()) for row, n in zip(np.asarray(tokens), np.asarray(length), strict=True)]
+        return [
+            tuple(row[:n].tolist())
+            for row, n in zip(np.asarray(tokens), np.asarray(length), strict=True)
+        ]
 
     def draw(tokens, length, is_live, num_lanes):
         drawn = np.zeros((3, len(tokens), num_lanes), np.int32)
         for b, prefix in enumerate(prefixes(tokens, length)):
             if is_live[b]:
                 steps = [world.draw(prefix, candidate) for candidate in range(num_lanes)]
-                drawn[:, b] = np.array([(*step.tokens, step.is_finished, step.is_cut) for step in steps]).T
+                drawn[:, b] = np.array(
+                    [(*step.tokens, step.is_finished, step.is_cut) for step in steps]
+                ).T
         return drawn
 
     def score(tokens, length, letters):
         scores = np.zeros(letters.shape, np.float32)
         for b, prefix in enumerate(prefixes(tokens, length)):
-            scores[b] = [world.score((*prefix, letter)) if letter else 0 for letter in np.asarray(letters[b]).tolist()]
+            scores[b] = [
+                world.score((*prefix, letter)) if letter else 0
+                for letter in np.asarray(letters[b]).tolist()
+            ]
         return scores
 
     def sample_fn(params, prefix, keys, room, temperature, num_lanes, max_steps):
         assert max_steps == 1
         shape = jax.ShapeDtypeStruct((3, len(keys), num_lanes), jnp.int32)
-        drawn = jax.pure_callback(partial(draw, num_lanes=num_lanes), shape, prefix.tokens, prefix.length, room > 0)
+        drawn = jax.pure_callback(
+            partial(draw, num_lanes=num_lanes), shape, prefix.tokens, prefix.length, room > 0
+        )
         letters, is_finished, is_cut = drawn[..., None]
         is_ok = jnp.ones(letters.shape, bool)
-        steps = Steps(letters[..., None], (letters > 0).astype(jnp.int32), is_finished > 0, is_cut > 0, is_ok)
+        steps = Steps(
+            letters[..., None], (letters > 0).astype(jnp.int32), is_finished > 0, is_cut > 0, is_ok
+        )
         return steps, jnp.int32(num_lanes)
 
     def score_fn(params, prefix, steps):
@@ -158,4 +194,6 @@ def callback_grow(config: SearchConfig, world: oracle.TableWorld) -> Tree:
 
     grow = jax.jit(make_grow(config, sample_fn, score_fn))
     prompt = Prompts(np.array([[ord("?")]], np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
-    return jax.tree.map(np.asarray, grow((), (), prompt, np.zeros((1, 2), np.uint32), np.float32(1)))
+    return jax.tree.map(
+        np.asarray, grow((), (), prompt, np.zeros((1, 2), np.uint32), np.float32(1))
+    )

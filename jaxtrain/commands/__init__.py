@@ -1,7 +1,8 @@
-"""What can be asked for on the command line: a module each, whose `run(arguments, leaving)` does it.
+"""What can be asked for on the command line: a module each, whose `run(arguments, leaving)` does
+it.
 
-`main` chose the command and has taken its name off `arguments`. It closes `leaving`, an ExitStack, however the process
-ends, so a command enters there what must clear the terminal.
+`main` chose the command and has taken its name off `arguments`. It closes `leaving`, an ExitStack,
+however the process ends, so a command enters there what must clear the terminal.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 class Parser(argparse.ArgumentParser):
-    """Read the flags of a command on a finished run: --workdir, --to, --iteration. Raises UserError."""
+    """Read the flags of a command on a finished run: --workdir, --to, --iteration.
+
+    Raises UserError.
+    """
 
     def __init__(self, description: str | None, to: str):
         super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         self.add_argument("--workdir", required=True, type=home_path, help="the run folder")
         self.add_argument("--to", required=True, type=home_path, help=to)
@@ -42,4 +48,6 @@ def home_path(text: str) -> Path:
 
 def command_line(name: str, arguments: Sequence[str]) -> str:
     """Return what starts a command again."""
-    return shlex.join(["python", "-m", "jaxtrain.main", *([] if name == "run" else [name]), *arguments])
+    return shlex.join(
+        ["python", "-m", "jaxtrain.main", *([] if name == "run" else [name]), *arguments]
+    )

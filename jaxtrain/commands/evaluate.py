@@ -1,9 +1,10 @@
-"""The command: `python -m jaxtrain.evaluate --workdir W --to DIR [--iteration K] [--config.section.key=value]`.
+"""The command: `python -m jaxtrain.evaluate --workdir W --to DIR [--iteration K]
+[--config.section.key=value]`.
 
-Scores one checkpoint of a run on other problems, or with another budget, than the run did: other templates or files by
-`--config.tasks...`, another split or more samples by `--config.evaluation...`. Problems that the run trained on are
-left out. DIR becomes a run folder of its own, with config, manifest, trees, metrics and report.html; the same command
-resumes there.
+Scores one checkpoint of a run on other problems, or with another budget, than the run did: other
+templates or files by `--config.tasks...`, another split or more samples by
+`--config.evaluation...`. Problems that the run trained on are left out. DIR becomes a run folder of
+its own, with config, manifest, trees, metrics and report.html; the same command resumes there.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     check(config, task)
     told = [keep_compiled(config.compilation)]
     folder, key = path / "checkpoints", manifest["run_key"]
-    with Checkpoints(folder, ran.checkpoints, key, is_read_only=True, note_fn=told.append) as checkpoints:
+    with Checkpoints(
+        folder, ran.checkpoints, key, is_read_only=True, note_fn=told.append
+    ) as checkpoints:
         iteration = checkpoints.choose(iteration)
         facts = list_facts(config, task, pretrained)
         facts |= {
@@ -70,40 +73,60 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             for line in (*told, *workdir.notices):
                 progress.note(line)
             # The shapes of a State are the run's; the problems may have others.
-            abstract = build(replace(ran, sharding=config.sharding), learnt.tokenizer, progress).abstract_state
+            abstract = build(
+                replace(ran, sharding=config.sharding), learnt.tokenizer, progress
+            ).abstract_state
             state = checkpoints.restore(iteration, abstract)
             log.truncate(-1)
             if num_learnt:
                 notice = f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
-            score(state, Run(config, task, build(config, learnt.tokenizer, progress), workdir, log, progress))
+            score(
+                state,
+                Run(
+                    config, task, build(config, learnt.tokenizer, progress), workdir, log, progress
+                ),
+            )
             leaving.close()
     print(summary(workdir))
 
 
 def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
-    """Drop from a split what a run may have trained on. Returns (the task, how many problems were dropped).
+    """Drop from a split what a run may have trained on. Returns (the task, how many problems were
+    dropped).
 
     Raises UserError where nothing is left.
     """
-    known = {text for row in (*learnt.train, *learnt.demonstrations) for text in (row.prompt, row.substance) if text}
+    known = {
+        text
+        for row in (*learnt.train, *learnt.demonstrations)
+        for text in (row.prompt, row.substance)
+        if text
+    }
     problems = getattr(task, split)
-    kept = tuple(problem for problem in problems if known.isdisjoint((problem.prompt, problem.substance)))
+    kept = tuple(
+        problem for problem in problems if known.isdisjoint((problem.prompt, problem.substance))
+    )
     if problems and not kept:
-        raise UserError(f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose others")
+        raise UserError(
+            f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose others"
+        )
     return replace(task, **{split: kept}), len(problems) - len(kept)
 
 
 def change(ran: Config, overrides: Sequence[str]) -> Config:
     """Apply overrides to a run's config.
 
-    Raises UserError for a section that an evaluation cannot change, and for unseen templates that it may have seen.
+    Raises UserError for a section that an evaluation cannot change, and for unseen templates that
+    it may have seen.
     """
     config = override(ConfigDict(asdict(ran)), overrides)
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):
-            raise UserError(f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}")
+            raise UserError(
+                f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}"
+            )
     held_out = [(c.tasks.dataset, c.tasks.seed, c.tasks.unseen_share) for c in (config, ran)]
     if config.tasks.is_unseen and held_out[0] != held_out[1]:
         raise UserError(

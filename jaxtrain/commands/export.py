@@ -1,6 +1,8 @@
-"""The command: `python -m jaxtrain.export --workdir W --to DIR [--iteration K] [--network policy|prm]`.
+"""The command: `python -m jaxtrain.export --workdir W --to DIR [--iteration K] [--network
+policy|prm]`.
 
-Takes a network out of a run as a Hugging Face folder, tokenizer and all; see `hub/export.py` for what is in it.
+Takes a network out of a run as a Hugging Face folder, tokenizer and all; see `hub/export.py` for
+what is in it.
 """
 
 from __future__ import annotations
@@ -31,13 +33,17 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     print(options.to)
 
 
-def export(workdir: Path, to: Path, iteration: int | None, network: str, leaving: ExitStack) -> None:
+def export(
+    workdir: Path, to: Path, iteration: int | None, network: str, leaving: ExitStack
+) -> None:
     """Write one network. Raises UserError for a folder that is no run, or lacks the checkpoint."""
     config, manifest, pretrained = open_run(workdir)
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
     progress = leaving.enter_context(Progress(0))
     folder, key = workdir / "checkpoints", manifest["run_key"]
-    with Checkpoints(folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note) as checkpoints:
+    with Checkpoints(
+        folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note
+    ) as checkpoints:
         iteration = checkpoints.choose(iteration)
         state = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]

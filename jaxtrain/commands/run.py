@@ -1,8 +1,10 @@
-"""Usage: jaxtrain --config FILE[:ARGUMENT] [--workdir DIR] [--config.section.key=value ...] [--plan] [--help]
+"""Usage: jaxtrain --config FILE[:ARGUMENT] [--workdir DIR] [--config.section.key=value ...]
+[--plan] [--help]
 
-FILE is a Python file, or the name of a config of ours, such as quickstart. The same command resumes, after any
-interruption. --plan says what the run would need, without running; jaxtrain evaluate --help and jaxtrain export --help
-tell of finished runs. Whatever you can put right ends as one line and exit code 2, before anything is written.
+FILE is a Python file, or the name of a config of ours, such as quickstart. The same command
+resumes, after any interruption. --plan says what the run would need, without running; jaxtrain
+evaluate --help and jaxtrain export --help tell of finished runs. Whatever you can put right ends as
+one line and exit code 2, before anything is written.
 """
 
 from __future__ import annotations
@@ -50,9 +52,11 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
 
 
 def tell_usage(arguments: Sequence[str]) -> bool:
-    """Where it is asked for, list all keys with their values and remarks, and say what the command does.
+    """Where it is asked for, list all keys with their values and remarks, and say what the command
+    does.
 
-    The values are the defaults without a --config. Returns whether it was asked for. Raises UserError.
+    The values are the defaults without a --config. Returns whether it was asked for. Raises
+    UserError.
     """
     others = [argument for argument in arguments if argument not in HELP]
     if len(others) == len(arguments):
@@ -63,7 +67,9 @@ def tell_usage(arguments: Sequence[str]) -> bool:
 
 
 def tell_what_is_odd(task: Task, workdir: Workdir, progress: Progress) -> None:
-    """Note what changed since the last start or is missing, and the rows of the data that were skipped."""
+    """Note what changed since the last start or is missing, and the rows of the data that were
+    skipped.
+    """
     for notice in workdir.notices:
         progress.note(notice)
     if task.notice:

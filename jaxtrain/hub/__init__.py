@@ -1,8 +1,8 @@
 """Pretrained weights and tokenizers, in and out. Stands above `nn`.
 
-`open_pretrained` reads headers and tokenizer and refuses, in one line, what we would compute wrongly; `load_params`
-then streams the tensors, largest parameters first, straight onto their shardings, so the host holds one at a time
-besides.
+`open_pretrained` reads headers and tokenizer and refuses, in one line, what we would compute
+wrongly; `load_params` then streams the tensors, largest parameters first, straight onto their
+shardings, so the host holds one at a time besides.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ CONFIGS = ("config.json", "generation_config.json")
 class HubConfig:
     """Which pretrained models the networks start from."""
 
-    pretrained: str = ""  # a folder, a hub id, a .gguf file, or package:NAME that carries one; empty: from scratch
+    # a folder, a hub id, a .gguf file, or package:NAME that carries one; empty: from scratch
+    pretrained: str = ""
     sha256: str = ""  # of the .gguf file; empty: any
     may_download: bool = False  # fetch a hub id that is not in the cache
     prm: str = ""  # a folder or hub id with a value head; empty: the PRM starts from the policy
 
     def __post_init__(self):
         if self.prm and not self.pretrained:
-            raise UserError(f"--config.hub.prm={self.prm}: needs --config.hub.pretrained, its policy")
+            raise UserError(
+                f"--config.hub.prm={self.prm}: needs --config.hub.pretrained, its policy"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,20 @@ class Pretrained:
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
-    """Open the model that `config.pretrained` names. Raises UserError, also for tensors it should not have."""
+    """Open the model that `config.pretrained` names.
+
+    Raises UserError, also for tensors it should not have.
+    """
     try:
         return _open_pretrained(config)
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # foreign parsers raise whatever they like for what no model of theirs would hold
+    # foreign parsers raise whatever they like for what no model of theirs would hold
+    except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{config.pretrained}: cannot be opened as a model ({told}); fetch it again") from error
+        raise UserError(
+            f"{config.pretrained}: cannot be opened as a model ({told}); fetch it again"
+        ) from error
 
 
 def _open_pretrained(config: HubConfig) -> Pretrained:
@@ -80,7 +89,9 @@ def _open_pretrained(config: HubConfig) -> Pretrained:
         pretrained = open_folder(folder.find_folder(name, config.may_download))
     check_tensors(pretrained)
     name = name.removeprefix("package:")
-    pretrained = replace(pretrained, name=Path(name).resolve().name if Path(name).exists() else name)
+    pretrained = replace(
+        pretrained, name=Path(name).resolve().name if Path(name).exists() else name
+    )
     if not config.prm:
         return pretrained
     from jaxtrain.hub.prm import open_prm  # stands above this file
@@ -108,7 +119,9 @@ def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
     tokenizer = wrap(fast, config.vocab_size, ends, str(path))
     files = sorted({p for pattern in folder.PATTERNS for p in path.glob(pattern) if p.is_file()})
     hashes = {f"hub/{p.name}": sha256(p) for p in files} | {"hub/tokenizer": tokenizer.sha256}
-    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes, dtypes=dtypes, given=given)
+    return Pretrained(
+        str(path), config, tokenizer, shapes, read_fn, hashes, dtypes=dtypes, given=given
+    )
 
 
 def open_gguf_file(path: Path, expected: str) -> Pretrained:
@@ -116,7 +129,9 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     reader = gguf_file.open_gguf(path)
     found = sha256(path)
     if expected and found != expected:
-        raise UserError(f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file")
+        raise UserError(
+            f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file"
+        )
     config = gguf_file.read_model_config(reader, str(path))
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
     fast = gguf_file.make_tokenizer(reader, str(path))
@@ -126,7 +141,10 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
 
 
 def find_in_package(name: str) -> Path:
-    """Find the .gguf file of an installed package by its metadata; nothing of it is imported. Raises UserError."""
+    """Find the .gguf file of an installed package by its metadata; nothing of it is imported.
+
+    Raises UserError.
+    """
     try:
         files = metadata.files(name) or []
     except (metadata.PackageNotFoundError, ValueError) as error:
@@ -135,12 +153,15 @@ def find_in_package(name: str) -> Path:
         ) from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1:
-        raise UserError(f"--config.hub.pretrained=package:{name}: carries {len(found)} .gguf files, not one")
+        raise UserError(
+            f"--config.hub.pretrained=package:{name}: carries {len(found)} .gguf files, not one"
+        )
     return found[0]
 
 
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
-    """Load the weights onto the shapes, dtypes and shardings of `abstract`, the parameters of a Transformer.
+    """Load the weights onto the shapes, dtypes and shardings of `abstract`, the parameters of a
+    Transformer.
 
     Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that
     a tied model does not use.
@@ -150,12 +171,21 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     loaded = {}
     for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
         tensors = (
-            (index, families.to_ours(name, read_tensor(pretrained, families.their_name(name)), shape))
+            (
+                index,
+                families.to_ours(name, read_tensor(pretrained, families.their_name(name)), shape),
+            )
             for name, index, shape in families.layers_of(path, leaf.shape)
         )
-        loaded[path] = place_layers(tensors, leaf) if path.startswith(f"{STACKED}/") else place(next(tensors)[1], leaf)
+        loaded[path] = (
+            place_layers(tensors, leaf)
+            if path.startswith(f"{STACKED}/")
+            else place(next(tensors)[1], leaf)
+        )
     is_twice = pretrained.config.is_tied and OUTPUT in pretrained.shapes
-    if is_twice and not np.array_equal(read_tensor(pretrained, EMBEDDING), read_tensor(pretrained, OUTPUT)):
+    if is_twice and not np.array_equal(
+        read_tensor(pretrained, EMBEDDING), read_tensor(pretrained, OUTPUT)
+    ):
         raise UserError(
             f"{pretrained.where}: tie_word_embeddings is true, but {OUTPUT} is not {EMBEDDING}; "
             "set it to false in config.json, or remove the tensor"
@@ -164,7 +194,10 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
 
 
 def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
-    """Read a tensor by Hugging Face's name. Raises UserError where a float32 would not be finite."""
+    """Read a tensor by Hugging Face's name.
+
+    Raises UserError where a float32 would not be finite.
+    """
     tensor = pretrained.read_fn(name)
     # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite
     # weights reach the limit.
@@ -185,25 +218,39 @@ def place(values: np.ndarray, leaf: Any) -> jax.Array:
 
 
 def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: Any) -> jax.Array:
-    """Write layer after layer into one parameter, in place where it lies: the host holds one of them at a time.
+    """Write layer after layer into one parameter, in place where it lies: the host holds one of
+    them at a time.
 
     Every device is sent the whole layer and keeps its part.
     """
     empty = jax.jit(partial(jnp.empty, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)
     write = jax.jit(
-        jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=leaf.sharding
+        jax.lax.dynamic_update_index_in_dim,
+        static_argnums=3,
+        donate_argnums=0,
+        out_shardings=leaf.sharding,
     )
     values = empty()
     for index, tensor in tensors:
-        values = jax.block_until_ready(write(values, tensor.astype(leaf.dtype, copy=False), index[0], 0))
+        values = jax.block_until_ready(
+            write(values, tensor.astype(leaf.dtype, copy=False), index[0], 0)
+        )
     return values
 
 
 def check_tensors(pretrained: Pretrained) -> None:
-    """Compare what a model holds with what its config says it holds. Raises UserError at the first difference."""
+    """Compare what a model holds with what its config says it holds.
+
+    Raises UserError at the first difference.
+    """
     abstract = abstract_params(Transformer(pretrained.config, pretrained.config.vocab_size))
-    paths = ((families.path_of(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract))
-    wanted = {families.their_name(path): families.their_shape(path, leaf.shape) for path, leaf in paths}
+    paths = (
+        (families.path_of(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    )
+    wanted = {
+        families.their_name(path): families.their_shape(path, leaf.shape) for path, leaf in paths
+    }
     for name, shape in wanted.items():
         if name not in pretrained.shapes:
             raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")
@@ -219,12 +266,17 @@ def check_tensors(pretrained: Pretrained) -> None:
 
 
 def check_hashes(path: Path) -> None:
-    """Compare the files of a folder that we exported with the hashes beside them. Raises UserError."""
+    """Compare the files of a folder that we exported with the hashes beside them.
+
+    Raises UserError.
+    """
     if not (path / SEAL).exists():
         return
     for name, expected in folder.read_json(path / SEAL).items():
         if not (path / name).is_file() or sha256(path / name) != expected:
-            raise UserError(f"{path / name}: is missing or not as it was exported (its sha256 differs); export again")
+            raise UserError(
+                f"{path / name}: is missing or not as it was exported (its sha256 differs); export again"
+            )
 
 
 def resolve(model: ModelConfig, pretrained: Pretrained) -> ModelConfig:

@@ -59,7 +59,12 @@ def model_card(
     """
     name = pretrained.name if pretrained else "random weights"
     base = [f"base_model: {json.dumps(name)}", *license_of(pretrained)] if pretrained else []
-    head = [*base, "library_name: transformers", f"pipeline_tag: {TASKS[network]}", "tags: [jaxtrain]"]
+    head = [
+        *base,
+        "library_name: transformers",
+        f"pipeline_tag: {TASKS[network]}",
+        "tags: [jaxtrain]",
+    ]
     rounded = ", rounded to the types of the base" if pretrained and pretrained.dtypes else ""
     about = [
         f"- iteration {iteration}, seed {manifest['seed']}, started from {name}",
@@ -67,8 +72,14 @@ def model_card(
         f"- config sha256: `{manifest['config_sha256']}`, commit: `{manifest['git_commit']}`",
         *(f"- {key}: `{value}`" for key, value in sorted(manifest["facts"].items())),
     ]
-    metrics = {key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")}
-    table = [f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()) if isinstance(value, int | float)]
+    metrics = {
+        key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")
+    }
+    table = [
+        f"| {key} | {value:.4g} |"
+        for key, value in sorted(metrics.items())
+        if isinstance(value, int | float)
+    ]
     table = ["| metric | value |", "| --- | --- |", *table] if table else ["It was not scored."]
     use = USE[network].format(boundary=boundary)
     return "\n".join(["---", *head, "---", "", use, "", *about, "", *table, ""])

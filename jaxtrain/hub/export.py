@@ -1,4 +1,5 @@
-"""Write a network as a Hugging Face folder, which transformers and everything built on its format can load.
+"""Write a network as a Hugging Face folder, which transformers and everything built on its format
+can load.
 
 The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label: the value at
 every token, before it is clipped to [0, 1]. What started from a folder leaves with its config,
@@ -59,20 +60,29 @@ def write_prm(
     card: str,
     base: Pretrained | None = None,
 ) -> None:
-    """Write the PRM: backbone in the form of its `base`, head in float32. Raises as `write_policy`."""
+    """Write the PRM: backbone in the form of its `base`, head in float32.
+
+    Raises as `write_policy`.
+    """
     data = config_json(params["backbone"], config, max_length, base)
-    data["architectures"] = [name.replace("CausalLM", "TokenClassification") for name in data["architectures"]]
+    data["architectures"] = [
+        name.replace("CausalLM", "TokenClassification") for name in data["architectures"]
+    ]
     data |= {"id2label": {"0": "value"}, "label2id": {"value": 0}}
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        yield from ((name, x) for name, x in named_tensors(params["backbone"], base) if name != OUTPUT)
+        yield from (
+            (name, x) for name, x in named_tensors(params["backbone"], base) if name != OUTPUT
+        )
         yield "score.weight", np.asarray(params["head"]["weight"])[None]
         yield "score.bias", np.asarray(params["head"]["bias"])[None]
 
     write_folder(to, data, None, tensors(), tokenizer, card)
 
 
-def config_json(params: Params, config: ModelConfig, max_length: int, base: Pretrained | None) -> dict[str, Any]:
+def config_json(
+    params: Params, config: ModelConfig, max_length: int, base: Pretrained | None
+) -> dict[str, Any]:
     """Return the content of a config.json: the base's own, or that of a network from scratch."""
     if base and base.given:
         return dict(base.given["config.json"])
@@ -84,7 +94,9 @@ def vocab_size_of(params: Params) -> int:
     return params["embedding"].shape[0]
 
 
-def named_tensors(params: Params, base: Pretrained | None = None) -> Iterator[tuple[str, np.ndarray]]:
+def named_tensors(
+    params: Params, base: Pretrained | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tensors of a Transformer as Hugging Face names and shapes them.
 
     One parameter is on the host at a time. Each is rounded to the dtype that it has in `base`.
@@ -94,10 +106,17 @@ def named_tensors(params: Params, base: Pretrained | None = None) -> Iterator[tu
         values = np.asarray(leaf)
         for name, index, _ in families.layers_of(families.path_of(path), leaf.shape):
             theirs = families.their_name(name)
-            yield theirs, families.to_theirs(name, values[index]).astype(dtypes.get(theirs, values.dtype), copy=False)
+            yield (
+                theirs,
+                families.to_theirs(name, values[index]).astype(
+                    dtypes.get(theirs, values.dtype), copy=False
+                ),
+            )
 
 
-def write_folder(to: Path, config: dict, generation: dict | None, tensors: Iterator, tokenizer: Any, card: str) -> None:
+def write_folder(
+    to: Path, config: dict, generation: dict | None, tensors: Iterator, tokenizer: Any, card: str
+) -> None:
     """Write everything beside `to`, then rename. Raises UserError where `to` exists."""
     if to.exists():
         raise UserError(f"--to {to}: exists already; choose another folder or remove it")
@@ -160,7 +179,12 @@ def fast_tokenizer(tokenizer: Tokenizer | HubTokenizer) -> Any:
     backend = Backend(models.BPE(special | known, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    backend.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in special]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<end>", clean_up_tokenization_spaces=False
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<end>",
+        clean_up_tokenization_spaces=False,
     )

@@ -1,7 +1,8 @@
 """What a `config.json` means, and what Hugging Face calls our parameters.
 
-A config is data: read with an allow-list, never executed. Every family here is the one Llama-shaped block with flags; a
-family that needs another block gets a network of its own beside `nn/transformer.py`, not one more flag.
+A config is data: read with an allow-list, never executed. Every family here is the one Llama-shaped
+block with flags; a family that needs another block gets a network of its own beside
+`nn/transformer.py`, not one more flag.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from jaxtrain.errors import UserError
 from jaxtrain.nn.transformer import STACKED, ModelConfig
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")  # computed from the config, written by old versions
+# computed from the config, written by old versions
+IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
 
 # Published configs hold keys of all sorts. One that is not read here is refused if its name says
 # that it changes what is computed: another reader of the same file may heed it.
@@ -25,10 +27,20 @@ COMPUTES = re.compile(
     "rope|rotary|attention|attn|window|norm|scal|multiplier|bias|expert|moe|logit|softcap|capping"
     "|alibi|layer|head|hidden|activation|embed|residual|mup|position|compression"
 )
-HARMLESS = re.compile("_.*|.*(drop|implementation|flash).*|max_position_embeddings|output_(attentions|hidden_states)")
+HARMLESS = re.compile(
+    "_.*|.*(drop|implementation|flash).*|max_position_embeddings|output_(attentions|hidden_states)"
+)
 READ = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings"),
+    *(
+        "head_dim",
+        "hidden_act",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "tie_word_embeddings",
+    ),
     *("attention_bias", "mlp_bias", "layer_types"),
 }
 READ_OF = {
@@ -64,24 +76,40 @@ KERNELS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # theirs are [out in]
 
 
 def read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
-    """Turn the content of a config.json into (architecture, ModelConfig). Raises UserError for what we do not compute.
+    """Turn the content of a config.json into (architecture, ModelConfig). Raises UserError for what
+    we do not compute.
 
-    Both forms are read: rotary settings under `rope_parameters` (transformers 5) and beside the rest (before).
+    Both forms are read: rotary settings under `rope_parameters` (transformers 5) and beside the
+    rest (before).
     """
     try:
         return _read_model_config(data, where)
-    except UserError as error:  # of a ModelConfig that cannot be, in the words of a flag that nobody set
+    # of a ModelConfig that cannot be, in the words of a flag that nobody set
+    except UserError as error:
         name = str(error).removeprefix("--config.model.")
-        raise error if name == str(error) else UserError(f"{where}: as {name}; fetch the model again") from error
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{where}: holds a value of the wrong kind ({error}); fetch the model again") from error
+        raise (
+            error if name == str(error) else UserError(f"{where}: as {name}; fetch the model again")
+        ) from error
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ZeroDivisionError,
+    ) as error:
+        raise UserError(
+            f"{where}: holds a value of the wrong kind ({error}); fetch the model again"
+        ) from error
 
 
 def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
     names = data.get("architectures") or "(none)"
     family = names if isinstance(names, str) else names[0]
     if family not in FAMILIES:
-        raise UserError(f"{where}: architecture {family} is not supported; supported are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{where}: architecture {family} is not supported; supported are {', '.join(FAMILIES)}"
+        )
 
     def as_kind(value: Any, kind: type) -> Any:
         if type(value) is not kind:
@@ -138,8 +166,16 @@ def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
         ("attention_bias", bool(data.get("attention_bias")), False),
         ("mlp_bias", bool(data.get("mlp_bias")), False),
         # Qwen lets the layers from max_window_layers on slide; none of those published uses it.
-        ("use_sliding_window", family.startswith("Qwen") and bool(data.get("use_sliding_window")), False),
-        ("layer_types", sorted({*(data.get("layer_types") or ()), "full_attention"}), ["full_attention"]),
+        (
+            "use_sliding_window",
+            family.startswith("Qwen") and bool(data.get("use_sliding_window")),
+            False,
+        ),
+        (
+            "layer_types",
+            sorted({*(data.get("layer_types") or ()), "full_attention"}),
+            ["full_attention"],
+        ),
         (
             "quantization_config",
             (data.get("quantization_config") or {"quant_method": None}).get("quant_method", "?"),
@@ -156,7 +192,8 @@ def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
 
 
 def read_rope(data: Mapping[str, Any], family: str, where: str) -> tuple[float, dict[str, Any]]:
-    """Read the rotary settings. Returns (theta, what a ModelConfig says of scaling). Raises UserError.
+    """Read the rotary settings. Returns (theta, what a ModelConfig says of scaling). Raises
+    UserError.
 
     Where both forms are there, transformers heeds `rope_scaling` alone, and so do we.
     """
@@ -176,27 +213,43 @@ def read_rope(data: Mapping[str, Any], family: str, where: str) -> tuple[float, 
     if missing:
         raise UserError(f"{where}: rope_type llama3 without {', '.join(missing)}")
     factor, low, high, length = (float(rope[key]) for key in LLAMA3)
-    return theta, {"rope_factor": factor, "rope_low": low, "rope_high": high, "rope_length": int(length)}
+    return theta, {
+        "rope_factor": factor,
+        "rope_low": low,
+        "rope_high": high,
+        "rope_length": int(length),
+    }
 
 
 def refuse(where: str, family: str, key: str, value: object, known: object) -> NoReturn:
     """Say what a config asks for, and what we compute."""
-    raise UserError(f"{where}: {key}={repr(value)[:80]} is not supported for {family}; supported is {known}")
+    raise UserError(
+        f"{where}: {key}={repr(value)[:80]} is not supported for {family}; supported is {known}"
+    )
 
 
 def family_of(config: ModelConfig) -> str:
-    """Name the architecture that computes what a network of ours does. Raises UserError where none does."""
+    """Name the architecture that computes what a network of ours does.
+
+    Raises UserError where none does.
+    """
     if config.window and (config.has_qkv_bias or config.has_qk_norm):
-        raise UserError("no architecture has a window together with qkv biases or q/k norms; it cannot be exported")
+        raise UserError(
+            "no architecture has a window together with qkv biases or q/k norms; it cannot be exported"
+        )
     if config.has_qkv_bias == config.has_qk_norm:
         if config.has_qkv_bias:
-            raise UserError("no architecture has both qkv biases and q/k norms; it cannot be exported")
+            raise UserError(
+                "no architecture has both qkv biases and q/k norms; it cannot be exported"
+            )
         return "MistralForCausalLM" if config.window else "LlamaForCausalLM"
     return "Qwen2ForCausalLM" if config.has_qkv_bias else "Qwen3ForCausalLM"
 
 
 def write_model_config(config: ModelConfig, vocab_size: int, max_positions: int) -> dict[str, Any]:
-    """Say in a config.json what a network of ours is, so that transformers 4 and 5 and we read it alike."""
+    """Say in a config.json what a network of ours is, so that transformers 4 and 5 and we read it
+    alike.
+    """
     family = family_of(config)
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_factor != 1.0:
@@ -240,10 +293,14 @@ def path_of(keys: Sequence[Any]) -> str:
     return "/".join(str(key.key) for key in keys)
 
 
-def layers_of(path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """List what Hugging Face stores apart: (path, index, shape) of every layer of a stacked parameter.
+def layers_of(
+    path: str, shape: tuple[int, ...]
+) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """List what Hugging Face stores apart: (path, index, shape) of every layer of a stacked
+    parameter.
 
-    "blocks/wq" [28 ...] is "block_0/wq" at (0,), "block_1/wq" at (1,) and so on; any other is itself, at ().
+    "blocks/wq" [28 ...] is "block_0/wq" at (0,), "block_1/wq" at (1,) and so on; any other is
+    itself, at ().
     """
     if not path.startswith(f"{STACKED}/"):
         return [(path, (), shape)]
@@ -251,7 +308,9 @@ def layers_of(path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, .
 
 
 def their_name(path: str) -> str:
-    """Name a parameter as Hugging Face does: "block_3/wq" is "model.layers.3.self_attn.q_proj.weight"."""
+    """Name a parameter as Hugging Face does: "block_3/wq" is
+    "model.layers.3.self_attn.q_proj.weight".
+    """
     match = re.fullmatch(r"block_(\d+)/(.*)", path)
     return f"model.layers.{match[1]}.{BLOCK[match[2]]}" if match else TOP[path]
 

@@ -1,7 +1,8 @@
 """One GGUF file of the llama family: weights and tokenizer, by the `gguf` package and numpy.
 
-Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q and k in the order of its own rotary
-embedding, pairs (2i, 2i + 1) of a head side by side; they are put back into the half-split order of everybody else.
+Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q and k in the order
+of its own rotary embedding, pairs (2i, 2i + 1) of a head side by side; they are put back into the
+half-split order of everybody else.
 """
 
 from __future__ import annotations
@@ -42,20 +43,30 @@ READ = re.compile(
 
 
 def open_gguf(path: Path) -> Any:
-    """Open a file through the `gguf` package. Raises UserError where it is missing, no GGUF, or cut short."""
+    """Open a file through the `gguf` package.
+
+    Raises UserError where it is missing, no GGUF, or cut short.
+    """
     try:
         from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError("a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'") from error
+        raise UserError(
+            "a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'"
+        ) from error
     try:
         reader = GGUFReader(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # a damaged file surfaces as anything from numpy's and the reader's parsers
-        raise UserError(f"{path}: is no GGUF file, or is cut short ({error}); fetch it again") from error
+    # a damaged file surfaces as anything from numpy's and the reader's parsers
+    except Exception as error:
+        raise UserError(
+            f"{path}: is no GGUF file, or is cut short ({error}); fetch it again"
+        ) from error
     end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
     if end > path.stat().st_size:
-        raise UserError(f"{path}: its tensors end at byte {end}, the file at {path.stat().st_size}; fetch it again")
+        raise UserError(
+            f"{path}: its tensors end at byte {end}, the file at {path.stat().st_size}; fetch it again"
+        )
     return reader
 
 
@@ -66,11 +77,16 @@ def field(reader: Any, key: str, default: Any = None) -> Any:
 
 
 def read_model_config(reader: Any, where: str) -> ModelConfig:
-    """Turn the metadata into a ModelConfig. Raises UserError for another architecture, and what it cannot say."""
+    """Turn the metadata into a ModelConfig.
+
+    Raises UserError for another architecture, and what it cannot say.
+    """
     try:
         return _read_model_config(reader, where)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{where}: holds a value of the wrong kind ({error}); it is not supported") from error
+        raise UserError(
+            f"{where}: holds a value of the wrong kind ({error}); it is not supported"
+        ) from error
 
 
 def _read_model_config(reader: Any, where: str) -> ModelConfig:
@@ -86,11 +102,21 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
 
     num_heads = int(need("attention.head_count"))
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
-    head = int(field(reader, "llama.attention.key_length", int(need("embedding_length")) // num_heads))
+    head = int(
+        field(reader, "llama.attention.key_length", int(need("embedding_length")) // num_heads)
+    )
     scaling = field(reader, "llama.rope.scaling.type", "none")
-    factors = [float(field(reader, f"llama.rope.{key}", 1.0)) for key in ("scaling.factor", "scale_linear")]
-    if scaling != "none" or factors != [1.0, 1.0] or field(reader, "llama.rope.dimension_count", head) != head:
-        raise UserError(f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported")
+    factors = [
+        float(field(reader, f"llama.rope.{key}", 1.0)) for key in ("scaling.factor", "scale_linear")
+    ]
+    if (
+        scaling != "none"
+        or factors != [1.0, 1.0]
+        or field(reader, "llama.rope.dimension_count", head) != head
+    ):
+        raise UserError(
+            f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported"
+        )
     if "rope_freqs.weight" in shapes:
         raise UserError(f"{where}: rope scaling by rope_freqs.weight is not supported")
     for key in reader.fields:
@@ -115,7 +141,8 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
 def list_tensors(
     reader: Any, config: ModelConfig, where: str
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """List the tensors under Hugging Face's names. Returns (shape by name, function that reads one by name).
+    """List the tensors under Hugging Face's names. Returns (shape by name, function that reads one
+    by name).
 
     Raises UserError for a tensor that is there twice, or of a type that cannot be dequantized.
     """
@@ -133,12 +160,16 @@ def list_tensors(
         try:
             dequantize(tensor.data[:1], tensor.tensor_type)
         except NotImplementedError as error:
-            raise UserError(f"{where}: tensor {tensor.name} is of type {tensor.tensor_type.name}, not known") from error
+            raise UserError(
+                f"{where}: tensor {tensor.name} is of type {tensor.tensor_type.name}, not known"
+            ) from error
         tensors[name] = tensor
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shapes[name])
+        values = (
+            dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shapes[name])
+        )
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
         for part, num_heads in heads.items():
             if part in name:
@@ -147,18 +178,26 @@ def list_tensors(
         return values
 
     # gguf gives dimensions innermost first.
-    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    shapes = {
+        name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()
+    }
     return shapes, read
 
 
 def make_tokenizer(reader: Any, where: str) -> Any:
-    """Build transformers' fast tokenizer from the metadata. Raises UserError for a kind that is not known."""
+    """Build transformers' fast tokenizer from the metadata.
+
+    Raises UserError for a kind that is not known.
+    """
     try:
         return _make_tokenizer(reader, where)
     except UserError:
         raise
-    except Exception as error:  # whatever the tokenizers library raises for lists that do not fit each other
-        raise UserError(f"{where}: its tokenizer cannot be built ({error}); fetch the file again") from error
+    # whatever the tokenizers library raises for lists that do not fit each other
+    except Exception as error:
+        raise UserError(
+            f"{where}: its tokenizer cannot be built ({error}); fetch the file again"
+        ) from error
 
 
 def _make_tokenizer(reader: Any, where: str) -> Any:
@@ -167,14 +206,26 @@ def _make_tokenizer(reader: Any, where: str) -> Any:
 
     kind, split = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre")
     if kind != "gpt2" or split != "smollm":
-        raise UserError(f"{where}: tokenizer {kind}/{split} is not supported; supported is gpt2/smollm")
-    tokens, types = field(reader, "tokenizer.ggml.tokens"), field(reader, "tokenizer.ggml.token_type")
+        raise UserError(
+            f"{where}: tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
+        )
+    tokens, types = (
+        field(reader, "tokenizer.ggml.tokens"),
+        field(reader, "tokenizer.ggml.token_type"),
+    )
     merges = [tuple(merge.split(" ", 1)) for merge in field(reader, "tokenizer.ggml.merges")]
     fast = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits, words = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
     fast.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     fast.decoder = decoders.ByteLevel()
-    special = [AddedToken(t, special=True, normalized=False) for t, of in zip(tokens, types, strict=True) if of == 3]
+    special = [
+        AddedToken(t, special=True, normalized=False)
+        for t, of in zip(tokens, types, strict=True)
+        if of == 3
+    ]
     fast.add_special_tokens(special)
 
     def named(key: str) -> str | None:

@@ -1,8 +1,9 @@
 """A PRM that comes in: a backbone of the policy's shape and a linear head, ours or anyone's.
 
-Supported is a `...ForTokenClassification` or `...ForSequenceClassification` with one label, whose raw
-output at the last token of a step is the value. A softmax over labels is refused: our head does not
-compute it. Whether a PRM reads its values at a marker between steps no file says; ours never sees one.
+Supported is a `...ForTokenClassification` or `...ForSequenceClassification` with one label, whose
+raw output at the last token of a step is the value. A softmax over labels is refused: our head does
+not compute it. Whether a PRM reads its values at a marker between steps no file says; ours never
+sees one.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ WEIGHT, BIAS = "score.weight", "score.bias"
 
 
 def open_prm(path: Path, policy: Pretrained) -> Pretrained:
-    """Open a PRM to start from. Raises UserError where kind, shape or tokenizer are not supported."""
+    """Open a PRM to start from.
+
+    Raises UserError where kind, shape or tokenizer are not supported.
+    """
     names = read_json(path / "config.json").get("architectures") or ["(none)"]
     kind = next((kind for kind in KINDS if str(names[0]).endswith(kind)), None)
     if kind is None:
         known = ", ".join(KINDS)
-        raise UserError(f"{path}: architecture {names[0]} is not supported as a PRM; supported are {known}")
+        raise UserError(
+            f"{path}: architecture {names[0]} is not supported as a PRM; supported are {known}"
+        )
     prm = open_folder(path, kind)
     width = policy.config.width
     if prm.shapes.get(WEIGHT) != (1, width) or prm.shapes.get(BIAS, (1,)) != (1,):
@@ -51,8 +57,8 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
 def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Params:
     """Load a PRM onto the shapes, dtypes and shardings of `abstract`.
 
-    unembedding: the policy's, where it has one: it has a place in the backbone and is read by nobody.
-    Raises UserError as `load_params` does.
+    unembedding: the policy's, where it has one: it has a place in the backbone and is read by
+    nobody. Raises UserError as `load_params` does.
     """
     wanted = {name: leaf for name, leaf in abstract["backbone"].items() if name != "unembedding"}
     backbone = load_params(prm, wanted)
@@ -60,4 +66,7 @@ def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Pa
         backbone["unembedding"] = jnp.copy(unembedding)
     bias: Any = read_tensor(prm, BIAS) if BIAS in prm.shapes else np.zeros(1, np.float32)
     head = {"weight": read_tensor(prm, WEIGHT)[0], "bias": bias.reshape(())}
-    return {"backbone": backbone, "head": {name: place(head[name], abstract["head"][name]) for name in head}}
+    return {
+        "backbone": backbone,
+        "head": {name: place(head[name], abstract["head"][name]) for name in head},
+    }

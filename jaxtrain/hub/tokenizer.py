@@ -1,7 +1,8 @@
 """A tokenizer of transformers behind the face that the rest of jaxtrain knows.
 
-Every id is known by its bytes. Text is put together from them, here and in the tables that decide inside `jit` where a
-step ends, so that both see the same text; an id that stands for none becomes U+FFFD and never vanishes.
+Every id is known by its bytes. Text is put together from them, here and in the tables that decide
+inside `jit` where a step ends, so that both see the same text; an id that stands for none becomes
+U+FFFD and never vanishes.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ class HubTokenizer:
         return self.end_id if self.fast.pad_token_id is None else self.fast.pad_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text that continues another; what it spells of special tokens is text.
+        """Return the ids of a text that continues another; what it spells of special tokens is
+        text.
 
-        Sentencepiece vocabularies put a space before a text; behind a newline that is cut off again, they do not.
+        Sentencepiece vocabularies put a space before a text; behind a newline that is cut off
+        again, they do not.
         """
         encode = partial(self.fast.encode, add_special_tokens=False, split_special_tokens=True)
         ids = encode(text)
@@ -53,7 +56,8 @@ class HubTokenizer:
         return both[len(newline) :] if both[: len(newline)] == newline else ids
 
     def encode_start(self, text: str) -> list[int]:
-        """Return the ids of a text that starts a sequence, behind the begin ids of a model with some.
+        """Return the ids of a text that starts a sequence, behind the begin ids of a model with
+        some.
 
         What the tokenizer would put behind it, such as its end, is left out: a response follows.
         """
@@ -61,23 +65,33 @@ class HubTokenizer:
         return ids[: len(ids) - self.num_behind]
 
     def encode_chat(self, text: str, system: str, date: str) -> list[int]:
-        """Return the ids of one user's turn in the model's chat template, up to where its answer begins.
+        """Return the ids of one user's turn in the model's chat template, up to where its answer
+        begins.
 
-        The template's own tags are special ids; those that `text` or `system` spell are text. Raises
-        UserError where there is no template, it fails, or it reads the clock and `date` is empty.
+        The template's own tags are special ids; those that `text` or `system` spell are text.
+        Raises UserError where there is no template, it fails, or it reads the clock and `date` is
+        empty.
         """
         if not self.fast.chat_template:
-            raise UserError("--config.prompts.style=chat: the model has no chat template; choose plain or few_shot")
+            raise UserError(
+                "--config.prompts.style=chat: the model has no chat template; choose plain or few_shot"
+            )
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": text})
         try:
             template = stop_clock(self.fast.get_chat_template(), date)
-            how = {"add_generation_prompt": True, "return_dict": False, "sanitize_control_tokens": True}
+            how = {
+                "add_generation_prompt": True,
+                "return_dict": False,
+                "sanitize_control_tokens": True,
+            }
             return self.fast.apply_chat_template(turns, chat_template=template, **how)
         except UserError:
             raise
         except Exception as error:  # a template may refuse a system text, or anything else
-            raise UserError(f"--config.prompts.style=chat: the model's template fails ({error})") from error
+            raise UserError(
+                f"--config.prompts.style=chat: the model's template fails ({error})"
+            ) from error
 
     @cached_property
     def num_behind(self) -> int:
@@ -107,7 +121,10 @@ class HubTokenizer:
         """The bytes of every id."""
         backend = json.loads(self.fast.backend_tokenizer.to_str())
         is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
-        added, largest = {token["id"] for token in backend["added_tokens"]}, max(self.fast.get_vocab().values())
+        added, largest = (
+            {token["id"] for token in backend["added_tokens"]},
+            max(self.fast.get_vocab().values()),
+        )
         table = byte_of_character()
 
         def bytes_of(i: int) -> bytes:
@@ -117,7 +134,11 @@ class HubTokenizer:
             if i in added:
                 return token.encode()
             if is_byte_level:
-                return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode()
+                return (
+                    bytes(table[c] for c in token)
+                    if all(c in table for c in token)
+                    else token.encode()
+                )
             match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
             return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
 
@@ -125,11 +146,16 @@ class HubTokenizer:
 
 
 def stop_clock(template: str, date: str) -> str:
-    """Put a date (YYYY-MM-DD) where a chat template asks for today's. Raises UserError without one."""
+    """Put a date (YYYY-MM-DD) where a chat template asks for today's.
+
+    Raises UserError without one.
+    """
     if not CLOCK.search(template):
         return template
     if not date:
-        raise UserError("--config.prompts.date: the chat template reads the clock; set the day, as YYYY-MM-DD")
+        raise UserError(
+            "--config.prompts.date: the chat template reads the clock; set the day, as YYYY-MM-DD"
+        )
     day = datetime.date.fromisoformat(date)
     template = CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", template):
@@ -141,13 +167,17 @@ def byte_of_character() -> dict[str, int]:
     """Return the byte that each character stands for in a byte-level vocabulary (GPT-2's table)."""
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+    return {chr(byte): byte for byte in shown} | {
+        chr(256 + n): byte for n, byte in enumerate(hidden)
+    }
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Read the tokenizer of a folder through transformers; no code of the folder runs. Raises UserError.
+    """Read the tokenizer of a folder through transformers; no code of the folder runs. Raises
+    UserError.
 
-    A tokenizer.json is read as it is: the class that AutoTokenizer chooses for a model may change how text is split.
+    A tokenizer.json is read as it is: the class that AutoTokenizer chooses for a model may change
+    how text is split.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -159,16 +189,23 @@ def read_tokenizer(folder: Path) -> Any:
         if is_whole:
             fast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         else:
-            fast = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            fast = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
     except Exception as error:  # transformers raises whatever its parsers do
-        raise UserError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(fast, PreTrainedTokenizerFast):
         raise UserError(f"{folder}: its tokenizer is no fast one; tokenizer.json is missing")
     return fast
 
 
 def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubTokenizer:
-    """Put the face on a tokenizer. Raises UserError where it cannot belong to a network of `vocab_size` ids."""
+    """Put the face on a tokenizer.
+
+    Raises UserError where it cannot belong to a network of `vocab_size` ids.
+    """
     largest = max(fast.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         raise UserError(
@@ -176,8 +213,12 @@ def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubT
         )
     end_ids = tuple(i for i in dict.fromkeys(end_ids) if isinstance(i, int) and 0 <= i < vocab_size)
     if not end_ids:
-        raise UserError(f"{where}: neither the tokenizer nor generation_config.json names an end token (eos)")
+        raise UserError(
+            f"{where}: neither the tokenizer nor generation_config.json names an end token (eos)"
+        )
     tokenizer = HubTokenizer(fast, vocab_size, end_ids)
     if tokenizer.decode(tokenizer.encode(PROBE)).strip() != PROBE.strip():
-        raise UserError(f"{where}: the tokenizer does not give text back as it was; it is of a kind not supported")
+        raise UserError(
+            f"{where}: the tokenizer does not give text back as it was; it is of a kind not supported"
+        )
     return tokenizer

@@ -1,4 +1,6 @@
-"""What the two networks read from a row for their fits: the policy's logits, the PRM's values at step ends."""
+"""What the two networks read from a row for their fits: the policy's logits, the PRM's values at
+step ends.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,16 @@ import jax.numpy as jnp
 
 from jaxtrain.structs import Array, Params
 
-Network = Any  # a Transformer, or its head; flax types what `apply` returns as if it could be mutable collections too
+# a Transformer, or its head; flax types what `apply` returns as if it could be mutable collections
+# too
+Network = Any
 
 
 class ValueHead(nn.Module):
-    """Linear in float32, zero weights and bias 0.5 at the start. The raw output is fitted; clip it where it is used."""
+    """Linear in float32, zero weights and bias 0.5 at the start.
+
+    The raw output is fitted; clip it where it is used.
+    """
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
@@ -31,7 +38,9 @@ def make_logits(model: Network) -> Callable:
     """Make `logits(params, tokens [M L], length [M])` -> [M L V] float32, of the policy."""
 
     def logits(params: Params, tokens: Array, length: Array) -> Array:
-        return model.apply({"params": params}, read_rows(model, params, tokens, length), method="logits")
+        return model.apply(
+            {"params": params}, read_rows(model, params, tokens, length), method="logits"
+        )
 
     return logits
 

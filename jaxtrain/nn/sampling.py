@@ -1,9 +1,11 @@
-"""Drawing steps from the policy and scoring them with the PRM: the two functions that search is handed.
+"""Drawing steps from the policy and scoring them with the PRM: the two functions that search is
+handed.
 
-One decoder serves everything: it writes up to `max_steps` steps behind a prefix. A search draws one step for each of
-its candidates and several for a rollout, the plain sampler a whole trace for each of its lanes. The prefix is
-computed once for all lanes of a problem. A lane's draws depend on its problem's key, its number and its tokens alone,
-so they do not change with the company it keeps in a batch.
+One decoder serves everything: it writes up to `max_steps` steps behind a prefix. A search draws one
+step for each of its candidates and several for a rollout, the plain sampler a whole trace for each
+of its lanes. The prefix is computed once for all lanes of a problem. A lane's draws depend on its
+problem's key, its number and its tokens alone, so they do not change with the company it keeps in a
+batch.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def _open(segment: Segment, room: Array, max_steps: int, size: int) -> _Lanes:
     """Lanes that have written nothing behind `segment`; those without room [b] are not live."""
     b, most = room.shape[0], max_steps * size
     # [rows kv T h], behind a layer axis where layers are scanned.
-    empty = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k)
+    empty = jax.tree.map(
+        lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k
+    )
     return _Lanes(
         num_tokens=jnp.zeros((), jnp.int32),
         token=jnp.zeros(b, jnp.int32),
@@ -61,7 +65,10 @@ def _open(segment: Segment, room: Array, max_steps: int, size: int) -> _Lanes:
 
 
 def read(model: Network, params: Params, prefix: Prefix) -> tuple[Segment, Array]:
-    """Read prefixes [B L]. Returns (their segment, hidden state at each one's last token [B width])."""
+    """Read prefixes [B L].
+
+    Returns (their segment, hidden state at each one's last token [B width]).
+    """
     positions = jnp.broadcast_to(jnp.arange(prefix.tokens.shape[1]), prefix.tokens.shape)
     mask = positions < prefix.length[:, None]
     hidden, segment = model.apply({"params": params}, prefix.tokens, positions, mask)
@@ -70,7 +77,10 @@ def read(model: Network, params: Params, prefix: Prefix) -> tuple[Segment, Array
 
 
 def draw(logits: Array, keys: Array, temperature: Array) -> Array:
-    """Draw a token a lane: logits [b V] float32, keys uint32 [b 2]. Temperature 0 takes the most likely."""
+    """Draw a token a lane: logits [b V] float32, keys uint32 [b 2].
+
+    Temperature 0 takes the most likely.
+    """
     warm = logits / jnp.maximum(temperature, 1e-6)
     drawn = jax.vmap(jax.random.categorical)(jax.random.wrap_key_data(keys), warm)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
@@ -79,17 +89,20 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
 def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step_tokens: int = 0):
     """Make the function that draws steps.
 
-    A step ends where `tables` say so, or at `step_tokens` tokens where that is above 0, but never inside an answer. At
-    `max_step_tokens` it is cut.
+    A step ends where `tables` say so, or at `step_tokens` tokens where that is above 0, but never
+    inside an answer. At `max_step_tokens` it is cut.
 
-    Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [], num_lanes, max_steps)` ->
-    (Steps with fields [B num_lanes max_steps ...], token slots held open a problem [] int32). `room` says how many of
-    the `max_steps` steps a problem may take, 0: none, and never more than there are.
+    Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [],
+    num_lanes, max_steps)` -> (Steps with fields [B num_lanes max_steps ...], token slots held open
+    a problem [] int32). `room` says how many of the `max_steps` steps a problem may take, 0: none,
+    and never more than there are.
     """
     size = max_step_tokens
     step_table, answer_table = jnp.asarray(tables.step), jnp.asarray(tables.answer)
 
-    def record(lanes: _Lanes, logits: Array, lane_keys: Array, lane_room: Array, temperature: Array) -> _Lanes:
+    def record(
+        lanes: _Lanes, logits: Array, lane_keys: Array, lane_room: Array, temperature: Array
+    ) -> _Lanes:
         rows = jnp.arange(lanes.token.shape[0])
         is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
         is_live = lanes.is_live & is_ok
@@ -102,9 +115,13 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
         step_state = step_table[lanes.step_state, token].astype(jnp.int32)
         answer_state = answer_table[lanes.answer_state, token].astype(jnp.int32)
         is_full = at + 1 >= size
-        is_finished = is_live & ((answer_state == FINISHED) | (is_full & (answer_state == COMPLETE)))
+        is_finished = is_live & (
+            (answer_state == FINISHED) | (is_full & (answer_state == COMPLETE))
+        )
         is_long = (at + 1 >= step_tokens) & (step_tokens > 0)
-        is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & ((step_state == OVER) | is_long)
+        is_over = (
+            is_live & ~is_finished & (answer_state == NO_ANSWER) & ((step_state == OVER) | is_long)
+        )
         is_cut = is_live & ~is_finished & ~is_over & is_full
         is_last = lanes.step + 1 >= lane_room
         return lanes._replace(
@@ -121,12 +138,17 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
             is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
         )
 
-    def sample_steps(params: Params, prefix: Prefix, keys, room, temperature, num_lanes: int, max_steps: int):
+    def sample_steps(
+        params: Params, prefix: Prefix, keys, room, temperature, num_lanes: int, max_steps: int
+    ):
         num_problems, most = prefix.length.shape[0], max_steps * size
         b = num_problems * num_lanes
         segment, hidden = read(model, params, prefix)
-        logits = jnp.repeat(model.apply({"params": params}, hidden, method="logits"), num_lanes, axis=0)
-        # Folded twice: nodes fold an action into the same key, and a lane must not draw with the key of a child node.
+        logits = jnp.repeat(
+            model.apply({"params": params}, hidden, method="logits"), num_lanes, axis=0
+        )
+        # Folded twice: nodes fold an action into the same key, and a lane must not draw with the
+        # key of a child node.
         lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
         start, lane_room = jnp.repeat(prefix.length, num_lanes), jnp.repeat(room, num_lanes)
 
@@ -142,14 +164,20 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
 
         lanes = _open(segment, lane_room, max_steps, size)
         lanes = record(lanes, logits, lane_keys, lane_room, temperature)
-        lanes = jax.lax.while_loop(lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes)
+        lanes = jax.lax.while_loop(
+            lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes
+        )
 
         def shaped(x: Array) -> Array:
             return x.reshape(num_problems, num_lanes, *x.shape[1:])
 
         is_ok = jnp.repeat(shaped(lanes.is_ok)[..., None], max_steps, axis=-1)
         steps = Steps(
-            shaped(lanes.tokens), shaped(lanes.length), shaped(lanes.is_finished), shaped(lanes.is_cut), is_ok
+            shaped(lanes.tokens),
+            shaped(lanes.length),
+            shaped(lanes.is_finished),
+            shaped(lanes.is_cut),
+            is_ok,
         )
         return steps, lanes.num_tokens * num_lanes
 
@@ -159,8 +187,9 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
 def make_score_steps(model: Network):
     """Make the function that scores steps.
 
-    Returns `score_steps(params, prefix, steps)` -> float32 [B lanes K]: the PRM's raw value of the prefix that ends
-    with each step, all steps of a lane read in one causal pass behind the shared prefix.
+    Returns `score_steps(params, prefix, steps)` -> float32 [B lanes K]: the PRM's raw value of the
+    prefix that ends with each step, all steps of a lane read in one causal pass behind the shared
+    prefix.
     """
 
     def score_steps(params: Params, prefix: Prefix, steps: Steps) -> Array:

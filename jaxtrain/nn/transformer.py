@@ -1,9 +1,11 @@
-"""The one transformer: a Llama-shaped causal network that reads tokens behind any number of cached segments.
+"""The one transformer: a Llama-shaped causal network that reads tokens behind any number of cached
+segments.
 
-It never owns a cache. A call attends to the `segments` it is given and to its own tokens, and returns its own keys and
-values, alone or written into a segment that the caller keeps; whoever calls decides what lives where. So a prompt is
-computed once and shared by all candidates of a node (a segment may have fewer rows than the queries, each shared by a
-run of neighbours), and a cache that is stored differently later changes a gather, not the model.
+It never owns a cache. A call attends to the `segments` it is given and to its own tokens, and
+returns its own keys and values, alone or written into a segment that the caller keeps; whoever
+calls decides what lives where. So a prompt is computed once and shared by all candidates of a node
+(a segment may have fewer rows than the queries, each shared by a run of neighbours), and a cache
+that is stored differently later changes a gather, not the model.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import numpy as np
 from jaxtrain.errors import UserError, require_at_least, require_one_of
 from jaxtrain.structs import Array, Params
 
-STACKED = "blocks"  # where layers are scanned: the parameters of all of them, the layer as leading axis
+# where layers are scanned: the parameters of all of them, the layer as leading axis
+STACKED = "blocks"
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,34 @@ class ModelConfig:
     is_tied: bool = True  # logits through the embedding; otherwise through a matrix of their own
     has_qkv_bias: bool = False  # Qwen2
     has_qk_norm: bool = False  # an RMSNorm on every head's query and key: Qwen3
-    window: int = 0  # tokens back that attention reaches, itself included; 0: all (Mistral 7B v0.1: 4096)
+    # tokens back that attention reaches, itself included; 0: all (Mistral 7B v0.1: 4096)
+    window: int = 0
     rope_theta: float = 10_000.0  # base of the rotary position angles
     rope_factor: float = 1.0  # Llama 3.1: low frequencies are divided by this; 1: none
     rope_low: float = 1.0  # Llama 3.1: a frequency that turns less often within rope_length is low
-    rope_high: float = 4.0  # Llama 3.1: one that turns more often is high and stays; between them, a blend
+    # Llama 3.1: one that turns more often is high and stays; between them, a blend
+    rope_high: float = 4.0
     rope_length: int = 8192  # Llama 3.1: tokens that the model was first trained on
     norm_eps: float = 1e-5  # under the root of every RMSNorm
     dtype: str = "float32"  # of activations and caches; logits, values and losses are float32
-    is_scanned: bool = False  # one compiled block for all layers: deep networks compile in seconds, run a little slower
-    is_rematerialised: bool = False  # with is_scanned: updates compute activations again and keep one a layer
+    # one compiled block for all layers: deep networks compile in seconds, run a little slower
+    is_scanned: bool = False
+    # with is_scanned: updates compute activations again and keep one a layer
+    is_rematerialised: bool = False
 
     def __post_init__(self):
-        require_at_least(1, "model", self, "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width")
-        require_at_least(0, "model", self, "head_width", "vocab_size", "window", "rope_theta", "norm_eps")
+        require_at_least(
+            1, "model", self, "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width"
+        )
+        require_at_least(
+            0, "model", self, "head_width", "vocab_size", "window", "rope_theta", "norm_eps"
+        )
         require_at_least(1, "model", self, "rope_factor", "rope_length")
         require_one_of("model", self, dtype=("float32", "bfloat16"))
-        pairs = [*([] if self.head_width else [("width", "num_heads")]), ("num_heads", "num_kv_heads")]
+        pairs = [
+            *([] if self.head_width else [("width", "num_heads")]),
+            ("num_heads", "num_kv_heads"),
+        ]
         for whole, part in pairs:
             if getattr(self, whole) % getattr(self, part):
                 raise UserError(
@@ -64,9 +78,13 @@ class ModelConfig:
         if self.head % 2:
             raise UserError(f"--config.model.width={self.width}: a head ({self.head}) must be even")
         if self.is_rematerialised and not self.is_scanned:
-            raise UserError("--config.model.is_rematerialised=True: needs --config.model.is_scanned=True")
+            raise UserError(
+                "--config.model.is_rematerialised=True: needs --config.model.is_scanned=True"
+            )
         if not self.rope_low < self.rope_high:
-            raise UserError(f"--config.model.rope_low={self.rope_low}: must be below rope_high={self.rope_high}")
+            raise UserError(
+                f"--config.model.rope_low={self.rope_low}: must be below rope_high={self.rope_high}"
+            )
 
     @property
     def head(self) -> int:
@@ -75,9 +93,13 @@ class ModelConfig:
 
 
 class Segment(NamedTuple):
-    """Keys and values of tokens read before. Row b serves the queries [b * n, (b + 1) * n), n = batch / rows."""
+    """Keys and values of tokens read before.
 
-    k: Any  # a layer: [rows kv_heads T head]; all layers: a tuple, or one array where they are scanned
+    Row b serves the queries [b * n, (b + 1) * n), n = batch / rows.
+    """
+
+    # a layer: [rows kv_heads T head]; all layers: a tuple, or one array where they are scanned
+    k: Any
     v: Any  # likewise
     position: Array  # [rows T] int32, -1: no token
 
@@ -92,23 +114,31 @@ def frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def rotate(x: Array, positions: Array, frequency: np.ndarray) -> Array:
-    """Apply rotary position embedding (Su et al. 2021, half-split form) to `x` [b t heads h] at `positions` [b t]."""
+    """Apply rotary position embedding (Su et al.
+
+    2021, half-split form) to `x` [b t heads h] at `positions` [b t].
+    """
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
-def attend(q: Array, keys: Sequence[Array], values: Sequence[Array], masks: Sequence[Array]) -> Array:
+def attend(
+    q: Array, keys: Sequence[Array], values: Sequence[Array], masks: Sequence[Array]
+) -> Array:
     """Softmax attention of one set of queries over several segments of keys.
 
-    q: [b kv groups t h]. keys, values: [rows kv s h] each, rows dividing b. masks: broadcastable to [b 1 1 t s], True
-    where visible. Returns [b kv groups t h]. Scores and softmax in float32. A query that sees nothing averages
-    everything, which is finite and is read by nobody.
+    q: [b kv groups t h]. keys, values: [rows kv s h] each, rows dividing b. masks: broadcastable to
+    [b 1 1 t s], True where visible. Returns [b kv groups t h]. Scores and softmax in float32. A
+    query that sees nothing averages everything, which is finite and is read by nobody.
     """
     b, kv, groups, t, h = q.shape
 
-    def by_row(x: Array, rows: int) -> Array:  # [b kv groups t x] -> [rows kv n*groups*t x], n = b / rows
+    # [b kv groups t x] -> [rows kv n*groups*t x], n = b / rows
+    def by_row(x: Array, rows: int) -> Array:
         x = x.reshape(rows, b // rows, kv, groups * t, x.shape[-1])
         return jnp.swapaxes(x, 1, 2).reshape(rows, kv, -1, x.shape[-1])
 
@@ -117,10 +147,16 @@ def attend(q: Array, keys: Sequence[Array], values: Sequence[Array], masks: Sequ
         return jnp.swapaxes(x, 1, 2).reshape(b, kv, groups, t, x.shape[-1])
 
     scores = [
-        by_query(jnp.einsum("bkqh,bksh->bkqs", by_row(q, k.shape[0]), k, preferred_element_type=jnp.float32))
+        by_query(
+            jnp.einsum(
+                "bkqh,bksh->bkqs", by_row(q, k.shape[0]), k, preferred_element_type=jnp.float32
+            )
+        )
         for k in keys
     ]
-    masked = [jnp.where(mask, score * h**-0.5, -1e30) for score, mask in zip(scores, masks, strict=True)]
+    masked = [
+        jnp.where(mask, score * h**-0.5, -1e30) for score, mask in zip(scores, masks, strict=True)
+    ]
     tops = [jnp.max(score, axis=-1, keepdims=True) for score in masked]
     top = jax.lax.stop_gradient(reduce(jnp.maximum, tops))
     weights = [jnp.exp(score - top) for score in masked]
@@ -141,7 +177,9 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
-        return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps) * scale).astype(x.dtype)
+        return (
+            x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps) * scale
+        ).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -160,16 +198,19 @@ class Block(nn.Module):
         at: Array | int,
         own_mask: Array,
     ):
-        """x: [b t width]; past: (k, v) of this layer a segment, masks: theirs; own: (k, v) to write into at `at`.
+        """x: [b t width]; past: (k, v) of this layer a segment, masks: theirs; own: (k, v) to write
+        into at `at`.
 
-        Returns (x, (k, v)). Writing comes before reading, so that a cache in a loop is updated in place.
+        Returns (x, (k, v)). Writing comes before reading, so that a cache in a loop is updated in
+        place.
         """
         c = self.config
         b, t, width = x.shape
         dtype, head, frequency = jnp.dtype(c.dtype), c.head, frequencies(c)
         init = nn.initializers.normal(width**-0.5)
 
-        # Projections work on rows of tokens [b*t ...]: the gradient of a weight is then one plain matrix product.
+        # Projections work on rows of tokens [b*t ...]: the gradient of a weight is then one plain
+        # matrix product.
         def project(y: Array, name: str, *shape: int, num_in: int = 1) -> Array:
             weight = self.param(name, init, shape).astype(dtype)
             return y.reshape(b * t, -1) @ weight.reshape(math.prod(shape[:num_in]), -1)
@@ -177,14 +218,24 @@ class Block(nn.Module):
         def heads(y: Array, name: str, num_heads: int) -> Array:
             y = project(y, f"w{name}", width, num_heads, head).reshape(b, t, num_heads, head)
             if c.has_qkv_bias:
-                y = y + self.param(f"b{name}", nn.initializers.zeros, (num_heads, head)).astype(dtype)
+                y = y + self.param(f"b{name}", nn.initializers.zeros, (num_heads, head)).astype(
+                    dtype
+                )
             if c.has_qk_norm and name != "v":
                 y = RMSNorm(c.norm_eps, name=f"{name}_norm")(y)
             return y
 
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        q, k, v = heads(y, "q", c.num_heads), heads(y, "k", c.num_kv_heads), heads(y, "v", c.num_kv_heads)
-        q = rotate(q, positions, frequency).reshape(b, t, c.num_kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
+        q, k, v = (
+            heads(y, "q", c.num_heads),
+            heads(y, "k", c.num_kv_heads),
+            heads(y, "v", c.num_kv_heads),
+        )
+        q = (
+            rotate(q, positions, frequency)
+            .reshape(b, t, c.num_kv_heads, -1, head)
+            .transpose(0, 2, 3, 1, 4)
+        )
         k, v = rotate(k, positions, frequency).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if own is not None:
             k = jax.lax.dynamic_update_slice_in_dim(own[0], k, at, axis=2)
@@ -199,7 +250,8 @@ class Block(nn.Module):
 
 
 def cast_weights(config: ModelConfig, params: Params) -> Params:
-    """Cast the weights to the dtype of the activations; a program that calls the network often does so once.
+    """Cast the weights to the dtype of the activations; a program that calls the network often does
+    so once.
 
     The scales of norms stay float32, as they are computed with.
     """
@@ -209,7 +261,9 @@ def cast_weights(config: ModelConfig, params: Params) -> Params:
 
 
 def scan_blocks(config: ModelConfig) -> Any:
-    """Make one block that stands for all layers: their parameters, past and own have the layer as leading axis."""
+    """Make one block that stands for all layers: their parameters, past and own have the layer as
+    leading axis.
+    """
     by_layer: Any = (0, 0, *(nn.broadcast,) * 4)  # flax's own annotation knows of an int alone
     return nn.scan(
         nn.remat(Block, prevent_cse=False) if config.is_rematerialised else Block,
@@ -228,9 +282,13 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.embedding = self.param("embedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width))
+        self.embedding = self.param(
+            "embedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
+        )
         layers = range(c.num_layers)
-        self.blocks: Any = scan_blocks(c) if c.is_scanned else [Block(c, name=f"block_{i}") for i in layers]
+        self.blocks: Any = (
+            scan_blocks(c) if c.is_scanned else [Block(c, name=f"block_{i}") for i in layers]
+        )
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.is_tied:
             self.unembedding = self.param(
@@ -248,24 +306,34 @@ class Transformer(nn.Module):
     ):
         """Read `tokens` behind `segments`.
 
-        tokens, positions: [b t] int32; mask: [b t] bool, True for real tokens. Tokens are causal among themselves, in
-        index order. With `into`, they continue the tokens of that segment (rows = b) at index `at`, the same for all
-        rows. Returns (hidden [b t width] after the final norm, Segment of these tokens or `into` with them written).
+        tokens, positions: [b t] int32; mask: [b t] bool, True for real tokens. Tokens are causal
+        among themselves, in index order. With `into`, they continue the tokens of that segment
+        (rows = b) at index `at`, the same for all rows. Returns (hidden [b t width] after the final
+        norm, Segment of these tokens or `into` with them written).
         """
         b, t = tokens.shape
         own = jnp.where(mask, positions, -1).astype(jnp.int32)
-        own = own if into is None else jax.lax.dynamic_update_slice_in_dim(into.position, own, at, axis=1)
+        own = (
+            own
+            if into is None
+            else jax.lax.dynamic_update_slice_in_dim(into.position, own, at, axis=1)
+        )
         is_before = jnp.arange(own.shape[1]) <= at + jnp.arange(t)[:, None]
         own_mask = (is_before & self.is_visible(own, positions))[:, None, None]
         past_masks = [
-            self.is_visible(jnp.repeat(s.position, b // s.position.shape[0], axis=0), positions)[:, None, None]
+            self.is_visible(jnp.repeat(s.position, b // s.position.shape[0], axis=0), positions)[
+                :, None, None
+            ]
             for s in segments
         ]
         x = self.embedding[tokens].astype(jnp.dtype(self.config.dtype))
 
         shared = (positions, past_masks, at, own_mask)
         if self.config.is_scanned:
-            past, written = [(s.k, s.v) for s in segments], None if into is None else (into.k, into.v)
+            past, written = (
+                [(s.k, s.v) for s in segments],
+                None if into is None else (into.k, into.v),
+            )
             x, (keys, values) = self.blocks(x, past, written, *shared)
             return self.final_norm(x), Segment(keys, values, own)
         keys, values = [], []
@@ -277,7 +345,10 @@ class Transformer(nn.Module):
         return self.final_norm(x), Segment(tuple(keys), tuple(values), own)
 
     def is_visible(self, position: Array, positions: Array) -> Array:
-        """Say which keys at `position` [b s] the queries at `positions` [b t] may see. Returns [b 1 or t s]."""
+        """Say which keys at `position` [b s] the queries at `positions` [b t] may see.
+
+        Returns [b 1 or t s].
+        """
         is_token = position[:, None] >= 0
         if not self.config.window:
             return is_token

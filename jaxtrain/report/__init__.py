@@ -1,12 +1,13 @@
 """The report: one HTML page about a run, rewritten after every iteration.
 
-Everything on it comes from the metrics log, the config and a few sample traces, so it can be made again at any time.
-The page loads nothing and runs nothing, wherever it is sent. Model text is hostile input: it is escaped, made visible
-where it is not printable, and a policy in the page itself forbids scripts in case that were not enough.
+Everything on it comes from the metrics log, the config and a few sample traces, so it can be made
+again at any time. The page loads nothing and runs nothing, wherever it is sent. Model text is
+hostile input: it is escaped, made visible where it is not printable, and a policy in the page
+itself forbids scripts in case that were not enough.
 
-    markup.py    escaping, numbers, tables          scores.py     accuracy against compute; what the PRM knows
-    charts.py    figures as inline SVG              accounts.py   notices, losses, counts, time
-    style.py     the look                           meanings.py   what every count means
+    markup.py    escaping, numbers, tables          scores.py     accuracy against compute; what the
+    PRM knows charts.py    figures as inline SVG              accounts.py   notices, losses, counts,
+    time style.py     the look                           meanings.py   what every count means
     samples.py   traces, step by step
 
 A number is shown rounded; point at it to read its metric key and its full value.
@@ -97,7 +98,9 @@ def render_report(
     return PAGE.format(title=escape(title), css=CSS, body="\n".join(filter(None, sections)))
 
 
-def _header(title: str, config: dict[str, Any], history: list[Row], manifest: Manifest | None) -> str:
+def _header(
+    title: str, config: dict[str, Any], history: list[Row], manifest: Manifest | None
+) -> str:
     # How far the run is.
     goal = _look_up(config, "loop.num_iterations")
     done = history[-1]["iteration"] if history else None

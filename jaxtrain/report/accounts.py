@@ -56,17 +56,21 @@ def tell_nothing_learnt(rows: Sequence[Row]) -> str:
 def render_notices(history: list[Row]) -> str:
     """Return what a reader must know first, newest first; nothing where all went well.
 
-    A notice is a fit that was skipped, a count of trouble (skipped, set_aside, non_finite, errors, failed) that is not
-    zero, a value that was not finite, or a metric with text whose name ends with `notice`. Evaluation gives one where
-    search cost more than all samples together, so that the comparison is not at equal tokens.
-    """
+    A notice is a fit that was skipped, a count of trouble (skipped, set_aside, non_finite, errors,
+    failed) that is not zero, a value that was not finite, or a metric with text whose name ends
+    with `notice`. Evaluation gives one where search cost more than all samples together, so that
+    the comparison is not at equal tokens."""
     notices = [
         f"<li><b>Iteration {row['iteration']}</b> {text}</li>"
         for row in reversed(history)
         for key, value in row.items()
         if (text := _notice(row, key, value))
     ]
-    return f'<section class="notices"><h2>Notices</h2><ul>{"".join(notices)}</ul></section>' if notices else ""
+    return (
+        f'<section class="notices"><h2>Notices</h2><ul>{"".join(notices)}</ul></section>'
+        if notices
+        else ""
+    )
 
 
 def _notice(row: Row, key: str, value: object) -> str:
@@ -78,7 +82,9 @@ def _notice(row: Row, key: str, value: object) -> str:
         return f"evaluation: all samples of {method} together cost over 5% less than search, so tokens are not equal"
     if name.endswith("/is_skipped_fit"):
         return (
-            f"{escape(stage)}: the {escape(name.partition('/')[0])} had no data, its fit was skipped" if value else ""
+            f"{escape(stage)}: the {escape(name.partition('/')[0])} had no data, its fit was skipped"
+            if value
+            else ""
         )
     if stage == "evaluation" and not name.startswith("num_"):
         return ""
@@ -120,20 +126,33 @@ def _losses(history: list[Row], network: str, colour: str) -> str:
 
 
 def render_counts(history: list[Row]) -> str:
-    """Return all plain numbers of the stages, iteration by iteration, and the histogram of value targets."""
+    """Return all plain numbers of the stages, iteration by iteration, and the histogram of value
+    targets.
+    """
     keys = {key for row in history for key, value in row.items() if "/" in key and is_number(value)}
-    keys = {key for key in keys if not key.startswith(("evaluation/", "time/")) or key.startswith("evaluation/num_")}
-    stages = sorted({key.partition("/")[0] for key in keys}, key=lambda s: (STAGES.index(s) if s in STAGES else 99, s))
+    keys = {
+        key
+        for key in keys
+        if not key.startswith(("evaluation/", "time/")) or key.startswith("evaluation/num_")
+    }
+    stages = sorted(
+        {key.partition("/")[0] for key in keys},
+        key=lambda s: (STAGES.index(s) if s in STAGES else 99, s),
+    )
     body: list[list[str]] = []
     for stage in stages:
         body.append([escape(stage)])
         names = [key for key in _in_order(history) if key in keys and key.startswith(stage + "/")]
         body += [[_explained(key), *(number(row, key) for row in history)] for key in names]
-    counts = f"<div>{table(['', *map(iteration_name, history)], body, 'dense')}</div>" if body else ""
+    counts = (
+        f"<div>{table(['', *map(iteration_name, history)], body, 'dense')}</div>" if body else ""
+    )
     histogram = _histogram(get_row(history, "datasets/value_histogram"))
     if not counts and not histogram:
         return ""
-    return f'<section><h2>Kept and dropped</h2><div class="beside">{counts}{histogram}</div></section>'
+    return (
+        f'<section><h2>Kept and dropped</h2><div class="beside">{counts}{histogram}</div></section>'
+    )
 
 
 def _in_order(history: list[Row]) -> list[str]:
@@ -177,7 +196,9 @@ def render_time(history: list[Row]) -> str:
         seconds = sum(_seconds(row)[key] for row in timed if key in _seconds(row))
         share = seconds / total
         cells = [number(row, key, "seconds") for row in timed]
-        body.append([_name(key), *cells, duration(seconds), bar(share), format_number(share, "percent")])
+        body.append(
+            [_name(key), *cells, duration(seconds), bar(share), format_number(share, "percent")]
+        )
     sums = [duration(sum(_seconds(row).values())) for row in timed]
     body.append(["<b>all</b>", *sums, f"<b>{duration(total)}</b>", "", ""])
     heads = ["", *map(iteration_name, timed), "all", "", "share"]
@@ -186,4 +207,6 @@ def render_time(history: list[Row]) -> str:
 
 
 def _seconds(row: Row) -> dict[str, float]:
-    return {key: value for key, value in row.items() if key.startswith("time/") and is_number(value)}
+    return {
+        key: value for key, value in row.items() if key.startswith("time/") and is_number(value)
+    }

@@ -1,4 +1,7 @@
-"""Figures as inline SVG: lines with intervals, and bars. Colours come from the page's style and follow its theme."""
+"""Figures as inline SVG: lines with intervals, and bars.
+
+Colours come from the page's style and follow its theme.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ def line_chart(
         return ""
     xs = [point.x for line in series for point in line.points] + [x for x, _ in x_ticks]
     to_x = _scale(min(xs), max(xs), LEFT + 12, WIDTH - RIGHT - 12, is_log_x)
-    y_ticks = _y_ticks(max(max(point.high, point.y) for line in series for point in line.points), is_percent)
+    y_ticks = _y_ticks(
+        max(max(point.high, point.y) for line in series for point in line.points), is_percent
+    )
     to_y = _scale(0.0, y_ticks[-1][0], HEIGHT - BOTTOM, TOP)
     parts = [_axes(to_x, to_y, x_ticks, y_ticks, x_label, y_label)]
     for index, line in enumerate(series):
@@ -71,7 +76,16 @@ def bar_chart(bars: Sequence[tuple[str, int]], x_label: str, y_label: str) -> st
     width = (WIDTH - LEFT - RIGHT) / len(bars)
     to_x = _scale(0, len(bars), LEFT, WIDTH - RIGHT)
     to_y = _scale(0, y_ticks[-1][0], HEIGHT - BOTTOM, TOP + 8)
-    parts = [_axes(to_x, to_y, [(i + 0.5, label) for i, (label, _) in enumerate(bars)], y_ticks, x_label, y_label)]
+    parts = [
+        _axes(
+            to_x,
+            to_y,
+            [(i + 0.5, label) for i, (label, _) in enumerate(bars)],
+            y_ticks,
+            x_label,
+            y_label,
+        )
+    ]
     for i, (_, count) in enumerate(bars):
         x, y = to_x(i), to_y(count)
         parts.append(
@@ -110,7 +124,10 @@ def _y_ticks(top: float, is_percent: bool) -> list[Tick]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
     count = math.ceil(top / step - 1e-9) or 1
-    return [(i * step, f"{100 * i * step:.3g}%" if is_percent else _short(i * step)) for i in range(count + 1)]
+    return [
+        (i * step, f"{100 * i * step:.3g}%" if is_percent else _short(i * step))
+        for i in range(count + 1)
+    ]
 
 
 def _short(value: float) -> str:
@@ -121,20 +138,33 @@ def _short(value: float) -> str:
 
 
 def _axes(
-    to_x: Scale, to_y: Scale, x_ticks: Sequence[Tick], y_ticks: Sequence[Tick], x_label: str, y_label: str
+    to_x: Scale,
+    to_y: Scale,
+    x_ticks: Sequence[Tick],
+    y_ticks: Sequence[Tick],
+    x_label: str,
+    y_label: str,
 ) -> str:
     bottom, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
     parts = []
     for value, text in y_ticks:
         y = to_y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for value, text in x_ticks:
-        parts.append(f'<text x="{to_x(value):.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
+        parts.append(
+            f'<text x="{to_x(value):.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>'
+        )
     x = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     turn = f'transform="rotate(-90 12 {middle})"'
-    parts.append(f'<text class="axis" x="12" y="{middle}" text-anchor="middle" {turn}>{escape(y_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="12" y="{middle}" text-anchor="middle" {turn}>{escape(y_label)}</text>'
+    )
     return "".join(parts)
 
 
@@ -146,6 +176,10 @@ def _line(line: Series, to_x: Scale, to_y: Scale, shift: float) -> str:
     radius = 3.4 if len(places) > 1 else 5.0  # a lone point has no line to find it by
     for x, y, point in places:
         low, high = to_y(max(point.low, 0.0)), to_y(point.high)
-        parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{escape(point.label)}</title></circle>')
+        parts.append(
+            f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+        )
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{escape(point.label)}</title></circle>'
+        )
     return f'<g class="{line.colour}">{"".join(parts)}</g>'

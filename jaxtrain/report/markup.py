@@ -1,4 +1,7 @@
-"""Text, numbers and tables as HTML. Everything that is shown passes through here, and so through `escape`."""
+"""Text, numbers and tables as HTML.
+
+Everything that is shown passes through here, and so through `escape`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ NONE = '<span class="none">&ndash;</span>'
 
 
 def escape(value: object) -> str:
-    """Return text that HTML shows as it is, characters that cannot be seen (controls, bidi marks) as escapes."""
+    """Return text that HTML shows as it is, characters that cannot be seen (controls, bidi marks)
+    as escapes.
+    """
     text = str(value)
     if not text.isprintable():
         text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
@@ -56,7 +61,9 @@ def interval(row: Row, low: str, high: str, style: str) -> str:
 
 
 def format_number(value: float, style: str) -> str:
-    """Return a number as text: percent, points, decimal (3 places), signed, count, seconds, or plain."""
+    """Return a number as text: percent, points, decimal (3 places), signed, count, seconds, or
+    plain.
+    """
     if style == "percent":
         return f"{value:.1%}"
     if style == "points":
@@ -77,16 +84,23 @@ def duration(seconds: float) -> str:
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    return (
+        f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    )
 
 
 def bar(share: float) -> str:
     """Return a thin bar that fills the share of its track."""
-    return f'<span class="bar"><span style="width:{100 * min(max(share, 0), 1):.1f}%"></span></span>'
+    return (
+        f'<span class="bar"><span style="width:{100 * min(max(share, 0), 1):.1f}%"></span></span>'
+    )
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]], style: str = "") -> str:
-    """Return a table of HTML cells; the first column names the row. A row of one cell is a heading over all columns."""
+    """Return a table of HTML cells; the first column names the row.
+
+    A row of one cell is a heading over all columns.
+    """
     lines = []
     for first, *rest in body:
         cells = "".join(f"<td>{cell}</td>" for cell in rest)

@@ -14,9 +14,9 @@ MAX_CHARACTERS = 4000  # of one text on the page
 def render_samples(samples: Sequence[Sample]) -> str:
     """Return the traces, one card each.
 
-    A sample is a dict with `problem`, `gold`, `method` and `verdict` (text), and `steps`: a list of dicts with `text`,
-    `score` (the PRM's), `value` (after back-up) and `target` (the label), each a number or None. Any may be missing.
-    """
+    A sample is a dict with `problem`, `gold`, `method` and `verdict` (text), and `steps`: a list of
+    dicts with `text`, `score` (the PRM's), `value` (after back-up) and `target` (the label), each a
+    number or None. Any may be missing."""
     if not samples:
         return ""
     cards = "".join(map(_card, samples))
@@ -40,7 +40,11 @@ def _card(sample: Sample) -> str:
     ]
     verdict = sample.get("verdict") or "not judged"
     colour = verdict if verdict in ("correct", "wrong") else "other"
-    trace = table(["step", "score", "value", "target"], body, "trace") if body else "<p>No step was sampled.</p>"
+    trace = (
+        table(["step", "score", "value", "target"], body, "trace")
+        if body
+        else "<p>No step was sampled.</p>"
+    )
     return f"""<article>
 <p class="verdict"><span class="badge {colour}">{escape(verdict)}</span> {escape(sample.get("method") or "")}</p>
 <pre class="problem">{_text(sample.get("problem"))}</pre>
@@ -52,7 +56,11 @@ def _card(sample: Sample) -> str:
 def _text(text: object) -> str:
     text = "" if text is None else str(text)
     rest = len(text) - MAX_CHARACTERS
-    return escape(text) if rest <= 0 else f"{escape(text[:MAX_CHARACTERS])}<i> and {rest:,} more characters</i>"
+    return (
+        escape(text)
+        if rest <= 0
+        else f"{escape(text[:MAX_CHARACTERS])}<i> and {rest:,} more characters</i>"
+    )
 
 
 def _score(value: Any) -> str:

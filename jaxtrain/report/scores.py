@@ -22,7 +22,8 @@ from jaxtrain.report.markup import (
 
 Gain = tuple[float, float, float]  # a difference of accuracies, and its interval
 
-# Key, name, colour class. An oracle picks by the gold answer, which no method can: an upper bound, not a rival.
+# Key, name, colour class. An oracle picks by the gold answer, which no method can: an upper bound,
+# not a rival.
 METHODS = (
     ("greedy", "greedy", "c0"),
     ("self_consistency", "self-consistency", "c1"),
@@ -93,7 +94,9 @@ def tell_difference(gain: Gain) -> str:
 
 def render_accuracy(history: list[Row]) -> str:
     """Return the accuracy table (methods by iterations) and its two figures."""
-    scored = [row for row in history if any(f"evaluation/{key}/accuracy" in row for key, _, _ in METHODS)]
+    scored = [
+        row for row in history if any(f"evaluation/{key}/accuracy" in row for key, _, _ in METHODS)
+    ]
     if not scored:
         return "<section><h2>Accuracy</h2><p>No iteration has been scored yet.</p></section>"
     body = [
@@ -124,7 +127,10 @@ def _accuracy_cell(row: Row, method: str) -> str:
     key = f"evaluation/{method}"
     if not is_number(row.get(f"{key}/accuracy")):
         return NONE
-    costs = [f"n {number(row, f'{key}/num_problems', 'count')}", f"{number(row, f'{key}/tokens', 'count')} tokens"]
+    costs = [
+        f"n {number(row, f'{key}/num_problems', 'count')}",
+        f"{number(row, f'{key}/tokens', 'count')} tokens",
+    ]
     if f"{key}/k" in row:
         costs.insert(0, f"k {number(row, f'{key}/k', 'count')}")
     spread = interval(row, f"{key}/low", f"{key}/high", "percent")
@@ -164,7 +170,12 @@ On the same problems, with 95% intervals, it stands above the others by</p>
 
 def _by_iteration(scored: list[Row]) -> str:
     series = [
-        Series(name, colour, [_point(row, key, name) for row in scored if _has(row, key)], is_dashed=key == ORACLE)
+        Series(
+            name,
+            colour,
+            [_point(row, key, name) for row in scored if _has(row, key)],
+            is_dashed=key == ORACLE,
+        )
         for key, name, colour in METHODS
     ]
     step = 1 + len(scored) // 12
@@ -177,7 +188,9 @@ def _by_tokens(row: Row) -> str:
     for key, name, colour in METHODS:
         curve = row.get(f"evaluation/{key}/curve")
         if curve:
-            points = [_curve_point(name, *item) for item in curve if None not in item and item[0] > 0]
+            points = [
+                _curve_point(name, *item) for item in curve if None not in item and item[0] > 0
+            ]
         else:
             has_cost = _has(row, key) and (row.get(f"evaluation/{key}/tokens") or 0) > 0
             points = [_point(row, key, name, row[f"evaluation/{key}/tokens"])] if has_cost else []
@@ -186,7 +199,9 @@ def _by_tokens(row: Row) -> str:
     if not tokens:
         return "<p>No tokens were counted.</p>"
     ticks = log_ticks(min(tokens), max(tokens))
-    return line_chart(series, ticks, "tokens per problem, policy and PRM", "accuracy", is_log_x=True)
+    return line_chart(
+        series, ticks, "tokens per problem, policy and PRM", "accuracy", is_log_x=True
+    )
 
 
 def _has(row: Row, method: str) -> bool:
@@ -202,13 +217,17 @@ def _point(row: Row, method: str, name: str, x: float | None = None) -> Point:
     return Point(row["iteration"] if x is None else x, accuracy, low, high, label)
 
 
-def _curve_point(name: str, tokens: float, accuracy: float, low: float, high: float, k: float) -> Point:
+def _curve_point(
+    name: str, tokens: float, accuracy: float, low: float, high: float, k: float
+) -> Point:
     label = f"{name}, k = {k:g}, {tokens:,.0f} tokens: {accuracy:.1%} ({low:.1%} to {high:.1%})"
     return Point(tokens, accuracy, low, high, label)
 
 
 def render_prm(history: list[Row]) -> str:
-    """Return the PRM table, and the calibration of the last iteration that has one as table and figure."""
+    """Return the PRM table, and the calibration of the last iteration that has one as table and
+    figure.
+    """
     rated = [row for row in history if any(key.startswith("evaluation/prm/") for key in row)]
     if not rated:
         return ""
@@ -237,15 +256,30 @@ def _calibration(row: Row | None) -> str:
         return ""
     bins = [item for item in row["evaluation/prm/calibration"] if item[2] and None not in item]
     body = [
-        [f"{guess:.3f}", f"{target:.3f}", f"{guess - target:+.3f}", f"{count:,.0f}"] for guess, target, count in bins
-    ]
-    points = [
-        Point(guess, target, target, target, f"predicted {guess:.3f}, target {target:.3f}, {count:,.0f} steps")
+        [f"{guess:.3f}", f"{target:.3f}", f"{guess - target:+.3f}", f"{count:,.0f}"]
         for guess, target, count in bins
     ]
-    ideal = Series("perfectly calibrated", "c5", [Point(x, x, x, x, "") for x in (0.0, 1.0)], is_dashed=True)
+    points = [
+        Point(
+            guess,
+            target,
+            target,
+            target,
+            f"predicted {guess:.3f}, target {target:.3f}, {count:,.0f} steps",
+        )
+        for guess, target, count in bins
+    ]
+    ideal = Series(
+        "perfectly calibrated", "c5", [Point(x, x, x, x, "") for x in (0.0, 1.0)], is_dashed=True
+    )
     ticks = [(tenth / 10, f"{tenth / 10:g}") for tenth in range(0, 11, 2)]
-    chart = line_chart([ideal, Series("PRM", "c4", points)], ticks, "mean prediction", "mean target", is_percent=False)
+    chart = line_chart(
+        [ideal, Series("PRM", "c4", points)],
+        ticks,
+        "mean prediction",
+        "mean target",
+        is_percent=False,
+    )
     bin_table = table(["prediction", "target", "too high by", "steps"], body)
     return f"""<div class="pair">
 <div><h3>Calibration, iteration {row["iteration"]}</h3>{bin_table}</div>

@@ -1,4 +1,6 @@
-"""The look of the report: one column, quiet colours, figures that line up, light or dark as the reader's system is."""
+"""The look of the report: one column, quiet colours, figures that line up, light or dark as the
+reader's system is.
+"""
 
 CSS = """
 :root { --page: #fbfbf9; --ink: #1c1c1e; --soft: #6a6a70; --line: #e3e3de; --fill: #f1f1ec; --accent: #2f6fd6;

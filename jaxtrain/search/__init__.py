@@ -1,7 +1,8 @@
 """Stage 2 of 7. Prompts in, Tree out.
 
-`make_grow` returns the one function of the stage, whatever the method: a pure function of arrays that grows a batch of
-trees. Search sees the PRM and never a gold answer: it is handed `sample_steps` and `score_steps`, no task.
+`make_grow` returns the one function of the stage, whatever the method: a pure function of arrays
+that grows a batch of trees. Search sees the PRM and never a gold answer: it is handed
+`sample_steps` and `score_steps`, no task.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ METHODS = {"mcts_star": grow_mcts_star, "sample": grow_samples}
 def make_grow(config: SearchConfig, sample_steps: Callable, score_steps: Callable) -> Callable:
     """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
 
-    sample_steps(params, prefix, keys, room, temperature, num_lanes, max_steps) -> (Steps, slots) and
-    score_steps(params, prefix, steps) -> [B lanes K] float32 are the only sight of the networks.
+    sample_steps(params, prefix, keys, room, temperature, num_lanes, max_steps) -> (Steps, slots)
+    and score_steps(params, prefix, steps) -> [B lanes K] float32 are the only sight of the
+    networks.
     """
     grow_fn = METHODS[config.method]
 

@@ -1,4 +1,7 @@
-"""One expansion: sample candidate steps behind a prefix, score them, roll the best one out. Shared by tree searches."""
+"""One expansion: sample candidate steps behind a prefix, score them, roll the best one out.
+
+Shared by tree searches.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,19 @@ from jaxtrain.structs import Array, Prefix, Steps
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """A search method and its budget. Constants of `mcts_star` follow the paper's Algorithm 2 and its code."""
+    """A search method and its budget.
+
+    Constants of `mcts_star` follow the paper's Algorithm 2 and its code.
+    """
 
     method: str = "mcts_star"  # mcts_star: Algorithm 2; sample: independent traces
     max_steps: int = 8  # D: depth at which an unfinished branch is cut
     max_step_tokens: int = 32  # S: tokens at which an unfinished step is cut
-    boundary: str = "\n"  # text that ends a step; "\n\n": a blank line; empty: only an end token or step_tokens
+    # text that ends a step; "\n\n": a blank line; empty: only an end token or step_tokens
+    boundary: str = "\n"
     step_tokens: int = 0  # tokens at which a step ends, whatever its text; 0: never
-    answer: str = "end"  # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
+    # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
+    answer: str = "end"
     num_simulations: int = 16  # T: the root's expansion and T - 1 simulations
     num_candidates: int = 4  # A: steps sampled an expansion (b in the paper)
     num_samples: int = 16  # traces a problem, for the method `sample`
@@ -36,24 +44,45 @@ class SearchConfig:
     unvisited_bonus: float = 1.0  # stands for the bonus of a child never visited
     num_rollout_steps: int = 1  # m: steps of the greedy rollout from the best new candidate
     num_rollout_candidates: int = 1  # d: candidates drawn for each of them
-    rollout_blend: float = 0.5  # alpha: v = alpha * own value + (1 - alpha) * best value of the rollout
-    rollout_floor: str = "paper"  # where the best value starts: paper: 0; self: the child's own value
-    stop: str = "never"  # never: spend the budget; threshold: a finished leaf of end_threshold decides the tree
+    # alpha: v = alpha * own value + (1 - alpha) * best value of the rollout
+    rollout_blend: float = 0.5
+    # where the best value starts: paper: 0; self: the child's own value
+    rollout_floor: str = "paper"
+    # never: spend the budget; threshold: a finished leaf of end_threshold decides the tree
+    stop: str = "never"
     end_threshold: float = 0.9  # l
 
     def __post_init__(self):
-        at_least_one = ("max_steps", "max_step_tokens", "num_simulations", "num_candidates", "num_samples")
+        at_least_one = (
+            "max_steps",
+            "max_step_tokens",
+            "num_simulations",
+            "num_candidates",
+            "num_samples",
+        )
         require_at_least(1, "search", self, *at_least_one, "num_rollout_candidates")
-        require_at_least(0, "search", self, "temperature", "exploration", "unvisited_bonus", "num_rollout_steps")
+        require_at_least(
+            0, "search", self, "temperature", "exploration", "unvisited_bonus", "num_rollout_steps"
+        )
         require_share("search", self, "rollout_blend", "end_threshold")
         methods = ("mcts_star", "sample")
-        require_one_of("search", self, method=methods, stop=("never", "threshold"), rollout_floor=("paper", "self"))
+        require_one_of(
+            "search",
+            self,
+            method=methods,
+            stop=("never", "threshold"),
+            rollout_floor=("paper", "self"),
+        )
         require_one_of("search", self, answer=ANSWERS)
         require_at_least(0, "search", self, "step_tokens")
         if len(self.boundary.encode()) > MAX_BOUNDARY:
-            raise UserError(f"--config.search.boundary={self.boundary[:20]!r}...: has more than {MAX_BOUNDARY} bytes")
+            raise UserError(
+                f"--config.search.boundary={self.boundary[:20]!r}...: has more than {MAX_BOUNDARY} bytes"
+            )
         if not self.boundary and not self.step_tokens:
-            raise UserError("--config.search.boundary='': nothing ends a step; set it, or --config.search.step_tokens")
+            raise UserError(
+                "--config.search.boundary='': nothing ends a step; set it, or --config.search.step_tokens"
+            )
 
     @property
     def rollout_depth(self) -> int:
@@ -62,8 +91,12 @@ class SearchConfig:
 
     @property
     def round_steps(self) -> int:
-        """Steps that a round of the rollout draws at once: all where d is 1, for then nothing is chosen between."""
-        return self.rollout_depth if self.num_rollout_candidates == 1 else min(self.rollout_depth, 1)
+        """Steps that a round of the rollout draws at once: all where d is 1, for then nothing is
+        chosen between.
+        """
+        return (
+            self.rollout_depth if self.num_rollout_candidates == 1 else min(self.rollout_depth, 1)
+        )
 
     @property
     def num_rounds(self) -> int:
@@ -122,7 +155,8 @@ def clip(score: Array) -> Array:
 def append(prefix: Prefix, tokens: Array, length: Array) -> Prefix:
     """Write a step [B S] of `length` [B] behind each prefix; what is beyond L is dropped.
 
-    A prefix that is expanded has D - 1 steps at most, so L = P + (D - 1) * S loses nothing that is read.
+    A prefix that is expanded has D - 1 steps at most, so L = P + (D - 1) * S loses nothing that is
+    read.
     """
     at = jnp.arange(prefix.tokens.shape[1]) - prefix.length[:, None]
     step = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), axis=1)
@@ -132,17 +166,24 @@ def append(prefix: Prefix, tokens: Array, length: Array) -> Prefix:
 
 def first_copies(tokens: Array, length: Array) -> Array:
     """Mark, among candidates [B A S], those that no earlier sibling equals. Returns [B A] bool."""
-    same = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1) & (length[:, :, None] == length[:, None])
+    same = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1) & (
+        length[:, :, None] == length[:, None]
+    )
     return ~jnp.any(jnp.tril(same, k=-1), axis=-1)
 
 
 def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Callable:
-    """Make `expand(prefix, depth, key, is_live, temperature)` -> Node. Rows that are not live get no lanes."""
+    """Make `expand(prefix, depth, key, is_live, temperature)` -> Node.
+
+    Rows that are not live get no lanes.
+    """
     width, alpha = config.num_rollout_candidates, config.rollout_blend
 
     def ask(prefix: Prefix, key, room, temperature, num_lanes: int, max_steps: int):
         def networks():
-            steps, slots = sample(prefix, key, room, temperature, num_lanes=num_lanes, max_steps=max_steps)
+            steps, slots = sample(
+                prefix, key, room, temperature, num_lanes=num_lanes, max_steps=max_steps
+            )
             return steps, score(prefix, steps), slots
 
         def nothing():
@@ -152,7 +193,9 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
         # Late in a search whole batches have nothing to expand or roll out.
         return jax.lax.cond(jnp.any(room > 0), networks, nothing)
 
-    def draw(prefix: Prefix, depth, key, is_live, temperature, num_lanes: int, max_steps: int) -> Drawn:
+    def draw(
+        prefix: Prefix, depth, key, is_live, temperature, num_lanes: int, max_steps: int
+    ) -> Drawn:
         room = jnp.where(is_live, jnp.clip(config.max_steps - depth, 0, max_steps), 0)
         steps, scores, slots = ask(prefix, key, room, temperature, num_lanes, max_steps)
         scores, is_step = scores.astype(jnp.float32), steps.length > 0
@@ -160,7 +203,9 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
         is_deepest = depth[:, None, None] + 1 + jnp.arange(max_steps) >= config.max_steps
         is_ended = steps.is_finished | steps.is_cut | (is_step & is_deepest)
         num_tokens = jnp.where(is_live, prefix.length + jnp.sum(steps.length, axis=(1, 2)), 0)
-        return Drawn(steps, jnp.where(jnp.isfinite(scores), scores, 0.0), is_ended, is_ok, num_tokens, slots)
+        return Drawn(
+            steps, jnp.where(jnp.isfinite(scores), scores, 0.0), is_ended, is_ok, num_tokens, slots
+        )
 
     def expand(prefix: Prefix, depth, key, is_live, temperature) -> Node:
         drawn = draw(prefix, depth, key, is_live, temperature, config.num_candidates, 1)
@@ -176,14 +221,22 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
         for r in range(config.num_rounds):
             # Children use fold_in(key, action); rounds take the numbers after the actions.
             round_key = fold_in(key, config.num_candidates + r)
-            new = draw(at, depth + 1 + r, round_key, is_rolling, temperature, width, config.round_steps)
+            new = draw(
+                at, depth + 1 + r, round_key, is_rolling, temperature, width, config.round_steps
+            )
             is_step = new.steps.length > 0
-            choice = jnp.argmax(jnp.where(is_step, new.scores, -jnp.inf)[:, :, 0], axis=1).astype(jnp.int32)
-            chosen = jax.tree.map(lambda x, choice=choice: pick(x, choice), new.steps)  # [B round_steps ...]
-            seen = jnp.max(jnp.where(chosen.length > 0, clip(pick(new.scores, choice)), 0.0), axis=1)
+            choice = jnp.argmax(jnp.where(is_step, new.scores, -jnp.inf)[:, :, 0], axis=1).astype(
+                jnp.int32
+            )
+            # [B round_steps ...]
+            chosen = jax.tree.map(lambda x, choice=choice: pick(x, choice), new.steps)
+            seen = jnp.max(
+                jnp.where(chosen.length > 0, clip(pick(new.scores, choice)), 0.0), axis=1
+            )
             top = jnp.where(is_rolling, jnp.maximum(top, seen), top)
             rounds.append((new, choice))
-            at = append(at, chosen.tokens[:, 0], chosen.length[:, 0])  # a next round follows one step only
+            # a next round follows one step only
+            at = append(at, chosen.tokens[:, 0], chosen.length[:, 0])
             is_rolling = is_rolling & new.is_ok & ~pick(new.is_ended, choice)[:, 0]
 
         rolled = join_rounds(rounds) if rounds else empty_rollout(one, width)
@@ -200,7 +253,8 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
             is_ended=is_ended,
             is_valid=is_valid,
             best=best,
-            # alpha * own + (1 - alpha) * top, written so that equal values blend to themselves exactly.
+            # alpha * own + (1 - alpha) * top, written so that equal values blend to themselves
+            # exactly.
             best_value=top + alpha * (own - top) if config.num_rollout_steps else own,
             rollout_tokens=rolled[0],
             rollout_length=rolled[1],
@@ -219,9 +273,17 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
 
 
 def join_rounds(rounds: list[tuple[Drawn, Array]]) -> list[Array]:
-    """Lay rounds (what was drawn, the lane chosen [B]) end to end: steps [B d K ...] become [B m d ...]."""
-    fields = [(x.steps.tokens, x.steps.length, x.scores, x.steps.is_finished, x.is_ended) for x, _ in rounds]
-    steps = [jnp.concatenate([jnp.swapaxes(x, 1, 2) for x in field], axis=1) for field in zip(*fields, strict=True)]
+    """Lay rounds (what was drawn, the lane chosen [B]) end to end: steps [B d K ...] become [B m d
+    ...].
+    """
+    fields = [
+        (x.steps.tokens, x.steps.length, x.scores, x.steps.is_finished, x.is_ended)
+        for x, _ in rounds
+    ]
+    steps = [
+        jnp.concatenate([jnp.swapaxes(x, 1, 2) for x in field], axis=1)
+        for field in zip(*fields, strict=True)
+    ]
     best = [jnp.repeat(choice[:, None], x.scores.shape[2], axis=1) for x, choice in rounds]
     return [*steps, jnp.concatenate(best, axis=1)]
 

@@ -1,16 +1,20 @@
 """MCTS* (ReST-MCTS*, Algorithm 2) on `mctx.search`, unmodified and through its public names only.
 
-An iteration of the paper selects a leaf C, expands it, rolls its best new child out and backs values up. mctx's
-simulation selects a candidate (P, a), which *is* that leaf, and makes a node for it; our `recurrent_fn` fills the node
-with C's own candidates and the rollout. Three things differ from mctx's own statistics, so our loop keeps its own and
-takes only topology and embeddings from mctx:
+An iteration of the paper selects a leaf C, expands it, rolls its best new child out and backs
+values up. mctx's simulation selects a candidate (P, a), which *is* that leaf, and makes a node for
+it; our `recurrent_fn` fills the node with C's own candidates and the rollout. Three things differ
+from mctx's own statistics, so our loop keeps its own and takes only topology and embeddings from
+mctx:
 
-- a new node is *opened*: its candidates' values are their scores, and the one that was rolled out counts as visited;
-- values are the visit-weighted mean of the visited children (Eq. 36), without the node's own evaluation;
-- a leaf that has ended is never given a node: the simulation is undone on the small arrays (never on the embeddings),
-  the leaf gains a visit, and the next simulation writes into the same slot.
+- a new node is *opened*: its candidates' values are their scores, and the one that was rolled out
+  counts as visited;
+- values are the visit-weighted mean of the visited children (Eq. 36), without the node's own
+  evaluation;
+- a leaf that has ended is never given a node: the simulation is undone on the small arrays (never
+  on the embeddings), the leaf gains a visit, and the next simulation writes into the same slot.
 
-Selection draws no noise: candidates are exchangeable samples, so taking the first among equals is a fair tie-break.
+Selection draws no noise: candidates are exchangeable samples, so taking the first among equals is a
+fair tie-break.
 """
 
 from __future__ import annotations
@@ -44,9 +48,17 @@ class Progress:
 
 
 def grow_mcts_star(
-    config: SearchConfig, sample: Callable, score: Callable, prompts: Prompts, keys: Array, temperature: Array
+    config: SearchConfig,
+    sample: Callable,
+    score: Callable,
+    prompts: Prompts,
+    keys: Array,
+    temperature: Array,
 ) -> Tree:
-    """Grow a batch of trees of R = T * A + T * min(m, D - 1) * d rows. See `search.make_grow` for the arguments."""
+    """Grow a batch of trees of R = T * A + T * min(m, D - 1) * d rows.
+
+    See `search.make_grow` for the arguments.
+    """
     num_problems = prompts.length.shape[0]
     expand = make_expand(config, sample, score)
     is_real = prompts.problem_id >= 0
@@ -77,7 +89,8 @@ def grow_mcts_star(
         key, tree = carry
         is_ok = tree.embeddings.is_ok[:, 0] & is_real
         tree = tree.replace(
-            node_visits=tree.node_visits.at[:, 0].set(0), extra_data=tree.extra_data.replace(is_ok=is_ok)
+            node_visits=tree.node_visits.at[:, 0].set(0),
+            extra_data=tree.extra_data.replace(is_ok=is_ok),
         )
         at_root = jnp.zeros(num_problems, jnp.int32)
         tree = back_up(open_node(config, tree, at_root, is_ok), jnp.where(is_ok, at_root, -1))
@@ -110,11 +123,15 @@ def select_candidate(config: SearchConfig, tree: MctxTree, node_index: Array) ->
     log_parent = jnp.log(jnp.maximum(tree.node_visits[node_index], 1).astype(jnp.float32))
     explore = config.exploration * jnp.sqrt(log_parent / jnp.maximum(visits, 1))
     ucb = values + jnp.where(visits > 0, explore, config.unvisited_bonus)
-    return jnp.argmax(jnp.where(tree.embeddings.is_valid[node_index], ucb, -jnp.inf)).astype(jnp.int32)
+    return jnp.argmax(jnp.where(tree.embeddings.is_valid[node_index], ucb, -jnp.inf)).astype(
+        jnp.int32
+    )
 
 
 def open_node(config: SearchConfig, tree: MctxTree, index: Array, is_new: Array) -> MctxTree:
-    """Give the candidates of node `index` [B] their values, and the rolled-out one its visit, where `is_new` [B]."""
+    """Give the candidates of node `index` [B] their values, and the rolled-out one its visit, where
+    `is_new` [B].
+    """
     rows = jnp.arange(index.shape[0])
     node: Node = jax.tree.map(lambda x: x[rows, index], tree.embeddings)
     is_best = jnp.arange(config.num_candidates) == node.best[:, None]
@@ -135,7 +152,8 @@ def open_node(config: SearchConfig, tree: MctxTree, index: Array, is_new: Array)
 def back_up(tree: MctxTree, index: Array) -> MctxTree:
     """Walk from node `index` [B] to the root (Eq. 35-36); -1 leaves a tree as it is.
 
-    n += 1; v = sum n_c v_c / sum n_c over visited children where there are any; both copied into the parent's slot.
+    n += 1; v = sum n_c v_c / sum n_c over visited children where there are any; both copied into
+    the parent's slot.
     """
 
     def step(carry):
@@ -154,23 +172,33 @@ def back_up(tree: MctxTree, index: Array) -> MctxTree:
 
     carry = index, tree.node_visits, tree.node_values, tree.children_visits, tree.children_values
     _, n, v, children_n, children_v = jax.lax.while_loop(lambda carry: carry[0] >= 0, step, carry)
-    return tree.replace(node_visits=n, node_values=v, children_visits=children_n, children_values=children_v)
+    return tree.replace(
+        node_visits=n, node_values=v, children_visits=children_n, children_values=children_v
+    )
 
 
 def settle(config: SearchConfig, old: MctxTree, new: MctxTree) -> MctxTree:
-    """Turn mctx's simulation into an iteration of Algorithm 2: decide, visit an ended leaf, or grow the tree.
+    """Turn mctx's simulation into an iteration of Algorithm 2: decide, visit an ended leaf, or grow
+    the tree.
 
-    `new` is `old` after mctx's body, which selected the leaf (parent, action) of every tree and wrote a node for it
-    into the slot after the newest.
+    `new` is `old` after mctx's body, which selected the leaf (parent, action) of every tree and
+    wrote a node for it into the slot after the newest.
     """
     progress: Progress = old.extra_data
     rows, slot = jnp.arange(progress.slot.shape[0]), progress.slot + 1
     parent, action = new.parents[rows, slot], new.action_from_parent[rows, slot]
     is_ended = new.embeddings.is_ended[rows, parent, action]
-    visits, value = old.children_visits[rows, parent, action], old.children_values[rows, parent, action]
+    visits, value = (
+        old.children_visits[rows, parent, action],
+        old.children_values[rows, parent, action],
+    )
 
     is_active = progress.is_ok & (progress.decided < 0)
-    has_answer = is_active & new.embeddings.is_finished[rows, parent, action] & (value >= config.end_threshold)
+    has_answer = (
+        is_active
+        & new.embeddings.is_finished[rows, parent, action]
+        & (value >= config.end_threshold)
+    )
     is_deciding = has_answer if config.stop == "threshold" else jnp.zeros_like(has_answer)
     is_counted = is_active & ~is_deciding
     is_growing, is_wasted = is_counted & ~is_ended, is_counted & is_ended
@@ -189,7 +217,9 @@ def settle(config: SearchConfig, old: MctxTree, new: MctxTree) -> MctxTree:
         node_values=old.node_values.at[rows, slot].set(value),
         extra_data=Progress(
             slot=jnp.where(is_growing, slot, progress.slot),
-            decided=jnp.where(is_deciding, parent * config.num_candidates + action, progress.decided),
+            decided=jnp.where(
+                is_deciding, parent * config.num_candidates + action, progress.decided
+            ),
             is_ok=progress.is_ok & is_ok,
             num_simulations=progress.num_simulations + is_counted,
             num_wasted=progress.num_wasted + is_wasted,
@@ -201,7 +231,9 @@ def settle(config: SearchConfig, old: MctxTree, new: MctxTree) -> MctxTree:
 
 
 def to_rows(config: SearchConfig, prompts: Prompts, tree: MctxTree) -> Tree:
-    """Read the engine-neutral rows out of mctx's arrays: T * A candidates in node order, then the rollout steps."""
+    """Read the engine-neutral rows out of mctx's arrays: T * A candidates in node order, then the
+    rollout steps.
+    """
     node, progress = tree.embeddings, tree.extra_data
     num_problems, num_nodes, width = node.score.shape
     num_rounds, d = node.rollout_score.shape[2:]
@@ -209,26 +241,38 @@ def to_rows(config: SearchConfig, prompts: Prompts, tree: MctxTree) -> Tree:
     is_grown = (nodes <= progress.slot[:, None]) & (prompts.problem_id >= 0)[:, None]
 
     above = jnp.where(nodes > 0, tree.parents * width + tree.action_from_parent, -1)
-    first_rollout = num_nodes * width + jnp.arange(num_nodes * num_rounds * d).reshape(num_nodes, num_rounds, d)
+    first_rollout = num_nodes * width + jnp.arange(num_nodes * num_rounds * d).reshape(
+        num_nodes, num_rounds, d
+    )
     from_best = (nodes * width + node.best)[..., None]
     from_round = first_rollout[:, :-1, 0] + node.rollout_best[..., :-1]
     rollout_parent = jnp.concatenate([from_best, from_round], axis=-1)[..., :num_rounds]
 
     def flat(candidates: Array, rollouts: Array) -> Array:
         lead, tail = candidates.shape[:2], candidates.shape[3:]
-        both = [jnp.broadcast_to(candidates, (*lead, width, *tail)), rollouts.astype(candidates.dtype)]
+        both = [
+            jnp.broadcast_to(candidates, (*lead, width, *tail)),
+            rollouts.astype(candidates.dtype),
+        ]
         return jnp.concatenate([x.reshape(num_problems, -1, *tail) for x in both], axis=1)
 
     is_sampled = (node.length > 0) & is_grown[..., None]
-    kind = jnp.where(is_sampled, jnp.where(node.is_valid, int(Kind.CANDIDATE), int(Kind.DUPLICATE)), int(Kind.EMPTY))
+    kind = jnp.where(
+        is_sampled,
+        jnp.where(node.is_valid, int(Kind.CANDIDATE), int(Kind.DUPLICATE)),
+        int(Kind.EMPTY),
+    )
     is_rolled = (node.rollout_length > 0) & is_grown[..., None, None]
     kind = flat(kind, jnp.where(is_rolled, int(Kind.ROLLOUT), int(Kind.EMPTY)))
     is_row = kind != Kind.EMPTY
     score = jnp.where(is_row, flat(node.score, node.rollout_score), 0.0)
     is_finished = is_row & flat(node.is_finished, node.rollout_is_finished)
     is_answer = is_finished & (kind != Kind.DUPLICATE)
-    best = jnp.argmax(jnp.where(is_answer, score, -jnp.inf), axis=1)  # the raw score: values are clipped, which ties
-    chosen = jnp.where(progress.decided >= 0, progress.decided, jnp.where(jnp.any(is_answer, axis=1), best, -1))
+    # the raw score: values are clipped, which ties
+    best = jnp.argmax(jnp.where(is_answer, score, -jnp.inf), axis=1)
+    chosen = jnp.where(
+        progress.decided >= 0, progress.decided, jnp.where(jnp.any(is_answer, axis=1), best, -1)
+    )
 
     def total(x: Array) -> Array:
         return jnp.sum(jnp.where(is_grown, x, 0), axis=1)
@@ -241,7 +285,9 @@ def to_rows(config: SearchConfig, prompts: Prompts, tree: MctxTree) -> Tree:
         tokens=jnp.where(is_row[..., None], flat(node.tokens, node.rollout_tokens), 0),
         length=jnp.where(is_row, flat(node.length, node.rollout_length), 0),
         score=score,
-        visits=jnp.where(is_row, flat(tree.children_visits, jnp.zeros_like(node.rollout_length)), 0),
+        visits=jnp.where(
+            is_row, flat(tree.children_visits, jnp.zeros_like(node.rollout_length)), 0
+        ),
         value=jnp.where(is_row, flat(tree.children_values, clip(node.rollout_score)), 0.0),
         is_ended=is_row & flat(node.is_ended, node.rollout_is_ended),
         is_finished=is_finished,

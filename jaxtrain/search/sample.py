@@ -1,5 +1,5 @@
-"""Independent traces behind one prompt, in the rows of a Tree: the generator of ReST-EM, and of greedy decoding (one
-trace, temperature 0), self-consistency, best-of-k and weighted vote.
+"""Independent traces behind one prompt, in the rows of a Tree: the generator of ReST-EM, and of
+greedy decoding (one trace, temperature 0), self-consistency, best-of-k and weighted vote.
 """
 
 from __future__ import annotations
@@ -13,9 +13,17 @@ from jaxtrain.structs import Array, Kind, Prefix, Prompts, Tree
 
 
 def grow_samples(
-    config: SearchConfig, sample: Callable, score: Callable, prompts: Prompts, keys: Array, temperature: Array
+    config: SearchConfig,
+    sample: Callable,
+    score: Callable,
+    prompts: Prompts,
+    keys: Array,
+    temperature: Array,
 ) -> Tree:
-    """Grow stars of K traces: R = D * K rows, depth-major (row = depth * K + trace). See `search.make_grow`."""
+    """Grow stars of K traces: R = D * K rows, depth-major (row = depth * K + trace).
+
+    See `search.make_grow`.
+    """
     num_problems, k, max_steps = prompts.length.shape[0], config.num_samples, config.max_steps
     is_real = prompts.problem_id >= 0
     prefix = Prefix(prompts.tokens, prompts.length)

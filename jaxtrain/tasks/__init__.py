@@ -35,7 +35,9 @@ def make_task(config: TasksConfig, tokenizer: Any = None) -> Task:
     try:
         makers = runpy.run_path(config.file) if config.file else MAKERS
     except SystemExit as error:  # any other error is the user's own to read, with its traceback
-        raise UserError(f"--config.tasks.name={config.name}: {config.file} exits with {error}") from error
+        raise UserError(
+            f"--config.tasks.name={config.name}: {config.file} exits with {error}"
+        ) from error
     make = makers.get(config.name.removeprefix(f"{config.file}:"))
     if not callable(make):
         known = f"{', '.join(sorted(MAKERS))}, and a function in a file as in my_task.py:make"
@@ -64,7 +66,9 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
             try:
                 hashes[f"tasks.{key}.sha256"] = sha256(Path(path))
             except OSError as error:
-                raise UserError(f"--config.tasks.{key}={path}: cannot be read ({error.strerror})") from error
+                raise UserError(
+                    f"--config.tasks.{key}={path}: cannot be read ({error.strerror})"
+                ) from error
     return hashes
 
 

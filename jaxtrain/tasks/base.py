@@ -1,7 +1,7 @@
 """What a task is: problems whose answers can be checked. Stands below the seven stages.
 
-A task owns its problems, its text format and the word on a finished trace. Nothing of the loop knows more about it than
-this file says, so another kind of problem is another subclass of `Task`.
+A task owns its problems, its text format and the word on a finished trace. Nothing of the loop
+knows more about it than this file says, so another kind of problem is another subclass of `Task`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ OPEN_SIZES = {"num_dev": (256, 0.1), "num_test": (512, 0.1), "num_demonstrations
 class TasksConfig:
     name: str = "countdown"  # countdown | jsonl | reasoning_gym | my_task.py:make, yours
     path: str = ""  # jsonl: the train file; JSON lines, one JSON array, or .parquet
-    test_path: str = ""  # jsonl: the test file; empty: the test problems are held out of the train file
+    # jsonl: the test file; empty: the test problems are held out of the train file
+    test_path: str = ""
     question_field: str = "question"  # jsonl: the field of a row with its question
     answer_field: str = "answer"  # jsonl: its gold, bare, boxed, or behind reasoning and ####
     answer_kind: str = "number"  # jsonl: number | choice (one letter) | text (as it is)
@@ -37,17 +38,22 @@ class TasksConfig:
     num_test: int = -1  # problems to report on; 0: all of test_path; -1: 512, at most a tenth
     num_demonstrations: int = -1  # traces of D_S0, on further problems; -1: 8000, at most 40 %
     demonstrations_per_problem: int = 8  # countdown: traces of the weak player on each such problem
-    demonstration_skill: float = 1.0  # countdown: chance that the weak player's second move is its best one
+    # countdown: chance that the weak player's second move is its best one
+    demonstration_skill: float = 1.0
     max_number: int = 12  # countdown: numbers are drawn from 1 to this
     max_target: int = 99  # countdown: targets lie between 1 and this
     seed: int = 0  # draws the problems and the sets; not the seed of the run
     dataset: str = "chain_sum"  # reasoning_gym: which of its datasets
     params: str = ""  # a JSON object: parameters of the reasoning_gym dataset, or of your function
-    unseen_share: float = 0.0  # reasoning_gym: share of the templates that are held out of every set
-    is_unseen: bool = False  # reasoning_gym: make all sets of the templates held out, to evaluate on
+    # reasoning_gym: share of the templates that are held out of every set
+    unseen_share: float = 0.0
+    # reasoning_gym: make all sets of the templates held out, to evaluate on
+    is_unseen: bool = False
     max_row_bytes: int = 16384  # jsonl: a longer line is a bad row
-    is_annotated: bool = False  # jsonl: keep the calculator annotations <<...>> in the demonstrations
-    max_bad_share: float = 0.01  # jsonl: skip bad rows up to this share of a file, then refuse the file
+    # jsonl: keep the calculator annotations <<...>> in the demonstrations
+    is_annotated: bool = False
+    # jsonl: skip bad rows up to this share of a file, then refuse the file
+    max_bad_share: float = 0.01
 
     @property
     def file(self) -> str:
@@ -71,24 +77,40 @@ class TasksConfig:
         require_at_least(0, "tasks", self, "num_train")
         require_at_least(-1, "tasks", self, "num_dev", "num_test", "num_demonstrations")
         require_one_of("tasks", self, answer_kind=("number", "choice", "text"))
-        require_at_least(1, "tasks", self, "demonstrations_per_problem", "max_number", "max_target", "max_row_bytes")
+        require_at_least(
+            1,
+            "tasks",
+            self,
+            "demonstrations_per_problem",
+            "max_number",
+            "max_target",
+            "max_row_bytes",
+        )
         require_share("tasks", self, "demonstration_skill", "max_bad_share", "unseen_share")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its gold answer. Ids are unique across the sets of a task and do not depend on their sizes."""
+    """A question with its gold answer.
+
+    Ids are unique across the sets of a task and do not depend on their sizes.
+    """
 
     id: int
-    prompt: str  # in the task's own form; ends with a newline: the response starts on a line of its own
+    # in the task's own form; ends with a newline: the response starts on a line of its own
+    prompt: str
     gold: str
     question: str = ""  # alone, as one would ask it in a chat
-    substance: str = ""  # what problems that differ in names only share; empty: nothing but the prompt
+    # what problems that differ in names only share; empty: nothing but the prompt
+    substance: str = ""
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A trace that the warm start imitates. It need not be correct: the task says what its demonstrations are."""
+    """A trace that the warm start imitates.
+
+    It need not be correct: the task says what its demonstrations are.
+    """
 
     prompt: str
     response: str  # steps separated by newlines, without the end token
@@ -106,7 +128,8 @@ class Task:
     dev: tuple[Problem, ...]
     test: tuple[Problem, ...]
     demonstrations: tuple[Demonstration, ...]
-    counts: Mapping[str, int] = field(default_factory=dict)  # rows read and dropped, by reason; reported as metrics
+    # rows read and dropped, by reason; reported as metrics
+    counts: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()  # one line "file:line: reason" for each bad row
 
     def verify(self, problem: Problem, text: str) -> Verdict | bool:
@@ -148,10 +171,11 @@ class Sets(NamedTuple):
 
 
 def draw_sets(rows: Sequence[Row], sizes: tuple[int, int, int, int], seed: int, what: str) -> Sets:
-    """Draw disjoint sets of the given sizes (test, dev, demonstrations, train) from rows, in an order of the seed's.
+    """Draw disjoint sets of the given sizes (test, dev, demonstrations, train) from rows, in an
+    order of the seed's.
 
-    A train size of 0 takes all that is left; train comes last, so that its size changes no other set. `what` names the
-    rows in the UserError that says there are too few.
+    A train size of 0 takes all that is left; train comes last, so that its size changes no other
+    set. `what` names the rows in the UserError that says there are too few.
     """
     num_test, num_dev, num_demonstrations, num_train = sizes
     num_asked = num_test + num_dev + num_demonstrations + max(num_train, 1)
@@ -165,4 +189,9 @@ def draw_sets(rows: Sequence[Row], sizes: tuple[int, int, int, int], seed: int, 
     random.Random(seed).shuffle(shuffled)
     dev, demonstrations = num_test + num_dev, num_test + num_dev + num_demonstrations
     end = demonstrations + num_train if num_train else len(rows)
-    return Sets(shuffled[:num_test], shuffled[num_test:dev], shuffled[dev:demonstrations], shuffled[demonstrations:end])
+    return Sets(
+        shuffled[:num_test],
+        shuffled[num_test:dev],
+        shuffled[dev:demonstrations],
+        shuffled[demonstrations:end],
+    )

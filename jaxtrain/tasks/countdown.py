@@ -1,14 +1,17 @@
-"""Countdown: reach a target from three numbers with + - * /, each used once. Stands below the seven stages.
+"""Countdown: reach a target from three numbers with + - * /, each used once. Stands below the seven
+stages.
 
-A prompt is `4 6 7=31` and a newline, the numbers in order. A response has one line for each operation: the operation
-with its result, a bar, and the numbers that remain, the untouched one first:
+A prompt is `4 6 7=31` and a newline, the numbers in order. A response has one line for each
+operation: the operation with its result, a bar, and the numbers that remain, the untouched one
+first:
 
     4*6=24|7 24
     7+24=31|31
 
-Every line carries all the state that the next one needs, so a small model can learn it and a verifier can replay it.
-Results are positive integers throughout: no zero, no negative number, no remainder. The problems are the solvable pairs
-of numbers and target, enumerated, so the sets are disjoint by construction and a problem's id is its rank.
+Every line carries all the state that the next one needs, so a small model can learn it and a
+verifier can replay it. Results are positive integers throughout: no zero, no negative number, no
+remainder. The problems are the solvable pairs of numbers and target, enumerated, so the sets are
+disjoint by construction and a problem's id is its rank.
 """
 
 from __future__ import annotations
@@ -46,10 +49,11 @@ class CountdownTask(Task):
     """Three numbers, one target; see the module for the format."""
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Replay every line: operands taken from the line before, true arithmetic, exact remainder, target reached.
+        """Replay every line: operands taken from the line before, true arithmetic, exact remainder,
+        target reached.
 
-        UNPARSABLE is a text that is not of the format, WRONG one that is and breaks a rule or misses the target.
-        The remaining numbers may stand in any order.
+        UNPARSABLE is a text that is not of the format, WRONG one that is and breaks a rule or
+        misses the target. The remaining numbers may stand in any order.
         """
         moves = _read_moves(text)
         if moves is None:
@@ -62,22 +66,32 @@ class CountdownTask(Task):
         return Verdict.CORRECT if numbers == (target,) else Verdict.WRONG
 
     def answer(self, text: str) -> str | None:
-        """Return the moves with the operands of + and * in order, so that commuted responses vote together."""
+        """Return the moves with the operands of + and * in order, so that commuted responses vote
+        together.
+        """
         moves = _read_moves(text)
         return None if moves is None else ";".join(_write_move(_commuted(move)) for move in moves)
 
 
 def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
-    """Make the task that a config describes; its few characters are the tokens unless told otherwise.
+    """Make the task that a config describes; its few characters are the tokens unless told
+    otherwise.
 
     Raises UserError if there are fewer problems than it asks for.
     """
     if config.max_number > MAX_NUMBER:
-        raise UserError(f"--config.tasks.max_number={config.max_number}: countdown goes up to {MAX_NUMBER}")
+        raise UserError(
+            f"--config.tasks.max_number={config.max_number}: countdown goes up to {MAX_NUMBER}"
+        )
     config = close_sizes(config)
     problems = _all_problems(config.max_number, config.max_target)
     per_problem = config.demonstrations_per_problem
-    sizes = (config.num_test, config.num_dev, -(-config.num_demonstrations // per_problem), config.num_train)
+    sizes = (
+        config.num_test,
+        config.num_dev,
+        -(-config.num_demonstrations // per_problem),
+        config.num_train,
+    )
     what = f"solvable, with numbers up to {config.max_number} and targets up to {config.max_target}"
     sets = draw_sets(problems, sizes, config.seed, what)
 
@@ -99,7 +113,9 @@ def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
 
 
 def legal_moves(numbers: tuple[int, ...]) -> list[Move]:
-    """Return every legal move once, in a fixed order: both orders of + and *, results positive integers."""
+    """Return every legal move once, in a fixed order: both orders of + and *, results positive
+    integers.
+    """
     moves = set()
     for i, j in permutations(range(len(numbers)), 2):
         a, b = numbers[i], numbers[j]
@@ -109,7 +125,9 @@ def legal_moves(numbers: tuple[int, ...]) -> list[Move]:
             results["-"] = a - b
         if a % b == 0:
             results["/"] = a // b
-        moves.update(Move(a, op, b, result, tuple(sorted([*rest, result]))) for op, result in results.items())
+        moves.update(
+            Move(a, op, b, result, tuple(sorted([*rest, result]))) for op, result in results.items()
+        )
     return sorted(moves)
 
 
@@ -127,10 +145,11 @@ def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
 def weak_trace(prompt: str, config: TasksConfig, rng: random.Random) -> str:
     """Play one game of a weak player: whole, legal, and most often not correct.
 
-    The first move is drawn from all legal ones. With probability `demonstration_skill` the second is the one whose
-    result is nearest to the target (ties at random), else any. Results above `max_target` are avoided where that is
-    possible: few problems need one, and the policy is spared the larger multiplication tables. Such traces teach the
-    format and arithmetic and leave the choice of the first move, which is what makes a solution, to be found by search.
+    The first move is drawn from all legal ones. With probability `demonstration_skill` the second
+    is the one whose result is nearest to the target (ties at random), else any. Results above
+    `max_target` are avoided where that is possible: few problems need one, and the policy is spared
+    the larger multiplication tables. Such traces teach the format and arithmetic and leave the
+    choice of the first move, which is what makes a solution, to be found by search.
     """
 
     def comfortable(numbers: tuple[int, ...]) -> list[Move]:

@@ -105,11 +105,13 @@ class JsonlTask(Task):
 
 
 def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
-    """Make the task that a config describes from its one or two files; bytes are the tokens unless told otherwise.
+    """Make the task that a config describes from its one or two files; bytes are the tokens unless
+    told otherwise.
 
-    Train rows whose question is in the test file are dropped and counted. A problem's id is its row's place in the file
-    (the test file's follow the train file's), the demonstrations are the reference solutions of rows kept for
-    them. Raises UserError for a missing file, too many bad rows, or fewer rows than the sets ask for.
+    Train rows whose question is in the test file are dropped and counted. A problem's id is its
+    row's place in the file (the test file's follow the train file's), the demonstrations are the
+    reference solutions of rows kept for them. Raises UserError for a missing file, too many bad
+    rows, or fewer rows than the sets ask for.
     """
     rows, num_lines, counts, skipped = _read_rows("path", config)
     test_rows, num_in_test = [], 0
@@ -119,14 +121,20 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         test_keys = {row.key for row in test_rows}
         num_in_test = sum(row.key in test_keys for row in rows)
         rows = [row for row in rows if row.key not in test_keys]
-        test_rows = _draw_test([replace(row, line=num_lines + row.line) for row in test_rows], config)
+        test_rows = _draw_test(
+            [replace(row, line=num_lines + row.line) for row in test_rows], config
+        )
     elif config.num_test == 0:
-        raise UserError("--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path names none")
+        raise UserError(
+            "--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path names none"
+        )
 
     config = close_sizes(config, len(rows))
     num_test = 0 if test_rows else config.num_test
     sizes = (num_test, config.num_dev, config.num_demonstrations, config.num_train)
-    sets = draw_sets(rows, sizes, config.seed, f"good rows of {config.path} that are not in the test file")
+    sets = draw_sets(
+        rows, sizes, config.seed, f"good rows of {config.path} that are not in the test file"
+    )
     return JsonlTask(
         name="jsonl",
         tokenizer=tokenizer or byte_tokenizer(),
@@ -154,7 +162,9 @@ def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
 
 
 def _problem(row: Row) -> Problem:
-    return Problem(id=row.line - 1, prompt=f"Q: {row.question}\nA:\n", gold=row.gold, question=row.question)
+    return Problem(
+        id=row.line - 1, prompt=f"Q: {row.question}\nA:\n", gold=row.gold, question=row.question
+    )
 
 
 def _response(row: Row, is_annotated: bool) -> str:
@@ -164,7 +174,9 @@ def _response(row: Row, is_annotated: bool) -> str:
 
 
 def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[str], list[str]]:
-    """Return the good rows of a file, its number of lines, the counts of rows and reasons, and the bad rows named."""
+    """Return the good rows of a file, its number of lines, the counts of rows and reasons, and the
+    bad rows named.
+    """
     path = getattr(config, key)
     lines = _read_lines(path, key)
     rows, counts, skipped, seen = [], Counter(rows=len(lines)), [], set()
@@ -193,7 +205,9 @@ def _read_lines(path: str, key: str) -> list[bytes]:
         data = Path(path).read_bytes()
     except OSError as error:
         why = error.strerror if path else "no file is named"
-        raise UserError(f"cannot read '{path}': {why}; name a JSON-lines file with --config.tasks.{key}=...") from None
+        raise UserError(
+            f"cannot read '{path}': {why}; name a JSON-lines file with --config.tasks.{key}=..."
+        ) from None
     # Not splitlines: a line of JSON may hold other line separators.
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
     lines = data.split(b"\n") if data else []
@@ -239,7 +253,9 @@ def _read_row(line: bytes, number: int, config: TasksConfig) -> Row | str:
         return "no_fields"
     if not question.strip():
         return "empty"
-    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in question + answer):
+    if any(
+        character == "\0" or "\ud800" <= character <= "\udfff" for character in question + answer
+    ):
         return "not_text"
     reasoning, gold = _split(answer)
     write = KINDS[config.answer_kind]

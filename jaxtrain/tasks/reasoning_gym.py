@@ -73,20 +73,29 @@ class ReasoningGymTask(Task):
 
 
 def bare(text: str) -> str:
-    """Return a text without what spells a list or a word in one way or another: spaces, quotes and case."""
+    """Return a text without what spells a list or a word in one way or another: spaces, quotes and
+    case.
+    """
     return re.sub(r"[\s'\"]", "", text).casefold()
 
 
 def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningGymTask:
-    """Make the task that a config describes. Raises UserError for a dataset or parameters that are not known."""
+    """Make the task that a config describes.
+
+    Raises UserError for a dataset or parameters that are not known.
+    """
     if not config.num_train:
-        raise UserError("--config.tasks.num_train=0: reasoning_gym makes as many as asked for; set it")
+        raise UserError(
+            "--config.tasks.num_train=0: reasoning_gym makes as many as asked for; set it"
+        )
     if config.dataset in UNSOUND:
         raise UserError(
             f"--config.tasks.dataset={config.dataset}: its scorer takes wrong answers for right ones; choose another"
         )
     if config.is_unseen and not config.unseen_share:
-        raise UserError("--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share")
+        raise UserError(
+            "--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share"
+        )
     config = close_sizes(config)
     size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
@@ -95,7 +104,9 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     worker = Worker(config.dataset, config.read_params() | {"seed": config.seed, "size": most})
     rows, counts = draw_rows(config, worker, size, most)
     sizes = (config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
-    sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {config.dataset}")
+    sets = draw_sets(
+        rows, sizes, config.seed, f"different questions with a gold of {config.dataset}"
+    )
     task = ReasoningGymTask(
         name=config.dataset,
         tokenizer=tokenizer or byte_tokenizer(),
@@ -105,9 +116,12 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
         demonstrations=(),
         worker=worker,
     )
-    # A reference solution that its own scorer does not take, in the form that responses have, would teach nonsense.
+    # A reference solution that its own scorer does not take, in the form that responses have, would
+    # teach nonsense.
     shown = [(_problem(*row), _demonstration(*row)) for row in sets.demonstrations]
-    passing = tuple(shot for problem, shot in shown if task.verify(problem, shot.response) == Verdict.CORRECT)
+    passing = tuple(
+        shot for problem, shot in shown if task.verify(problem, shot.response) == Verdict.CORRECT
+    )
     if shown and not passing:
         raise UserError(
             f"--config.tasks.dataset={config.dataset}: none of its own answers passes its scorer behind {MARKER} or in "
@@ -120,11 +134,14 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     return replace(task, demonstrations=passing, counts=counts)
 
 
-def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tuple[list, dict[str, int]]:
-    """Take items in the order of their index, at most `most`, until `size` different ones are there.
+def draw_rows(
+    config: TasksConfig, worker: Worker, size: int, most: int
+) -> tuple[list, dict[str, int]]:
+    """Take items in the order of their index, at most `most`, until `size` different ones are
+    there.
 
-    Returns ((index, item) of each, counts by reason of those left out). Raises UserError where there is no such
-    dataset, or it is not made of the templates that are to be held out.
+    Returns ((index, item) of each, counts by reason of those left out). Raises UserError where
+    there is no such dataset, or it is not made of the templates that are to be held out.
     """
     rows: dict[str, tuple[int, dict[str, str]]] = {}
     counts = {"repeated": 0, "without_gold": 0, "held_out": 0}
@@ -154,7 +171,8 @@ def draw_rows(config: TasksConfig, worker: Worker, size: int, most: int) -> tupl
 
 
 def substance(item: dict[str, str]) -> str:
-    """Return what two items share that are the same to a solver: the question; of a template, numbers and gold alone.
+    """Return what two items share that are the same to a solver: the question; of a template,
+    numbers and gold alone.
 
     What differs in names only, a model that has seen the one may recite for the other.
     """
@@ -164,8 +182,12 @@ def substance(item: dict[str, str]) -> str:
 
 
 def is_unseen(template: str, config: TasksConfig) -> bool:
-    """Say whether a template is held out: by its hash, so that it does not depend on what else was drawn."""
-    number = int.from_bytes(hashlib.sha256(f"{config.seed} {template}".encode()).digest()[:8], "big")
+    """Say whether a template is held out: by its hash, so that it does not depend on what else was
+    drawn.
+    """
+    number = int.from_bytes(
+        hashlib.sha256(f"{config.seed} {template}".encode()).digest()[:8], "big"
+    )
     return number < config.unseen_share * 2**64
 
 
@@ -178,5 +200,9 @@ def _demonstration(index: int, item: dict[str, str]) -> Demonstration:
     problem = _problem(index, item)
     reasoning = item["solution"].rpartition(MARKER)[0]
     steps = [line.strip() for line in reasoning.split("\n") if line.strip()]
-    answer = f"{MARKER} {problem.gold}" if "\n" not in problem.gold else f"\\boxed{{{problem.gold}}}"
-    return Demonstration(problem.prompt, "\n".join([*steps, answer]), problem.question, problem.substance)
+    answer = (
+        f"{MARKER} {problem.gold}" if "\n" not in problem.gold else f"\\boxed{{{problem.gold}}}"
+    )
+    return Demonstration(
+        problem.prompt, "\n".join([*steps, answer]), problem.question, problem.substance
+    )

@@ -1,7 +1,9 @@
-"""Find and read the number that a text gives as its answer. Stands below the tasks; imports nothing of ours.
+"""Find and read the number that a text gives as its answer. Stands below the tasks; imports nothing
+of ours.
 
-What a model wrote is hostile input. Only a bounded tail is searched, only a bounded piece of it is read, digits are
-ASCII after normalisation, and what is not surely a number is none: a verifier that guesses rewards whoever fools it.
+What a model wrote is hostile input. Only a bounded tail is searched, only a bounded piece of it is
+read, digits are ASCII after normalisation, and what is not surely a number is none: a verifier that
+guesses rewards whoever fools it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ NUMBER = re.compile(
 )
 LONE_BOX = re.compile(r"\$?\\boxed\{([^{}]*)\}\$?\.?")
 BRACE = re.compile(r"\\boxed\{|[{}]")
-# Other compatibility characters change the number they stand in: NFKC reads a superscript as a further digit.
+# Other compatibility characters change the number they stand in: NFKC reads a superscript as a
+# further digit.
 SAFE_FORMS = ("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>")
 
 
@@ -48,7 +51,8 @@ def extract_answer(text: str) -> str | None:
 def read_number(text: str) -> Fraction | None:
     """Return the exact value of an integer, a decimal or a fraction `a/b`, None for anything else.
 
-    Leaves out commas between thousands, one currency sign, a percent sign (50% reads as 50) and a trailing period.
+    Leaves out commas between thousands, one currency sign, a percent sign (50% reads as 50) and a
+    trailing period.
     """
     text = text.strip()
     if len(text) > MAX_NUMBER:
@@ -61,7 +65,10 @@ def read_number(text: str) -> Fraction | None:
     match = NUMBER.fullmatch(text)
     if match is None or (match["sign"] and match["sign2"]):
         return None
-    over, under = (match["over"] or match["decimal"]).replace(",", ""), (match["under"] or "1").replace(",", "")
+    over, under = (
+        (match["over"] or match["decimal"]).replace(",", ""),
+        (match["under"] or "1").replace(",", ""),
+    )
     if int(under) == 0:
         return None
     value = Fraction(over) / int(under)

@@ -1,4 +1,5 @@
-"""Scorers that run foreign code on what a model wrote, in processes that can be killed. Imports nothing of ours.
+"""Scorers that run foreign code on what a model wrote, in processes that can be killed. Imports
+nothing of ours.
 
 Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per
 request. Some scorers evaluate the answer as Python; these see only text made of the few tokens
@@ -60,12 +61,16 @@ class Worker:
     """Ask a dataset for its items and for scores, in a process of its own."""
 
     def __init__(self, name: str, params: dict[str, Any], timeout: float = 5.0):
-        """Remember what to make; the process starts with the first request. timeout: seconds for one answer."""
+        """Remember what to make; the process starts with the first request.
+
+        timeout: seconds for one answer.
+        """
         self._setup, self._timeout = {"name": name, "params": params}, timeout
         self._process: subprocess.Popen[bytes] | None = None
 
     def item(self, index: int) -> dict[str, Any]:
-        """Return the question, answer, reference solution and template of an item ("" where there is none).
+        """Return the question, answer, reference solution and template of an item ("" where there
+        is none).
 
         The answer is None where it is no text, or not of the tokens of its kind. Raises
         RuntimeError with the reason.
@@ -96,18 +101,26 @@ class Worker:
     def _start(self) -> dict[str, Any] | None:
         command = [sys.executable, "-s", "-P", str(Path(__file__).resolve())]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=ENVIRONMENT, cwd="/")
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=null, env=ENVIRONMENT, cwd="/"
+        )
         self._finalizer = weakref.finalize(self, stop, self._process)
         return self._exchange(self._setup, timeout=120.0)
 
     def _exchange(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        assert (
+            self._process is not None
+            and self._process.stdin is not None
+            and self._process.stdout is not None
+        )
         reply, deadline = b"", time.monotonic() + timeout
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
             while not reply.endswith(b"\n"):
-                ready, _, _ = select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))
+                ready, _, _ = select.select(
+                    [self._process.stdout], [], [], max(deadline - time.monotonic(), 0)
+                )
                 piece = os.read(self._process.stdout.fileno(), 65536) if ready else b""
                 if not piece or len(reply) > MAX_REPLY:
                     raise OSError("no answer")
