@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxtrain import trees
 from jaxtrain.errors import require_at_least
+from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import (
     Array,
     Labels,
@@ -342,7 +343,7 @@ def _rank_paths(paths: Paths, iteration: int, seed: int) -> list[list[int]]:
         groups[problem_id].setdefault(text, i)
     ranked = []
     for problem_id, group in groups.items():
-        members = np.random.default_rng((seed, iteration, problem_id)).permutation(
+        members = host_rng(seed, Purpose.PATHS, iteration, problem_id).permutation(
             list(group.values())
         )
         is_correct = paths.is_correct[members]

@@ -17,9 +17,10 @@ from jaxtrain.build import Config, build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.errors import UserError
 from jaxtrain.hub import Pretrained
+from jaxtrain.keys import Purpose
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Purpose, Run, fit, grow, named, score
+from jaxtrain.phases import Run, fit, grow, named, score
 from jaxtrain.progress import Progress
 from jaxtrain.structs import State
 from jaxtrain.tasks import Task

@@ -1,4 +1,6 @@
-"""Random keys as raw threefry data, uint32 [... 2], so that they can be stored in trees.
+"""Seeds of every draw: keys on the devices, generators on the host, each with its purpose.
+
+Keys are raw threefry data, uint32 [... 2], so that they can be stored in trees.
 
 Keys are folded, never split along a chain: what a problem draws is a function of (seed, iteration,
 purpose, problem, path in the tree, lane, token), so neither its neighbours in a batch nor a resume
@@ -7,10 +9,36 @@ can change it.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtrain.structs import Array
+
+
+class Purpose(IntEnum):
+    """What a key or a random generator is for; part of every seed."""
+
+    INIT = 0
+    SEARCH = 1
+    SOLVE = 2
+    SAMPLE = 3
+    GREEDY = 4
+    FIT_POLICY = 5
+    FIT_PRM = 6
+    PROMPTS = 7
+    PATHS = 8
+
+
+def host_rng(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
+    """Make the host's generator for one purpose; `numbers` tell its uses apart, all of them >= 0.
+
+    A use gives as many numbers as every other use of its purpose: a seed of numpy reads (1, 0) as
+    it reads (1,).
+    """
+    return np.random.default_rng((seed, int(purpose), *numbers))
 
 
 def fold_in(keys: Array, data: Array | int) -> Array:

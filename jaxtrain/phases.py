@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from enum import IntEnum
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -21,6 +20,7 @@ from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
 from jaxtrain.build import Config, Functions
 from jaxtrain.checkpoints import FitCheckpoints
 from jaxtrain.errors import Diverged
+from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import write_report
@@ -45,18 +45,6 @@ from jaxtrain.workdir import Damaged, Workdir
 NUM_REPORTED_TRACES = 10
 
 is_finite = jax.jit(updates.all_finite)
-
-
-class Purpose(IntEnum):
-    """What a key or a random generator is for; part of every seed."""
-
-    INIT = 0
-    SEARCH = 1
-    SOLVE = 2
-    SAMPLE = 3
-    GREEDY = 4
-    FIT_POLICY = 5
-    FIT_PRM = 6
 
 
 @dataclass(frozen=True)
@@ -100,19 +88,15 @@ class Run:
     def batches(
         self, i: int, rows: Traces | Paths, num_updates: int
     ) -> Iterator[PolicyBatch | PrmBatch]:
-        c, seed = self.config.datasets, (self.config.seed, i)
+        c, u, seed = self.config.datasets, self.config.updates, self.config.seed
         if isinstance(rows, Traces):
-            size, rng = (
-                self.config.updates.policy.batch_size,
-                np.random.default_rng((*seed, int(Purpose.FIT_POLICY))),
+            rng = host_rng(seed, Purpose.FIT_POLICY, i)
+            return datasets.policy_batches(
+                rows, num_updates, u.policy.batch_size, rng, c.group_by_length
             )
-            return datasets.policy_batches(rows, num_updates, size, rng, c.group_by_length)
-        size, rng = (
-            self.config.updates.prm.batch_size,
-            np.random.default_rng((*seed, int(Purpose.FIT_PRM))),
-        )
+        rng = host_rng(seed, Purpose.FIT_PRM, i)
         return datasets.prm_batches(
-            rows, num_updates, size, rng, c.balance_outcomes, c.group_by_length
+            rows, num_updates, u.prm.batch_size, rng, c.balance_outcomes, c.group_by_length
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Prompts
 
 
@@ -98,7 +99,7 @@ def draw(
     for _ in range(iteration + 1 if size else 0):
         drawn, left = left[:size], left[size:]
         if len(drawn) < size:
-            order = np.random.default_rng((seed, 1, epoch)).permutation(total)
+            order = host_rng(seed, Purpose.PROMPTS, epoch).permutation(total)
             # A problem that the last epoch's end already gave to this iteration waits for its next
             # turn.
             fresh = order[~np.isin(order, drawn)][: size - len(drawn)]

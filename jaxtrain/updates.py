@@ -25,6 +25,8 @@ import optax
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
 
+NOT_WEIGHTS = {"scale", "bias", "bq", "bk", "bv"}  # of norms, the value head, attention
+
 # What no updates tell.
 NO_INFOS = {
     "loss": np.zeros(0, np.float32),
@@ -103,12 +105,20 @@ def prm_loss(values_fn: Callable, params: Params, batch: PrmBatch) -> Array:
 
 
 def make_optimizer(config: FitConfig) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping, without its learning rate: an update multiplies by it."""
+    """AdamW behind gradient clipping, without its learning rate: an update multiplies by it.
+
+    Weight decay leaves norms and biases alone.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=is_weight),
     )
+
+
+def is_weight(params: Params) -> Params:
+    """Mark the matrices and vectors that multiply: a tree of bool, False at norms and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NOT_WEIGHTS, params)
 
 
 def init_learner(params: Params, optimizer: optax.GradientTransformation) -> Learner:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.keys import fold_in, problem_keys
+from jaxtrain.keys import Purpose, fold_in, host_rng, problem_keys
 
 
 def test_fold_in_is_jax_fold_in_broadcast():
@@ -37,3 +37,11 @@ def test_keys_are_what_they_always_were():
     """
     expected = [[2163567284, 2573891739], [1542921275, 2807102400]]
     np.testing.assert_array_equal(problem_keys(7, 3, 1, np.array([0, 12])), expected)
+
+
+def test_no_two_purposes_share_a_generator():
+    """Epoch 5 of the prompts, the paths of problem 5 and a fit of iteration 1 were one stream."""
+    streams = [host_rng(0, purpose, 1).random() for purpose in Purpose]
+    streams += [host_rng(0, Purpose.PATHS, i, k).random() for i in (0, 1) for k in (1, 5)]
+    streams += [host_rng(1, Purpose.PROMPTS, 1).random()]
+    assert len(set(streams)) == len(streams)

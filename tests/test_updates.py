@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxtrain.nn.transformer import ModelConfig, Transformer, init_params
 from jaxtrain.structs import Learner, PolicyBatch, PrmBatch
 from jaxtrain.updates import (
     FitConfig,
@@ -23,6 +24,7 @@ from jaxtrain.updates import (
     count_updates,
     fit,
     init_learner,
+    is_weight,
     learning_rates,
     make_optimizer,
     make_update,
@@ -162,7 +164,13 @@ def test_an_update_is_adamw_behind_clipping(learner):
         rate = 0.01 * (i + 1)
         optimizer = optax.chain(
             optax.clip_by_global_norm(CONFIG.clip_norm),
-            optax.adamw(rate, b1=CONFIG.b1, b2=CONFIG.b2, weight_decay=CONFIG.weight_decay),
+            optax.adamw(
+                rate,
+                b1=CONFIG.b1,
+                b2=CONFIG.b2,
+                weight_decay=CONFIG.weight_decay,
+                mask={"slope": True, "bias": False},
+            ),
         )
         state = optimizer.init(params) if state is None else state
         gradient = jax.grad(squares)(params, batch)
@@ -173,6 +181,26 @@ def test_an_update_is_adamw_behind_clipping(learner):
         assert info["grad_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), learner.params, params)
     assert learner.num_updates == 6
+
+
+def test_weight_decay_leaves_norms_and_biases_alone():
+    """Also where the layers are stacked, so that a bias has two axes as a matrix has."""
+    config = ModelConfig(
+        num_layers=2,
+        width=8,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_width=8,
+        has_qkv_bias=True,
+        is_scanned=True,
+    )
+    model = Transformer(config, 5)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    marks = is_weight({"backbone": shapes, "head": {"weight": 0, "bias": 0}})
+    named = {path[-1].key: mark for path, mark in jax.tree.leaves_with_path(marks)}
+    spared = {name for name, mark in named.items() if not mark}
+    assert spared == {"scale", "bias", "bq", "bk", "bv"}
+    assert {"embedding", "wq", "gate", "down", "weight"} <= named.keys() - spared
 
 
 def spoilt(learner: Learner, x=0.0, y=0.0, slope=None):
