@@ -70,10 +70,11 @@ def check(config: Config, task: Task) -> None:
     Raises UserError.
     """
     check_batches(config, sharding.make_mesh(config.sharding))
-    if 0 < config.model.vocab_size < task.tokenizer.vocab_size:
-        raise UserError(
-            f"--config.model.vocab_size={config.model.vocab_size}: the tokenizer has {task.tokenizer.vocab_size} ids"
-        )
+    size, num_ids = config.model.vocab_size, task.tokenizer.vocab_size
+    if 0 < size < num_ids:
+        raise UserError(f"--config.model.vocab_size={size}: the tokenizer has {num_ids} ids")
+
+    # Both sets must hold problems, and of each some prompt must fit.
     limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
     encode = make_encode(config.prompts, task.tokenizer, task.demonstrations)
     for name, problems in (
@@ -85,9 +86,10 @@ def check(config: Config, task: Task) -> None:
                 f"the task has no {name} problems; set --config.tasks.num_{name} above 0"
             )
         if all(len(encode(problem)) > limit for problem in problems):
+            longest = max(len(encode(problem)) for problem in problems)
             raise UserError(
-                f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems is that short; "
-                f"{max(len(encode(problem)) for problem in problems)} takes them all"
+                f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems "
+                f"is that short; {longest} takes them all"
             )
 
 
@@ -101,5 +103,6 @@ def check_batches(config: Config, mesh: Any) -> None:
     ):
         if size % shards:
             raise UserError(
-                f"--config.{key}={size} cannot be split over data x fsdp = {shards} devices; choose a multiple"
+                f"--config.{key}={size} cannot be split over data x fsdp = {shards} devices; "
+                "choose a multiple"
             )

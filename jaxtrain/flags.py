@@ -56,7 +56,8 @@ def read_flags(arguments: Sequence[str]) -> dict[str, str]:
         name, equals, text = argument.lstrip("-").partition("=")
         if not argument.startswith("-"):
             raise UserError(
-                f"{argument} is no flag; a config file is named by --config, a value set by --config.key=value"
+                f"{argument} is no flag; a config file is named by --config, "
+                "a value set by --config.key=value"
             )
         if name not in ("config", "workdir"):
             find_key(name)
@@ -124,7 +125,7 @@ def format_value(value: Any) -> str:
 
 
 def kind_of(hint: Any) -> tuple[Any, bool, bool]:
-    """Take a type such as int, int | None or tuple[str, ...] apart: (kind, may be None, is tuple)."""
+    """Take int, int | None or tuple[str, ...] apart: (kind, may it be None, is it a tuple)."""
     kinds = typing.get_args(hint)
     return kinds[0] if kinds else hint, NoneType in kinds, typing.get_origin(hint) is tuple
 
@@ -164,7 +165,8 @@ def load(file: str) -> dict[str, Any]:
         ) from error
     if not isinstance(value, ConfigDict):
         raise UserError(
-            f"--config {path}: has no get_config that returns a ConfigDict; see {CONFIGS / 'quickstart.py'}"
+            f"--config {path}: has no get_config that returns a ConfigDict; "
+            f"see {CONFIGS / 'quickstart.py'}"
         )
     return value.to_dict()
 
