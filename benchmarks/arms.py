@@ -94,9 +94,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
             )
             if arm == "demonstrations":
                 as_many = merge(source)[i]["updates/policy/num_updates"]
-                how = replace(
-                    how, fit=replace(how.fit, num_updates=as_many, max_epochs=None)
-                )
+                how = replace(how, fit=replace(how.fit, num_updates=as_many, max_epochs=None))
             rows, num_too_long = run.encode_demonstrations(shown)
             progress.note(
                 f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} "
