@@ -39,7 +39,7 @@ NO_INFOS = {
 class FitConfig:
     """The length of a fit, and its learning rates."""
 
-    num_updates: int = 400
+    num_updates: int = 400  # of a fit, at most
     # fewer updates if these are more epochs, rounded up; none: no limit
     max_epochs: float | None = None
     learning_rate: float = 1e-3  # peak

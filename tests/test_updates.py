@@ -7,7 +7,6 @@ values, themselves.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import jax
