@@ -126,11 +126,11 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
         return default if value is None else as_kind(value, type(default))
 
     check_keys(data, family, where)
-    window = read("sliding_window", 0)
+    window = read("sliding_window", 0) or None
     if family == "MistralForCausalLM" and "sliding_window" not in data:
         window = 4096
     if family.startswith("Qwen"):
-        window = 0  # use_sliding_window is false
+        window = None  # use_sliding_window is false
     theta, scaling = read_rope(data, family, where)
     eps = need("rms_norm_eps", float)
     if not 0 < eps < math.inf:
@@ -143,7 +143,7 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
         num_heads=num_heads,
         num_kv_heads=read("num_key_value_heads", num_heads),
         mlp_width=need("intermediate_size"),
-        head_width=0 if head * num_heads == width else head,
+        head_width=None if head * num_heads == width else head,
         vocab_size=need("vocab_size"),
         is_tied=read("tie_word_embeddings", False),
         has_qkv_bias=family == "Qwen2ForCausalLM",
