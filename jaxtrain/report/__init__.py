@@ -23,8 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jaxtrain.report import accounts, charts, scores, values
 
-# `problem`, `gold`, `method` and `verdict` (text), and `steps`: dicts with `text`, `score` (the
-# PRM's), `value` (after back-up) and `target` (the label), each a number or None. Any may be missing.
+# `problem`, `gold`, `method` and `verdict` (text), and `steps`: dicts with `text`, and as a number
+# or None `score` (the PRM's), `value` (after back-up) and `target` (the label). Any may be missing.
 Sample = dict[str, Any]
 
 PAGES = Environment(

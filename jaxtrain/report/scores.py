@@ -1,4 +1,4 @@
-"""What the evaluation measured: accuracy against tokens, method by method, and what the PRM knows."""
+"""What the evaluation measured: accuracy against tokens, method by method; what the PRM knows."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ STYLES = {"percent": ".1%", "decimal": ".3f", "signed": "+.3f", "count": ",.0f"}
 
 
 def merge(rows: Iterable[Row]) -> list[Row]:
-    """Return one row per iteration, oldest first; of a key that was logged twice the newest value."""
+    """Return one row per iteration, oldest first; of a key logged twice it has the newest value."""
     merged: dict[int, Row] = {}
     for row in rows:
         merged.setdefault(row["iteration"], {}).update(row)
