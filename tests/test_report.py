@@ -12,6 +12,7 @@ import pytest
 
 from jaxtrain import intervals, labels
 from jaxtrain import iteration as iteration_lib
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Config, Functions, LoopConfig
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.evaluation import EvaluationConfig
@@ -24,7 +25,6 @@ from jaxtrain.report.charts import log_ticks
 from jaxtrain.report.markup import escape
 from jaxtrain.report.meanings import explain
 from jaxtrain.report.scores import METHODS, PRM_ROWS, tell_accuracy
-from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Kind, Learner, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
@@ -248,7 +248,7 @@ def run_folder(tmp_path_factory):
             max_prompt_tokens=9,
             batch_size=4,
         ),
-        search=SearchConfig(max_steps=2, max_step_tokens=32),
+        trace=TraceConfig(max_steps=2, max_step_tokens=32),
         datasets=DatasetsConfig(max_traces=16, max_paths=32),
         updates=UpdatesConfig(policy=fit, prm=replace(fit, num_updates=2)),
         evaluation=EvaluationConfig(num_problems=8, num_samples=4),
