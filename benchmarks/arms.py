@@ -122,7 +122,10 @@ def solutions(run: Run, iteration: int) -> list[Demonstration]:
     ]
     batches, _ = run.encode(drawn)
     return [
-        task.solution(run.problems[int(i)]) for batch in batches for i in batch.problem_id if i >= 0
+        task.solution(run.task.problems[int(i)])
+        for batch in batches
+        for i in batch.problem_id
+        if i >= 0
     ]
 
 

@@ -126,7 +126,6 @@ def read_trees(
     folder: Path, iteration: int, task: Task, purpose: str = "search"
 ) -> tuple[Tree, Labels]:
     """Load an iteration's trees without padding, judge every finished trace and back the values up."""
-    problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
     paths = sorted((folder / "trees" / str(iteration)).glob(f"{purpose}-*.npz"))
     if not paths:
         raise UserError(
@@ -136,9 +135,7 @@ def read_trees(
         lambda *x: np.concatenate(x), *(Tree(**dict(np.load(path).items())) for path in paths)
     )
     tree = jax.tree.map(lambda x: x[tree.problem_id >= 0], tree)
-    verdict = labels.judge(
-        tree, lambda i, tokens: task.verify(problems[i], task.tokenizer.decode(tokens.tolist()))
-    )
+    verdict = labels.judge(tree, task.verify_tokens)
     return tree, jax.device_get(labels.back_up(tree, verdict))
 
 

@@ -19,7 +19,7 @@ from benchmarks.compare import read_trees
 from jaxtrain import trees
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Kind, Tree, Verdict
-from jaxtrain.tasks import Problem, Task
+from jaxtrain.tasks import Task
 
 
 def main() -> None:
@@ -32,7 +32,6 @@ def main() -> None:
     options = parser.parse_args()
     config, manifest, model = open_run(options.workdir)
     task = open_task(options.workdir, config, manifest, model)
-    problems = {p.id: p for p in (*task.train, *task.dev, *task.test)}
     print(f"# Iteration {options.iteration} of {options.workdir}")
     tree, judged = read_trees(options.workdir, options.iteration, task, "greedy")
     is_solved = (judged.verdict == Verdict.CORRECT).any(axis=1)
@@ -44,7 +43,7 @@ def main() -> None:
             f"\n## Greedy answers: {len(found)} of {len(is_solved)} are {title}, the first of them"
         )
         for b in found[: options.traces]:
-            print("\n".join(trace(tree, judged.verdict, int(b), problems, task)))
+            print("\n".join(trace(tree, judged.verdict, int(b), task)))
     tree, judged = read_trees(options.workdir, options.iteration, task)
     is_solved, is_wrong = (
         (judged.verdict == kind).any(axis=1) for kind in (Verdict.CORRECT, Verdict.WRONG)
@@ -55,11 +54,11 @@ def main() -> None:
     ):
         for b in np.flatnonzero(is_wanted)[:1]:
             print(f"\n## {title}\n")
-            print("\n".join(whole_tree(tree, judged.verdict, int(b), problems, task)))
+            print("\n".join(whole_tree(tree, judged.verdict, int(b), task)))
 
 
-def head(tree: Tree, b: int, problems: dict[int, Problem]) -> str:
-    problem = problems[int(tree.problem_id[b])]
+def head(tree: Tree, b: int, task: Task) -> str:
+    problem = task.problems[int(tree.problem_id[b])]
     return f"**{problem.prompt.strip()}** (gold: {problem.gold})\n"
 
 
@@ -71,25 +70,21 @@ def step(tree: Tree, b: int, row: int, task: Task) -> str:
     )
 
 
-def trace(
-    tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task
-) -> Iterator[str]:
+def trace(tree: Tree, verdict: np.ndarray, b: int, task: Task) -> Iterator[str]:
     """Yield the lines of one answer."""
     last = max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
-    yield f"\n{head(tree, b, problems)}"
+    yield f"\n{head(tree, b, task)}"
     for row in trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]:
         yield f"    {step(tree, b, row, task)}"
     judgement = Verdict(int(verdict[b, last]))
     yield "\nno answer" if judgement == Verdict.NONE else f"\n{judgement.name.lower()}"
 
 
-def whole_tree(
-    tree: Tree, verdict: np.ndarray, b: int, problems: dict[int, Problem], task: Task
-) -> Iterator[str]:
+def whole_tree(tree: Tree, verdict: np.ndarray, b: int, task: Task) -> Iterator[str]:
     """Yield the lines of a tree, children below their parent: PRM score, value after back-up,
     visits, step.
     """
-    yield head(tree, b, problems)
+    yield head(tree, b, task)
     yield "Score of the PRM, value after back-up, visits, step; `~` is a step of a rollout, `=` a duplicate.\n"
 
     def below(parent: int, depth: int) -> Iterator[str]:

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
-from jaxtrain.build import Config, Functions
+from jaxtrain.build import Functions
 from jaxtrain.checkpoints import FitCheckpoints
+from jaxtrain.config import Config
 from jaxtrain.errors import Diverged
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
@@ -38,7 +39,7 @@ from jaxtrain.structs import (
     Tree,
     Verdict,
 )
-from jaxtrain.tasks import Demonstration, Problem, Task
+from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.updates import FitConfig
 from jaxtrain.workdir import Damaged, Workdir
 
@@ -57,18 +58,6 @@ class Run:
     workdir: Workdir
     log: MetricsLog
     progress: Progress
-
-    @cached_property
-    def problems(self) -> dict[int, Problem]:
-        return {p.id: p for p in (*self.task.train, *self.task.dev, *self.task.test)}
-
-    def verify(self, problem_id: int, tokens: np.ndarray) -> Verdict | bool:
-        return self.task.verify(
-            self.problems[problem_id], self.task.tokenizer.decode(tokens.tolist())
-        )
-
-    def answer(self, problem_id: int, tokens: np.ndarray) -> str | None:
-        return self.task.answer(self.task.tokenizer.decode(tokens.tolist()))
 
     @cached_property
     def encode_prompt(self) -> prompts.Encode:
@@ -181,7 +170,7 @@ def explore(
 
 def judge(run: Run, tree: Tree) -> Labels:
     """Ask the task about every finished trace, then infer what every step is worth."""
-    return jax.device_get(run.fns.back_up(tree, labels.judge(tree, run.verify)))
+    return jax.device_get(run.fns.back_up(tree, labels.judge(tree, run.task.verify_tokens)))
 
 
 def fit(
@@ -265,7 +254,7 @@ def score(state: State, run: Run) -> None:
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
         }
-        metrics = measure(state, joined, run.answer)
+        metrics = measure(state, joined, run.task.answer_tokens)
     require_some_ok(run, i, counts)
     # count as wrong
     trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
@@ -315,7 +304,7 @@ def reported_traces(
     """
     samples = []
     for b in np.flatnonzero(prompt.problem_id >= 0)[: NUM_REPORTED_TRACES // 2]:
-        problem = run.problems[int(prompt.problem_id[b])]
+        problem = run.task.problems[int(prompt.problem_id[b])]
         # The last step sampled where there is no answer; -1 where there is no step, which has no
         # verdict either.
         last = (

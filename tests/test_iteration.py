@@ -18,8 +18,9 @@ import pytest
 
 from jaxtrain import iteration, phases
 from jaxtrain.boundaries import TraceConfig
-from jaxtrain.build import Config, Functions, LoopConfig, build
+from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
+from jaxtrain.config import Config, LoopConfig
 from jaxtrain.datasets import DatasetsConfig, num_rows
 from jaxtrain.errors import Diverged, UserError
 from jaxtrain.evaluation import EvaluationConfig

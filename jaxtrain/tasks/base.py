@@ -12,7 +12,10 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of, require_share
 from jaxtrain.structs import Verdict
@@ -146,6 +149,19 @@ class Task:
         Two responses to a problem that have the same answer have the same verdict.
         """
         return text or None
+
+    @cached_property
+    def problems(self) -> dict[int, Problem]:
+        """All problems by their ids."""
+        return {p.id: p for p in (*self.train, *self.dev, *self.test)}
+
+    def verify_tokens(self, problem_id: int, tokens: np.ndarray) -> Verdict | bool:
+        """Judge a finished response of tokens [n] int to the problem of an id; see `verify`."""
+        return self.verify(self.problems[problem_id], self.tokenizer.decode(tokens.tolist()))
+
+    def answer_tokens(self, problem_id: int, tokens: np.ndarray) -> str | None:
+        """Return what votes are counted over of a response of tokens [n] int; see `answer`."""
+        return self.answer(self.tokenizer.decode(tokens.tolist()))
 
     @property
     def notice(self) -> str:
