@@ -119,7 +119,8 @@ BAD = {
     "no head": (lambda p: edit(p, ["score.weight"]), "score.weight has shape None"),
     "a policy": (
         lambda p: edit_json(p, "config.json", architectures=["Qwen2ForCausalLM"]),
-        "architecture Qwen2ForCausalLM is not supported as a PRM; supported are ForTokenClassification",
+        "architecture Qwen2ForCausalLM is not supported as a PRM; supported are "
+        "ForTokenClassification",
     ),
     "another head": (
         lambda p: edit_json(p, "config.json", architectures=["Qwen2ForProcessRewardModel"]),

@@ -58,7 +58,7 @@ RUN_KEY = run_key({"seed": CONFIG.seed}, {})
 
 
 class Interrupted(Exception):
-    """Stands for a kill: nothing of the loop catches it, and whatever was not on the disk is lost."""
+    """Stands for a kill: nothing of the loop catches it, and what was not on the disk is lost."""
 
 
 class InterruptedProgress(Progress):

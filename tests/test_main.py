@@ -139,9 +139,9 @@ MISTAKES = {
     ),
     "word for an optional number": (
         ["--config.search.end_threshold=never"],
-        ["--config.search.end_threshold=never", "could not convert"],
+        ["--config.search.end_threshold=never", "must be a number or none"],
     ),
-    "none for a number": (["--config.search.num_samples=none"], ["num_samples=none", "invalid"]),
+    "none for a number": (["--config.search.num_samples=none"], ["num_samples=none", "must be"]),
     "no candidates": (
         ["--config.search.num_candidates=0"],
         ["--config.search.num_candidates=0", "1 or more"],
@@ -414,8 +414,8 @@ def test_run_ends_with_what_came_of_it(run, fake_loop, tmp_path):
     code, out, _ = run()
     assert code == 0
     assert (
-        "12.5% [2.5%, 22.5%] after iteration 0 -> 50.0% [40.0%, 60.0%] after iteration 2 (8 problems)"
-        in out
+        "12.5% [2.5%, 22.5%] after iteration 0 -> 50.0% [40.0%, 60.0%] after iteration 2 (8 "
+        "problems)" in out
     )
     assert str(tmp_path / "run" / "report.html") in out
 
@@ -462,7 +462,8 @@ def test_unexpected_error_keeps_its_traceback_and_ends_with_the_way_on(run, fake
             jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
             ),
-            "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; lower --config.prompts.batch_size, ",
+            "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; lower "
+            "--config.prompts.batch_size, ",
         ),
     ],
 )
@@ -493,8 +494,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(run, fake_loop, er
     told = err[err.index("jaxtrain: ") :]
     assert (code, told.count("\n")) == (2, 1)
     assert (
-        "No space left on device; what is finished is kept: put the disk or the folder right, then start again: python"
-        in told
+        "No space left on device; what is finished is kept: put the disk or the folder right, then "
+        "start again: python" in told
     )
 
 
@@ -522,11 +523,13 @@ def test_a_run_that_diverged_has_an_exit_code_of_its_own(run, fake_loop):
 
 @pytest.mark.parametrize("command", [[], ["evaluate"], ["export"]])
 def test_too_little_address_space_is_told_before_anything_is_imported(command, tmp_path):
-    limit = f"ulimit -v 2000000; exec {sys.executable} -m jaxtrain {' '.join(command)} --config quickstart"
+    call = f"{sys.executable} -m jaxtrain {' '.join(command)} --config quickstart"
+    limit = f"ulimit -v 2000000; exec {call}"
     done = subprocess.run(["sh", "-c", limit], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == (
-        "jaxtrain: ulimit -v allows 1.9 GiB of address space, and the quickstart alone takes 3 GiB; "
+        "jaxtrain: ulimit -v allows 1.9 GiB of address space, and the quickstart alone takes 3 "
+        "GiB; "
         "raise it with ulimit -v unlimited\n"
     )
 
