@@ -21,7 +21,8 @@ def require_at_least(least: float, section: str, config: object, *names: str) ->
     Raises UserError.
     """
     for name in names:
-        if getattr(config, name) is not None and not getattr(config, name) >= least:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
             raise UserError(
                 f"--config.{section}.{name}={getattr(config, name)}: must be {least} or more"
             )

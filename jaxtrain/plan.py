@@ -319,8 +319,8 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     )
     search_tokens = 2 * num_problems * read
     fit_tokens = {
-        "policy update": u.policy.num_updates * u.policy.batch_size * config.max_length,
-        "PRM update": u.prm.num_updates * u.prm.batch_size * config.max_length,
+        "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.max_length,
+        "PRM update": u.prm.fit.num_updates * u.prm.batch_size * config.max_length,
     }
     per_token = 8 if m.is_rematerialised else 6
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize

@@ -190,8 +190,12 @@ MISTAKES = {
     ),
     "mesh": (["--config.sharding.tp=3"], ["--config.sharding", "8 devices"]),
     "learning rate": (
-        ["--config.updates.policy.learning_rate=-1"],
-        ["--config.updates.policy.learning_rate=-1"],
+        ["--config.updates.policy.warm_start.learning_rate=-1"],
+        ["--config.updates.policy.warm_start.learning_rate=-1"],
+    ),
+    "word for a limit": (
+        ["--config.updates.policy.fit.max_epochs=all"],
+        ["--config.updates.policy.fit.max_epochs=all: must be a number or none; --help"],
     ),
     "replay": (["--config.datasets.max_traces=0"], ["--config.datasets.max_traces=0", "1 or more"]),
     "no checkpoints": (["--config.checkpoints.num_kept=0"], ["--config.checkpoints.num_kept=0"]),

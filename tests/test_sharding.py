@@ -29,12 +29,12 @@ from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh, spec_of
 from jaxtrain.structs import PolicyBatch, PrmBatch, Prompts
 from jaxtrain.tokenizers import character_tokenizer
-from jaxtrain.updates import FitConfig, UpdatesConfig
+from jaxtrain.updates import LearnerConfig, UpdatesConfig
 
 TOKENIZER = character_tokenizer("\nabcde")
 VOCAB = TOKENIZER.vocab_size  # 8
 SILENT = SimpleNamespace(compiling=lambda name: nullcontext())
-FIT = FitConfig(batch_size=8)
+LEARNER = LearnerConfig(batch_size=8)
 CONFIG = Config(
     model=ModelConfig(num_layers=1, width=16, num_heads=4, num_kv_heads=2, mlp_width=24),
     prompts=PromptsConfig(max_prompt_tokens=6, batch_size=16),
@@ -42,7 +42,7 @@ CONFIG = Config(
     search=SearchConfig(
         num_simulations=5, num_candidates=3, mcts_star=MctsStarConfig(num_rollout_steps=2)
     ),
-    updates=UpdatesConfig(policy=FIT, prm=FIT),
+    updates=UpdatesConfig(policy=LEARNER, prm=LEARNER),
 )
 LENGTH = CONFIG.max_length
 AXES = ("data", "fsdp", "tp")
