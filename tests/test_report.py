@@ -14,6 +14,7 @@ import pytest
 
 from jaxtrain import intervals, labels
 from jaxtrain import iteration as iteration_lib
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions
 from jaxtrain.config import Config, LoopConfig
 from jaxtrain.datasets import DatasetsConfig
@@ -26,7 +27,6 @@ from jaxtrain.report.accounts import explain, tell_nothing_learnt
 from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
 from jaxtrain.report.scores import METHODS, paired, tell_accuracy
 from jaxtrain.report.values import visible
-from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Kind, Learner, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
@@ -250,7 +250,7 @@ def run_folder(tmp_path_factory):
             max_prompt_tokens=9,
             batch_size=4,
         ),
-        search=SearchConfig(max_steps=2, max_step_tokens=32),
+        trace=TraceConfig(max_steps=2, max_step_tokens=32),
         datasets=DatasetsConfig(max_traces=16, max_paths=32),
         updates=UpdatesConfig(policy=learner, prm=replace(learner, fit=FitConfig(num_updates=2))),
         evaluation=EvaluationConfig(num_problems=8, num_samples=4),
