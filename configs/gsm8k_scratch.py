@@ -39,13 +39,14 @@ def get_config():
     c.datasets.max_paths = 2048
 
     c.updates.policy.batch_size = 8
-    c.updates.policy.num_first_updates = 1000
-    c.updates.policy.learning_rate = 3e-3
+    c.updates.policy.warm_start.num_updates = 1000
+    c.updates.policy.warm_start.learning_rate = 3e-3
+    c.updates.policy.fit.learning_rate = 3e-3
     # Few trees are solved: more updates would only learn these few by heart.
-    c.updates.policy.num_updates = 10
+    c.updates.policy.fit.num_updates = 10
     c.updates.prm.batch_size = 8
-    c.updates.prm.num_first_updates = 20
-    c.updates.prm.num_updates = 20
+    c.updates.prm.warm_start.num_updates = 20
+    c.updates.prm.fit.num_updates = 20
 
     c.evaluation.num_problems = 128
     c.evaluation.num_simulations = 2

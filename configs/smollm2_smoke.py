@@ -40,13 +40,13 @@ def get_config():
     c.datasets.max_paths = 256
 
     c.updates.policy.batch_size = 4
-    c.updates.policy.num_first_updates = 16
-    c.updates.policy.num_updates = 8
-    c.updates.policy.learning_rate = 3e-5
+    c.updates.policy.warm_start.num_updates = 16
+    c.updates.policy.fit.num_updates = 8
     c.updates.prm.batch_size = 4
-    c.updates.prm.num_first_updates = 8
-    c.updates.prm.num_updates = 8
-    c.updates.prm.learning_rate = 3e-5
+    c.updates.prm.warm_start.num_updates = 8
+    c.updates.prm.fit.num_updates = 8
+    for learner in (c.updates.policy, c.updates.prm):
+        learner.warm_start.learning_rate = learner.fit.learning_rate = 3e-5
 
     c.evaluation.num_problems = 32
     c.evaluation.num_samples = 4

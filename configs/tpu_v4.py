@@ -52,12 +52,12 @@ def get_config(size="1.5b"):
     c.search.num_simulations = 16
     c.search.num_candidates = 4
 
-    for fit in (c.updates.policy, c.updates.prm):
-        fit.batch_size = 16
-        fit.learning_rate = 1e-5
-        fit.weight_decay = 0.0
-        fit.num_first_updates = 100
-        fit.num_updates = 200
+    for learner in (c.updates.policy, c.updates.prm):
+        learner.batch_size = 16
+        learner.weight_decay = 0.0
+        learner.warm_start.learning_rate = learner.fit.learning_rate = 1e-5
+        learner.warm_start.num_updates = 100
+        learner.fit.num_updates = 200
     c.checkpoints.num_updates = 50
     c.evaluation.num_samples = 16
     if size == "0.5b":

@@ -16,12 +16,13 @@ class Diverged(Exception):
 
 
 def require_at_least(least: float, section: str, config: object, *names: str) -> None:
-    """Refuse fields of a config below a bound, in the same words for every section.
+    """Refuse fields of a config below a bound, in the same words for every section; None is none.
 
     Raises UserError.
     """
     for name in names:
-        if not getattr(config, name) >= least:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
             raise UserError(
                 f"--config.{section}.{name}={getattr(config, name)}: must be {least} or more"
             )

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
-from jaxtrain.build import Config, Functions
+from jaxtrain.build import Functions
 from jaxtrain.checkpoints import FitCheckpoints
+from jaxtrain.config import Config
 from jaxtrain.errors import Diverged
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
@@ -39,7 +40,7 @@ from jaxtrain.structs import (
     Verdict,
 )
 from jaxtrain.tasks import Demonstration, Task
-from jaxtrain.updates import FitConfig
+from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Damaged, Workdir
 
 NUM_REPORTED_TRACES = 10
@@ -125,10 +126,10 @@ def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
 
 def diverged(run: Run, i: int, what: str) -> Diverged:
     """Say what went wrong in iteration i, and how to go on."""
-    updates_config = run.config.updates
-    rates = {"policy": updates_config.policy.learning_rate, "prm": updates_config.prm.learning_rate}
+    learners, part = run.config.updates, "fit" if i else "warm_start"
     told = " and ".join(
-        f"--config.updates.{name}.learning_rate={rate}" for name, rate in rates.items()
+        f"--config.updates.{name}.{part}.learning_rate={learner.fit_of(i).learning_rate}"
+        for name, learner in (("policy", learners.policy), ("prm", learners.prm))
     )
     return Diverged(
         f"iteration {i}: {what}; the earlier checkpoints of {run.workdir.path} are as they were; begin in another "
@@ -176,11 +177,12 @@ def fit(
     run: Run, i: int, name: str, update: Callable, learner: Learner, rows: Traces | Paths
 ) -> Learner:
     """Fit one network to its rows, from where an interrupted fit was last saved."""
-    c: FitConfig = getattr(run.config.updates, name)
-    num_updates = updates.count_updates(c, i == 0, datasets.num_rows(rows))
+    learner_config: LearnerConfig = getattr(run.config.updates, name)
+    c = learner_config.fit_of(i)
+    num_updates = updates.count_updates(c, learner_config.batch_size, datasets.num_rows(rows))
     batches, rates = (
         run.batches(i, rows, num_updates),
-        updates.learning_rates(c, i == 0, num_updates),
+        updates.learning_rates(c, num_updates),
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (

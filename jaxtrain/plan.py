@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain import sharding
-from jaxtrain.build import Config, Functions, build, check_batches
+from jaxtrain.build import Functions, build
+from jaxtrain.config import Config, check_batches
 from jaxtrain.errors import UserError
 from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
@@ -311,8 +312,8 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     read = c.num_simulations * ((1 + c.num_rounds) * prefix + sampled * c.max_step_tokens)
     search_tokens = 2 * num_problems * read
     fit_tokens = {
-        "policy update": u.policy.num_updates * u.policy.batch_size * config.max_length,
-        "PRM update": u.prm.num_updates * u.prm.batch_size * config.max_length,
+        "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.max_length,
+        "PRM update": u.prm.fit.num_updates * u.prm.batch_size * config.max_length,
     }
     per_token = 8 if m.is_rematerialised else 6
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize

@@ -18,7 +18,7 @@ from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.errors import UserError
 from jaxtrain.sharding import tree_shardings
 from jaxtrain.structs import State
-from jaxtrain.updates import FitConfig, init_learner, make_optimizer
+from jaxtrain.updates import LearnerConfig, init_learner, make_optimizer
 
 CUBE, ROW, ONE = (2, 2, 2), (8, 1, 1), (1, 1, 1)
 
@@ -35,7 +35,7 @@ def state_on(sizes, iteration=0):
         return rng.integers(0, 2**32, shape, np.uint32).view(np.float32)
 
     def learner(params):
-        fresh = init_learner(params, make_optimizer(FitConfig()))
+        fresh = init_learner(params, make_optimizer(LearnerConfig()))
         moments = jax.tree.map(lambda x: random(x.shape) if x.ndim else x, fresh.opt_state)
         return fresh.replace(opt_state=moments, num_updates=np.int32(iteration))
 

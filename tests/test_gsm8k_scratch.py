@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain.build import Config, build
+from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.config import Config
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.main import main
@@ -44,11 +45,11 @@ TINY = {
     "datasets.max_traces": 64,
     "datasets.max_paths": 64,
     "updates.policy.batch_size": 8,
-    "updates.policy.num_updates": 2,
-    "updates.policy.num_first_updates": 1,
+    "updates.policy.fit.num_updates": 2,
+    "updates.policy.warm_start.num_updates": 1,
     "updates.prm.batch_size": 8,
-    "updates.prm.num_updates": 2,
-    "updates.prm.num_first_updates": 2,
+    "updates.prm.fit.num_updates": 2,
+    "updates.prm.warm_start.num_updates": 2,
     "evaluation.num_problems": 32,
     "evaluation.num_simulations": 2,
     "evaluation.num_candidates": 2,
@@ -172,8 +173,12 @@ def untrained(compile_cache, tmp_path_factory) -> Run:
 def trained(compile_cache, tmp_path_factory) -> Run:
     """The answers of our own rows are all the same: a few updates learn some of it."""
     folder = tmp_path_factory.mktemp("trained")
-    fit = {"updates.policy.num_first_updates": 60, "updates.policy.learning_rate": 0.02}
-    return run("run", folder, own_files(folder), OWN | fit)
+    fits = {
+        "updates.policy.warm_start.num_updates": 60,
+        "updates.policy.warm_start.learning_rate": 0.02,
+        "updates.policy.fit.learning_rate": 0.02,
+    }
+    return run("run", folder, own_files(folder), OWN | fits)
 
 
 @pytest.fixture(scope="module")

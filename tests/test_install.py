@@ -67,7 +67,7 @@ def test_an_installed_config_is_found_by_its_name(wheel, tmp_path):
         tmp_path / "site", tmp_path / "empty", "--config", "quickstart", "--help"
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--config.updates.policy.num_first_updates=5000" in done.stdout
+    assert "--config.updates.policy.warm_start.num_updates=5000" in done.stdout
 
 
 def test_a_config_of_ones_own_starts_from_one_of_ours(tmp_path):

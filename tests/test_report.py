@@ -12,7 +12,8 @@ import pytest
 
 from jaxtrain import intervals, labels
 from jaxtrain import iteration as iteration_lib
-from jaxtrain.build import Config, Functions, LoopConfig
+from jaxtrain.build import Functions
+from jaxtrain.config import Config, LoopConfig
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.metrics import MetricsLog
@@ -29,7 +30,7 @@ from jaxtrain.structs import Kind, Learner, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
 from jaxtrain.tasks.jsonl import REASONS
-from jaxtrain.updates import FitConfig, UpdatesConfig
+from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir
 
 CONFIG = {"seed": 0, "tasks": {"name": "countdown"}, "loop": {"num_iterations": 3}}
@@ -232,7 +233,7 @@ def stub_functions(task):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A real run but for its networks: what no stage writes, the report cannot show."""
-    fit = FitConfig(num_updates=3, num_first_updates=4, batch_size=2)
+    learner = LearnerConfig(FitConfig(num_updates=4), FitConfig(num_updates=3), batch_size=2)
     config = Config(
         tasks=TasksConfig(
             max_number=4,
@@ -250,7 +251,7 @@ def run_folder(tmp_path_factory):
         ),
         search=SearchConfig(max_steps=2, max_step_tokens=32),
         datasets=DatasetsConfig(max_traces=16, max_paths=32),
-        updates=UpdatesConfig(policy=fit, prm=replace(fit, num_updates=2)),
+        updates=UpdatesConfig(policy=learner, prm=replace(learner, fit=FitConfig(num_updates=2))),
         evaluation=EvaluationConfig(num_problems=8, num_samples=4),
         loop=LoopConfig(num_iterations=2),
     )
