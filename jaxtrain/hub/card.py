@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.hub import Pretrained
+from jaxtrain.hub.pretrained import Pretrained
 
 USE = {
     "policy": """\

@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import SEAL, sha256, write_json
-from jaxtrain.hub import OUTPUT, Pretrained, families
+from jaxtrain.hub import families
 from jaxtrain.hub.folder import INDEX, SINGLE
+from jaxtrain.hub.pretrained import OUTPUT, Pretrained
 from jaxtrain.hub.tokenizer import HubTokenizer
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.structs import Params

@@ -27,6 +27,7 @@ from jaxtrain.structs import Array, Params
 
 # where layers are scanned: the parameters of all of them, the layer as leading axis
 STACKED = "blocks"
+PROJECTIONS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # the matrices of a block, [in out]
 
 
 @dataclass(frozen=True)
