@@ -29,10 +29,9 @@ COMPUTES = re.compile(
 HARMLESS = re.compile(
     "_.*|.*(drop|implementation|flash).*|max_position_embeddings|output_(attentions|hidden_states)"
 )
-READ = set(
-    "hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_act "
-    "rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings attention_bias "
-    "mlp_bias layer_types".split()
+READ = re.compile(
+    "hidden_(size|act)|num_(hidden_layers|attention_heads|key_value_heads)|head_dim|rms_norm_eps"
+    "|rope_(theta|scaling|parameters)|tie_word_embeddings|(attention|mlp)_bias|layer_types"
 )
 QWEN = {"sliding_window", "use_sliding_window", "max_window_layers"}
 FAMILIES = {  # by name, what else is read
@@ -156,11 +155,9 @@ def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
         if value != known:
             refuse(where, family, key, value, known)
     for key, value in data.items():
-        is_read = (
-            key in READ | FAMILIES[family] or HARMLESS.fullmatch(key) or not COMPUTES.search(key)
-        )
+        is_read = key in FAMILIES[family] or READ.fullmatch(key) or HARMLESS.fullmatch(key)
         is_neutral = not value or (type(value) is float and value == 1.0)
-        if not is_read and not is_neutral and key != "quantization_config":
+        if COMPUTES.search(key) and not is_read and not is_neutral and key != "quantization_config":
             refuse(where, family, key, value, "a config without it")
 
 
