@@ -22,8 +22,8 @@ def get_config():
     # A third of the questions is longer and left out; of the lines of reasoning, a quarter is
     # longer and cut.
     c.prompts.max_prompt_tokens = 256
-    c.search.max_step_tokens = 80
-    c.search.max_steps = 5
+    c.trace.max_step_tokens = 80
+    c.trace.max_steps = 5
     # Reading all of that again at every expansion is most of the work, and its cost grows with the
     # number of heads.
     c.model.num_heads = 2

@@ -26,8 +26,8 @@ def get_config():
     config.prompts.num_problems = 3072
     config.prompts.num_first_problems = 512
 
-    config.search.max_steps = 2
-    config.search.max_step_tokens = 16
+    config.trace.max_steps = 2
+    config.trace.max_step_tokens = 16
     config.search.num_candidates = 8
     # a tree of two steps has no more to expand than the root and its candidates
     config.search.num_simulations = 9

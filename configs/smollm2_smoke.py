@@ -31,9 +31,9 @@ def get_config():
     c.prompts.num_first_problems = 16
     c.prompts.batch_size = 16
     c.prompts.max_prompt_tokens = 48
-    c.search.answer = "hash"
-    c.search.max_steps = 2
-    c.search.max_step_tokens = 12
+    c.trace.answer = "hash"
+    c.trace.max_steps = 2
+    c.trace.max_step_tokens = 12
     c.search.num_simulations = 2
     c.search.num_candidates = 4
     c.datasets.max_traces = 256

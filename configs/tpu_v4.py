@@ -46,9 +46,9 @@ def get_config(size="1.5b"):
     c.prompts.max_prompt_tokens = 256
     c.prompts.num_problems = 2048
     c.prompts.batch_size = 64
-    c.search.answer = "hash"
-    c.search.max_steps = 8
-    c.search.max_step_tokens = 64
+    c.trace.answer = "hash"
+    c.trace.max_steps = 8
+    c.trace.max_step_tokens = 64
     c.search.num_simulations = 16
     c.search.num_candidates = 4
 
@@ -65,5 +65,5 @@ def get_config(size="1.5b"):
         c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_width = 24, 896, 14, 4864
     if size == "tiny":
         c.model.num_layers, c.model.width, c.model.mlp_width, c.model.vocab_size = 2, 96, 192, 512
-        c.prompts.batch_size, c.search.num_simulations, c.search.max_steps = 8, 4, 2
+        c.prompts.batch_size, c.search.num_simulations, c.trace.max_steps = 8, 4, 2
     return c

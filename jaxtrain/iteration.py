@@ -57,7 +57,7 @@ def warm_start(run: Run) -> State:
     problems = prompts.draw(run.task.train, c.prompts.num_first_problems, c.seed, 0)
     batches, num_prompts_too_long = run.encode(problems)
     shards = grow(run, 0, batches, policy, prm)
-    empty = datasets.empty_replay(c.datasets, c.max_length, c.search.max_steps)
+    empty = datasets.empty_replay(c.datasets, c.max_length, c.trace.max_steps)
     replay, kept = datasets.add(empty, shards, 0, c.datasets, c.seed)
     counts = {
         "prompts/num_too_long": num_prompts_too_long,

@@ -21,10 +21,11 @@ from jaxtrain.build import Functions
 from jaxtrain.checkpoints import FitCheckpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged
+from jaxtrain.files import write_atomic
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
-from jaxtrain.report import write_report
+from jaxtrain.report import render_report
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Kind,
@@ -266,7 +267,8 @@ def score(state: State, run: Run) -> None:
     samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
     # The report first: a kill in between scores the iteration again, and writes it again.
     rows = [*run.log.read(), {"iteration": i, **metrics}]
-    write_report(run.workdir.report, asdict(run.config), rows, samples, run.workdir.manifest)
+    page = render_report(asdict(run.config), rows, samples, run.workdir.manifest)
+    write_atomic(run.workdir.report, page.encode())
     run.log.append(i, metrics)
     run.progress.note(tell_accuracy(rows[-1]))
 

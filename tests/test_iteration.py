@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import iteration, phases
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
 from jaxtrain.config import Config, LoopConfig
@@ -40,7 +41,8 @@ CONFIG = Config(
     tasks=TASKS,
     model=ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=32),
     prompts=PromptsConfig(num_problems=16, num_first_problems=8, max_prompt_tokens=9, batch_size=8),
-    search=SearchConfig(max_steps=2, max_step_tokens=12, num_simulations=3, num_candidates=2),
+    trace=TraceConfig(max_steps=2, max_step_tokens=12),
+    search=SearchConfig(num_simulations=3, num_candidates=2),
     datasets=DatasetsConfig(max_traces=24, max_paths=32),
     updates=UpdatesConfig(
         policy=LearnerConfig(

@@ -45,7 +45,7 @@ def export(
         iteration = checkpoints.choose(iteration)
         state = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
-    card = model_card(network, iteration, manifest, rows, config.search.boundary, pretrained)
+    card = model_card(network, iteration, manifest, rows, config.trace.boundary, pretrained)
     params = getattr(state, network).params
     how = (config.model, tokenizer, config.max_length, card, pretrained)
     write_network(to, network, params, *how)
