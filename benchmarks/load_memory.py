@@ -62,7 +62,7 @@ def peak() -> float:
 
 def load(path: str) -> None:
     """Load a folder of weights; print what it took."""
-    _, config = families.read_model_config(folder.read_json(Path(path) / "config.json"), path)
+    config = families.read_model_config(folder.read_json(Path(path) / "config.json"), path)
     config = replace(config, is_scanned=True)
     shapes, _, read_fn = folder.list_tensors(Path(path))
     jax.block_until_ready(jnp.zeros(8))

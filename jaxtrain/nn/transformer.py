@@ -22,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.nn import lora
 from jaxtrain.structs import Array, Params
 
 # where layers are scanned: the parameters of all of them, the layer as leading axis
 STACKED = "blocks"
+PROJECTIONS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # the matrices of a block, [in out]
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,11 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU."""
+    """Pre-norm attention and SwiGLU; adapters (`nn/lora.py`) where the parameters hold some."""
 
     config: ModelConfig
+    scale: float = 1.0  # of what adapters add
+    dropout: float = 0.0  # share of their inputs that is left out where a key "dropout" is given
 
     @nn.compact
     def __call__(
@@ -219,7 +223,13 @@ class Block(nn.Module):
         # matrix product.
         def project(y: Array, name: str, *shape: int, num_in: int = 1) -> Array:
             weight = self.param(name, init, shape).astype(dtype)
-            return y.reshape(b * t, -1) @ weight.reshape(math.prod(shape[:num_in]), -1)
+            y = y.reshape(b * t, -1)
+            projected = y @ weight.reshape(math.prod(shape[:num_in]), -1)
+            if not self.has_variable("params", name + lora.A):
+                return projected
+            down, up = (self.get_variable("params", name + part) for part in (lora.A, lora.B))
+            key = self.make_rng("dropout") if self.has_rng("dropout") else None
+            return projected + lora.low_rank(y, down, up, self.scale, self.dropout, key)
 
         def heads(y: Array, name: str, num_heads: int) -> Array:
             y = project(y, f"w{name}", width, num_heads, head).reshape(b, t, num_heads, head)
@@ -266,7 +276,7 @@ def cast_weights(config: ModelConfig, params: Params) -> Params:
     )
 
 
-def scan_blocks(config: ModelConfig) -> Any:
+def scan_blocks(config: ModelConfig, *adapters: float) -> Any:
     """Make one block that stands for all layers: their parameters, past and own have the layer as
     leading axis.
     """
@@ -274,10 +284,10 @@ def scan_blocks(config: ModelConfig) -> Any:
     return nn.scan(
         nn.remat(Block, prevent_cse=False) if config.is_rematerialised else Block,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         in_axes=by_layer,
         length=config.num_layers,
-    )(config)
+    )(config, *adapters)
 
 
 class Transformer(nn.Module):
@@ -285,16 +295,19 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     vocab_size: int
+    scale: float = 1.0  # of what adapters add, and their dropout; see Block
+    dropout: float = 0.0
 
     def setup(self):
         c = self.config
         self.embedding = self.param(
             "embedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
         )
-        layers = range(c.num_layers)
-        self.blocks: Any = (
-            scan_blocks(c) if c.is_scanned else [Block(c, name=f"block_{i}") for i in layers]
-        )
+        adapters = (self.scale, self.dropout)
+        if c.is_scanned:
+            self.blocks: Any = scan_blocks(c, *adapters)
+        else:
+            self.blocks = [Block(c, *adapters, name=f"block_{i}") for i in range(c.num_layers)]
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.is_tied:
             self.unembedding = self.param(
