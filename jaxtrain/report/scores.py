@@ -7,20 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxtrain.evaluation.strategies import BUDGET, STRATEGIES
 from jaxtrain.intervals import mean_interval
 from jaxtrain.report.charts import Chart, Point, Series, log_ticks
 from jaxtrain.report.values import Row, is_number
 
-METHODS = {  # the key in the metrics, and the name, in the order of the page
-    "greedy": "greedy",
-    "self_consistency": "self-consistency",
-    "best_of_k": "best-of-k",
-    "weighted_vote": "weighted vote",
-    "mcts": "MCTS",
-    "pass_at_k": "pass@k (oracle)",
-}
-ORACLE = "pass_at_k"  # picks by the gold answer, which no method can: an upper bound, not a rival
-SEARCH = "mcts"  # its tokens are what the others are given
+# the key in the metrics, and the name, in the order of the page
+METHODS = {name: strategy.label for name, strategy in STRATEGIES.items()}
+ORACLES = {name for name, strategy in STRATEGIES.items() if strategy.is_oracle}
+SEARCH = BUDGET  # its tokens are what the others are given
+NUM_COLOURS = 6  # classes c0 to c5 of the page's style
 
 
 class Gain(NamedTuple):
@@ -40,7 +36,7 @@ def tell_accuracy(row: Row) -> str:
     found = [
         f"{name} {row[f'evaluation/{key}/accuracy']:.1%}"
         for key, name in METHODS.items()
-        if key != ORACLE and _has(row, key)
+        if key not in ORACLES and _has(row, key)
     ]
     if found:
         found.append(f"{row['evaluation/greedy/num_problems']:,} problems")
@@ -78,7 +74,7 @@ def best(row: Row) -> dict[str, Any] | None:
     None without search, and where it has no rival. Greedy decoding costs less than the others, so
     it is none; the oracle is none either.
     """
-    solved = {key: row.get(f"evaluation/{key}/outcomes") for key in METHODS if key != ORACLE}
+    solved = {key: row.get(f"evaluation/{key}/outcomes") for key in METHODS if key not in ORACLES}
     solved = {key: outcomes for key, outcomes in solved.items() if outcomes}
     rivals = [key for key in solved if key != "greedy"]
     if len(rivals) < 2 or SEARCH not in rivals:
@@ -142,7 +138,7 @@ def calibration(bins: list[list[float]]) -> Chart:
 
 def colour(method: str) -> str:
     """Return a class of the page's style."""
-    return f"c{list(METHODS).index(method)}"
+    return f"c{list(METHODS).index(method) % NUM_COLOURS}"
 
 
 def _has(row: Row, method: str) -> bool:
@@ -150,7 +146,7 @@ def _has(row: Row, method: str) -> bool:
 
 
 def _line(method: str, points: list[Point]) -> Series:
-    return Series(METHODS[method], colour(method), points, is_dashed=method == ORACLE)
+    return Series(METHODS[method], colour(method), points, is_dashed=method in ORACLES)
 
 
 def _point(row: Row, method: str, x: float) -> Point:
