@@ -9,12 +9,15 @@ Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints
 arms share iteration 0, the warm start:
 
     search          the plain command
-    demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its own traces
-    sample          traces are sampled one by one instead of searched for, for as many generated tokens; as many updates
-                    as its own traces ask for. ReST-EM, but that every fit goes on from the policy before it
-    reference       the policy is fitted to the dataset's own solutions of the problems that search drew, by as many
-                    updates as `updates.policy` makes of so many rows: what right traces of all problems would give.
-                    Nothing of iteration 0 is among them, and none is dropped. For reasoning_gym alone
+    demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its
+                    own traces
+    sample          traces are sampled one by one instead of searched for, for as many generated
+                    tokens; as many updates as its own traces ask for. ReST-EM, but that every fit
+                    goes on from the policy before it
+    reference       the policy is fitted to the dataset's own solutions of the problems that search
+                    drew, by as many updates as `updates.policy` makes of so many rows: what right
+                    traces of all problems would give. Nothing of iteration 0 is among them, and
+                    none is dropped. For reasoning_gym alone
 """
 
 from __future__ import annotations
@@ -50,8 +53,9 @@ ARMS = ("search", "demonstrations", "sample", "reference")
 
 
 def fork(flags: list[str], source: Path, folder: Path) -> None:
-    """Make a run folder that stands where `source` stood after iteration 0; one that began there
-    already stays.
+    """Make a run folder that stands where `source` stood after iteration 0.
+
+    One that began there already stays.
     """
     if (folder / "checkpoints" / "0").exists():
         if fingerprint(folder / "checkpoints", 0) != fingerprint(source / "checkpoints", 0):
@@ -69,9 +73,7 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
 
 
 def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
-    """Fit the policy to solutions it is given, in every iteration that is not on disk yet, and
-    score it.
-    """
+    """Fit the policy to given solutions and score it, in every iteration not on disk yet."""
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)
     with (
@@ -96,7 +98,8 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
                 )
             rows, num_too_long = run.encode_demonstrations(shown)
             progress.note(
-                f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} too long"
+                f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} "
+                "too long"
             )
             run_i = replace(
                 run, config=replace(config, updates=replace(config.updates, policy=how))
@@ -110,9 +113,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
 
 
 def solutions(run: Run, iteration: int) -> list[Demonstration]:
-    """Look up the solutions of all problems that iterations 1 to `iteration` draw and whose prompts
-    fit.
-    """
+    """Look up the solutions of what iterations 1 to `iteration` draw, if their prompts fit."""
     c, task = run.config, run.task
     assert isinstance(task, ReasoningGymTask)
     drawn = [
@@ -130,9 +131,7 @@ def solutions(run: Run, iteration: int) -> list[Demonstration]:
 
 
 def equal_samples(source: Path) -> int:
-    """Count the samples a problem whose tokens are as many as search generated for one in iteration
-    1.
-    """
+    """Count the samples a problem that cost as many tokens as search generated in iteration 1."""
     merged = merge(source)[1]
     folder = source / "trees" / "0"
     paths = sorted(folder.glob("sample-*.npz")) or sorted(folder.glob("greedy-*.npz"))
@@ -183,9 +182,7 @@ def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict
 
 
 def apart(fn: Callable, *args) -> None:
-    """Call in a process of its own, for a process that has used a GPU keeps its memory until it
-    ends.
-    """
+    """Call in a process of its own: one that has used a GPU keeps its memory until it ends."""
     child = multiprocessing.get_context("spawn").Process(target=fn, args=args)
     child.start()
     child.join()
@@ -232,7 +229,8 @@ def main() -> None:
         sys.exit(str(error))
     if "reference" in options.arms and config.tasks.name != "reasoning_gym":
         sys.exit(
-            f"--arms reference: --config.tasks.name={config.tasks.name} keeps no solutions; reasoning_gym does"
+            f"--arms reference: --config.tasks.name={config.tasks.name} keeps no solutions; "
+            "reasoning_gym does"
         )
     root = options.root / Path(options.config.split(":")[0]).stem
     arms = [arm for arm in ARMS if arm == "search" or arm in options.arms]
@@ -254,26 +252,21 @@ def main() -> None:
 
 
 def tell(where: str, found: dict[str, list[dict[int, dict]]], warm: list[dict[int, dict]]) -> None:
-    """Print how far search stands above its warm start, which `warm` holds as iteration 0, and
-    above the other arms.
-    """
+    """Print how far search stands above its warm start (`warm` at iteration 0) and other arms."""
     for name, theirs in {"its warm start": [{0: run[0]} for run in warm], **found}.items():
         if name != "search":
             print(f"{where}search, above {name}: {difference(theirs, found['search'])}")
 
 
 def show(run: dict[int, dict]) -> str:
-    """Greedy accuracy of every iteration in %, and the tokens generated for training after the warm
-    start.
-    """
+    """Greedy accuracy of every iteration in %, and the tokens generated after the warm start."""
     accuracies = " ".join(f"{100 * run[i]['evaluation/greedy/accuracy']:.1f}" for i in sorted(run))
     tokens = sum(run[i].get("search/sampled_tokens", 0) for i in run if i)
     return f"greedy {accuracies} %, {tokens:,} tokens generated"
 
 
 def difference(theirs: list[dict[int, dict]], ours: list[dict[int, dict]]) -> str:
-    """Mean difference of greedy accuracy at the last iterations, paired by problem, and that of
-    every seed.
+    """Mean difference of greedy accuracy at the end, paired by problem, and that of every seed.
 
     The interval is bootstrapped over problems, which all seeds share: what other seeds would give,
     it does not say.

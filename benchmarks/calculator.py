@@ -77,8 +77,7 @@ def main() -> None:
 
 
 def sums(text: str) -> Iterator[tuple[int, float, bool]]:
-    """Yield (where the stated result begins, the right result, whether they agree) for every sum of
-    two numbers.
+    """Yield every sum of two numbers: (where its result begins, the right result, is it right).
 
     Percentages and parts of longer sums are passed over.
     """
@@ -91,7 +90,7 @@ def sums(text: str) -> Iterator[tuple[int, float, bool]]:
 
 
 def mend(text: str) -> str | None:
-    """Return the text up to its first false sum, with the right result; None where all are right."""
+    """Return the text up to its first false sum, mended; None where all are right."""
     for start, right, is_right in sums(text):
         if not is_right:
             return text[:start] + f"{right:.2f}".rstrip("0").rstrip(".")
@@ -105,7 +104,7 @@ def until_answer(text: str) -> str:
 
 
 def write_on(folder: Path, rows: list[list[int]], num_tokens: int) -> list[list[int]]:
-    """Continue every row greedily, by transformers, and return the new tokens up to the end token."""
+    """Continue every row greedily, by transformers; return the new tokens up to the end token."""
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM
 

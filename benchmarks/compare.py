@@ -73,7 +73,8 @@ def compare(root: Path, seed: int) -> Compared:
     sample_tree, sample_judged = read_trees(other, 1, task)
     if not np.array_equal(tree.problem_id, sample_tree.problem_id):
         raise UserError(
-            f"{folder} and {other}: iteration 1 drew different problems, so there is nothing to pair"
+            f"{folder} and {other}: iteration 1 drew different problems, so there is nothing to "
+            "pair"
         )
 
     sampled = read_samples(sample_tree, sample_judged, task, task.answer)
@@ -98,15 +99,17 @@ def compare(root: Path, seed: int) -> Compared:
 
     policy = [float(x.policy_tokens.mean()) for x in (tree, sample_tree)]
     lines = [
-        f"{len(chosen)} problems; {100 * sampled.is_correct.mean():.1f} % of the samples are right; "
-        f"a tree holds a right answer for {percent(*point(0, in_tree)[1:])}",
-        f"policy tokens a problem, those it read too: search {policy[0]:,.0f}, sampling {policy[1]:,.0f}",
+        f"{len(chosen)} problems; {100 * sampled.is_correct.mean():.1f} % of the samples are "
+        f"right; a tree holds a right answer for {percent(*point(0, in_tree)[1:])}",
+        f"policy tokens a problem, those it read too: search {policy[0]:,.0f}, sampling "
+        f"{policy[1]:,.0f}",
     ]
     lines += [
         f"MCTS less {names[key]}: {difference(chosen, theirs)}" for key, theirs in solved.items()
     ]
     lines += [
-        f"vote, fewest false sums, less vote: {difference(solved_by_rule, solved['self_consistency'])}"
+        "vote, fewest false sums, less vote: "
+        f"{difference(solved_by_rule, solved['self_consistency'])}"
     ]
     first_tree, first_judged = read_trees(folder, 0, task)
     at = first_judged.is_labelled
@@ -125,11 +128,12 @@ def compare(root: Path, seed: int) -> Compared:
 def read_trees(
     folder: Path, iteration: int, task: Task, purpose: str = "search"
 ) -> tuple[Tree, Labels]:
-    """Load an iteration's trees without padding, judge every finished trace and back the values up."""
+    """Load an iteration's trees without padding, judge what is finished, back the values up."""
     paths = sorted((folder / "trees" / str(iteration)).glob(f"{purpose}-*.npz"))
     if not paths:
         raise UserError(
-            f"{folder}: holds no trees of {purpose} of iteration {iteration}; let the run get that far"
+            f"{folder}: holds no trees of {purpose} of iteration {iteration}; let the run get that "
+            "far"
         )
     tree = jax.tree.map(
         lambda *x: np.concatenate(x), *(Tree(**dict(np.load(path).items())) for path in paths)
@@ -199,19 +203,24 @@ def tell_ranking(what: str, prefix: str, report: evaluation.Metrics) -> Iterator
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     yield (
-        f"{what}: AUROC of {report[f'{at}/num_leaves']:,} finished traces {of('auroc')}, within a problem "
-        f"{of('auroc_within')} (the mean of {report[f'{at}/num_mixed']} that have both)"
+        f"{what}: AUROC of {report[f'{at}/num_leaves']:,} finished traces {of('auroc')}, within a "
+        f"problem {of('auroc_within')} (the mean of {report[f'{at}/num_mixed']} that have both)"
     )
     if f"{at}/squared_error" not in report:
         return
     by_depth = ", ".join(
         f"{depth}: {value:.2f}" for depth, value, _ in report[f"{at}/auroc_by_depth"]
     )
-    yield f"  steps of solved trees, by depth, those that reach a correct answer against the others: {by_depth}"
     yield (
-        f"  their squared error {of('squared_error')}, skill over the constant {of('skill_constant')}, over the depth "
+        "  steps of solved trees, by depth, those that reach a correct answer against the others: "
+        f"{by_depth}"
+    )
+    yield (
+        f"  their squared error {of('squared_error')}, skill over the constant "
+        f"{of('skill_constant')}, over the depth "
         f"alone {of('skill_depth')}; within 0.1: {100 * report[f'{at}/within']:.0f} %, constant "
-        f"{100 * report[f'{at}/within_constant']:.0f} %, depth {100 * report[f'{at}/within_depth']:.0f} %"
+        f"{100 * report[f'{at}/within_constant']:.0f} %, depth "
+        f"{100 * report[f'{at}/within_depth']:.0f} %"
     )
 
 

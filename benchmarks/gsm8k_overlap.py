@@ -59,14 +59,16 @@ def main() -> None:
     )
     weakest = min(sum(found) / len(found) for found in shares.values())
     print(
-        f"{options.items} items of {len(matches)} templates; {num_agreed} match the original of their template"
+        f"{options.items} items of {len(matches)} templates; {num_agreed} match the original of "
+        "their template"
     )
     print(
         f"least mean share of words that a template has in common with its original: {weakest:.2f}"
     )
     num_left = len(lines) - len(dropped)
     print(
-        f"{len(dropped)} of {len(lines)} test questions left out, {num_left} written to {options.to}"
+        f"{len(dropped)} of {len(lines)} test questions left out, {num_left} written to "
+        f"{options.to}"
     )
 
 

@@ -72,7 +72,8 @@ def main() -> int:
         rows, expected = read_metrics(root / "undisturbed"), read_state(flags, root / "undisturbed")
         seconds = read_seconds(root / "undisturbed")
         print(
-            f"{'killed in':16}{'after':>8}  {'caught':8}{'resumed after':15}{'final state':25}metrics",
+            f"{'killed in':16}{'after':>8}  "
+            f"{'caught':8}{'resumed after':15}{'final state':25}metrics",
             flush=True,
         )
         num_bad = 0
@@ -88,9 +89,11 @@ def main() -> int:
             is_same = num_equal == len(expected) and ours == rows and is_caught
             num_bad += not is_same
             told = f"{num_equal} of {len(expected)} arrays equal"
-            lines = f"{sum(a == b for a, b in zip(ours, rows, strict=False))} of {len(rows)} lines equal, {len(ours)} there"
+            num_same = sum(a == b for a, b in zip(ours, rows, strict=False))
+            lines = f"{num_same} of {len(rows)} lines equal, {len(ours)} there"
             print(
-                f"{victim:16}{delay:6.1f} s  {'yes' if is_caught else 'NO':8}{resumed:15}{told:25}{lines}",
+                f"{victim:16}{delay:6.1f} s  "
+                f"{'yes' if is_caught else 'NO':8}{resumed:15}{told:25}{lines}",
                 flush=True,
             )
     print(
@@ -102,8 +105,9 @@ def main() -> int:
 
 
 def kill(flags: list[str], folder: Path, begin: str, delay: float) -> bool:
-    """Start a run and kill it `delay` seconds after the line `begin`; False if another phase was
-    over by then.
+    """Start a run and kill it `delay` seconds after the line `begin`.
+
+    Returns False if another phase was over by then.
     """
     with start(flags, folder) as process:
         assert process.stderr is not None

@@ -93,7 +93,8 @@ def main() -> None:
         )
     found = json.loads(told.stdout)
     print(
-        f"weights {found['size']:.2f} GiB, loaded in {found['seconds']:.0f} s; peak {found['peak']:.2f} GiB above the "
+        f"weights {found['size']:.2f} GiB, loaded in {found['seconds']:.0f} s; peak "
+        f"{found['peak']:.2f} GiB above the "
         f"{found['before']:.2f} before: {found['ratio']:.2f} times their size"
     )
 

@@ -81,11 +81,12 @@ def trace(tree: Tree, verdict: np.ndarray, b: int, task: Task) -> Iterator[str]:
 
 
 def whole_tree(tree: Tree, verdict: np.ndarray, b: int, task: Task) -> Iterator[str]:
-    """Yield the lines of a tree, children below their parent: PRM score, value after back-up,
-    visits, step.
-    """
+    """Yield the lines of a tree, children below their parent: score, value, visits, step."""
     yield head(tree, b, task)
-    yield "Score of the PRM, value after back-up, visits, step; `~` is a step of a rollout, `=` a duplicate.\n"
+    yield (
+        "Score of the PRM, value after back-up, visits, step; `~` is a step of a rollout, "
+        "`=` a duplicate.\n"
+    )
 
     def below(parent: int, depth: int) -> Iterator[str]:
         for row in np.flatnonzero((tree.parent[b] == parent) & (tree.kind[b] != Kind.EMPTY)):

@@ -107,7 +107,8 @@ def main() -> None:
     for program, needed in predicted.items():
         print(f"predicted {needed:8.2f} GiB  {program}")
     print(
-        f"measured  {measured:8.2f} GiB  the whole run: {measured / max(predicted.values()):.2f} times the largest"
+        f"measured  {measured:8.2f} GiB  the whole run: {measured / max(predicted.values()):.2f} "
+        "times the largest"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxtrain.build import Config
+from jaxtrain.config import Config
 
 
 def get_config() -> Any:  # a ConfigDict, whose attributes no checker knows

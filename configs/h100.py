@@ -2,7 +2,8 @@
 
     python -m jaxtrain.main --config configs/h100.py --plan
     python -m jaxtrain.main --config configs/h100.py \\
-        --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl --config.hub.may_download=True
+        --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl \\
+        --config.hub.may_download=True
 
 The plan is from shapes, not compiled. Not run on such a GPU yet. `configs/h100.py:0.5b` is the same
 with the smaller Qwen2.5.

@@ -28,9 +28,9 @@ Both were run with one seed; README.md and RESULTS.md tell what came of it. Ever
 - 512 problems an iteration in batches of 128, and two iterations, are what ten minutes of one H200
   allow with the arms of `benchmarks.arms` beside each other. With half of the weights zeroed, a
   batch of 512 took six times as long as one of 128.
-- The reduced form leaves out prompts of more than 80 tokens (43 %) and cuts solutions after 5 steps of 40 tokens (of
-  its demonstrations with such prompts 86 % fit); its trees have 4 expansions instead of 12, and it learns from batches
-  of rows of like length.
+- The reduced form leaves out prompts of more than 80 tokens (43 %) and cuts solutions after 5
+  steps of 40 tokens (of its demonstrations with such prompts 86 % fit); its trees have 4 expansions
+  instead of 12, and it learns from batches of rows of like length.
 """
 
 from jaxtrain.configs.base import get_config as base

@@ -9,7 +9,7 @@ at its first call, and the compilation is announced.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,65 +20,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtrain import hub, labels, search, sharding, updates
 from jaxtrain.boundaries import make_tables
-from jaxtrain.checkpoints import CheckpointsConfig
-from jaxtrain.compilation import CompilationConfig
-from jaxtrain.datasets import DatasetsConfig, empty_replay
-from jaxtrain.errors import UserError, require_at_least
-from jaxtrain.evaluation import EvaluationConfig
-from jaxtrain.hub import HubConfig, Pretrained
+from jaxtrain.config import Config
+from jaxtrain.datasets import empty_replay
+from jaxtrain.hub import Pretrained
 from jaxtrain.hub.prm import load_prm
 from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
 from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
-from jaxtrain.nn.transformer import ModelConfig, Transformer, cast_weights, init_params
+from jaxtrain.nn.transformer import Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
-from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
-from jaxtrain.sharding import ShardingConfig
 from jaxtrain.structs import Array, Params, State
-from jaxtrain.tasks import Task, TasksConfig
-from jaxtrain.updates import UpdatesConfig
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """The loop around the stages."""
-
-    # after iteration 0, the warm start; may be raised to continue a finished run
-    num_iterations: int = 3
-
-    def __post_init__(self):
-        require_at_least(0, "loop", self, "num_iterations")
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything a run is made of; `configs/base.py` turns it into flags."""
-
-    seed: int = 0  # of all draws but the task's problems
-    tasks: TasksConfig = field(default_factory=TasksConfig)
-    hub: HubConfig = field(default_factory=HubConfig)
-    # with hub.pretrained the shape is the model's own
-    model: ModelConfig = field(default_factory=ModelConfig)
-    prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
-    datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
-    updates: UpdatesConfig = field(default_factory=UpdatesConfig)
-    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    sharding: ShardingConfig = field(default_factory=ShardingConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    compilation: CompilationConfig = field(default_factory=CompilationConfig)
-
-    def __post_init__(self):
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--config.seed={self.seed}: must lie between 0 and 2**31 - 1")
-
-    @property
-    def max_length(self) -> int:
-        """L: a prompt and all its steps."""
-        return self.prompts.max_prompt_tokens + self.search.max_steps * self.search.max_step_tokens
 
 
 @dataclass(frozen=True)
@@ -222,47 +175,6 @@ def build(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         ),
     )
-
-
-def check(config: Config, task: Task) -> None:
-    """Refuse, before anything is written, what devices or problems do not allow.
-
-    Raises UserError.
-    """
-    check_batches(config, sharding.make_mesh(config.sharding))
-    if 0 < config.model.vocab_size < task.tokenizer.vocab_size:
-        raise UserError(
-            f"--config.model.vocab_size={config.model.vocab_size}: the tokenizer has {task.tokenizer.vocab_size} ids"
-        )
-    limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
-    encode = make_encode(config.prompts, task.tokenizer, task.demonstrations)
-    for name, problems in (
-        ("train", task.train),
-        (split, getattr(task, split)[: config.evaluation.num_problems]),
-    ):
-        if not problems:
-            raise UserError(
-                f"the task has no {name} problems; set --config.tasks.num_{name} above 0"
-            )
-        if all(len(encode(problem)) > limit for problem in problems):
-            raise UserError(
-                f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems is that short; "
-                f"{max(len(encode(problem)) for problem in problems)} takes them all"
-            )
-
-
-def check_batches(config: Config, mesh: Any) -> None:
-    """Refuse batches that a mesh cannot split. Raises UserError."""
-    shards = sharding.num_shards(mesh)
-    for key, size in (
-        ("prompts.batch_size", config.prompts.batch_size),
-        ("updates.policy.batch_size", config.updates.policy.batch_size),
-        ("updates.prm.batch_size", config.updates.prm.batch_size),
-    ):
-        if size % shards:
-            raise UserError(
-                f"--config.{key}={size} cannot be split over data x fsdp = {shards} devices; choose a multiple"
-            )
 
 
 class Announced:

@@ -31,9 +31,7 @@ ASIDE = "damaged"  # folder of a run that holds what was set aside
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file's content as one event: after a crash, at any instant, it holds the old bytes
-    or the new.
-    """
+    """Replace a file's content as one event: a crash leaves the old bytes or the new."""
     temporary = path.with_name(path.name + TEMPORARY)
     with temporary.open("wb") as file:
         file.write(data)
@@ -43,7 +41,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def rename(source: Path, to: Path) -> None:
-    """Give a file or folder its name, replacing a file; the name itself survives a power cut too."""
+    """Give a file or folder its name, replacing a file; the name survives a power cut too."""
     os.replace(source, to)
     folder = os.open(to.parent, os.O_RDONLY)
     try:
@@ -70,7 +68,7 @@ def read_json(path: Path) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """Return a value as sorted, indented JSON, the only form that is written, compared or hashed."""
+    """Return a value as sorted, indented JSON: all that is written, compared or hashed."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -81,7 +79,7 @@ def sha256(path: Path) -> str:
 
 
 def seal(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the seal of a folder whose content is complete; `about` says in JSON values what it is."""
+    """Seal a folder whose content is complete; `about` says in JSON values what it is."""
     write_json(folder / SEAL, {**about, "files": _hashes(folder)})
 
 
@@ -136,8 +134,8 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise UserError(
-            f"{folder}: {what} needs {num_bytes:,} bytes, and {free:,} are free on that disk; free some, or move the "
-            "run folder to another disk and name it by --workdir"
+            f"{folder}: {what} needs {num_bytes:,} bytes, and {free:,} are free on that disk; "
+            "free some, or move the run folder to another disk and name it by --workdir"
         )
 
 

@@ -1,8 +1,9 @@
 """Flags in, a Config out: what every command shares.
 
 A config is a Python file whose `get_config` returns a ConfigDict; it becomes frozen dataclasses at
-once, and nothing else has heard of flags. Whatever is misspelt, missing or of another type is a
-UserError of one line that names the key and its neighbours.
+once, and nothing else has heard of flags. What a key may hold, the type of its field says. Whatever
+is misspelt, missing or of another type is a UserError of one line that names the key and its
+neighbours.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ import re
 import runpy
 import traceback
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from jaxtrain.build import Config
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 
 EXAMPLE = "--config quickstart"
 FLAGS = ("config", "workdir", "plan", "help", "version")
 # a link to the checkout's configs/, and a package when installed
 CONFIGS = Path(__file__).parent / "configs"
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -36,49 +38,106 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
 
     Raises UserError.
     """
+    values = read_flags(argv[1:])
+    file, folder = values.pop("config", ""), values.pop("workdir", "")
+    if not file:
+        raise UserError(f"--config is missing; for a first run: {EXAMPLE}")
+    config = override(load(file), values)
+    return config, folder or f"runs/{Path(file.split(':')[0]).stem}/seed_{config.seed}"
+
+
+def read_flags(arguments: Sequence[str]) -> dict[str, str]:
+    """Read `--flag=value` and `--flag value` into a dict of texts by name, which is that of a key.
+
+    Raises UserError for what is neither --config or --workdir nor a key of the config.
+    """
+    values, rest = {}, iter(arguments)
+    for argument in rest:
+        name, equals, text = argument.lstrip("-").partition("=")
+        if not argument.startswith("-"):
+            raise UserError(
+                f"{argument} is no flag; a config file is named by --config, "
+                "a value set by --config.key=value"
+            )
+        if name not in ("config", "workdir"):
+            find_key(name)
+        if not equals and (text := next(rest, None)) is None:
+            raise UserError(f"--{name}: write --{name}=VALUE; --help lists all keys")
+        values[name] = text
+    return values
+
+
+def override(values: dict[str, Any], changes: Mapping[str, str]) -> Config:
+    """Set keys of a config, `config.section.key` to the text of its value. Raises UserError."""
+    for key, text in changes.items():
+        (*sections, name), hint = find_key(key)
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = parse_value(text, hint, key)
+    return read_config(values)
+
+
+def find_key(key: str) -> tuple[list[str], Any]:
+    """Find a flag such as config.section.key. Returns (its path below `config`, its type).
+
+    Raises UserError naming its neighbours.
+    """
+    section, *names = key.split(".")
+    if section != "config":
+        told = ", ".join(f"--{name}" for name in nearest(section, FLAGS))
+        raise UserError(f"--{key} is unknown; flags: {told}")
+    cls: Any = Config
+    for name in names:
+        if not is_dataclass(cls):
+            raise UserError(f"--{key} is unknown: {section} is a value, not a section")
+        hints = typing.get_type_hints(cls)
+        if name not in hints:
+            raise UserError(unknown_key(section, name, hints))
+        section, cls = f"{section}.{name}", hints[name]
+    if is_dataclass(cls):
+        told = ", ".join(field.name for field in fields(cls))
+        raise UserError(f"--{section} is a section; its keys: {told}")
+    return names, cls
+
+
+def parse_value(text: str, hint: Any, key: str) -> Any:
+    """Read the text of a value by its type: `none`, `True`, `3`, `0.5`, `a,b`. Raises UserError."""
+    kind, is_optional, is_tuple = kind_of(hint)
+    if is_optional and text.lower() == "none":
+        return None
+    if is_tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
-        ours = flags.FlagValues()
-        ours.set_gnu_getopt(True)
-        file = flags.DEFINE_string("config", None, "", flag_values=ours)
-        folder = flags.DEFINE_string("workdir", None, "", flag_values=ours)
-        rest = ours(list(argv), known_only=True)
-    except flags.Error as error:
-        raise UserError(f"{error}; --help lists all keys") from error
-    if not file.value:
-        for argument in rest[1:]:
-            check_argument(argument)
-        named = [argument for argument in rest[1:2] if not argument.startswith("-")]
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError) as error:
         raise UserError(
-            f"--config is missing; {f'write --config {named[0]}' if named else f'for a first run: {EXAMPLE}'}"
-        )
-    config = override(load(file.value), rest[1:])
-    stem = Path(file.value.split(":")[0]).stem
-    return config, folder.value or f"runs/{stem}/seed_{config.seed}"
+            f"--{key}={text}: must be {describe(hint)}; --help lists all keys"
+        ) from error
 
 
-def override(value: ConfigDict, arguments: Sequence[str]) -> Config:
-    """Apply `--config.section.key=value` arguments to a ConfigDict. Raises UserError."""
-    for argument in arguments:
-        check_argument(argument)
-    argv = ["", *arguments]
-    try:
-        overrides = flags.FlagValues()
-        overrides.set_gnu_getopt(True)
-        values = config_flags.DEFINE_config_dict(
-            "config", value, flag_values=overrides, sys_argv=argv
-        )
-        stray = overrides(argv)[1:]
-    except flags.Error as error:
-        told = re.sub(r"\('Non-boolean .*\)", "must be True or False", str(error))
-        raise UserError(f"{told}; --help lists all keys") from error
-    if stray:
-        raise UserError(
-            f"{stray[0]} is no flag; a config file is named by --config, a value set by --config.key=value"
-        )
-    return read_config(values.value)
+def format_value(value: Any) -> str:
+    """Write a value as `parse_value` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    text = "none" if value is None else str(value)
+    return text if text.isprintable() else repr(text)
 
 
-def load(file: str) -> ConfigDict:
+def kind_of(hint: Any) -> tuple[Any, bool, bool]:
+    """Take int, int | None or tuple[str, ...] apart: (kind, may it be None, is it a tuple)."""
+    kinds = typing.get_args(hint)
+    return kinds[0] if kinds else hint, NoneType in kinds, typing.get_origin(hint) is tuple
+
+
+def describe(hint: Any) -> str:
+    """Say what a value of a type is."""
+    kind, is_optional, is_tuple = kind_of(hint)
+    told = "names with commas between" if is_tuple else KINDS[kind]
+    return f"{told} or none" if is_optional else told
+
+
+def load(file: str) -> dict[str, Any]:
     """Call `get_config` of a Python file, or of the config of ours that a bare word names.
 
     What follows a colon in `file` is its argument. Raises UserError.
@@ -106,9 +165,10 @@ def load(file: str) -> ConfigDict:
         ) from error
     if not isinstance(value, ConfigDict):
         raise UserError(
-            f"--config {path}: has no get_config that returns a ConfigDict; see {CONFIGS / 'quickstart.py'}"
+            f"--config {path}: has no get_config that returns a ConfigDict; "
+            f"see {CONFIGS / 'quickstart.py'}"
         )
-    return value
+    return value.to_dict()
 
 
 def no_such_config(name: str, path: Path) -> str:
@@ -122,63 +182,46 @@ def no_such_config(name: str, path: Path) -> str:
     return f"--config {name}: no such config; name a Python file, or one of ours: {', '.join(ours)}"
 
 
-def read_config(value: ConfigDict, cls: type = Config, section: str = "config") -> Any:
-    """Turn a ConfigDict into frozen dataclasses.
+def read_config(values: Mapping[str, Any], cls: type = Config, section: str = "config") -> Any:
+    """Turn nested dicts into frozen dataclasses.
 
     Raises UserError for a key or a value that does not belong.
     """
     hints = typing.get_type_hints(cls)
-    for name in value:
+    for name in values:
         if name not in hints:
             raise UserError(unknown_key(section, name, hints))
     for name in hints:
-        if name not in value:
+        if name not in values:
             raise UserError(
                 f"--{section}.{name} is missing from the config file; see configs/base.py"
             )
     return cls(
-        **{name: read_value(value[name], hint, f"{section}.{name}") for name, hint in hints.items()}
+        **{
+            name: read_value(values[name], hint, f"{section}.{name}")
+            for name, hint in hints.items()
+        }
     )
 
 
 def read_value(value: Any, hint: Any, key: str) -> Any:
     """Check one value of a config against the type of its field. Raises UserError."""
-    if isinstance(value, ConfigDict) and hint not in (bool, int, float, str):
-        return read_config(value, hint, key)
-    if hint is float and type(value) is int:
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"--{key}={value!r}: is a section, not a value")
+        return read_config(value, typing.cast(type, hint), key)
+    kind, is_optional, is_tuple = kind_of(hint)
+    if value is None and is_optional:
+        return None
+    if is_tuple and isinstance(value, list | tuple) and all(type(part) is kind for part in value):
+        return tuple(value)
+    if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not hint:
-        raise UserError(f"--{key}={value!r}: must be of type {hint.__name__}")
+    if is_tuple or type(value) is not kind:
+        raise UserError(f"--{key}={value!r}: must be {describe(hint)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{key}={value}: must be a finite number")
     return value
-
-
-def check_argument(argument: str) -> None:
-    """Refuse a flag that is neither ours nor a key of the config.
-
-    Raises UserError naming its neighbours.
-    """
-    match = re.fullmatch(r"--?([a-zA-Z][^=]*)(=.*)?", argument, re.DOTALL)
-    if match is None:
-        return
-    section, *names = re.sub(r"^noconfig\.", "config.", match[1]).split(".")
-    if section != "config":
-        raise UserError(
-            f"--{match[1]} is unknown; flags: {', '.join(f'--{name}' for name in nearest(section, FLAGS))}"
-        )
-    cls: Any = Config
-    for name in names:
-        if not is_dataclass(cls):
-            raise UserError(f"--{match[1]} is unknown: {section} is a value, not a section")
-        hints = typing.get_type_hints(cls)
-        if name not in hints:
-            raise UserError(unknown_key(section, name, hints))
-        section, cls = f"{section}.{name}", hints[name]
-    if is_dataclass(cls):
-        raise UserError(
-            f"--{section} is a section; its keys: {', '.join(f.name for f in fields(cls))}"
-        )
 
 
 def unknown_key(section: str, name: str, known: Iterable[str]) -> str:
@@ -198,8 +241,7 @@ def list_keys(config: Any, section: str = "config") -> Iterator[str]:
         if is_dataclass(value):
             yield from list_keys(value, f"{section}.{name}")
         else:
-            value = value if str(value).isprintable() else repr(value)
-            yield f"  {f'--{section}.{name}={value}':50}  {remarks.get(name, '')}".rstrip()
+            yield f"  {f'--{section}.{name}={format_value(value)}':50}  {remarks[name]}"
 
 
 def read_remarks(source: str) -> dict[str, str]:

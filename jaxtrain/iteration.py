@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxtrain import datasets, prompts
-from jaxtrain.build import Config, build
+from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if told := disk_fault(error):
             complain(
-                f"{told}; what is finished is kept: put the disk or the folder right, then start again: {command}"
+                f"{told}; what is finished is kept: put the disk or the folder right, then start "
+                f"again: {command}"
             )
             return 2
         if is_exhausted(error):
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         traceback.print_exc()
         complain(
-            f"an unexpected error; what is finished is kept, and the same command resumes: {command}"
+            "an unexpected error; what is finished is kept, and the same command resumes: "
+            f"{command}"
         )
         return 1
     return 0
@@ -78,8 +80,9 @@ def read_command(arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def leave_at_signal(command: str, close_fn: Callable[[], None]) -> Iterator[None]:
-    """Leave at once on SIGINT or SIGTERM, with one line: `close_fn` clears the terminal, exit code
-    128 + signal.
+    """Leave at once on SIGINT or SIGTERM, with one line and exit code 128 + signal.
+
+    `close_fn` clears the terminal.
 
     A Python signal handler waits for the import or the compiled call that is under way, which may
     take minutes, and then raises in the midst of it; a thread that is woken through a pipe does

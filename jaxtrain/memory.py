@@ -19,7 +19,8 @@ GIB = 2**30
 # GiB. With two cores the quickstart runs in 2.9 and aborts in 2.0; more cores take more
 LEAST_ADDRESS_SPACE = 3
 SHRINK = {
-    "search": "prompts.batch_size, search.num_candidates, search.num_simulations, search.num_rollout_steps",
+    "search": "prompts.batch_size, search.num_candidates, search.num_simulations, "
+    "search.num_rollout_steps",
     "sampling": "prompts.batch_size, evaluation.num_samples, search.max_steps",
     "policy update": "updates.policy.batch_size",
     "PRM update": "updates.prm.batch_size",
@@ -34,9 +35,7 @@ def give_back() -> None:
 
 
 def machine_memory() -> float:
-    """Return the bytes of memory that processes here may fill: the machine's, or its container's if
-    that is less.
-    """
+    """Return the bytes that processes here may fill: the machine's, or its container's if less."""
     sizes = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
     with contextlib.suppress(OSError, ValueError):  # no container, or "max"
         sizes.append(float(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
@@ -51,8 +50,8 @@ def check_address_space() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_ADDRESS_SPACE * GIB:
         raise UserError(
-            f"ulimit -v allows {limit / GIB:.1f} GiB of address space, and the quickstart alone takes "
-            f"{LEAST_ADDRESS_SPACE} GiB; raise it with ulimit -v unlimited"
+            f"ulimit -v allows {limit / GIB:.1f} GiB of address space, and the quickstart alone "
+            f"takes {LEAST_ADDRESS_SPACE} GiB; raise it with ulimit -v unlimited"
         )
 
 

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
-from jaxtrain.build import Config, Functions
+from jaxtrain.build import Functions
 from jaxtrain.checkpoints import FitCheckpoints
+from jaxtrain.config import Config
 from jaxtrain.errors import Diverged
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain import sharding
-from jaxtrain.build import Config, Functions, build, check_batches
+from jaxtrain.build import Functions, build
+from jaxtrain.config import Config, check_batches
 from jaxtrain.errors import UserError
 from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress

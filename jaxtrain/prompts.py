@@ -78,7 +78,7 @@ class PromptsConfig:
 
 
 def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
-    """Fix the day that chats are told: `before`, on which the run started, or today if it is new."""
+    """Fix the day that chats are told: `before`, when the run started, or today if it is new."""
     if config.style != "chat" or config.date:
         return config
     return replace(config, date=before or datetime.date.today().isoformat())
@@ -87,8 +87,7 @@ def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
 def draw(
     problems: Sequence[Problem], num_problems: int, seed: int, iteration: int
 ) -> list[Problem]:
-    """Draw an iteration's problems without replacement; each epoch over the set is a permutation of
-    its own.
+    """Draw an iteration's problems without replacement; each epoch is a permutation of its own.
 
     Iterations take `num_problems` at a time from the endless concatenation of the epochs, so every
     problem is seen equally often. 0 takes all.
@@ -111,9 +110,7 @@ def draw(
 def make_encode(
     config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]
 ) -> Encode:
-    """Make the function that turns a problem, or the one of a demonstration, into the tokens of its
-    prompt.
-    """
+    """Make the function that turns a problem, or that of a demonstration, into prompt tokens."""
     if config.style == "chat":
         return lambda problem: tokenizer.encode_chat(problem.question, config.system, config.date)
     num_shots = config.num_shots if config.style == "few_shot" else 0

@@ -6,9 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from jaxtrain.build import Config
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.flags import read_config
 from jaxtrain.hub import Pretrained, open_pretrained, resolve
@@ -48,7 +46,7 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
         if not content:
             raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
     try:
-        config = read_config(ConfigDict(values))
+        config = read_config(values)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(
             f"{path / 'config.json'}: {error}; take the jaxtrain that wrote it"

@@ -41,11 +41,10 @@ class ShardingConfig:
 
 
 def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> Any:
-    """Build the mesh over all devices. Raises UserError where the sizes do not multiply to their
-    number.
+    """Build the mesh over all devices.
 
     `devices` may be those of a topology that is not here; ones without a platform make an
-    AbstractMesh.
+    AbstractMesh. Raises UserError where the sizes do not multiply to their number.
     """
     sizes, total = (
         [config.data, config.fsdp, config.tp],
@@ -58,7 +57,8 @@ def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> A
         sizes[sizes.index(-1)] = total // known
     if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != total:
         raise UserError(
-            f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not make {total} devices; "
+            f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not "
+            f"make {total} devices; "
             "set --config.sharding.data, .fsdp and .tp so that their product does (-1 is the rest)"
         )
     axes, types = ("data", "fsdp", "tp"), (AxisType.Auto,) * 3
@@ -73,9 +73,7 @@ def num_shards(mesh: Mesh) -> int:
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Look up a parameter; an axis that its dimension is not divisible by stays whole, and so do
-    stacked layers.
-    """
+    """Look up a parameter. A dimension that an axis does not divide stays whole, as layers do."""
     parts = path.split("/")
     layers = (None,) if "blocks" in parts else ()  # nn.transformer.STACKED
     for pattern, spec in TABLE:
@@ -103,8 +101,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def per_shard(fn: Callable, mesh: Mesh, num_params: int, num_batched: int) -> Callable:
-    """Wrap `fn(*params, *batched, scalar)` so that each shard of the batch runs it alone on whole
-    weights.
+    """Wrap `fn(*params, *batched, scalar)`: each shard of the batch runs it alone on whole weights.
 
     Weights are gathered over data and fsdp once, before `fn`; tensor parallelism stays with the
     compiler. Every output must have a leading batch axis.

@@ -53,8 +53,8 @@ class Tokenizer:
         except (KeyError, UnicodeEncodeError):
             position, character = next(pair for pair in enumerate(text) if not self._knows(pair[1]))
             raise UserError(
-                f"tokenizer: character {character!a} at position {position} of {text[:40]!a} is not in the alphabet; "
-                "remove it or use the byte tokenizer"
+                f"tokenizer: character {character!a} at position {position} of {text[:40]!a} is "
+                "not in the alphabet; remove it or use the byte tokenizer"
             ) from None
 
     def encode_start(self, text: str) -> list[int]:
@@ -64,12 +64,12 @@ class Tokenizer:
     def encode_chat(self, text: str, system: str, date: str) -> list[int]:
         """Refuse: only pretrained models know a chat."""
         raise UserError(
-            "--config.prompts.style=chat: needs a pretrained model with a chat template; choose plain"
+            "--config.prompts.style=chat: needs a pretrained model with a chat template; choose "
+            "plain"
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text before the first end id, or before the trailing padding where there is no
-        end.
+        """Return the text before the first end id, without one before the trailing padding.
 
         Any other id that stands for no text, a pad id inside the text too, becomes U+FFFD: what a
         policy sampled must not vanish on the way to the verifier.
@@ -104,7 +104,8 @@ def character_tokenizer(alphabet: str) -> Tokenizer:
     """
     if not alphabet.isascii() or "\n" not in alphabet or len(set(alphabet)) != len(alphabet):
         raise UserError(
-            f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline among them"
+            f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline "
+            "among them"
         )
     return Tokenizer(alphabet.encode("ascii"))
 

@@ -26,10 +26,10 @@ NUM_TOKENS = 4  # of a step, at most
 def plant(
     forest: list[list[Row]], problem_ids: list[int] | None = None, num_rows: int = 0
 ) -> tuple[Tree, np.ndarray]:
-    """Make the `Tree` of a list of trees (problem ids 0, 1, ... unless given) and the verdicts `[B
-    R]`.
+    """Make the `Tree` of a list of trees and the verdicts `[B R]`.
 
-    Empty rows fill every tree up to the largest, or to num_rows if that is more.
+    Problem ids are 0, 1, ... unless given. Empty rows fill every tree up to the largest, or to
+    num_rows if that is more.
     """
     num_problems, num_rows = len(forest), max(num_rows, *map(len, forest))
     shape = (num_problems, num_rows)
@@ -65,9 +65,7 @@ def plant(
 
 
 def grow_at_random(rng: np.random.Generator, num_rows: int, vocabulary: int = 50) -> list[Row]:
-    """Grow a tree with finished leaves of every verdict, unfinished branches, rollouts, duplicates
-    and empty rows.
-    """
+    """Grow a tree with every verdict, unfinished branches, rollouts, duplicates and empty rows."""
     rows: list[Row] = []
     for r in range(num_rows):
         open_rows = [

@@ -301,8 +301,10 @@ def test_a_reader_uses_a_good_checkpoint_and_moves_nothing(tmp_path):
 def test_reading_alone_warns_of_nothing(tmp_path):
     """In a process of its own, where absl writes to stderr as it does for a command."""
     code = (
-        "import sys; from pathlib import Path; from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig\n"
-        "with Checkpoints(Path(sys.argv[1]), CheckpointsConfig(), is_read_only=True) as found: print(found.all())"
+        "import sys; from pathlib import Path; from jaxtrain.checkpoints import Checkpoints, "
+        "CheckpointsConfig\n"
+        "with Checkpoints(Path(sys.argv[1]), CheckpointsConfig(), is_read_only=True) as found: "
+        "print(found.all())"
     )
     told = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True

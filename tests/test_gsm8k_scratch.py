@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain.build import Config, build
+from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.config import Config
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.main import main

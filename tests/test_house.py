@@ -34,6 +34,7 @@ LAYERS = (
     ("workdir",),
     ("hub", "metrics", "report"),
     STAGES,
+    ("config",),
     ("build",),
     ("phases",),
     ("flags", "iteration", "plan"),

@@ -687,7 +687,8 @@ def test_a_prompt_keeps_its_begin_and_has_no_end(form, begin):
     [
         ("{{ strftime_now('%d-%m-%Y') }}", "26-07-2024"),
         (
-            '{% if strftime_now is defined %}{% set d = strftime_now( "%Y %H:%M" ) %}{% endif %}{{ d }}',
+            '{% if strftime_now is defined %}{% set d = strftime_now( "%Y %H:%M" ) %}{% endif %}{{ '
+            "d }}",
             "2024 00:00",
         ),
     ],

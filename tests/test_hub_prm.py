@@ -15,7 +15,8 @@ from hub_models import write_model
 from safetensors.numpy import load_file, save_file
 from tiny_models import random_like
 
-from jaxtrain.build import Config, build
+from jaxtrain.build import build
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, load_params, open_pretrained
 from jaxtrain.hub.export import write_prm
@@ -118,7 +119,8 @@ BAD = {
     "no head": (lambda p: edit(p, ["score.weight"]), "score.weight has shape None"),
     "a policy": (
         lambda p: edit_json(p, "config.json", architectures=["Qwen2ForCausalLM"]),
-        "architecture Qwen2ForCausalLM is not supported as a PRM; supported are ForTokenClassification",
+        "architecture Qwen2ForCausalLM is not supported as a PRM; supported are "
+        "ForTokenClassification",
     ),
     "another head": (
         lambda p: edit_json(p, "config.json", architectures=["Qwen2ForProcessRewardModel"]),

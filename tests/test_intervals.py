@@ -46,8 +46,8 @@ def test_wilson_contains_the_share_and_stays_in_bounds():
 
 
 def pairs_auroc(score, is_positive):
-    pairs = [(p, q) for p, a in zip(score, is_positive, strict=True) for q, b in zip(score, is_positive, strict=True)
-             if a and not b]  # fmt: skip
+    marked = list(zip(score, is_positive, strict=True))
+    pairs = [(p, q) for p, a in marked for q, b in marked if a and not b]
     return sum(1.0 if p > q else 0.5 if p == q else 0.0 for p, q in pairs) / len(pairs)
 
 
@@ -79,8 +79,8 @@ def test_auroc_interval_equals_resamples_written_out():
     )
     estimates = []
     for draw in draws[:200]:
-        entries = [i for name, times in zip(names, draw, strict=True) for i in np.flatnonzero(group == name)
-                   for _ in range(times)]  # fmt: skip
+        drawn = [n for n, times in zip(names, draw, strict=True) for _ in range(times)]
+        entries = [i for name in drawn for i in np.flatnonzero(group == name)]
         estimates.append(pairs_auroc(score[entries], is_positive[entries]))
     member = np.searchsorted(names, group)
     level = np.unique(score, return_inverse=True)[1]
@@ -128,8 +128,10 @@ def test_mean_interval_equals_resamples_written_out():
     draws = np.random.default_rng(intervals.SEED).multinomial(
         5, [0.2] * 5, size=intervals.NUM_RESAMPLES
     )
-    means = [np.mean(np.concatenate([values[group == n] for n, t in zip(names, draw, strict=True) for _ in range(t)]))
-             for draw in draws]  # fmt: skip
+    means = [
+        np.mean(np.concatenate([values[group == name] for name in np.repeat(names, draw)]))
+        for draw in draws
+    ]
     assert mean_interval(values, group) == pytest.approx(np.percentile(means, [2.5, 97.5]))
 
 

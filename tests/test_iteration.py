@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from jaxtrain import iteration, phases
-from jaxtrain.build import Config, Functions, LoopConfig, build
+from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
+from jaxtrain.config import Config, LoopConfig
 from jaxtrain.datasets import DatasetsConfig, num_rows
 from jaxtrain.errors import Diverged, UserError
 from jaxtrain.evaluation import EvaluationConfig
@@ -55,7 +56,7 @@ RUN_KEY = run_key({"seed": CONFIG.seed}, {})
 
 
 class Interrupted(Exception):
-    """Stands for a kill: nothing of the loop catches it, and whatever was not on the disk is lost."""
+    """Stands for a kill: nothing of the loop catches it, and what was not on the disk is lost."""
 
 
 class InterruptedProgress(Progress):

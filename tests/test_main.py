@@ -17,7 +17,7 @@ import pytest
 
 import jaxtrain.commands.run
 from jaxtrain import __version__
-from jaxtrain.build import Config
+from jaxtrain.config import Config
 from jaxtrain.errors import Diverged
 from jaxtrain.files import read_json
 from jaxtrain.flags import load, parse, read_config
@@ -85,11 +85,11 @@ MISTAKES = {
     "key without a value": (["--config.seed"], ["config.seed", "--help"]),
     "word for an int": (
         ["--config.seed=three"],
-        ["--config.seed=three", "invalid literal for int"],
+        ["--config.seed=three: must be a whole number; --help"],
     ),
     "fraction for an int": (
         ["--config.search.num_candidates=2.5"],
-        ["--config.search.num_candidates=2.5"],
+        ["--config.search.num_candidates=2.5: must be a whole number"],
     ),
     "word for a boolean": (
         ["--config.model.is_scanned=maybe"],
@@ -229,7 +229,7 @@ FILE_MISTAKES = {
     "wrong type": (CONFIG.replace("= 12", "= 'twelve'"), ["tiny.py:8: TypeError"]),
     "empty value": (
         CONFIG.replace("= 12", "= None"),
-        ["--config.tasks.max_target=None: must be of type int"],
+        ["--config.tasks.max_target=None: must be a whole number"],
     ),
     "missing key": (
         CONFIG.replace("c.tasks.max_number = 4", "del c.tasks.max_number"),
@@ -271,7 +271,6 @@ def test_missing_config_names_its_neighbours(run, tmp_path, file, words):
     [
         ([], "for a first run: --config quickstart"),
         (["--config="], "for a first run: --config quickstart"),
-        (["configs/quickstart.py"], "write --config configs/quickstart.py"),
     ],
 )
 def test_missing_config_says_how_to_begin(arguments, way_on, capsys):
@@ -298,7 +297,7 @@ def test_flags_override_the_file_and_defaults_stay(config_file):
         "--config.seed",
         "7",
         "--config.search.temperature=2",
-        "--noconfig.datasets.balance_outcomes",
+        "--config.datasets.balance_outcomes=false",
     ]
     config, path = parse(["main.py", *flags, f"--config={config_file}"])
     assert (config.seed, config.search.temperature, config.datasets.balance_outcomes) == (
@@ -366,7 +365,7 @@ def test_help_on_a_config_shows_its_values_and_ends_with_the_usage(config_file, 
     out = capsys.readouterr().out
     keys = keys_told(out)
     assert (keys["seed"], keys["tasks.max_number"], keys["tasks.max_target"]) == ("3", "4", "5")
-    assert "Usage: jaxtrain --config" in out.splitlines()[-5]
+    assert out.index("Usage: jaxtrain --config") > out.rindex("--config.loop.num_iterations")
 
 
 @pytest.fixture
@@ -398,8 +397,8 @@ def test_run_ends_with_what_came_of_it(run, fake_loop, tmp_path):
     code, out, _ = run()
     assert code == 0
     assert (
-        "12.5% [2.5%, 22.5%] after iteration 0 -> 50.0% [40.0%, 60.0%] after iteration 2 (8 problems)"
-        in out
+        "12.5% [2.5%, 22.5%] after iteration 0 -> 50.0% [40.0%, 60.0%] after iteration 2 (8 "
+        "problems)" in out
     )
     assert str(tmp_path / "run" / "report.html") in out
 
@@ -446,7 +445,8 @@ def test_unexpected_error_keeps_its_traceback_and_ends_with_the_way_on(run, fake
             jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
             ),
-            "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; lower --config.prompts.batch_size, ",
+            "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; lower "
+            "--config.prompts.batch_size, ",
         ),
     ],
 )
@@ -477,8 +477,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(run, fake_loop, er
     told = err[err.index("jaxtrain: ") :]
     assert (code, told.count("\n")) == (2, 1)
     assert (
-        "No space left on device; what is finished is kept: put the disk or the folder right, then start again: python"
-        in told
+        "No space left on device; what is finished is kept: put the disk or the folder right, then "
+        "start again: python" in told
     )
 
 
@@ -506,11 +506,13 @@ def test_a_run_that_diverged_has_an_exit_code_of_its_own(run, fake_loop):
 
 @pytest.mark.parametrize("command", [[], ["evaluate"], ["export"]])
 def test_too_little_address_space_is_told_before_anything_is_imported(command, tmp_path):
-    limit = f"ulimit -v 2000000; exec {sys.executable} -m jaxtrain {' '.join(command)} --config quickstart"
+    call = f"{sys.executable} -m jaxtrain {' '.join(command)} --config quickstart"
+    limit = f"ulimit -v 2000000; exec {call}"
     done = subprocess.run(["sh", "-c", limit], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == (
-        "jaxtrain: ulimit -v allows 1.9 GiB of address space, and the quickstart alone takes 3 GiB; "
+        "jaxtrain: ulimit -v allows 1.9 GiB of address space, and the quickstart alone takes 3 "
+        "GiB; "
         "raise it with ulimit -v unlimited\n"
     )
 

@@ -48,8 +48,8 @@ def test_line_shows_phase_iteration_speed_solve_rate_and_eta(progress, stream, c
         phase.advance(512, simulations=8192, tokens=1_000_000, solved=64, attempted=512)
         progress.beat()
     assert stream.getvalue().splitlines()[0] == (
-        "iteration 2/3: search 512/2,048 problems | 51 problems/s | 819 simulations/s | 100,000 tokens/s"
-        " | solved 12.5% | ETA 0:30"
+        "iteration 2/3: search 512/2,048 problems | 51 problems/s | 819 simulations/s | 100,000 "
+        "tokens/s | solved 12.5% | ETA 0:30"
     )
 
 

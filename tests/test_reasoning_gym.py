@@ -329,7 +329,8 @@ def test_an_answer_changes_no_verdict_but_its_own(hostile):
 
 def test_the_judged_hold_no_pipe_and_no_rights_of_root(hostile):
     """What they say of themselves goes by their exit status alone."""
-    links = "[os.readlink(f'/proc/self/fd/{fd}') for fd in range(64) if os.path.exists(f'/proc/self/fd/{fd}')]"
+    path = "f'/proc/self/fd/{fd}'"
+    links = f"[os.readlink({path}) for fd in range(64) if os.path.exists({path})]"
     piped = f"(lambda os: any('pipe' in link for link in {links}))(__import__('os'))"
     assert hostile.judge(0, piped) is False
     assert hostile.judge(0, "__import__('os').getuid() == 0") is False

@@ -12,7 +12,8 @@ import pytest
 
 from jaxtrain import intervals, labels
 from jaxtrain import iteration as iteration_lib
-from jaxtrain.build import Config, Functions, LoopConfig
+from jaxtrain.build import Functions
+from jaxtrain.config import Config, LoopConfig
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.metrics import MetricsLog

@@ -251,10 +251,12 @@ def table_of(tree: Tree) -> list[tuple]:
 def test_tree_worked_by_hand():
     """Three iterations, eps 1, bonus 1/2, alpha 1/2, one rollout step of two draws.
 
-    1. The root draws a b a: the second a is a duplicate. Rollout from a sees c d: v_a = (.5 + .75) / 2, n_a = 1; n = 1.
-    2. a has .625 + sqrt(ln 1), b has .25 + .5, so b. It draws f g h; f is finished, so v_f stays .5. v_b = .5, n_b = 1.
-    3. a has .625 + sqrt(ln 2), b has .5 + sqrt(ln 2), so a. It draws c d e; rollout from d sees i = 1: v_d = .875. Then
-       v_a = .875, n_a = 2.
+    1. The root draws a b a: the second a is a duplicate. Rollout from a sees c d:
+       v_a = (.5 + .75) / 2, n_a = 1; n = 1.
+    2. a has .625 + sqrt(ln 1), b has .25 + .5, so b. It draws f g h; f is finished, so v_f stays
+       .5. v_b = .5, n_b = 1.
+    3. a has .625 + sqrt(ln 2), b has .5 + sqrt(ln 2), so a. It draws c d e; rollout from d sees
+       i = 1: v_d = .875. Then v_a = .875, n_a = 2.
     """
     world = oracle.TableWorld(
         {
@@ -357,7 +359,7 @@ def test_a_tree_does_not_depend_on_the_size_of_its_batch(keyed):
 
 
 def test_a_tree_that_waits_holds_its_lanes_open(keyed):
-    """An ended leaf visited again draws nothing, but its batch is held until the others have drawn."""
+    """An ended leaf visited again draws nothing, but waits until its batch has drawn."""
     _, _, trees = keyed
     assert trees.num_wasted.any() and len(set(trees.lane_tokens.tolist())) == 1
 

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, PartitionSpec
 from tiny_models import random_like
 
 from jaxtrain import build, sharding
-from jaxtrain.build import Config, Functions
+from jaxtrain.build import Functions
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.prompts import PromptsConfig

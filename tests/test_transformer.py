@@ -110,7 +110,7 @@ def prefix_of(tokens, length):
 
 
 def shifted(tokens, start):
-    """Take row b from start[b] on, right-padded: (tokens, positions, column mask of the row's end)."""
+    """Take row b from start[b] on, right-padded: (tokens, positions, mask of its columns)."""
     columns = start[:, None] + np.arange(tokens.shape[1])
     inside = columns < tokens.shape[1]
     return (

@@ -262,7 +262,7 @@ def draw_response(answer, rng):
 
 
 def test_verdicts_follow_the_value_alone():
-    """Against exact fractions: no form of a right number is refused, nothing else is taken for it."""
+    """Against exact fractions: every form of a right number is taken for it, and nothing else."""
     rng = random.Random(0)
     ours = JsonlTask("jsonl", None, (), (), (), ())
     theirs = ReasoningGymTask(

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 
-from ml_collections import ConfigDict
-
-from jaxtrain.build import Config, build, check
+from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints, fingerprint
 from jaxtrain.commands import Parser, command_line
 from jaxtrain.compilation import keep_compiled
+from jaxtrain.config import Config, check
 from jaxtrain.errors import UserError
-from jaxtrain.flags import override
+from jaxtrain.flags import override, read_flags
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, score
 from jaxtrain.progress import Progress
@@ -121,7 +120,7 @@ def change(ran: Config, overrides: Sequence[str]) -> Config:
     Raises UserError for a section that an evaluation cannot change, and for unseen templates that
     it may have seen.
     """
-    config = override(ConfigDict(asdict(ran)), overrides)
+    config = override(asdict(ran), read_flags(overrides))
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):
             raise UserError(

@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from jaxtrain.build import Config, check
 from jaxtrain.commands import command_line
 from jaxtrain.compilation import keep_compiled
+from jaxtrain.config import Config, check
 from jaxtrain.flags import list_keys, parse
 from jaxtrain.iteration import run_loop
 from jaxtrain.progress import Progress

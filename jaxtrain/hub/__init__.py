@@ -256,7 +256,8 @@ def check_tensors(pretrained: Pretrained) -> None:
             raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")
         if pretrained.shapes[name] != shape:
             raise UserError(
-                f"{pretrained.where}: tensor {name} has shape {pretrained.shapes[name]}, the config asks for {shape}"
+                f"{pretrained.where}: tensor {name} has shape {pretrained.shapes[name]}, the "
+                f"config asks for {shape}"
             )
     for name in pretrained.shapes:
         is_known = name in wanted or families.IGNORED.fullmatch(name)
@@ -275,7 +276,8 @@ def check_hashes(path: Path) -> None:
     for name, expected in folder.read_json(path / SEAL).items():
         if not (path / name).is_file() or sha256(path / name) != expected:
             raise UserError(
-                f"{path / name}: is missing or not as it was exported (its sha256 differs); export again"
+                f"{path / name}: is missing or not as it was exported (its sha256 differs); export "
+                "again"
             )
 
 

@@ -235,7 +235,8 @@ def family_of(config: ModelConfig) -> str:
     """
     if config.window and (config.has_qkv_bias or config.has_qk_norm):
         raise UserError(
-            "no architecture has a window together with qkv biases or q/k norms; it cannot be exported"
+            "no architecture has a window together with qkv biases or q/k norms; it cannot be "
+            "exported"
         )
     if config.has_qkv_bias == config.has_qk_norm:
         if config.has_qkv_bias:

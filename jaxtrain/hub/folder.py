@@ -93,7 +93,8 @@ def list_tensors(
         for name in sorted(set(listed.values())):
             if Path(name).name != name:
                 raise UserError(
-                    f"{folder / INDEX}: names {name!r}, which is outside the folder; fetch the model again"
+                    f"{folder / INDEX}: names {name!r}, which is outside the folder; fetch the "
+                    "model again"
                 )
         files = sorted(set(listed.values()))
     else:

@@ -65,7 +65,8 @@ def open_gguf(path: Path) -> Any:
     end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
     if end > path.stat().st_size:
         raise UserError(
-            f"{path}: its tensors end at byte {end}, the file at {path.stat().st_size}; fetch it again"
+            f"{path}: its tensors end at byte {end}, the file at {path.stat().st_size}; fetch it "
+            "again"
         )
     return reader
 

@@ -74,7 +74,8 @@ class HubTokenizer:
         """
         if not self.fast.chat_template:
             raise UserError(
-                "--config.prompts.style=chat: the model has no chat template; choose plain or few_shot"
+                "--config.prompts.style=chat: the model has no chat template; choose plain or "
+                "few_shot"
             )
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": text})
@@ -101,7 +102,7 @@ class HubTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash what turns text into ids: vocabulary, merges, added tokens, and what is done around."""
+        """Hash all that turns text into ids: vocabulary, merges, added tokens, normalising."""
         backend = json.loads(self.fast.backend_tokenizer.to_str())
         parts = ("normalizer", "pre_tokenizer", "post_processor", "added_tokens", "model")
         what = json.dumps([backend[part] for part in parts], sort_keys=True)
@@ -209,7 +210,8 @@ def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubT
     largest = max(fast.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         raise UserError(
-            f"{where}: the tokenizer has id {largest}, the embedding {vocab_size} rows; they are not of one model"
+            f"{where}: the tokenizer has id {largest}, the embedding {vocab_size} rows; they are "
+            "not of one model"
         )
     end_ids = tuple(i for i in dict.fromkeys(end_ids) if isinstance(i, int) and 0 <= i < vocab_size)
     if not end_ids:
@@ -219,6 +221,7 @@ def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubT
     tokenizer = HubTokenizer(fast, vocab_size, end_ids)
     if tokenizer.decode(tokenizer.encode(PROBE)).strip() != PROBE.strip():
         raise UserError(
-            f"{where}: the tokenizer does not give text back as it was; it is of a kind not supported"
+            f"{where}: the tokenizer does not give text back as it was; it is of a kind not "
+            "supported"
         )
     return tokenizer

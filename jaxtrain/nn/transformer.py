@@ -73,7 +73,8 @@ class ModelConfig:
         for whole, part in pairs:
             if getattr(self, whole) % getattr(self, part):
                 raise UserError(
-                    f"--config.model.{whole}={getattr(self, whole)}: must be a multiple of {part}={getattr(self, part)}"
+                    f"--config.model.{whole}={getattr(self, whole)}: must be a multiple of "
+                    f"{part}={getattr(self, part)}"
                 )
         if self.head % 2:
             raise UserError(f"--config.model.width={self.width}: a head ({self.head}) must be even")

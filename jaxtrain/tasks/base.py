@@ -197,9 +197,9 @@ def draw_sets(rows: Sequence[Row], sizes: tuple[int, int, int, int], seed: int, 
     num_asked = num_test + num_dev + num_demonstrations + max(num_train, 1)
     if num_asked > len(rows):
         raise UserError(
-            f"--config.tasks: the sets need {num_asked} problems (test {num_test}, dev {num_dev}, demonstrations "
-            f"{num_demonstrations}, train at least {max(num_train, 1)}), but only {len(rows)} exist: {what}; "
-            "ask for fewer"
+            f"--config.tasks: the sets need {num_asked} problems (test {num_test}, dev {num_dev}, "
+            f"demonstrations {num_demonstrations}, train at least {max(num_train, 1)}), but only "
+            f"{len(rows)} exist: {what}; ask for fewer"
         )
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)

@@ -126,7 +126,8 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         )
     elif config.num_test == 0:
         raise UserError(
-            "--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path names none"
+            "--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path "
+            "names none"
         )
 
     config = close_sizes(config, len(rows))
@@ -155,8 +156,8 @@ def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
     num_test = min(OPEN_SIZES["num_test"][0], len(rows)) if config.num_test < 0 else config.num_test
     if num_test > len(rows) or not rows:
         raise UserError(
-            f"--config.tasks.num_test={config.num_test}: {config.test_path} has {len(rows)} good rows; "
-            "ask for fewer, or 0 for all"
+            f"--config.tasks.num_test={config.num_test}: {config.test_path} has {len(rows)} good "
+            "rows; ask for fewer, or 0 for all"
         )
     return random.Random(config.seed).sample(rows, num_test) if num_test else rows
 
@@ -192,8 +193,9 @@ def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[s
             skipped.append(f"{path}:{number}: {REASONS[row]}")
     if len(skipped) > config.max_bad_share * len(lines):
         raise UserError(
-            f"{len(skipped)} of {len(lines)} rows ({len(skipped) / len(lines):.1%}) of {path} are bad, more than "
-            f"--config.tasks.max_bad_share={config.max_bad_share} allows; the first: {'; '.join(skipped[:NUM_NAMED])}"
+            f"{len(skipped)} of {len(lines)} rows ({len(skipped) / len(lines):.1%}) of {path} are "
+            f"bad, more than --config.tasks.max_bad_share={config.max_bad_share} allows; the "
+            f"first: {'; '.join(skipped[:NUM_NAMED])}"
         )
     return rows, len(lines), counts, skipped
 

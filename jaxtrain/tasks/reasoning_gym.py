@@ -90,11 +90,13 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
         )
     if config.dataset in UNSOUND:
         raise UserError(
-            f"--config.tasks.dataset={config.dataset}: its scorer takes wrong answers for right ones; choose another"
+            f"--config.tasks.dataset={config.dataset}: its scorer takes wrong answers for right "
+            "ones; choose another"
         )
     if config.is_unseen and not config.unseen_share:
         raise UserError(
-            "--config.tasks.is_unseen=True: no template is held out; set --config.tasks.unseen_share"
+            "--config.tasks.is_unseen=True: no template is held out; set "
+            "--config.tasks.unseen_share"
         )
     config = close_sizes(config)
     size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
@@ -124,8 +126,8 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     )
     if shown and not passing:
         raise UserError(
-            f"--config.tasks.dataset={config.dataset}: none of its own answers passes its scorer behind {MARKER} or in "
-            "a box; choose another dataset"
+            f"--config.tasks.dataset={config.dataset}: none of its own answers passes its scorer "
+            f"behind {MARKER} or in a box; choose another dataset"
         )
     # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
     numbers = [problem for problem, _ in shown if read_number(problem.gold) is not None]
@@ -152,12 +154,14 @@ def draw_rows(
             item = worker.item(index)
         except RuntimeError as error:
             raise UserError(
-                f"--config.tasks.dataset={config.dataset}: {error}; it needs pip install 'jaxtrain[tasks]', a dataset "
+                f"--config.tasks.dataset={config.dataset}: {error}; it needs pip install "
+                "'jaxtrain[tasks]', a dataset "
                 "of reasoning-gym, and --config.tasks.params that fit it"
             ) from error
         if config.unseen_share and not item["template"]:
             raise UserError(
-                f"--config.tasks.unseen_share={config.unseen_share}: {config.dataset} is not made of templates"
+                f"--config.tasks.unseen_share={config.unseen_share}: {config.dataset} is not made "
+                "of templates"
             )
         if is_unseen(item["template"], config) != config.is_unseen:
             counts["held_out"] += 1
