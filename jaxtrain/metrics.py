@@ -134,6 +134,11 @@ class MetricsLog:
         )
         return max(told, default=-1)
 
+    def newest(self, key: str, iteration: int) -> Any:
+        """Return the last value of a key in the iterations up to this one, None where it has none."""
+        told = [row[key] for row in self._rows if row["iteration"] <= iteration and key in row]
+        return told[-1] if told else None
+
     def _copy(self, row: Row) -> None:
         assert self._writer is not None
 

@@ -168,10 +168,21 @@ class Learner:
     num_updates: Array  # [] int32
 
 
+class Networks(NamedTuple):
+    """The parameters that search reads."""
+
+    policy: Params
+    prm: Params
+
+
 @struct.dataclass
 class State:
-    """All that an iteration hands to the next one."""
+    """All that an iteration hands to the next one, besides the trees on disk."""
 
     iteration: Array  # [] int32
     policy: Learner
     prm: Learner
+
+    @property
+    def networks(self) -> Networks:
+        return Networks(self.policy.params, self.prm.params)

@@ -94,6 +94,14 @@ class TreeFiles:
         path = self.path(iteration, shard, purpose, kind)
         return self._read(path, Labels, about, "its trees are judged again")
 
+    def adopt(self, source: TreeFiles, iteration: int, kind: str) -> None:
+        """Copy the training trees of an iteration, and their labels of a kind, from another run."""
+        for shard in source.shards(iteration):
+            if (tree := source.load(iteration, shard)) is not None:
+                self.save(iteration, shard, tree)
+                if (labels := source.load_labels(iteration, shard, tree, kind)) is not None:
+                    self.save_labels(iteration, shard, tree, labels, kind)
+
     def _about(
         self,
         iteration: int,
@@ -109,7 +117,7 @@ class TreeFiles:
 
     def _write(self, path: Path, value: Tree | Labels, about: str) -> None:
         buffer, arrays = io.BytesIO(), {name: np.asarray(x) for name, x in vars(value).items()}
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         with zipfile.ZipFile(buffer, "a") as file:
             file.comment = _digest(arrays, about).encode()
         path.parent.mkdir(parents=True, exist_ok=True)

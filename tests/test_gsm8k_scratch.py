@@ -42,8 +42,6 @@ TINY = {
     "search.max_step_tokens": 12,
     "search.num_simulations": 2,
     "search.num_candidates": 2,
-    "datasets.max_traces": 64,
-    "datasets.max_paths": 64,
     "updates.policy.batch_size": 8,
     "updates.policy.num_updates": 2,
     "updates.policy.num_first_updates": 1,

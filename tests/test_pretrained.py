@@ -38,8 +38,6 @@ FLAGS = {
     "search.max_step_tokens": 8,
     "search.num_simulations": 2,
     "search.num_candidates": 2,
-    "datasets.max_traces": 64,
-    "datasets.max_paths": 64,
     "updates.policy.batch_size": 8,
     "updates.policy.num_updates": 1,
     "updates.policy.num_first_updates": 30,

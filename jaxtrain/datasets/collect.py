@@ -81,8 +81,8 @@ def collect(
     Returns the policy's examples, the PRM's, and counts of what was kept and dropped. The host
     holds at most 20 L bytes a row, and rounds x problems x cap rows. In the counts, "new" is of the
     newest iteration, and so is why something was dropped. `value_histogram` is its labelled targets
-    in ten bins of 0.1; `mean_target` and `targets_by_depth`, [mean, count] for steps 1, 2, ..., are
-    of all values that the PRM learns.
+    in ten bins of 0.1; `targets_by_depth`, [mean, count] for steps 1, 2, ..., is of all values that
+    the PRM learns.
     """
     rounds = jax.device_get(rounds)
     newest = max(rounds)
@@ -172,7 +172,6 @@ def _collect_paths(
         "num_values": len(value),
         "num_values_new": len(values[0][0]),
         "num_values_left_out": num_labelled - len(values[0][0]),
-        "mean_target": float(np.mean(value, dtype=float)) if len(value) else None,
         "targets_by_depth": _by_depth(value, depth),
     }
 
@@ -183,7 +182,8 @@ def _newest(rounds: Rounds, newest: int, num: int) -> list[int]:
 
 
 def _correct_leaves(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-    return np.nonzero(shard.labels.verdict == Verdict.CORRECT)
+    problem, row = np.nonzero(shard.labels.verdict == Verdict.CORRECT)
+    return problem, row
 
 
 def _labelled_leaves(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +191,8 @@ def _labelled_leaves(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
     has_labelled_child = np.zeros_like(is_labelled)
     problem, row = np.nonzero(is_labelled & (parent >= 0))
     has_labelled_child[problem, parent[problem, row]] = True
-    return np.nonzero(is_labelled & ~has_labelled_child)
+    problem, row = np.nonzero(is_labelled & ~has_labelled_child)
+    return problem, row
 
 
 def _read(shards: Sequence[Shard], leaves_fn: LeavesFn, max_length: int) -> tuple[Texts, int]:
