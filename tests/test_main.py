@@ -188,7 +188,7 @@ MISTAKES = {
         ["--config.updates.policy.learning_rate=-1"],
         ["--config.updates.policy.learning_rate=-1"],
     ),
-    "replay": (["--config.datasets.max_traces=0"], ["--config.datasets.max_traces=0", "1 or more"]),
+    "labels": (["--config.labels.kind=quantity"], ["--config.labels.kind=quantity", "quality"]),
     "no checkpoints": (["--config.checkpoints.num_kept=0"], ["--config.checkpoints.num_kept=0"]),
     "iterations": (["--config.loop.num_iterations=-1"], ["--config.loop.num_iterations=-1"]),
     "workdir in a bucket": (
