@@ -97,9 +97,8 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
                 solutions(run, i) if arm == "reference" else task.demonstrations,
             )
             if arm == "demonstrations":
-                how = replace(
-                    how, num_updates=merge(source)[i]["updates/policy/num_updates"], max_epochs=0.0
-                )
+                as_many = merge(source)[i]["updates/policy/num_updates"]
+                how = replace(how, fit=replace(how.fit, num_updates=as_many, max_epochs=None))
             rows, num_too_long = encode_demonstrations(run, shown)
             progress.note(
                 f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} "

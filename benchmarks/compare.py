@@ -85,9 +85,8 @@ def compare(root: Path, seed: int) -> Compared:
     # Every method is charged the tokens that were generated for it, as those are what the arms have
     # in common.
     costs = sampled.policy_tokens.mean(axis=0)
-    names = {key: name for key, name, _ in METHODS}
     points: dict[str, Points] = {
-        names[key]: [tuple(point[:4]) for point in evaluation.curve(key, sampled, costs)]
+        METHODS[key]: [tuple(point[:4]) for point in evaluation.curve(key, sampled, costs)]
         for key in (*evaluation.SELECT_FNS, "pass_at_k")
     }
     solved = {key: evaluation.is_solved(key, sampled, len(costs)) for key in evaluation.SELECT_FNS}
@@ -105,7 +104,7 @@ def compare(root: Path, seed: int) -> Compared:
         f"{policy[1]:,.0f}",
     ]
     lines += [
-        f"MCTS less {names[key]}: {difference(chosen, theirs)}" for key, theirs in solved.items()
+        f"MCTS less {METHODS[key]}: {difference(chosen, theirs)}" for key, theirs in solved.items()
     ]
     lines += [
         "vote, fewest false sums, less vote: "

@@ -1,11 +1,11 @@
-"""Draw what `benchmarks.arms` measured (matplotlib comes with the extra `tasks`).
+"""Draw what `benchmarks.arms` measured (needs the extra `figures`).
 
     python -m benchmarks.figures --root runs/arms/smollm2_gsm --to benchmarks/smollm2_gsm
 
-writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with Wilson 95
-% intervals for the problems, which all seeds share; and, where `sample` was run, <to>_tokens.svg:
-accuracy of every method against the tokens it generates a problem, by `benchmarks.compare` for seed
-0.
+writes <to>_iterations.svg: greedy accuracy by iteration, the mean of an arm's seeds, with 95 %
+intervals bootstrapped over the problems, which all seeds share; and, where `sample` was run,
+<to>_tokens.svg: accuracy of every method against the tokens it generates a problem, by
+`benchmarks.compare` for seed 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
 from benchmarks.arms import ARMS, merge
 from benchmarks.compare import Points, compare
-from jaxtrain.intervals import wilson
+from jaxtrain.intervals import mean_interval
 
 OUTCOMES = "evaluation/greedy/outcomes"
 Curve = tuple[str, Points]
@@ -46,7 +46,7 @@ def by_iteration(root: Path) -> list[Curve]:
         scored = [{i for i in seed if OUTCOMES in seed[i]} for seed in seeds]
         for i in sorted(set.intersection(*scored)) if seeds else ():
             solved = np.mean([seed[i][OUTCOMES] for seed in seeds], axis=0)
-            points.append((i, solved.mean(), *wilson(solved.sum(), len(solved))))
+            points.append((i, solved.mean(), *mean_interval(solved, np.arange(len(solved)))))
         curves.append((arm, points))
     return curves
 

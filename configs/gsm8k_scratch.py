@@ -22,8 +22,8 @@ def get_config():
     # A third of the questions is longer and left out; of the lines of reasoning, a quarter is
     # longer and cut.
     c.prompts.max_prompt_tokens = 256
-    c.search.max_step_tokens = 80
-    c.search.max_steps = 5
+    c.trace.max_step_tokens = 80
+    c.trace.max_steps = 5
     # Reading all of that again at every expansion is most of the work, and its cost grows with the
     # number of heads.
     c.model.num_heads = 2
@@ -37,13 +37,14 @@ def get_config():
     c.search.temperature = 0.7
 
     c.updates.policy.batch_size = 8
-    c.updates.policy.num_first_updates = 1000
-    c.updates.policy.learning_rate = 3e-3
+    c.updates.policy.warm_start.num_updates = 1000
+    c.updates.policy.warm_start.learning_rate = 3e-3
+    c.updates.policy.fit.learning_rate = 3e-3
     # Few trees are solved: more updates would only learn these few by heart.
-    c.updates.policy.num_updates = 10
+    c.updates.policy.fit.num_updates = 10
     c.updates.prm.batch_size = 8
-    c.updates.prm.num_first_updates = 20
-    c.updates.prm.num_updates = 20
+    c.updates.prm.warm_start.num_updates = 20
+    c.updates.prm.fit.num_updates = 20
 
     c.evaluation.num_problems = 128
     c.evaluation.num_simulations = 2

@@ -26,8 +26,8 @@ def get_config():
     config.prompts.num_problems = 3072
     config.prompts.num_first_problems = 512
 
-    config.search.max_steps = 2
-    config.search.max_step_tokens = 16
+    config.trace.max_steps = 2
+    config.trace.max_step_tokens = 16
     config.search.num_candidates = 8
     # a tree of two steps has no more to expand than the root and its candidates
     config.search.num_simulations = 9
@@ -36,14 +36,14 @@ def get_config():
 
     config.datasets.traces_rounds = 4
 
-    config.updates.policy.num_first_updates = 5000  # to its plateau: 8,000 reach no more on dev
-    config.updates.policy.num_updates = 1250
-    config.updates.policy.batch_size = 32  # small batches learn more a second on a CPU
-    config.updates.policy.learning_rate = 4e-3
-    config.updates.prm.num_first_updates = 1000
-    config.updates.prm.num_updates = 1000
-    config.updates.prm.batch_size = 32
-    config.updates.prm.learning_rate = 2e-3
+    policy, prm = config.updates.policy, config.updates.prm
+    policy.warm_start.num_updates = 5000  # to its plateau: 8,000 reach no more on dev
+    policy.fit.num_updates = 1250
+    policy.batch_size = 32  # small batches learn more a second on a CPU
+    policy.warm_start.learning_rate = policy.fit.learning_rate = 4e-3
+    prm.warm_start.num_updates = prm.fit.num_updates = 1000
+    prm.batch_size = 32
+    prm.warm_start.learning_rate = prm.fit.learning_rate = 2e-3
 
     config.evaluation.num_samples = 32
     config.evaluation.num_simulations = 5

@@ -55,22 +55,22 @@ def get_config(size="gpu"):
     c.prompts.num_first_problems = 256
     c.prompts.batch_size = 128
     c.prompts.max_prompt_tokens = 128
-    c.search.answer = "hash"
-    c.search.max_steps = 8
-    c.search.max_step_tokens = 48
+    c.trace.answer = "hash"
+    c.trace.max_steps = 8
+    c.trace.max_step_tokens = 48
     c.search.num_simulations = 12
     c.search.num_candidates = 4
-    c.search.num_rollout_steps = 7
+    c.search.mcts_star.num_rollout_steps = 7
 
-    for fit in (c.updates.policy, c.updates.prm):
-        fit.batch_size = 16
-        fit.learning_rate = fit.first_learning_rate = 1e-4
-        fit.weight_decay = 0.0
-        fit.num_first_updates = 150
-        fit.num_updates = 200
-    c.updates.policy.learning_rate = 5e-5
-    c.updates.policy.max_epochs = 2.0
-    c.updates.prm.max_epochs = 3.0
+    for learner in (c.updates.policy, c.updates.prm):
+        learner.batch_size = 16
+        learner.weight_decay = 0.0
+        learner.warm_start.learning_rate = learner.fit.learning_rate = 1e-4
+        learner.warm_start.num_updates = 150
+        learner.fit.num_updates = 200
+    c.updates.policy.fit.learning_rate = 5e-5
+    c.updates.policy.fit.max_epochs = 2.0
+    c.updates.prm.fit.max_epochs = 3.0
     c.evaluation.split = "dev"
     c.evaluation.methods = "greedy"
     c.evaluation.num_problems = 512
@@ -88,18 +88,18 @@ def get_config(size="gpu"):
         c.prompts.num_first_problems = 48
         c.prompts.batch_size = 16
         c.prompts.max_prompt_tokens = 80
-        c.search.max_steps = 5
-        c.search.max_step_tokens = 40
+        c.trace.max_steps = 5
+        c.trace.max_step_tokens = 40
         c.search.num_simulations = 4
-        c.search.num_rollout_steps = 4
+        c.search.mcts_star.num_rollout_steps = 4
         c.datasets.group_by_length = True
         c.checkpoints.num_updates = 16
-        for fit in (c.updates.policy, c.updates.prm):
-            fit.batch_size = 8
-            fit.first_learning_rate = 2e-4
-            fit.num_first_updates = 16
-            fit.num_updates = 48
-        c.updates.policy.num_first_updates = 128
-        c.updates.policy.num_updates = 96
+        for learner in (c.updates.policy, c.updates.prm):
+            learner.batch_size = 8
+            learner.warm_start.learning_rate = 2e-4
+            learner.warm_start.num_updates = 16
+            learner.fit.num_updates = 48
+        c.updates.policy.warm_start.num_updates = 128
+        c.updates.policy.fit.num_updates = 96
         c.evaluation.num_problems = 256
     return c

@@ -31,20 +31,20 @@ def get_config():
     c.prompts.num_first_problems = 16
     c.prompts.batch_size = 16
     c.prompts.max_prompt_tokens = 48
-    c.search.answer = "hash"
-    c.search.max_steps = 2
-    c.search.max_step_tokens = 12
+    c.trace.answer = "hash"
+    c.trace.max_steps = 2
+    c.trace.max_step_tokens = 12
     c.search.num_simulations = 2
     c.search.num_candidates = 4
 
     c.updates.policy.batch_size = 4
-    c.updates.policy.num_first_updates = 16
-    c.updates.policy.num_updates = 8
-    c.updates.policy.learning_rate = 3e-5
+    c.updates.policy.warm_start.num_updates = 16
+    c.updates.policy.fit.num_updates = 8
     c.updates.prm.batch_size = 4
-    c.updates.prm.num_first_updates = 8
-    c.updates.prm.num_updates = 8
-    c.updates.prm.learning_rate = 3e-5
+    c.updates.prm.warm_start.num_updates = 8
+    c.updates.prm.fit.num_updates = 8
+    for learner in (c.updates.policy, c.updates.prm):
+        learner.warm_start.learning_rate = learner.fit.learning_rate = 3e-5
 
     c.evaluation.num_problems = 32
     c.evaluation.num_samples = 4

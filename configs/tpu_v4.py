@@ -46,18 +46,18 @@ def get_config(size="1.5b"):
     c.prompts.max_prompt_tokens = 256
     c.prompts.num_problems = 2048
     c.prompts.batch_size = 64
-    c.search.answer = "hash"
-    c.search.max_steps = 8
-    c.search.max_step_tokens = 64
+    c.trace.answer = "hash"
+    c.trace.max_steps = 8
+    c.trace.max_step_tokens = 64
     c.search.num_simulations = 16
     c.search.num_candidates = 4
 
-    for fit in (c.updates.policy, c.updates.prm):
-        fit.batch_size = 16
-        fit.learning_rate = 1e-5
-        fit.weight_decay = 0.0
-        fit.num_first_updates = 100
-        fit.num_updates = 200
+    for learner in (c.updates.policy, c.updates.prm):
+        learner.batch_size = 16
+        learner.weight_decay = 0.0
+        learner.warm_start.learning_rate = learner.fit.learning_rate = 1e-5
+        learner.warm_start.num_updates = 100
+        learner.fit.num_updates = 200
     c.checkpoints.num_updates = 50
     c.evaluation.num_samples = 16
     if size == "0.5b":
@@ -65,5 +65,5 @@ def get_config(size="1.5b"):
         c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_width = 24, 896, 14, 4864
     if size == "tiny":
         c.model.num_layers, c.model.width, c.model.mlp_width, c.model.vocab_size = 2, 96, 192, 512
-        c.prompts.batch_size, c.search.num_simulations, c.search.max_steps = 8, 4, 2
+        c.prompts.batch_size, c.search.num_simulations, c.trace.max_steps = 8, 4, 2
     return c

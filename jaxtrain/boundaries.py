@@ -9,9 +9,12 @@ in state 0 and a prefix carries no state.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxtrain.errors import UserError, require_at_least, require_one_of
 
 START, OVER = 0, 1  # of the step's automaton
 # of the answer's: complete is a closed box whose line goes on
@@ -21,6 +24,31 @@ HASH = b"####"
 MAX_DEPTH = 8  # braces inside a box; deeper ones are not counted
 ANSWERS = ("end", "hash", "boxed")
 MAX_BOUNDARY = 60  # bytes
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """What a step and a trace are: where they end, and where they are cut."""
+
+    max_steps: int = 8  # D: depth at which an unfinished branch is cut
+    max_step_tokens: int = 32  # S: tokens at which an unfinished step is cut
+    # text that ends a step; "\n\n": a blank line; empty: only an end token or step_tokens
+    boundary: str = "\n"
+    step_tokens: int | None = None  # tokens at which a step ends, whatever its text; None: never
+    # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
+    answer: str = "end"
+
+    def __post_init__(self):
+        require_at_least(1, "trace", self, "max_steps", "max_step_tokens", "step_tokens")
+        require_one_of("trace", self, answer=ANSWERS)
+        if len(self.boundary.encode()) > MAX_BOUNDARY:
+            raise UserError(
+                f"--config.trace.boundary={self.boundary[:20]!r}...: has more than {MAX_BOUNDARY} bytes"
+            )
+        if not self.boundary and self.step_tokens is None:
+            raise UserError(
+                "--config.trace.boundary='': nothing ends a step; set it, or --config.trace.step_tokens"
+            )
 
 
 class Tables(NamedTuple):

@@ -66,9 +66,9 @@ def build(
     mesh = mesh or sharding.make_mesh(config.sharding)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
     model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size)
-    c = config.search
-    tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, c.boundary, c.answer)
-    sample_steps = make_sample_steps(model, tables, c.max_step_tokens, c.step_tokens)
+    c, trace = config.search, config.trace
+    tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
+    sample_steps = make_sample_steps(model, tables, trace.max_step_tokens, trace.step_tokens)
     score_steps = make_score_steps(model)
     optimizer = (
         updates.make_optimizer(config.updates.policy),
@@ -114,7 +114,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, search_config: SearchConfig) -> Callable:
-        grow_fn = search.make_grow(search_config, sample_steps, score_steps)
+        grow_fn = search.make_grow(search_config, trace, sample_steps, score_steps)
         per_shard = sharding.per_shard(grow_fn, mesh, num_params=2, num_batched=2)
 
         def fn(policy_params: Params, prm_params: Params, *args):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtrain import sharding
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
@@ -46,6 +47,7 @@ class Config:
     # with hub.pretrained the shape is the model's own
     model: ModelConfig = field(default_factory=ModelConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
@@ -63,7 +65,7 @@ class Config:
     @property
     def max_length(self) -> int:
         """L: a prompt and all its steps."""
-        return self.prompts.max_prompt_tokens + self.search.max_steps * self.search.max_step_tokens
+        return self.prompts.max_prompt_tokens + self.trace.max_steps * self.trace.max_step_tokens
 
 
 def check(config: Config, task: Task) -> None:

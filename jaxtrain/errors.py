@@ -16,21 +16,22 @@ class Diverged(Exception):
 
 
 def require_at_least(least: float, section: str, config: object, *names: str) -> None:
-    """Refuse fields of a config below a bound, in the same words for every section.
+    """Refuse fields of a config below a bound, in the same words for every section; None passes.
 
     Raises UserError.
     """
     for name in names:
-        if not getattr(config, name) >= least:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
             raise UserError(
                 f"--config.{section}.{name}={getattr(config, name)}: must be {least} or more"
             )
 
 
 def require_share(section: str, config: object, *names: str) -> None:
-    """Refuse fields of a config outside [0, 1]. Raises UserError."""
+    """Refuse fields of a config outside [0, 1]; None passes. Raises UserError."""
     for name in names:
-        if not 0 <= getattr(config, name) <= 1:
+        if getattr(config, name) is not None and not 0 <= getattr(config, name) <= 1:
             raise UserError(
                 f"--config.{section}.{name}={getattr(config, name)}: must lie between 0 and 1"
             )

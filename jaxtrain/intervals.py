@@ -1,4 +1,4 @@
-"""Means, AUROC and the 95 % intervals that say how far to trust them. Plain numpy, nothing of ours.
+"""Means, AUROC and the 95 % intervals that say how far to trust them. Nothing of ours is imported.
 
 Two intervals suffice. A share of independent problems gets Wilson's, which stays inside [0, 1] and
 has a width even at 0 of n. All else gets a percentile bootstrap over *groups*: the steps of one
@@ -14,23 +14,21 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy import stats
 
 NUM_RESAMPLES = 2000
 SEED = 0
 UNKNOWN = (math.nan, math.nan)
 
 
-def wilson(num_correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(num_correct: int, n: int) -> tuple[float, float]:
     """Return Wilson's score interval (low, high) of the share num_correct / n, NaN for n = 0
     (Wilson, 1927).
     """
     if n == 0:
         return UNKNOWN
-    share, shrink = num_correct / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
-    # At 0 and n of n one bound equals the share; rounding must not push it past.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    low, high = stats.binomtest(num_correct, n).proportion_ci(0.95, "wilson")
+    return float(low), float(high)
 
 
 def mean(values: np.ndarray) -> float:
@@ -44,9 +42,20 @@ def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
 
     Paired comparisons are means of differences, so they go through here too.
     """
-    draws, member = _draw_groups(group)
+    _, member = np.unique(group, return_inverse=True)
     sums, sizes = np.bincount(member, values), np.bincount(member)
-    return _middle(draws @ sums / (draws @ sizes))
+    if len(sizes) < 2 or not np.isfinite(sums).all():
+        return UNKNOWN
+    low, high = stats.bootstrap(
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        paired=True,
+        n_resamples=NUM_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=SEED,
+    ).confidence_interval
+    return float(low), float(high)
 
 
 def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
@@ -55,8 +64,8 @@ def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
 
     `score [n]`, `is_positive [n]` bool. By ranks (Mann and Whitney, 1947), hence O(n log n).
     """
-    _, level = np.unique(score, return_inverse=True)
-    return _auroc(level, np.asarray(is_positive, bool), np.ones(level.shape))
+    score, is_positive = np.asarray(score), np.asarray(is_positive, bool)
+    return float(_auroc(score, is_positive, np.ones(len(score))))
 
 
 def auroc_interval(
@@ -65,39 +74,34 @@ def auroc_interval(
     """Bootstrap `auroc` over the groups that `group [n]` puts the scores in; resamples with one
     class are left out.
     """
-    draws, member = _draw_groups(group)
-    _, level = np.unique(score, return_inverse=True)
-    is_positive = np.asarray(is_positive, bool)
-    return _middle(np.array([_auroc(level, is_positive, draw[member]) for draw in draws]))
-
-
-def _auroc(level: np.ndarray, is_positive: np.ndarray, weight: np.ndarray) -> float:
-    """`level` numbers the distinct scores in ascending order; an entry counts `weight` times."""
-    num_levels = level.max(initial=-1) + 1
-    positive = np.bincount(level[is_positive], weight[is_positive], minlength=num_levels)
-    negative = np.bincount(level[~is_positive], weight[~is_positive], minlength=num_levels)
-    num_pairs = positive.sum() * negative.sum()
-    below = np.cumsum(negative) - negative
-    return float(positive @ (below + negative / 2) / num_pairs) if num_pairs else math.nan
-
-
-def _draw_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often each resample draws each of the G groups `[NUM_RESAMPLES G]`, and each entry's
-    group in 0..G-1 `[n]`.
-
-    One group or none says nothing about the spread between groups: then there are no resamples.
-    """
     names, member = np.unique(group, return_inverse=True)
-    num_groups = len(names)
-    if num_groups < 2:
-        return np.zeros((0, num_groups), int), member
-    shares = np.full(num_groups, 1 / num_groups)
-    return np.random.default_rng(SEED).multinomial(num_groups, shares, size=NUM_RESAMPLES), member
-
-
-def _middle(estimates: np.ndarray) -> tuple[float, float]:
-    estimates = estimates[np.isfinite(estimates)]
-    if not estimates.size:
+    if len(names) < 2:
         return UNKNOWN
-    low, high = np.percentile(estimates, [2.5, 97.5])
-    return float(low), float(high)
+    score, is_positive = np.asarray(score), np.asarray(is_positive, bool)
+
+    # How often each resample draws each group; a part of them at a time, for the memory.
+    shares = np.full(len(names), 1 / len(names))
+    rng = np.random.default_rng(SEED)
+    times = rng.multinomial(len(names), shares, size=NUM_RESAMPLES)
+    parts = np.array_split(times, math.ceil(NUM_RESAMPLES / 100))
+    found = np.concatenate([_auroc(score, is_positive, part[:, member]) for part in parts])
+
+    found = found[np.isfinite(found)]
+    return tuple(np.percentile(found, [2.5, 97.5]).tolist()) if found.size else UNKNOWN
+
+
+def _auroc(score: np.ndarray, is_positive: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return `[...]` for `score [n]`, of which an entry counts `weight [... n]` times."""
+    if not len(score):
+        return np.full(weight.shape[:-1], np.nan)
+    order = np.argsort(score)
+    _, starts = np.unique(score[order], return_index=True)
+    weight, is_positive = weight[..., order], is_positive[order]
+
+    # Both classes by level: a positive wins against all negatives below it, and half of its own.
+    positive = np.add.reduceat(weight * is_positive, starts, axis=-1)
+    negative = np.add.reduceat(weight * ~is_positive, starts, axis=-1)
+    below = np.cumsum(negative, axis=-1) - negative
+    with np.errstate(invalid="ignore"):
+        num_pairs = positive.sum(-1) * negative.sum(-1)
+        return (positive * (below + negative / 2)).sum(-1) / num_pairs

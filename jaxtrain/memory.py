@@ -20,8 +20,8 @@ GIB = 2**30
 LEAST_ADDRESS_SPACE = 3
 SHRINK = {
     "search": "prompts.batch_size, search.num_candidates, search.num_simulations, "
-    "search.num_rollout_steps",
-    "sampling": "prompts.batch_size, evaluation.num_samples, search.max_steps",
+    "search.mcts_star.num_rollout_steps",
+    "sampling": "prompts.batch_size, evaluation.num_samples, trace.max_steps",
     "policy update": "updates.policy.batch_size",
     "PRM update": "updates.prm.batch_size",
 }

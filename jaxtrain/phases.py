@@ -22,10 +22,11 @@ from jaxtrain.build import Functions
 from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
+from jaxtrain.files import write_atomic
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
-from jaxtrain.report import write_report
+from jaxtrain.report import render_report
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Examples,
@@ -40,6 +41,7 @@ from jaxtrain.structs import (
 )
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Stored
+from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
 NUM_REPORTED_TRACES = 10
@@ -158,10 +160,10 @@ def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
 
 def diverged(run: Run, i: int, what: str) -> Diverged:
     """Say what went wrong in iteration i, and how to go on."""
-    updates_config = run.config.updates
-    rates = {"policy": updates_config.policy.learning_rate, "prm": updates_config.prm.learning_rate}
+    learners, part = run.config.updates, "fit" if i else "warm_start"
     told = " and ".join(
-        f"--config.updates.{name}.learning_rate={rate}" for name, rate in rates.items()
+        f"--config.updates.{name}.{part}.learning_rate={learner.fit_of(i).learning_rate}"
+        for name, learner in (("policy", learners.policy), ("prm", learners.prm))
     )
     return Diverged(
         f"iteration {i}: {what}; the earlier checkpoints of {run.workdir.path} are as they were; begin in another "
@@ -216,12 +218,13 @@ def fit(
     run: Run, i: int, name: str, update: Callable, learner: Learner, examples: Examples
 ) -> Learner:
     """Fit one network to its examples, from where an interrupted fit was last saved."""
-    c, d = getattr(run.config.updates, name), run.config.datasets
-    num_updates = updates.count_updates(c, i == 0, datasets.num_rows(examples))
-    rates = updates.learning_rates(c, i == 0, num_updates)
-    rng = host_rng(run.config.seed, FITS[name], i)
+    learner_config: LearnerConfig = getattr(run.config.updates, name)
+    c, d = learner_config.fit_of(i), run.config.datasets
+    size, rng = learner_config.batch_size, host_rng(run.config.seed, FITS[name], i)
+    num_updates = updates.count_updates(c, size, datasets.num_rows(examples))
+    rates = updates.learning_rates(c, num_updates)
     batches = datasets.batches(
-        examples, num_updates, c.batch_size, rng, d.balance_outcomes, d.group_by_length
+        examples, num_updates, size, rng, d.balance_outcomes, d.group_by_length
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (
@@ -305,7 +308,8 @@ def score(run: Run, i: int, networks: Networks) -> None:
     samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
     # The report first: a kill in between scores the iteration again, and writes it again.
     rows = [*run.log.read(), {"iteration": i, **metrics}]
-    write_report(run.workdir.report, asdict(run.config), rows, samples, run.workdir.manifest)
+    page = render_report(asdict(run.config), rows, samples, run.workdir.manifest)
+    write_atomic(run.workdir.report, page.encode())
     run.log.append(i, metrics)
     run.progress.note(tell_accuracy(rows[-1]))
 

@@ -173,15 +173,17 @@ def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
 
 def search_bytes(config: Config, mesh: Any) -> tuple[float, float]:
     """Count the KV caches of one expansion, and the trees, on one device."""
-    c = config.search
+    c, t = config.search, config.trace
     problems = config.prompts.batch_size / sharding.num_shards(mesh)
     per_token = kv_bytes(config, mesh)
-    prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) * c.max_step_tokens
-    rollouts = c.rollout_depth * c.num_rollout_candidates
+    prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) * t.max_step_tokens
+    rollouts = c.mcts_star.rollout_depth(t.max_steps) * c.mcts_star.num_rollout_candidates
     # in steps; of expansion or rollout
-    lanes = max(c.num_candidates, c.round_steps * c.num_rollout_candidates)
-    kv = problems * per_token * (prefix + lanes * c.max_step_tokens)
-    node = 4 * (prefix + (c.num_candidates + rollouts) * (c.max_step_tokens + 8))
+    lanes = max(
+        c.num_candidates, c.mcts_star.round_steps(t.max_steps) * c.mcts_star.num_rollout_candidates
+    )
+    kv = problems * per_token * (prefix + lanes * t.max_step_tokens)
+    node = 4 * (prefix + (c.num_candidates + rollouts) * (t.max_step_tokens + 8))
     return kv, problems * c.num_simulations * node
 
 
@@ -264,7 +266,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     # The cache of all tokens sampled is written anew with every token, and read by the PRM in one
     # piece.
     sampled = (
-        2 * lanes * config.search.max_steps * config.search.max_step_tokens * kv_bytes(config, mesh)
+        2 * lanes * config.trace.max_steps * config.trace.max_step_tokens * kv_bytes(config, mesh)
     )
     yield "sampling", Program(copies + sampled + 3 * lanes * m.vocab_size * 4, 0)
     for name, fit, is_policy in (
@@ -290,22 +292,32 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
 
 def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Iterator[str]:
     """Bound the tokens, the FLOPs and the time of an iteration."""
-    c, m, u = config.search, config.model, config.updates
+    c, t, m, u = config.search, config.trace, config.model, config.updates
     count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
     num_problems = config.prompts.num_problems or config.prompts.batch_size
-    prefix = config.prompts.max_prompt_tokens + (c.max_steps - 1) / 2 * c.max_step_tokens
-    sampled = c.num_candidates + c.rollout_depth * c.num_rollout_candidates
-    read = c.num_simulations * ((1 + c.num_rounds) * prefix + sampled * c.max_step_tokens)
+    prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) / 2 * t.max_step_tokens
+    sampled = (
+        c.num_candidates
+        + c.mcts_star.rollout_depth(t.max_steps) * c.mcts_star.num_rollout_candidates
+    )
+    read = c.num_simulations * (
+        (1 + c.mcts_star.num_rounds(t.max_steps)) * prefix + sampled * t.max_step_tokens
+    )
     search_tokens = 2 * num_problems * read
     fit_tokens = {
-        "policy update": u.policy.num_updates * u.policy.batch_size * config.max_length,
-        "PRM update": u.prm.num_updates * u.prm.batch_size * config.max_length,
+        "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.max_length,
+        "PRM update": u.prm.fit.num_updates * u.prm.batch_size * config.max_length,
     }
     per_token = 8 if m.is_rematerialised else 6
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize
     batches = -(-num_problems // config.prompts.batch_size)
     # Decoding reads the weights once for every token of a step, the lanes of a batch together.
-    reads = batches * c.num_simulations * (1 + c.rollout_depth) * c.max_step_tokens
+    reads = (
+        batches
+        * c.num_simulations
+        * (1 + c.mcts_star.rollout_depth(t.max_steps))
+        * t.max_step_tokens
+    )
     decode = reads * count * size / mesh.shape["tp"] / chip.bandwidth
     seconds = {"search": max(2 * count * search_tokens / peak, decode)}
     seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}
@@ -321,13 +333,16 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
-    c = config.search
+    c, t = config.search, config.trace
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(fns.abstract_state))
-    rows = c.num_simulations * (c.num_candidates + c.rollout_depth * c.num_rollout_candidates)
+    rows = c.num_simulations * (
+        c.num_candidates
+        + c.mcts_star.rollout_depth(t.max_steps) * c.mcts_star.num_rollout_candidates
+    )
     trees = (
         (config.prompts.num_problems or config.prompts.batch_size)
         * rows
-        * (c.max_step_tokens + 10)
+        * (t.max_step_tokens + 10)
         * 4
     )
     kept = config.checkpoints.num_kept + 1

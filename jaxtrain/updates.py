@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,45 +37,58 @@ NO_INFOS = {
 
 @dataclass(frozen=True)
 class FitConfig:
-    """One network's fit."""
+    """The length of a fit, and its learning rates."""
 
-    num_updates: int = 400  # updates of a fit in iterations 1, 2, ...
-    # updates of iteration 0: the policy on demonstrations, the PRM on D_V0
-    num_first_updates: int = 800
-    # fewer updates in iterations 1, 2, ... if these are more epochs, rounded up; 0: no limit
-    max_epochs: float = 0.0
-    batch_size: int = 64  # M, over all devices
+    num_updates: int = 400  # of a fit, at most
+    # fewer updates if these are more epochs, rounded up; none: no limit
+    max_epochs: float | None = None
     learning_rate: float = 1e-3  # peak
-    first_learning_rate: float = 0.0  # peak in iteration 0; 0: the same
     # share of a fit in which the rate rises from 0; a cosine to `final` follows
     warmup: float = 0.05
     final: float = 0.1  # last rate, as a share of the peak
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How one network learns."""
+
+    # iteration 0: the policy on demonstrations, the PRM on D_V0
+    warm_start: FitConfig = FitConfig(num_updates=800)
+    fit: FitConfig = FitConfig()  # iterations 1, 2, ...
+    batch_size: int = 64  # M, over all devices
     b1: float = 0.9  # AdamW's decay of the mean gradient, an update
     b2: float = 0.98  # AdamW's decay of the mean squared gradient, an update
     weight_decay: float = 0.01  # AdamW's, times the rate
     clip_norm: float = 1.0  # of the whole gradient
+
+    def fit_of(self, iteration: int) -> FitConfig:
+        """Return what an iteration's fit is like."""
+        return self.fit if iteration else self.warm_start
 
 
 @dataclass(frozen=True)
 class UpdatesConfig:
     """Fits of the two networks."""
 
-    policy: FitConfig = field(default_factory=FitConfig)
-    prm: FitConfig = field(default_factory=FitConfig)
+    policy: LearnerConfig = LearnerConfig()
+    prm: LearnerConfig = LearnerConfig()
     # updates in a row that are not finite, and so are skipped, before the run stops
     max_skipped: int = 20
 
     def __post_init__(self):
         require_at_least(1, "updates", self, "max_skipped")
-        for section, fit in (("updates.policy", self.policy), ("updates.prm", self.prm)):
-            require_at_least(
-                0, section, fit, "num_updates", "num_first_updates", "max_epochs", "weight_decay"
-            )
-            require_at_least(0, section, fit, "learning_rate", "first_learning_rate")
-            require_at_least(1, section, fit, "batch_size")
-            require_share(section, fit, "warmup", "final", "b1", "b2")
-            if not fit.clip_norm > 0:
-                raise UserError(f"--config.{section}.clip_norm={fit.clip_norm}: must be above 0")
+        for name in ("policy", "prm"):
+            learner, section = getattr(self, name), f"updates.{name}"
+            require_at_least(1, section, learner, "batch_size")
+            require_at_least(0, section, learner, "weight_decay")
+            require_share(section, learner, "b1", "b2")
+            if not learner.clip_norm > 0:
+                told = f"--config.{section}.clip_norm={learner.clip_norm}"
+                raise UserError(f"{told}: must be above 0")
+            for part in ("warm_start", "fit"):
+                fit, keys = getattr(learner, part), f"{section}.{part}"
+                require_at_least(0, keys, fit, "num_updates", "max_epochs", "learning_rate")
+                require_share(keys, fit, "warmup", "final")
 
 
 def policy_loss(logits_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
@@ -100,7 +113,7 @@ def prm_loss(values_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
     return jnp.sum(rows.weight * error**2) / jnp.maximum(jnp.sum(rows.weight), 1.0)
 
 
-def make_optimizer(config: FitConfig) -> optax.GradientTransformation:
+def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     """AdamW behind gradient clipping, without its learning rate: an update multiplies by it.
 
     Weight decay leaves norms and biases alone.
@@ -150,18 +163,16 @@ def all_finite(tree: Any) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def count_updates(config: FitConfig, is_first: bool, num_rows: int) -> int:
+def count_updates(config: FitConfig, batch_size: int, num_rows: int) -> int:
     """Return how many updates a fit on so many rows makes."""
-    if is_first:
-        return config.num_first_updates
-    most = math.ceil(config.max_epochs * num_rows / config.batch_size)
-    return min(config.num_updates, most) if config.max_epochs else config.num_updates
+    if config.max_epochs is None:
+        return config.num_updates
+    return min(config.num_updates, math.ceil(config.max_epochs * num_rows / batch_size))
 
 
-def learning_rates(config: FitConfig, is_first: bool, num_updates: int) -> np.ndarray:
+def learning_rates(config: FitConfig, num_updates: int) -> np.ndarray:
     """Lay the schedule over one fit: [num_updates] float32."""
-    peak = is_first and config.first_learning_rate or config.learning_rate
-    warmup = max(1, round(config.warmup * num_updates))
+    peak, warmup = config.learning_rate, max(1, round(config.warmup * num_updates))
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, peak, warmup, max(num_updates, warmup + 1), config.final * peak
     )

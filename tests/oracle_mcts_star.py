@@ -139,7 +139,7 @@ class Node:
 
 @dataclass
 class Search:
-    """A search that has run; `settings` has the field names of the search's config."""
+    """A search that has run; its `settings` had the field names of the configs of search."""
 
     root: Node
     chosen: Node | None  # the leaf that decided the tree; None: the budget ran out
@@ -153,7 +153,7 @@ def run(world: World, prompt: Sequence[int], settings: Any) -> Search:
     search = Search(Node(tuple(prompt), depth=0), None, 0, 0, math.inf)
     for _ in range(settings.num_simulations):
         leaf = select(search, settings)
-        if settings.stop == "threshold" and leaf.is_finished:
+        if settings.end_threshold is not None and leaf.is_finished:
             note(search, abs(leaf.value - settings.end_threshold), is_exact=is_dyadic(leaf.value))
             if leaf.value >= settings.end_threshold:
                 search.chosen = leaf

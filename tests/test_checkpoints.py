@@ -17,7 +17,7 @@ from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, adopt, fingerpr
 from jaxtrain.errors import UserError
 from jaxtrain.sharding import tree_shardings
 from jaxtrain.structs import State
-from jaxtrain.updates import FitConfig, init_learner, make_optimizer
+from jaxtrain.updates import LearnerConfig, init_learner, make_optimizer
 
 CUBE, ROW, ONE = (2, 2, 2), (8, 1, 1), (1, 1, 1)
 
@@ -34,7 +34,7 @@ def state_on(sizes, iteration=0):
         return rng.integers(0, 2**32, shape, np.uint32).view(np.float32)
 
     def learner(params):
-        fresh = init_learner(params, make_optimizer(FitConfig()))
+        fresh = init_learner(params, make_optimizer(LearnerConfig()))
         moments = jax.tree.map(lambda x: random(x.shape) if x.ndim else x, fresh.opt_state)
         return fresh.replace(opt_state=moments, num_updates=np.int32(iteration))
 

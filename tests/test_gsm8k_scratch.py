@@ -38,16 +38,16 @@ TINY = {
     "model.width": 16,
     "model.mlp_width": 32,
     "model.num_layers": 1,
-    "search.max_steps": 2,
-    "search.max_step_tokens": 12,
+    "trace.max_steps": 2,
+    "trace.max_step_tokens": 12,
     "search.num_simulations": 2,
     "search.num_candidates": 2,
     "updates.policy.batch_size": 8,
-    "updates.policy.num_updates": 2,
-    "updates.policy.num_first_updates": 1,
+    "updates.policy.fit.num_updates": 2,
+    "updates.policy.warm_start.num_updates": 1,
     "updates.prm.batch_size": 8,
-    "updates.prm.num_updates": 2,
-    "updates.prm.num_first_updates": 2,
+    "updates.prm.fit.num_updates": 2,
+    "updates.prm.warm_start.num_updates": 2,
     "evaluation.num_problems": 32,
     "evaluation.num_simulations": 2,
     "evaluation.num_candidates": 2,
@@ -171,8 +171,12 @@ def untrained(compile_cache, tmp_path_factory) -> Run:
 def trained(compile_cache, tmp_path_factory) -> Run:
     """The answers of our own rows are all the same: a few updates learn some of it."""
     folder = tmp_path_factory.mktemp("trained")
-    fit = {"updates.policy.num_first_updates": 60, "updates.policy.learning_rate": 0.02}
-    return run("run", folder, own_files(folder), OWN | fit)
+    fits = {
+        "updates.policy.warm_start.num_updates": 60,
+        "updates.policy.warm_start.learning_rate": 0.02,
+        "updates.policy.fit.learning_rate": 0.02,
+    }
+    return run("run", folder, own_files(folder), OWN | fits)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,8 @@ def test_a_wheel_holds_the_package_and_its_configs_once(wheel):
     package = {path.relative_to(ROOT) for path in (ROOT / "jaxtrain").rglob("*.py")}
     configs = {Path("jaxtrain/configs", path.name) for path in (ROOT / "configs").glob("*.py")}
     assert packed == sorted(str(path) for path in package | configs)
+    templates = {path.relative_to(ROOT) for path in (ROOT / "jaxtrain/report/templates").iterdir()}
+    assert {str(path) for path in templates} <= set(names)
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
     assert b"jaxtrain = jaxtrain.main:main" in zipfile.ZipFile(wheel).read(scripts)
 
@@ -67,7 +69,7 @@ def test_an_installed_config_is_found_by_its_name(wheel, tmp_path):
         tmp_path / "site", tmp_path / "empty", "--config", "quickstart", "--help"
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--config.updates.policy.num_first_updates=5000" in done.stdout
+    assert "--config.updates.policy.warm_start.num_updates=5000" in done.stdout
 
 
 def test_a_config_of_ones_own_starts_from_one_of_ours(tmp_path):

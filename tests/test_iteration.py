@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import iteration, phases
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
 from jaxtrain.config import Config, LoopConfig
@@ -30,7 +31,7 @@ from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Kind, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
-from jaxtrain.updates import FitConfig, UpdatesConfig
+from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
 from jaxtrain.workdir import Workdir, open_workdir, run_key
 
 TASKS = TasksConfig(
@@ -40,11 +41,18 @@ CONFIG = Config(
     tasks=TASKS,
     model=ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=32),
     prompts=PromptsConfig(num_problems=16, num_first_problems=8, max_prompt_tokens=9, batch_size=8),
-    search=SearchConfig(max_steps=2, max_step_tokens=12, num_simulations=3, num_candidates=2),
+    trace=TraceConfig(max_steps=2, max_step_tokens=12),
+    search=SearchConfig(num_simulations=3, num_candidates=2),
     datasets=DatasetsConfig(max_traces=24, max_paths=32),
     updates=UpdatesConfig(
-        policy=FitConfig(num_first_updates=120, num_updates=4, batch_size=16, learning_rate=0.02),
-        prm=FitConfig(num_first_updates=6, num_updates=4, batch_size=8),
+        policy=LearnerConfig(
+            warm_start=FitConfig(num_updates=120, learning_rate=0.02),
+            fit=FitConfig(num_updates=4, learning_rate=0.02),
+            batch_size=16,
+        ),
+        prm=LearnerConfig(
+            warm_start=FitConfig(num_updates=6), fit=FitConfig(num_updates=4), batch_size=8
+        ),
     ),
     checkpoints=CheckpointsConfig(num_kept=9),
     evaluation=EvaluationConfig(num_problems=8, num_samples=2, num_simulations=3, num_candidates=2),
@@ -228,16 +236,16 @@ def test_a_fit_keeps_to_its_rates_and_epochs(run_in, task, fns, tmp_path):
         rates.append(float(rate))
         return fns.update_policy(learner, batch, rate)
 
-    policy = replace(
-        CONFIG.updates.policy, learning_rate=0.01, first_learning_rate=0.02, max_epochs=1.5
-    )
+    later_fits = FitConfig(num_updates=4, learning_rate=0.01, max_epochs=1.5)
+    policy = replace(CONFIG.updates.policy, fit=later_fits)
     config = replace(
         CONFIG, updates=replace(CONFIG.updates, policy=policy), loop=LoopConfig(num_iterations=1)
     )
     state = run_in(tmp_path, task, config, fns=replace(fns, update_policy=update))
-    first, later = rates[: policy.num_first_updates], rates[policy.num_first_updates :]
+    num_first = policy.warm_start.num_updates
+    first, later = rates[:num_first], rates[num_first:]
     assert (max(first), max(later)) == pytest.approx((0.02, 0.01), rel=1e-2)
-    assert len(later) == math.ceil(1.5 * num_rows(state.replay.traces) / 16) < policy.num_updates
+    assert len(later) == math.ceil(1.5 * num_rows(state.replay.traces) / 16) < 4
 
 
 INTERRUPTIONS = {
@@ -695,7 +703,7 @@ def test_a_network_that_has_blown_up_stops_the_run(run_in, fns, task, tmp_path, 
         learner = fns.init_policy(key)
         return learner.replace(params=jax.tree.map(lambda x: x * np.float32("nan"), learner.params))
 
-    policy = replace(CONFIG.updates.policy, num_first_updates=num_updates)
+    policy = replace(CONFIG.updates.policy, warm_start=FitConfig(num_updates=num_updates))
     config = replace(CONFIG, updates=replace(CONFIG.updates, policy=policy))
     with pytest.raises(Diverged, match=f"iteration 0: {said}"):
         run_in(tmp_path, task, config, fns=replace(fns, init_policy=broken))

@@ -133,10 +133,15 @@ MISTAKES = {
         ["--config.search.method=mtcs"],
         ["--config.search.method=mtcs", "mcts_star or sample"],
     ),
-    "unknown stop": (
-        ["--config.search.stop=soon"],
-        ["--config.search.stop=soon", "never or threshold"],
+    "no threshold": (
+        ["--config.search.end_threshold=1.5"],
+        ["--config.search.end_threshold=1.5", "between 0 and 1"],
     ),
+    "word for an optional number": (
+        ["--config.search.end_threshold=never"],
+        ["--config.search.end_threshold=never", "must be a number or none"],
+    ),
+    "none for a number": (["--config.search.num_samples=none"], ["num_samples=none", "must be"]),
     "no candidates": (
         ["--config.search.num_candidates=0"],
         ["--config.search.num_candidates=0", "1 or more"],
@@ -146,20 +151,20 @@ MISTAKES = {
         ["--config.search.num_simulations=0"],
     ),
     "no step tokens": (
-        ["--config.search.max_step_tokens=0"],
-        ["--config.search.max_step_tokens=0"],
+        ["--config.trace.max_step_tokens=0"],
+        ["--config.trace.max_step_tokens=0"],
     ),
     "negative temperature": (
         ["--config.search.temperature=-0.5"],
         ["--config.search.temperature=-0.5"],
     ),
     "negative rollout": (
-        ["--config.search.num_rollout_steps=-1"],
-        ["--config.search.num_rollout_steps=-1"],
+        ["--config.search.mcts_star.num_rollout_steps=-1"],
+        ["--config.search.mcts_star.num_rollout_steps=-1"],
     ),
     "blend": (
-        ["--config.search.rollout_blend=1.5"],
-        ["--config.search.rollout_blend=1.5", "between 0 and 1"],
+        ["--config.search.mcts_star.rollout_blend=1.5"],
+        ["--config.search.mcts_star.rollout_blend=1.5", "between 0 and 1"],
     ),
     "greedy votes": (["--config.evaluation.temperature=0"], ["--config.evaluation.temperature=0"]),
     "vocabulary": (
@@ -167,7 +172,7 @@ MISTAKES = {
         ["--config.model.vocab_size=5", "the tokenizer has"],
     ),
     "scan": (["--config.model.is_rematerialised=True"], ["is_scanned=True"]),
-    "boundary": (["--config.search.boundary="], ["nothing ends a step", "search.step_tokens"]),
+    "boundary": (["--config.trace.boundary="], ["nothing ends a step", "trace.step_tokens"]),
     "width and heads": (["--config.model.num_heads=3"], ["--config.model.width=64", "num_heads=3"]),
     "groups of heads": (
         ["--config.model.num_kv_heads=3"],
@@ -185,8 +190,12 @@ MISTAKES = {
     ),
     "mesh": (["--config.sharding.tp=3"], ["--config.sharding", "8 devices"]),
     "learning rate": (
-        ["--config.updates.policy.learning_rate=-1"],
-        ["--config.updates.policy.learning_rate=-1"],
+        ["--config.updates.policy.warm_start.learning_rate=-1"],
+        ["--config.updates.policy.warm_start.learning_rate=-1"],
+    ),
+    "word for a limit": (
+        ["--config.updates.policy.fit.max_epochs=all"],
+        ["--config.updates.policy.fit.max_epochs=all: must be a number or none; --help"],
     ),
     "labels": (["--config.labels.kind=quantity"], ["--config.labels.kind=quantity", "quality"]),
     "no checkpoints": (["--config.checkpoints.num_kept=0"], ["--config.checkpoints.num_kept=0"]),
@@ -312,6 +321,18 @@ def test_flags_override_the_file_and_defaults_stay(config_file):
         prm=config.updates.prm.__class__(batch_size=8),
     )
     assert path == "runs/tiny/seed_7"
+
+
+def test_what_may_be_none_is_set_and_set_back(config_file):
+    key = "--config.search.end_threshold"
+    for arguments, expected in (
+        ([], None),
+        (["=1"], 1.0),
+        (["=0.5", "=none"], None),
+        (["=none", "=0.5"], 0.5),
+    ):
+        argv = ["", "--config", str(config_file), *(key + value for value in arguments)]
+        assert parse(argv)[0].search.end_threshold == expected
 
 
 def test_what_follows_a_colon_goes_to_get_config(config_file):

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from io import StringIO
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from jaxtrain import intervals, labels
 from jaxtrain import iteration as iteration_lib
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions
 from jaxtrain.config import Config, LoopConfig
 from jaxtrain.datasets import DatasetsConfig
@@ -19,18 +22,16 @@ from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
-from jaxtrain.report import render_report, write_report
-from jaxtrain.report.accounts import tell_nothing_learnt
-from jaxtrain.report.charts import log_ticks
-from jaxtrain.report.markup import escape
-from jaxtrain.report.meanings import explain
-from jaxtrain.report.scores import METHODS, PRM_ROWS, tell_accuracy
-from jaxtrain.search import SearchConfig
+from jaxtrain.report import PAGES, render_report
+from jaxtrain.report.accounts import explain, tell_nothing_learnt
+from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
+from jaxtrain.report.scores import METHODS, paired, tell_accuracy
+from jaxtrain.report.values import visible
 from jaxtrain.structs import Kind, Learner, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
 from jaxtrain.tasks.jsonl import REASONS
-from jaxtrain.updates import FitConfig, UpdatesConfig
+from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir
 
 CONFIG = {"seed": 0, "tasks": {"name": "countdown"}, "loop": {"num_iterations": 3}}
@@ -233,7 +234,7 @@ def stub_functions(task):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A real run but for its networks: what no stage writes, the report cannot show."""
-    fit = FitConfig(num_updates=3, num_first_updates=4, batch_size=2)
+    learner = LearnerConfig(FitConfig(num_updates=4), FitConfig(num_updates=3), batch_size=2)
     config = Config(
         tasks=TasksConfig(
             max_number=4,
@@ -249,9 +250,9 @@ def run_folder(tmp_path_factory):
             max_prompt_tokens=9,
             batch_size=4,
         ),
-        search=SearchConfig(max_steps=2, max_step_tokens=32),
+        trace=TraceConfig(max_steps=2, max_step_tokens=32),
         datasets=DatasetsConfig(max_traces=16, max_paths=32),
-        updates=UpdatesConfig(policy=fit, prm=replace(fit, num_updates=2)),
+        updates=UpdatesConfig(policy=learner, prm=replace(learner, fit=FitConfig(num_updates=2))),
         evaluation=EvaluationConfig(num_problems=8, num_samples=4),
         loop=LoopConfig(num_iterations=2),
     )
@@ -280,10 +281,11 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.numbers, self.tags, self.attributes, self.text = [], [], [], ""
+        self.numbers, self.tags, self.attributes, self.text, self.words = [], [], [], "", ""
         self._open = []
         self.feed(text)
         assert not self._open
+        self.words = " ".join(self.words.split())  # the text, blocks apart
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -302,9 +304,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
+        self.words += " " * (tag in ("p", "h3", "th", "td", "small", "li"))
 
     def handle_data(self, data):
         self.text += data
+        self.words += data
 
 
 @pytest.fixture(scope="module")
@@ -319,12 +323,11 @@ def test_numbers_equal_those_of_the_metrics_file(tmp_path):
             log.append(
                 row["iteration"], {key: value for key, value in row.items() if key != "iteration"}
             )
-        write_report(tmp_path / "report.html", CONFIG, log.read(), make_samples())
+        shown = Page(render_report(CONFIG, log.read(), make_samples())).numbers
     logged = {}
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         logged |= {(row["iteration"], key): value for key, value in row.items()}
-    shown = Page((tmp_path / "report.html").read_text("utf-8")).numbers
     assert len(shown) > 300
     for iteration, key, value in shown:
         assert float(value) == logged[iteration, key]
@@ -338,10 +341,9 @@ def test_numbers_equal_those_of_the_metrics_file(tmp_path):
 
 
 def test_accuracy_is_shown_with_interval_problems_and_tokens(page):
-    text = " ".join(page.text.split())
     low, high = wilson(0.3105, 512)
-    assert f"31.1%{low:.1%} to {high:.1%}n 512 \u00b7 41 tokens" in text
-    assert "pass@k (oracle)" in text
+    assert f"31.1% {low:.1%} to {high:.1%} n 512 \u00b7 41 tokens" in page.words
+    assert "pass@k (oracle)" in page.words
 
 
 def test_made_up_rows_have_the_names_of_a_real_run(real_rows):
@@ -352,8 +354,10 @@ def test_made_up_rows_have_the_names_of_a_real_run(real_rows):
 def test_report_of_a_run_has_every_row_that_the_report_knows(run_folder):
     page = Page((run_folder / "report.html").read_text("utf-8"))
     shown = {key for _, key, _ in page.numbers}
-    assert {f"evaluation/{key}/accuracy" for key, _, _ in METHODS} <= shown
-    assert {f"evaluation/prm/{key}" for key, _, _, _ in PRM_ROWS} <= shown
+    assert {f"evaluation/{key}/accuracy" for key in METHODS} <= shown
+    prm_lines = PAGES.get_template("prm.html").make_module({"history": []}).lines
+    assert len(prm_lines) > 9
+    assert {f"evaluation/prm/{key}" for key, *_ in prm_lines} <= shown
     assert {"evaluation/greedy/low", "evaluation/mcts/tokens", "evaluation/prm/auroc_low"} <= shown
     for heading in ("Losses", "Value targets, iteration 2", "Calibration, iteration 2"):
         assert heading in page.text
@@ -394,10 +398,9 @@ def test_command_reaches_the_report_of_a_run(run_folder):
 
 
 def test_large_numbers_have_their_intervals(page):
-    text = " ".join(page.text.split())
     low, high = wilson(0.3105, 512)
-    assert f"greedy accuracy31.1%{low:.1%} to {high:.1%}" in text
-    assert "PRM AUROC0.8120.792 to 0.831" in text
+    assert f"greedy accuracy 31.1% {low:.1%} to {high:.1%}" in page.words
+    assert "PRM AUROC 0.812 0.792 to 0.831" in page.words
 
 
 def outcomes_row(**solved):
@@ -414,16 +417,18 @@ def outcomes_row(**solved):
 
 def test_best_method_is_named_with_its_interval_and_lead():
     row = outcomes_row(greedy=20, self_consistency=30, best_of_k=60, mcts=40)
-    text = " ".join(Page(render_report({}, [row], [])).text.split())
+    text = Page(render_report({}, [row], [])).words
     low, high = wilson(0.6, 100)
     assert f"Best at equal tokens, iteration 1: best-of-k, 60.0% ({low:.1%} to {high:.1%})" in text
-    assert "MCTS: +20.0 points (+12.0 to +28.0)" in text
+    gain = paired(row["evaluation/best_of_k/outcomes"], row["evaluation/mcts/outcomes"])
+    assert f"MCTS: +20.0 points (+{100 * gain.low:.1f} to +{100 * gain.high:.1f})" in text
+    assert gain[1:] == pytest.approx((0.12, 0.28), abs=0.015)
     assert "no difference beyond noise" not in text
 
 
 def test_lead_within_noise_is_said_to_be_noise():
     row = outcomes_row(greedy=20, self_consistency=30, best_of_k=60, mcts=59)
-    text = " ".join(Page(render_report({}, [row], [])).text.split())
+    text = Page(render_report({}, [row], [])).words
     assert "No method is best beyond noise; the highest at equal tokens, iteration 1: best" in text
     assert text.count(": no difference beyond noise") == 1
     assert "MCTS: +1.0 points (+0.0 to +3.0): no difference beyond noise" in text
@@ -431,13 +436,13 @@ def test_lead_within_noise_is_said_to_be_noise():
 
 def test_gain_within_noise_is_said_to_be_noise():
     rows = [outcomes_row(greedy=20) | {"iteration": 0}, outcomes_row(greedy=21)]
-    text = " ".join(Page(render_report({}, rows, [])).text.split())
+    text = Page(render_report({}, rows, [])).words
     assert "+1.0 points (+0.0 to +3.0): no difference beyond noise since warm start" in text
 
 
 def test_unequal_tokens_are_not_called_equal():
     row = outcomes_row(best_of_k=60, mcts=40) | {"evaluation/best_of_k/is_budget_short": 1}
-    assert "Best at tokens that are not all equal" in render_report({}, [row], [])
+    assert "Best at tokens that are not all equal" in Page(render_report({}, [row], [])).words
 
 
 def test_loss_curves_cover_all_updates(page):
@@ -512,7 +517,7 @@ def test_nothing_learnt_reads_the_names_of_a_run(real_rows):
 
 def test_header_says_how_far_the_run_is(page):
     assert "Self-training on countdown" in page.text
-    assert "iteration 3 of 3" in page.text
+    assert "iteration 3 of 3" in page.words
     assert "2 x cpu" in page.text and "jax 0.10.2" in page.text
     seconds = sum(31.5 + i + 44.0 + 13.25 + 21.5 for i in range(4))
     assert f"{seconds // 60:.0f} min {seconds % 60:.0f} s accounted for" in page.text
@@ -551,7 +556,8 @@ def test_page_is_self_contained_and_cannot_run_anything(page):
     assert not {"script", "img", "link", "iframe", "object"} & set(page.tags)
     assert not {"src", "href"} & {name for name, _ in page.attributes}
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    policy = "default-src 'none'; script-src 'none'; style-src 'unsafe-inline'"
+    assert ("content", policy) in page.attributes
     assert not [
         value for name, value in page.attributes if name != "content" and "url(" in (value or "")
     ]
@@ -597,7 +603,7 @@ def test_long_text_is_cut_and_says_so(page):
 
 def test_any_metric_may_be_missing(monkeypatch):
     monkeypatch.setattr(intervals, "NUM_RESAMPLES", 20)
-    rows = make_rows()
+    rows = make_rows()[-6:]
     render_report({}, [], [])
     holes = {"datasets/value_histogram": [], "evaluation/prm/calibration": [[None, 0.5, 3]]}
     holes |= {
@@ -623,9 +629,8 @@ def test_any_metric_may_be_missing(monkeypatch):
 
 def test_samples_show_verdict_score_and_gold(page):
     assert page.tags.count("article") == 10
-    text = " ".join(page.text.split())
-    assert "correct mcts reach 31 from 4 6 7 gold answer 31" in text
-    assert "24+7=31|31 0.9100.9601.000" in text
+    assert "correct mcts reach 31 from 4 6 7 gold answer 31" in page.words
+    assert "24+7=31|31 0.910 0.960 1.000" in page.words
 
 
 def test_charts_keep_every_point_inside(page):
@@ -636,8 +641,8 @@ def test_charts_keep_every_point_inside(page):
         xs = [float(value) for name, value in attributes if name in ("cx", "x1", "x2")]
         ys = [float(value) for name, value in attributes if name in ("cy", "y1", "y2")]
         assert len(xs) > 50
-        assert all(0 <= x <= 520 for x in xs)
-        assert all(0 <= y <= 320 for y in ys)
+        assert all(0 <= x <= WIDTH for x in xs)
+        assert all(0 <= y <= HEIGHT for y in ys)
 
 
 @pytest.mark.parametrize(
@@ -652,5 +657,13 @@ def test_log_ticks_bracket_the_range(low, high, labels):
     assert [label for _, label in log_ticks(low, high)] == labels
 
 
-def test_escape_keeps_newlines_and_plain_unicode():
-    assert escape("a\nb \u00e9 \u2264 <c>") == "a\nb \u00e9 \u2264 &lt;c&gt;"
+def test_newlines_and_plain_unicode_stay_as_they_are():
+    assert visible("a\nb \u00e9 \u2264 <c>") == "a\nb \u00e9 \u2264 <c>"
+
+
+def test_every_template_escapes():
+    """No template marks text as safe, or turns escaping off."""
+    for name in PAGES.list_templates():
+        source = PAGES.get_template(name).filename
+        assert not re.search(r"\|\s*safe\b|autoescape", Path(source).read_text("utf-8")), name
+    assert PAGES.autoescape is True

@@ -52,7 +52,7 @@ class Bigram:
 TEXT = [b"", b"", b".\n", b"a", b"b", b"##", b"#d", b" e", b"f", b"g", b"h"]  # of each token
 
 
-def compiled(model, answer="end", step_tokens=0):
+def compiled(model, answer="end", step_tokens=None):
     sample_steps = make_sample_steps(
         model, make_tables(TEXT, [END], "\n", answer), SIZE, step_tokens
     )

@@ -12,7 +12,7 @@ rounding are not left out: there the first candidate must win.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 import jax
@@ -22,7 +22,9 @@ import oracle_mcts_star as oracle
 import pytest
 from toy_worlds import HEALTHY, callback_grow, hash_grow, make_prompts, score_steps
 
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig, make_grow
+from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.structs import Kind, Steps, Tree
 
 NUM_TREES = 192  # a setting
@@ -61,7 +63,7 @@ def oracle_paths(
 
 
 def assert_same(
-    tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Search, config: SearchConfig
+    tree: Tree, b: int, prompt: tuple[int, ...], search: oracle.Search, config: Settings
 ) -> None:
     """Compare tree `b` of a batch with the oracle's."""
     rows, nodes = candidate_paths(tree, b), oracle_paths(search.root)
@@ -101,7 +103,7 @@ def assert_same(
     assert tree.chosen[b] == expected_answer(tree, b, rows, nodes, search), f"tree {b}: chosen"
 
 
-def count_tokens(search: oracle.Search, config: SearchConfig) -> int:
+def count_tokens(search: oracle.Search, config: Settings) -> int:
     """Count what a network reads: a prefix once for all that is drawn behind it, a lane of several
     steps included.
     """
@@ -148,17 +150,36 @@ def expected_answer(tree: Tree, b: int, rows: dict, nodes: dict, search: oracle.
     return int(np.argmax(np.where(is_answer, tree.score[b], -np.inf))) if is_answer.any() else -1
 
 
-BASE = SearchConfig(
-    max_steps=4,
-    max_step_tokens=3,
-    num_simulations=16,
-    num_candidates=4,
-    exploration=0.5,
-    unvisited_bonus=0.5,
-    num_rollout_steps=1,
-    num_rollout_candidates=2,
-    rollout_blend=0.5,
-)
+@dataclass(frozen=True)
+class Settings:
+    """The configs of a search in one, as the oracle reads them."""
+
+    max_steps: int = 4
+    max_step_tokens: int = 3
+    num_simulations: int = 16
+    num_candidates: int = 4
+    end_threshold: float | None = None
+    exploration: float = 0.5
+    unvisited_bonus: float = 0.5
+    num_rollout_steps: int = 1
+    num_rollout_candidates: int = 2
+    rollout_blend: float = 0.5
+    rollout_floor: str = "paper"
+
+    @property
+    def configs(self) -> tuple[SearchConfig, TraceConfig]:
+        """Return them as the search takes them."""
+        values = asdict(self)
+        trace = TraceConfig(values.pop("max_steps"), values.pop("max_step_tokens"))
+        search = {name: values.pop(name) for name in [*values] if name in names_of(SearchConfig)}
+        return SearchConfig(**search, mcts_star=MctsStarConfig(**values)), trace
+
+
+def names_of(cls) -> set[str]:
+    return {field.name for field in fields(cls)}
+
+
+BASE = Settings()
 COARSE, FINE = oracle.HashWorld(grid=8), oracle.HashWorld(grid=2**24)
 SETTINGS = {
     "ties": (BASE, COARSE),
@@ -171,19 +192,14 @@ SETTINGS = {
         oracle.HashWorld(),
     ),
     "stop": (
-        replace(BASE, max_steps=5, num_simulations=24, stop="threshold", end_threshold=0.9),
+        replace(BASE, max_steps=5, num_simulations=24, end_threshold=0.9),
         oracle.HashWorld(overshoot=0.125),
     ),
     # A blend with itself must leave a finished leaf's score as it is, or it misses a threshold that
     # it meets exactly.
     "stop on a tie": (
         replace(
-            BASE,
-            max_steps=3,
-            stop="threshold",
-            end_threshold=0.875,
-            rollout_blend=0.35,
-            num_rollout_candidates=1,
+            BASE, max_steps=3, end_threshold=0.875, rollout_blend=0.35, num_rollout_candidates=1
         ),
         oracle.HashWorld(grid=16),
     ),
@@ -216,7 +232,7 @@ SETTINGS = {
 def test_mcts_star_equals_oracle(name):
     config, world = SETTINGS[name]
     prompts = make_prompts(NUM_TREES, seed=len(name))
-    tree = hash_grow(config, world)(prompts)
+    tree = hash_grow(*config.configs, world)(prompts)
     num_compared = 0
     for b in range(NUM_TREES):
         prompt = tuple(prompts.tokens[b, : prompts.length[b]].tolist())
@@ -267,7 +283,7 @@ def test_tree_worked_by_hand():
         }
     )
     config = replace(HAND, num_simulations=3, num_candidates=3)
-    tree = callback_grow(config, world)
+    tree = callback_grow(*config.configs, world)
     assert table_of(tree) == [
         # path, kind, visits, value
         ("a", "candidate", 2, 0.875),
@@ -293,10 +309,12 @@ def test_tree_worked_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("stop", "visits", "num_simulations", "num_wasted"),
-    [("never", [3, 2], 5, 4), ("threshold", [1, 1], 2, 1)],
+    ("end_threshold", "visits", "num_simulations", "num_wasted"),
+    [(None, [3, 2], 5, 4), (0.5, [1, 1], 2, 1)],
 )
-def test_ended_leaves_are_visited_again_and_counted(stop, visits, num_simulations, num_wasted):
+def test_ended_leaves_are_visited_again_and_counted(
+    end_threshold, visits, num_simulations, num_wasted
+):
     """All that the root draws has ended: x finished at .5, y cut at .25. Expanding visits x; then
     y: .25 + .5 beats .5.
 
@@ -305,8 +323,8 @@ def test_ended_leaves_are_visited_again_and_counted(stop, visits, num_simulation
     selection, and y never could.
     """
     world = oracle.TableWorld({"?": [("x", 0.5, "finished"), ("y", 0.25, "cut")]})
-    config = replace(HAND, num_simulations=5, num_candidates=2, stop=stop, end_threshold=0.5)
-    tree = callback_grow(config, world)
+    config = replace(HAND, num_simulations=5, num_candidates=2, end_threshold=end_threshold)
+    tree = callback_grow(*config.configs, world)
     assert tree.visits[0].tolist()[:2] == visits
     assert np.count_nonzero(tree.kind[0]) == 2
     assert (tree.num_simulations[0], tree.num_wasted[0], tree.chosen[0]) == (
@@ -319,7 +337,7 @@ def test_ended_leaves_are_visited_again_and_counted(stop, visits, num_simulation
 def test_answers_are_ranked_by_raw_scores():
     """Both values are clipped to 1, and the better one comes later."""
     world = oracle.TableWorld({"?": [("x", 1.02, "finished"), ("y", 1.3, "finished")]})
-    tree = callback_grow(replace(HAND, num_simulations=2, num_candidates=2), world)
+    tree = callback_grow(*replace(HAND, num_simulations=2, num_candidates=2).configs, world)
     assert (tree.chosen[0], tree.value[0, :2].tolist()) == (1, [1, 1])
 
 
@@ -337,8 +355,8 @@ LANE = dict(num_rollout_steps=3, num_rollout_candidates=1)
 @pytest.fixture(scope="module", params=[{}, LANE], ids=["rounds", "lane"])
 def keyed(request):
     """A search whose draws depend on the random keys, prompts for it, and their trees."""
-    config = replace(BASE, num_simulations=12, stop="threshold", end_threshold=0.9, **request.param)
-    grow, prompts = hash_grow(config, FINE, is_keyed=True), make_prompts(NUM_TREES, seed=0)
+    config = replace(BASE, num_simulations=12, end_threshold=0.9, **request.param)
+    grow, prompts = hash_grow(*config.configs, FINE, is_keyed=True), make_prompts(NUM_TREES, seed=0)
     return grow, prompts, grow(prompts)
 
 
@@ -383,7 +401,7 @@ def test_every_draw_has_a_key_of_its_own():
 
     config = replace(BASE, max_steps=5, num_rollout_steps=2, num_rollout_candidates=2)
     prompts = make_prompts(1, seed=0)
-    grow = jax.jit(make_grow(config, sample_fn, partial(score_steps, world=FINE)))
+    grow = jax.jit(make_grow(*config.configs, sample_fn, partial(score_steps, world=FINE)))
     tree = jax.tree.map(
         np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1))
     )
@@ -409,7 +427,7 @@ def test_a_rollout_takes_no_room_below_the_depth_limit():
     """Asked for more steps than a trace may have, it is the rollout of as many as there are."""
     config = replace(BASE, max_steps=3, num_rollout_steps=2, num_rollout_candidates=1)
     grown = [
-        hash_grow(replace(config, num_rollout_steps=m), FINE)(make_prompts(24, seed=0))
+        hash_grow(*replace(config, num_rollout_steps=m).configs, FINE)(make_prompts(24, seed=0))
         for m in (2, 9)
     ]
     assert_bit_equal(*grown)

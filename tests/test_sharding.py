@@ -18,28 +18,31 @@ from jax.sharding import AxisType, PartitionSpec
 from tiny_models import random_like
 
 from jaxtrain import build, sharding
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
+from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh, spec_of
 from jaxtrain.structs import Prompts, TokenRows
 from jaxtrain.tokenizers import character_tokenizer
-from jaxtrain.updates import FitConfig, UpdatesConfig
+from jaxtrain.updates import LearnerConfig, UpdatesConfig
 
 TOKENIZER = character_tokenizer("\nabcde")
 VOCAB = TOKENIZER.vocab_size  # 8
 SILENT = SimpleNamespace(compiling=lambda name: nullcontext())
-FIT = FitConfig(batch_size=8)
+LEARNER = LearnerConfig(batch_size=8)
 CONFIG = Config(
     model=ModelConfig(num_layers=1, width=16, num_heads=4, num_kv_heads=2, mlp_width=24),
     prompts=PromptsConfig(max_prompt_tokens=6, batch_size=16),
+    trace=TraceConfig(max_steps=3, max_step_tokens=4),
     search=SearchConfig(
-        max_steps=3, max_step_tokens=4, num_simulations=5, num_candidates=3, num_rollout_steps=2
+        num_simulations=5, num_candidates=3, mcts_star=MctsStarConfig(num_rollout_steps=2)
     ),
-    updates=UpdatesConfig(policy=FIT, prm=FIT),
+    updates=UpdatesConfig(policy=LEARNER, prm=LEARNER),
 )
 LENGTH = CONFIG.max_length
 AXES = ("data", "fsdp", "tp")

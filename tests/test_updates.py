@@ -7,7 +7,6 @@ values, themselves.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -22,6 +21,7 @@ from jaxtrain.nn.transformer import ModelConfig, Transformer, init_params
 from jaxtrain.structs import Learner, TokenRows
 from jaxtrain.updates import (
     FitConfig,
+    LearnerConfig,
     all_finite,
     count_updates,
     fit,
@@ -165,7 +165,8 @@ def test_texts_packed_in_a_row_are_read_as_texts_in_rows():
 
 # Updates. The network of these is a straight line.
 
-CONFIG = FitConfig(learning_rate=0.1, warmup=0.2, final=0.1, weight_decay=0.05, clip_norm=0.5)
+CONFIG = LearnerConfig(weight_decay=0.05, clip_norm=0.5)
+FIT = FitConfig(learning_rate=0.1, warmup=0.2, final=0.1)
 
 
 def squares(params, batch):
@@ -315,7 +316,7 @@ def test_a_fit_reports_means_and_tells_of_every_update(learner):
 
 
 def test_a_fit_in_parts_equals_a_fit_at_once(learner):
-    batches, rates = line_batches(7), learning_rates(CONFIG, False, 7)
+    batches, rates = line_batches(7), learning_rates(FIT, 7)
     whole, infos = fit(update, learner, batches, rates)
     ahead = iter(batches)
     for at in (0, 3, 6):  # a part takes no batch that the next one needs
@@ -334,50 +335,38 @@ def test_a_fit_of_nothing_but_faults_still_reports(learner):
 
 def test_a_fit_learns(learner):
     batches = line_batches(300)
-    fitted, infos = fit(update, learner, batches, learning_rates(CONFIG, False, 300))
+    fitted, infos = fit(update, learner, batches, learning_rates(FIT, 300))
     assert summarise(infos)["loss_last_tenth"] < 0.01 * squares(learner.params, batches[0])
     np.testing.assert_allclose(fitted.params["slope"], [1, -2, 3], atol=0.1)
 
 
 @pytest.mark.parametrize("num_updates", [10, 100, 1000])
 def test_learning_rates_span_one_fit(num_updates):
-    rates = learning_rates(CONFIG, False, num_updates)
+    rates = learning_rates(FIT, num_updates)
     warmup = num_updates // 5
     assert rates.shape == (num_updates,) and rates.dtype == np.float32
     np.testing.assert_allclose(
-        rates[:warmup], CONFIG.learning_rate * np.arange(1, warmup + 1) / warmup, rtol=1e-5
+        rates[:warmup], FIT.learning_rate * np.arange(1, warmup + 1) / warmup, rtol=1e-5
     )
     share = np.arange(1, num_updates - warmup + 1) / (num_updates - warmup)
-    cosine = CONFIG.final + (1 - CONFIG.final) * (1 + np.cos(np.pi * share)) / 2
-    np.testing.assert_allclose(rates[warmup:], CONFIG.learning_rate * cosine, rtol=1e-4)
+    cosine = FIT.final + (1 - FIT.final) * (1 + np.cos(np.pi * share)) / 2
+    np.testing.assert_allclose(rates[warmup:], FIT.learning_rate * cosine, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("max_epochs", "num_rows", "num_updates"),
-    [(0, 3, 50), (2, 23, 6), (2, 24, 6), (0.5, 23, 2), (2, 999, 50), (2, 0, 0)],
+    [(None, 3, 50), (2, 23, 6), (2, 24, 6), (0.5, 23, 2), (2, 999, 50), (2, 0, 0)],
 )
 def test_a_limit_of_epochs_is_rounded_up_to_updates(max_epochs, num_rows, num_updates):
-    config = FitConfig(num_updates=50, num_first_updates=70, batch_size=8, max_epochs=max_epochs)
-    assert count_updates(config, False, num_rows) == num_updates
-    assert count_updates(config, True, num_rows) == 70
-
-
-def test_the_first_fit_may_have_a_rate_of_its_own():
-    config = replace(CONFIG, first_learning_rate=3 * CONFIG.learning_rate)
-    np.testing.assert_array_equal(
-        learning_rates(config, False, 9), learning_rates(CONFIG, False, 9)
-    )
-    np.testing.assert_allclose(
-        learning_rates(config, True, 9), 3 * learning_rates(CONFIG, True, 9), rtol=1e-6
-    )
-    np.testing.assert_array_equal(learning_rates(CONFIG, True, 9), learning_rates(CONFIG, False, 9))
+    config = FitConfig(num_updates=50, max_epochs=max_epochs)
+    assert count_updates(config, 8, num_rows) == num_updates
 
 
 @pytest.mark.parametrize("num_updates", [0, 1, 2])
 def test_the_shortest_fits_have_rates(num_updates):
-    rates = learning_rates(CONFIG, False, num_updates)
+    rates = learning_rates(FIT, num_updates)
     assert (
         rates.shape == (num_updates,)
         and np.all(rates > 0)
-        and np.all(rates <= np.float32(CONFIG.learning_rate))
+        and np.all(rates <= np.float32(FIT.learning_rate))
     )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_mcts_star as oracle
 
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig, make_grow
 from jaxtrain.search.expand import append
 from jaxtrain.structs import Prompts, Steps, Tree
@@ -121,11 +122,13 @@ def score_step(params, prefix, step, world):
 
 
 @cache
-def hash_grow(config: SearchConfig, world: oracle.HashWorld, is_keyed: bool = False):
+def hash_grow(
+    config: SearchConfig, trace: TraceConfig, world: oracle.HashWorld, is_keyed: bool = False
+):
     """Compile a search of a HashWorld, once for all tests that ask for the same."""
     sample_fn = partial(sample_steps, world=world, is_keyed=is_keyed)
     score_fn = partial(score_steps, world=world)
-    grow = jax.jit(make_grow(config, sample_fn, score_fn))
+    grow = jax.jit(make_grow(config, trace, sample_fn, score_fn))
 
     def run(prompts: Prompts, bad_logits=HEALTHY, bad_scores=HEALTHY) -> Tree:
         keys = np.stack([prompts.problem_id, prompts.problem_id + 1], axis=1).astype(np.uint32)
@@ -144,7 +147,7 @@ def make_prompts(num: int, seed: int) -> Prompts:
     return Prompts(tokens, length, np.arange(num, dtype=np.int32))
 
 
-def callback_grow(config: SearchConfig, world: oracle.TableWorld) -> Tree:
+def callback_grow(config: SearchConfig, trace: TraceConfig, world: oracle.TableWorld) -> Tree:
     """Search behind the prompt "?" in a world that answers in Python; slow, for trees worked by
     hand.
     """
@@ -192,7 +195,7 @@ def callback_grow(config: SearchConfig, world: oracle.TableWorld) -> Tree:
         shape = jax.ShapeDtypeStruct(letters.shape, jnp.float32)
         return jax.pure_callback(score, shape, prefix.tokens, prefix.length, letters)[..., None]
 
-    grow = jax.jit(make_grow(config, sample_fn, score_fn))
+    grow = jax.jit(make_grow(config, trace, sample_fn, score_fn))
     prompt = Prompts(np.array([[ord("?")]], np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
     return jax.tree.map(
         np.asarray, grow((), (), prompt, np.zeros((1, 2), np.uint32), np.float32(1))

@@ -31,6 +31,7 @@ FREE = (
     "seed",
     "tasks",
     "prompts",
+    "trace",
     "search",
     "evaluation",
     "sharding",

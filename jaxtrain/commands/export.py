@@ -48,5 +48,5 @@ def export(
         abstract = build(config, tokenizer, progress).abstract_state
         params = checkpoints.restore_params(iteration, network, abstract)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
-    card = model_card(network, iteration, manifest, rows, config.search.boundary, pretrained)
+    card = model_card(network, iteration, manifest, rows, config.trace.boundary, pretrained)
     WRITERS[network](to, params, config.model, tokenizer, config.max_length, card, pretrained)

@@ -86,10 +86,12 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
-def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step_tokens: int = 0):
+def make_sample_steps(
+    model: Network, tables: Tables, max_step_tokens: int, step_tokens: int | None = None
+):
     """Make the function that draws steps.
 
-    A step ends where `tables` say so, or at `step_tokens` tokens where that is above 0, but never
+    A step ends where `tables` say so, or at `step_tokens` tokens where that is given, but never
     inside an answer. At `max_step_tokens` it is cut.
 
     Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [],
@@ -118,7 +120,7 @@ def make_sample_steps(model: Network, tables: Tables, max_step_tokens: int, step
         is_finished = is_live & (
             (answer_state == FINISHED) | (is_full & (answer_state == COMPLETE))
         )
-        is_long = (at + 1 >= step_tokens) & (step_tokens > 0)
+        is_long = at + 1 >= (size + 1 if step_tokens is None else step_tokens)
         is_over = (
             is_live & ~is_finished & (answer_state == NO_ANSWER) & ((step_state == OVER) | is_long)
         )

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from jaxtrain.report.charts import Point, Series, bar_chart, line_chart
-from jaxtrain.report.markup import (
-    Row,
-    bar,
-    duration,
-    escape,
-    format_number,
-    get_row,
-    is_number,
-    iteration_name,
-    merge,
-    number,
-    table,
-)
-from jaxtrain.report.meanings import explain
+from jaxtrain.report.charts import Chart, Point, Series
+from jaxtrain.report.values import Row, is_number, merge
+from jaxtrain.tasks.jsonl import REASONS
 
 # The stages in their order; metrics of any other stage follow.
 STAGES = ("prompts", "tasks", "search", "labels", "datasets", "updates", "checkpoints")
 # Words in the name of a count that should be zero.
 TROUBLE = re.compile(r"(^|[_/])(skipped|set_aside|non_?finite|errors?|failed)($|_)")
 
-NETWORKS = (("policy", "policy", "c2"), ("prm", "PRM", "c4"))  # key, name, colour class
+NETWORKS = {"policy": ("policy", "c2"), "prm": ("PRM", "c4")}  # key: name, colour class
 NUM_LOSSES = 60  # points of a loss curve, about
+TOLD = tomllib.loads((Path(__file__).parent / "templates" / "meanings.toml").read_text("utf-8"))
+TOLD["tasks"] |= {reason: f"lines dropped: {told}" for reason, told in REASONS.items()}
 
 
 def tell_nothing_learnt(rows: Sequence[Row]) -> str:
@@ -36,7 +28,7 @@ def tell_nothing_learnt(rows: Sequence[Row]) -> str:
     The fits that count are those after the warm start, or its own where nothing follows it. A
     network learns from a fit in which an update was made and not skipped.
     """
-    keys = [f"updates/{name}/num_" for name, *_ in NETWORKS]
+    keys = [f"updates/{name}/num_" for name in NETWORKS]
     fits = [row for row in merge(rows) if any(f"{key}updates" in row for key in keys)]
     later = [row for row in fits if row["iteration"]] or fits
     made = sum(row.get(f"{key}updates", 0) for row in later for key in keys)
@@ -53,160 +45,94 @@ def tell_nothing_learnt(rows: Sequence[Row]) -> str:
     return f"neither network learnt anything {when}: {why}"
 
 
-def render_notices(history: list[Row]) -> str:
-    """Return what a reader must know first, newest first; nothing where all went well.
+def notices(history: list[Row]) -> Iterator[tuple[Row, str, str]]:
+    """Yield what a reader must know first, newest first: (row, text, key of a number or nothing).
 
     A notice is a fit that was skipped, a count of trouble (skipped, set_aside, non_finite, errors,
     failed) that is not zero, a value that was not finite, or a metric with text whose name ends
     with `notice`. Evaluation gives one where search cost more than all samples together, so that
-    the comparison is not at equal tokens."""
-    notices = [
-        f"<li><b>Iteration {row['iteration']}</b> {text}</li>"
-        for row in reversed(history)
-        for key, value in row.items()
-        if (text := _notice(row, key, value))
-    ]
-    return (
-        f'<section class="notices"><h2>Notices</h2><ul>{"".join(notices)}</ul></section>'
-        if notices
-        else ""
-    )
+    the comparison is not at equal tokens.
+    """
+    for row in reversed(history):
+        for key, value in row.items():
+            stage, _, name = key.partition("/")
+            first = name.partition("/")[0]
+            if name.endswith("notice") and value:
+                yield row, f"{stage}: {value}", ""
+            elif name.endswith("/is_budget_short") and value:
+                method = first.replace("_", "-")
+                yield (
+                    row,
+                    f"evaluation: all samples of {method} together cost over 5% less than search, "
+                    "so tokens are not equal",
+                    "",
+                )
+            elif name.endswith("/is_skipped_fit") and value:
+                yield row, f"{stage}: the {first} had no data, its fit was skipped", ""
+            elif stage == "evaluation" and not name.startswith("num_"):
+                continue
+            elif value is None:
+                yield row, f"{key} was not finite", ""
+            elif is_number(value) and value > 0 and value == int(value) and TROUBLE.search(name):
+                yield row, key, key
 
 
-def _notice(row: Row, key: str, value: object) -> str:
-    stage, _, name = key.partition("/")
-    if name.endswith("notice") and value:
-        return f"{escape(stage)}: {escape(value)}"
-    if name.endswith("/is_budget_short") and value:
-        method = escape(name.partition("/")[0].replace("_", "-"))
-        return f"evaluation: all samples of {method} together cost over 5% less than search, so tokens are not equal"
-    if name.endswith("/is_skipped_fit"):
-        return (
-            f"{escape(stage)}: the {escape(name.partition('/')[0])} had no data, its fit was skipped"
-            if value
-            else ""
-        )
-    if stage == "evaluation" and not name.startswith("num_"):
-        return ""
-    if value is None:
-        return f"{escape(key)} was not finite"
-    if is_number(value) and float(value) > 0 and float(value).is_integer() and TROUBLE.search(name):
-        return f"{escape(key)}: {number(row, key)}"
-    return ""
+def losses(history: list[Row]) -> dict[str, Chart]:
+    """Return the loss curve over all updates of the run of each network that has one, by name."""
+    curves = {name: _losses(history, key, colour) for key, (name, colour) in NETWORKS.items()}
+    return {name: curve for name, curve in curves.items() if curve.points}
 
 
-def render_losses(history: list[Row]) -> str:
-    """Return the loss curve of each network over all updates of the run."""
-    charts = {name: _losses(history, key, colour) for key, name, colour in NETWORKS}
-    inner = "".join(f"<div><h3>{name}</h3>{chart}</div>" for name, chart in charts.items() if chart)
-    if not inner:
-        return ""
-    return f"""<section><h2>Losses</h2>
-<p>A point is the mean of some updates in turn, its whisker their range. Ticks stand where a fit
-begins.</p>
-<div class="pair">{inner}</div></section>"""
-
-
-def _losses(history: list[Row], network: str, colour: str) -> str:
+def _losses(history: list[Row], network: str, colour: str) -> Chart:
     fits = [row.get(f"updates/{network}/losses") or [] for row in history]
     size = 1 + sum(map(len, fits)) // NUM_LOSSES
     points, starts, done = [], [], 0
-    for losses in filter(None, fits):
+    for fit in filter(None, fits):
         starts.append(done + 1)
-        for k in range(0, len(losses), size):
-            part = [loss for loss in losses[k : k + size] if loss is not None]
+        for k in range(0, len(fit), size):
+            part = [loss for loss in fit[k : k + size] if loss is not None]
             if part:
                 low, mean, high = min(part), sum(part) / len(part), max(part)
-                first, last = done + k + 1, done + min(k + size, len(losses))
+                first, last = done + k + 1, done + min(k + size, len(fit))
                 label = f"updates {first:,} to {last:,}: {mean:.4g} ({low:.4g} to {high:.4g})"
                 points.append(Point((first + last) / 2, mean, low, high, label))
-        done += len(losses)
+        done += len(fit)
     ticks = [(float(start), f"{start:,}") for start in starts[:: 1 + len(starts) // 8]]
-    return line_chart([Series(network, colour, points)], ticks, "update", "loss", is_percent=False)
+    return Chart("update", "loss", ticks, [Series(network, colour, points)])
 
 
-def render_counts(history: list[Row]) -> str:
-    """Return all plain numbers of the stages, iteration by iteration, and the histogram of value
-    targets.
+def counts(history: list[Row]) -> dict[str, list[str]]:
+    """Return the keys of all plain numbers by stage, each in the order of the log.
+
+    Of the evaluation, which has tables of its own, the counts alone; seconds are under `time`.
     """
-    keys = {key for row in history for key, value in row.items() if "/" in key and is_number(value)}
-    keys = {
-        key
-        for key in keys
-        if not key.startswith(("evaluation/", "time/")) or key.startswith("evaluation/num_")
-    }
-    stages = sorted(
-        {key.partition("/")[0] for key in keys},
-        key=lambda s: (STAGES.index(s) if s in STAGES else 99, s),
-    )
-    body: list[list[str]] = []
-    for stage in stages:
-        body.append([escape(stage)])
-        names = [key for key in _in_order(history) if key in keys and key.startswith(stage + "/")]
-        body += [[_explained(key), *(number(row, key) for row in history)] for key in names]
-    counts = (
-        f"<div>{table(['', *map(iteration_name, history)], body, 'dense')}</div>" if body else ""
-    )
-    histogram = _histogram(get_row(history, "datasets/value_histogram"))
-    if not counts and not histogram:
-        return ""
-    return (
-        f'<section><h2>Kept and dropped</h2><div class="beside">{counts}{histogram}</div></section>'
-    )
+    found: dict[str, list[str]] = {}
+    for key, value in ((key, value) for row in history for key, value in row.items()):
+        stage, _, name = key.partition("/")
+        if name and is_number(value) and (stage != "evaluation" or name.startswith("num_")):
+            found.setdefault(stage, []).append(key)
+    order = [*(stage for stage in STAGES if stage in found), *sorted(found.keys() - {*STAGES})]
+    return {stage: list(dict.fromkeys(found[stage])) for stage in order}
 
 
-def _in_order(history: list[Row]) -> list[str]:
-    """Return all keys in the order in which they were first logged."""
-    return list(dict.fromkeys(key for row in history for key in row))
+def explain(key: str) -> str:
+    """Return what a count means; nothing for a metric that no run writes."""
+    stage, _, name = re.sub("^updates/(policy|prm)/", "updates/", key).partition("/")
+    return TOLD.get(stage, {}).get(name, "")
 
 
-def _name(key: str) -> str:
-    name = re.sub(r"(^|/)num_", r"\1", key.partition("/")[2])
-    return escape(re.sub(r"[/_]", " ", name))
+def short_name(key: str) -> str:
+    """Return a metric's key as words, without its stage."""
+    return re.sub(r"[/_]", " ", re.sub(r"(^|/)num_", r"\1", key.partition("/")[2]))
 
 
-def _explained(key: str) -> str:
-    return f"{_name(key)}<small>{escape(explain(key))}</small>"
+def histogram(values: list[int]) -> Chart:
+    """Return how many value targets lie in each part of [0, 1]."""
+    ticks = [(i + 0.5, f"{i / len(values):.1f}") for i in range(len(values))]
+    return Chart("value target, from", "steps", ticks, bars=values)
 
 
-def _histogram(row: Row | None) -> str:
-    counts = row["datasets/value_histogram"] if row else []
-    if not row or not counts:
-        return ""
-    bars = [(f"{i / len(counts):.1f}", count) for i, count in enumerate(counts)]
-    chart = bar_chart(bars, "value target, from", "steps")
-    told = f"<p>{explain('datasets/value_histogram')}</p>"
-    return f"<div><h3>Value targets, iteration {row['iteration']}</h3>{told}{chart}</div>"
-
-
-def total_seconds(history: list[Row]) -> float:
-    """Return the sum of all `time/<name>`, which are seconds that do not overlap."""
-    return sum(sum(_seconds(row).values()) for row in history)
-
-
-def render_time(history: list[Row]) -> str:
-    """Return the time ledger: seconds of each `time/<name>`, their sums and shares."""
-    keys = [key for key in _in_order(history) if any(key in _seconds(row) for row in history)]
-    total = total_seconds(history)
-    if not total:
-        return ""
-    timed = [row for row in history if _seconds(row)]
-    body = []
-    for key in keys:
-        seconds = sum(_seconds(row)[key] for row in timed if key in _seconds(row))
-        share = seconds / total
-        cells = [number(row, key, "seconds") for row in timed]
-        body.append(
-            [_name(key), *cells, duration(seconds), bar(share), format_number(share, "percent")]
-        )
-    sums = [duration(sum(_seconds(row).values())) for row in timed]
-    body.append(["<b>all</b>", *sums, f"<b>{duration(total)}</b>", "", ""])
-    heads = ["", *map(iteration_name, timed), "all", "", "share"]
-    told = "<p>Of a stage that was interrupted, what its last start took.</p>"
-    return f"<section><h2>Where the time went</h2>{told}{table(heads, body)}</section>"
-
-
-def _seconds(row: Row) -> dict[str, float]:
-    return {
-        key: value for key, value in row.items() if key.startswith("time/") and is_number(value)
-    }
+def total_seconds(rows: list[Row], only: str = "") -> float:
+    """Return the sum of all `time/<name>`, which do not overlap, or of one of them."""
+    pairs = [(key, value) for row in rows for key, value in row.items() if is_number(value)]
+    return sum(value for key, value in pairs if key == only or not only and key[:5] == "time/")

@@ -11,14 +11,13 @@ from collections.abc import Callable
 
 import chex
 
-from jaxtrain.search.expand import SearchConfig
-from jaxtrain.search.mcts import grow_mcts_star
-from jaxtrain.search.sample import grow_samples
-
-METHODS = {"mcts_star": grow_mcts_star, "sample": grow_samples}
+from jaxtrain.boundaries import TraceConfig
+from jaxtrain.search.config import METHODS, SearchConfig
 
 
-def make_grow(config: SearchConfig, sample_steps: Callable, score_steps: Callable) -> Callable:
+def make_grow(
+    config: SearchConfig, trace: TraceConfig, sample_steps: Callable, score_steps: Callable
+) -> Callable:
     """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
 
     sample_steps(params, prefix, keys, room, temperature, num_lanes, max_steps) -> (Steps, slots)
@@ -36,7 +35,7 @@ def make_grow(config: SearchConfig, sample_steps: Callable, score_steps: Callabl
         def score(*args):
             return score_steps(prm_params, *args)
 
-        return grow_fn(config, sample, score, prompts, keys, temperature)
+        return grow_fn(config, trace, sample, score, prompts, keys, temperature)
 
     return grow
 

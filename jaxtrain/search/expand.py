@@ -8,99 +8,17 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxtrain.boundaries import ANSWERS, MAX_BOUNDARY
-from jaxtrain.errors import UserError, require_at_least, require_one_of, require_share
 from jaxtrain.keys import fold_in
 from jaxtrain.structs import Array, Prefix, Steps
 
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """A search method and its budget.
-
-    Constants of `mcts_star` follow the paper's Algorithm 2 and its code.
-    """
-
-    method: str = "mcts_star"  # mcts_star: Algorithm 2; sample: independent traces
-    max_steps: int = 8  # D: depth at which an unfinished branch is cut
-    max_step_tokens: int = 32  # S: tokens at which an unfinished step is cut
-    # text that ends a step; "\n\n": a blank line; empty: only an end token or step_tokens
-    boundary: str = "\n"
-    step_tokens: int = 0  # tokens at which a step ends, whatever its text; 0: never
-    # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
-    answer: str = "end"
-    num_simulations: int = 16  # T: the root's expansion and T - 1 simulations
-    num_candidates: int = 4  # A: steps sampled an expansion (b in the paper)
-    num_samples: int = 16  # traces a problem, for the method `sample`
-    temperature: float = 1.0  # of the policy while it searches
-    exploration: float = 0.7  # eps of UCB1: v + eps * sqrt(ln n_parent / n)
-    unvisited_bonus: float = 1.0  # stands for the bonus of a child never visited
-    num_rollout_steps: int = 1  # m: steps of the greedy rollout from the best new candidate
-    num_rollout_candidates: int = 1  # d: candidates drawn for each of them
-    # alpha: v = alpha * own value + (1 - alpha) * best value of the rollout
-    rollout_blend: float = 0.5
-    # where the best value starts: paper: 0; self: the child's own value
-    rollout_floor: str = "paper"
-    # never: spend the budget; threshold: a finished leaf of end_threshold decides the tree
-    stop: str = "never"
-    end_threshold: float = 0.9  # l
-
-    def __post_init__(self):
-        at_least_one = (
-            "max_steps",
-            "max_step_tokens",
-            "num_simulations",
-            "num_candidates",
-            "num_samples",
-        )
-        require_at_least(1, "search", self, *at_least_one, "num_rollout_candidates")
-        require_at_least(
-            0, "search", self, "temperature", "exploration", "unvisited_bonus", "num_rollout_steps"
-        )
-        require_share("search", self, "rollout_blend", "end_threshold")
-        methods = ("mcts_star", "sample")
-        require_one_of(
-            "search",
-            self,
-            method=methods,
-            stop=("never", "threshold"),
-            rollout_floor=("paper", "self"),
-        )
-        require_one_of("search", self, answer=ANSWERS)
-        require_at_least(0, "search", self, "step_tokens")
-        if len(self.boundary.encode()) > MAX_BOUNDARY:
-            raise UserError(
-                f"--config.search.boundary={self.boundary[:20]!r}...: has more than {MAX_BOUNDARY} bytes"
-            )
-        if not self.boundary and not self.step_tokens:
-            raise UserError(
-                "--config.search.boundary='': nothing ends a step; set it, or --config.search.step_tokens"
-            )
-
-    @property
-    def rollout_depth(self) -> int:
-        """Steps that a rollout takes at most: m, or as many as fit below the first candidate."""
-        return min(self.num_rollout_steps, self.max_steps - 1)
-
-    @property
-    def round_steps(self) -> int:
-        """Steps that a round of the rollout draws at once: all where d is 1, for then nothing is
-        chosen between.
-        """
-        return (
-            self.rollout_depth if self.num_rollout_candidates == 1 else min(self.rollout_depth, 1)
-        )
-
-    @property
-    def num_rounds(self) -> int:
-        return self.rollout_depth // max(self.round_steps, 1)
+if TYPE_CHECKING:
+    from jaxtrain.search.config import SearchConfig
 
 
 @struct.dataclass
@@ -172,12 +90,16 @@ def first_copies(tokens: Array, length: Array) -> Array:
     return ~jnp.any(jnp.tril(same, k=-1), axis=-1)
 
 
-def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Callable:
+def make_expand(
+    config: SearchConfig, max_steps: int, sample: Callable, score: Callable
+) -> Callable:
     """Make `expand(prefix, depth, key, is_live, temperature)` -> Node.
 
     Rows that are not live get no lanes.
     """
-    width, alpha = config.num_rollout_candidates, config.rollout_blend
+    c, trace_steps = config.mcts_star, max_steps
+    width, alpha = c.num_rollout_candidates, c.rollout_blend
+    round_steps = c.round_steps(max_steps)
 
     def ask(prefix: Prefix, key, room, temperature, num_lanes: int, max_steps: int):
         def networks():
@@ -196,11 +118,11 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
     def draw(
         prefix: Prefix, depth, key, is_live, temperature, num_lanes: int, max_steps: int
     ) -> Drawn:
-        room = jnp.where(is_live, jnp.clip(config.max_steps - depth, 0, max_steps), 0)
+        room = jnp.where(is_live, jnp.clip(trace_steps - depth, 0, max_steps), 0)
         steps, scores, slots = ask(prefix, key, room, temperature, num_lanes, max_steps)
         scores, is_step = scores.astype(jnp.float32), steps.length > 0
         is_ok = jnp.all(steps.is_ok & (jnp.isfinite(scores) | ~is_step), axis=(1, 2))
-        is_deepest = depth[:, None, None] + 1 + jnp.arange(max_steps) >= config.max_steps
+        is_deepest = depth[:, None, None] + 1 + jnp.arange(max_steps) >= trace_steps
         is_ended = steps.is_finished | steps.is_cut | (is_step & is_deepest)
         num_tokens = jnp.where(is_live, prefix.length + jnp.sum(steps.length, axis=(1, 2)), 0)
         return Drawn(
@@ -214,16 +136,14 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
         is_valid = first_copies(one.tokens, one.length) & (one.length > 0)
         best = jnp.argmax(jnp.where(is_valid, scores, -jnp.inf), axis=1).astype(jnp.int32)
         own, is_done = clip(pick(scores, best)), pick(one.is_finished, best)
-        top = jnp.where(is_done | (config.rollout_floor == "self"), own, 0.0)
+        top = jnp.where(is_done | (c.rollout_floor == "self"), own, 0.0)
 
         at = append(prefix, pick(one.tokens, best), pick(one.length, best))
         is_rolling, rounds = is_live & drawn.is_ok & ~pick(is_ended, best), []
-        for r in range(config.num_rounds):
+        for r in range(c.num_rounds(max_steps)):
             # Children use fold_in(key, action); rounds take the numbers after the actions.
             round_key = fold_in(key, config.num_candidates + r)
-            new = draw(
-                at, depth + 1 + r, round_key, is_rolling, temperature, width, config.round_steps
-            )
+            new = draw(at, depth + 1 + r, round_key, is_rolling, temperature, width, round_steps)
             is_step = new.steps.length > 0
             choice = jnp.argmax(jnp.where(is_step, new.scores, -jnp.inf)[:, :, 0], axis=1).astype(
                 jnp.int32
@@ -255,7 +175,7 @@ def make_expand(config: SearchConfig, sample: Callable, score: Callable) -> Call
             best=best,
             # alpha * own + (1 - alpha) * top, written so that equal values blend to themselves
             # exactly.
-            best_value=top + alpha * (own - top) if config.num_rollout_steps else own,
+            best_value=top + alpha * (own - top) if c.num_rollout_steps else own,
             rollout_tokens=rolled[0],
             rollout_length=rolled[1],
             rollout_score=rolled[2],

@@ -5,15 +5,20 @@ greedy decoding (one trace, temperature 0), self-consistency, best-of-k and weig
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from jaxtrain.search.expand import SearchConfig
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.structs import Array, Kind, Prefix, Prompts, Tree
+
+if TYPE_CHECKING:
+    from jaxtrain.search.config import SearchConfig
 
 
 def grow_samples(
     config: SearchConfig,
+    trace: TraceConfig,
     sample: Callable,
     score: Callable,
     prompts: Prompts,
@@ -24,7 +29,7 @@ def grow_samples(
 
     See `search.make_grow`.
     """
-    num_problems, k, max_steps = prompts.length.shape[0], config.num_samples, config.max_steps
+    num_problems, k, max_steps = prompts.length.shape[0], config.num_samples, trace.max_steps
     is_real = prompts.problem_id >= 0
     prefix = Prefix(prompts.tokens, prompts.length)
     room = jnp.where(is_real, max_steps, 0)

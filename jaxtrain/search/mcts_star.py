@@ -20,19 +20,61 @@ fair tie-break.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import mctx as _mctx
 from flax import struct
 
+from jaxtrain.boundaries import TraceConfig
+from jaxtrain.errors import require_at_least, require_one_of, require_share
 from jaxtrain.keys import fold_in
-from jaxtrain.search.expand import Node, SearchConfig, append, clip, make_expand, pick
+from jaxtrain.search.expand import Node, append, clip, make_expand, pick
 from jaxtrain.structs import Array, Kind, Prefix, Prompts, Tree
+
+if TYPE_CHECKING:
+    from jaxtrain.search.config import SearchConfig
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
 MctxTree = Any  # mctx.Tree
+
+
+@dataclass(frozen=True)
+class MctsStarConfig:
+    """Constants of MCTS*; they follow the paper's Algorithm 2 and its code."""
+
+    exploration: float = 0.7  # eps of UCB1: v + eps * sqrt(ln n_parent / n)
+    unvisited_bonus: float = 1.0  # stands for the bonus of a child never visited
+    num_rollout_steps: int = 1  # m: steps of the greedy rollout from the best new candidate
+    num_rollout_candidates: int = 1  # d: candidates drawn for each of them
+    # alpha: v = alpha * own value + (1 - alpha) * best value of the rollout
+    rollout_blend: float = 0.5
+    # where the best value starts: paper: 0; self: the child's own value
+    rollout_floor: str = "paper"
+
+    def __post_init__(self):
+        section = "search.mcts_star"
+        require_at_least(0, section, self, "exploration", "unvisited_bonus", "num_rollout_steps")
+        require_at_least(1, section, self, "num_rollout_candidates")
+        require_share(section, self, "rollout_blend")
+        require_one_of(section, self, rollout_floor=("paper", "self"))
+
+    def rollout_depth(self, max_steps: int) -> int:
+        """Count the steps of a rollout at most: m, or as many as fit below the first candidate."""
+        return min(self.num_rollout_steps, max_steps - 1)
+
+    def round_steps(self, max_steps: int) -> int:
+        """Count the steps that a round of the rollout draws at once: all where d is 1, for then
+        nothing is chosen between.
+        """
+        depth = self.rollout_depth(max_steps)
+        return depth if self.num_rollout_candidates == 1 else min(depth, 1)
+
+    def num_rounds(self, max_steps: int) -> int:
+        """Count the rounds of a rollout at most."""
+        return self.rollout_depth(max_steps) // max(self.round_steps(max_steps), 1)
 
 
 @struct.dataclass
@@ -49,6 +91,7 @@ class Progress:
 
 def grow_mcts_star(
     config: SearchConfig,
+    trace: TraceConfig,
     sample: Callable,
     score: Callable,
     prompts: Prompts,
@@ -60,12 +103,12 @@ def grow_mcts_star(
     See `search.make_grow` for the arguments.
     """
     num_problems = prompts.length.shape[0]
-    expand = make_expand(config, sample, score)
+    expand = make_expand(config, trace.max_steps, sample, score)
     is_real = prompts.problem_id >= 0
     zeros = jnp.zeros(num_problems)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_problems, config.num_candidates)))
 
-    room = (config.max_steps - 1) * config.max_step_tokens
+    room = (trace.max_steps - 1) * trace.max_step_tokens
     prefix = Prefix(jnp.pad(prompts.tokens, ((0, 0), (0, room))), prompts.length)
     root = expand(prefix, jnp.zeros(num_problems, jnp.int32), keys, is_real, temperature)
 
@@ -121,8 +164,8 @@ def select_candidate(config: SearchConfig, tree: MctxTree, node_index: Array) ->
     """Choose among a node's candidates by UCB1 (Eq. 33). `tree` is unbatched. Returns [] int32."""
     values, visits = tree.children_values[node_index], tree.children_visits[node_index]
     log_parent = jnp.log(jnp.maximum(tree.node_visits[node_index], 1).astype(jnp.float32))
-    explore = config.exploration * jnp.sqrt(log_parent / jnp.maximum(visits, 1))
-    ucb = values + jnp.where(visits > 0, explore, config.unvisited_bonus)
+    explore = config.mcts_star.exploration * jnp.sqrt(log_parent / jnp.maximum(visits, 1))
+    ucb = values + jnp.where(visits > 0, explore, config.mcts_star.unvisited_bonus)
     return jnp.argmax(jnp.where(tree.embeddings.is_valid[node_index], ucb, -jnp.inf)).astype(
         jnp.int32
     )
@@ -136,7 +179,7 @@ def open_node(config: SearchConfig, tree: MctxTree, index: Array, is_new: Array)
     node: Node = jax.tree.map(lambda x: x[rows, index], tree.embeddings)
     is_best = jnp.arange(config.num_candidates) == node.best[:, None]
     values = jnp.where(is_best, node.best_value[:, None], clip(node.score))
-    visits = (is_best & (config.num_rollout_steps > 0)).astype(jnp.int32)
+    visits = (is_best & (config.mcts_star.num_rollout_steps > 0)).astype(jnp.int32)
     keep = ~is_new[:, None]
     return tree.replace(
         children_values=tree.children_values.at[rows, index].set(
@@ -194,12 +237,10 @@ def settle(config: SearchConfig, old: MctxTree, new: MctxTree) -> MctxTree:
     )
 
     is_active = progress.is_ok & (progress.decided < 0)
-    has_answer = (
-        is_active
-        & new.embeddings.is_finished[rows, parent, action]
-        & (value >= config.end_threshold)
-    )
-    is_deciding = has_answer if config.stop == "threshold" else jnp.zeros_like(has_answer)
+    is_deciding = jnp.zeros_like(is_active)
+    if config.end_threshold is not None:
+        is_finished = new.embeddings.is_finished[rows, parent, action]
+        is_deciding = is_active & is_finished & (value >= config.end_threshold)
     is_counted = is_active & ~is_deciding
     is_growing, is_wasted = is_counted & ~is_ended, is_counted & is_ended
     is_ok = new.embeddings.is_ok[rows, slot] | ~is_growing

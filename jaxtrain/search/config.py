@@ -1,0 +1,31 @@
+"""The config of stage 2: a method, its budget, and a section for each method beside its code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtrain.errors import require_at_least, require_one_of, require_share
+from jaxtrain.search.mcts_star import MctsStarConfig, grow_mcts_star
+from jaxtrain.search.sample import grow_samples
+
+METHODS = {"mcts_star": grow_mcts_star, "sample": grow_samples}
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search method and its budget."""
+
+    method: str = "mcts_star"  # mcts_star: Algorithm 2; sample: independent traces
+    num_simulations: int = 16  # T: the root's expansion and T - 1 simulations
+    num_candidates: int = 4  # A: steps sampled an expansion (b in the paper)
+    num_samples: int = 16  # traces a problem, for the method `sample`
+    temperature: float = 1.0  # of the policy while it searches
+    # l: the value at which a finished leaf decides its tree; None: the whole budget is spent
+    end_threshold: float | None = None
+    mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
+
+    def __post_init__(self):
+        require_one_of("search", self, method=tuple(METHODS))
+        require_at_least(1, "search", self, "num_simulations", "num_candidates", "num_samples")
+        require_at_least(0, "search", self, "temperature")
+        require_share("search", self, "end_threshold")
