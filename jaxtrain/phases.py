@@ -107,19 +107,19 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
 
 
 def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
-    """Read the labelled trees of the iterations before i that are still learnt from.
-
-    What is lost of them is grown again. Raises UserError where that takes a checkpoint that is lost
-    too.
-    """
+    """Read the labelled trees of the iterations before i that are still learnt from."""
     first = max(0, i - datasets.num_rounds(run.config.datasets) + 1)
-    return {
-        j: [
-            training_shard(run, j, k, batch, partial(networks_before, run, j))[0]
-            for k, batch in enumerate(draw(run, j)[0])
-        ]
-        for j in range(first, i)
-    }
+    return {j: read_round(run, j) for j in range(first, i)}
+
+
+def read_round(run: Run, i: int) -> list[Shard]:
+    """Read the labelled trees of an iteration that is over; what is lost of them is grown again.
+
+    Raises UserError where that takes a checkpoint that is lost too.
+    """
+    networks_fn = partial(networks_before, run, i)
+    batches, _ = draw(run, i)
+    return [training_shard(run, i, k, batch, networks_fn)[0] for k, batch in enumerate(batches)]
 
 
 def training_shard(
