@@ -8,8 +8,8 @@ at its first call, and the compilation is announced.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,22 +29,23 @@ from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
 from jaxtrain.nn.transformer import Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Array, Params, State
+from jaxtrain.structs import Array, Params, State, Tree
+
+# policy params, PRM params, prompts, keys [B 2], temperature [] -> Tree
+GrowFn = Callable[..., Tree]
+# what the terminal calls the searches that answer
+GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
 
 
 @dataclass(frozen=True)
 class Functions:
-    """The compiled functions; a grow is (policy_params, prm_params, prompts, keys, temperature) ->
-    Tree.
-    """
+    """The compiled functions of a run."""
 
     init_policy: Callable[[Array], Any]  # key data [2] -> Learner
     # policy params -> Learner, the PRM starting from the policy's weights
     init_prm: Callable[[Params], Any]
-    grow: Callable  # training trees
-    solve: Callable  # trees that answer evaluation problems
-    sample: Callable  # independent traces
-    greedy: Callable  # one trace
+    # "train": the trees that are learnt from; the others answer: evaluation.TREES
+    grow: Mapping[str, GrowFn]
     update_policy: Callable
     update_prm: Callable
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
@@ -65,7 +66,7 @@ def build(
     mesh = mesh or sharding.make_mesh(config.sharding)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
     model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size)
-    c, trace = config.search, config.trace
+    trace = config.trace
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
     sample_steps = make_sample_steps(model, tables, trace.max_step_tokens, trace.step_tokens)
     score_steps = make_score_steps(model)
@@ -139,11 +140,6 @@ def build(
             donate_argnums=0,
         )
 
-    e = config.evaluation
-    samples = replace(c, method="sample", num_samples=e.num_samples)
-    solving = replace(
-        c, method="mcts_star", num_simulations=e.num_simulations, num_candidates=e.num_candidates
-    )
     abstract = State(
         iteration=np.zeros((), np.int32),
         policy=policy,
@@ -159,10 +155,8 @@ def build(
         else compiled(
             "PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]
         ),
-        grow=grower("search", c),
-        solve=grower("solving search", solving),
-        sample=grower("sampling", samples),
-        greedy=grower("greedy decoding", replace(samples, num_samples=1)),
+        grow={"train": grower("search", config.search)}
+        | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
         update_policy=updater("policy update", partial(updates.policy_loss, make_logits(model)), 0),
         update_prm=updater("PRM update", partial(updates.prm_loss, make_values(model)), 1),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
@@ -173,19 +167,26 @@ def build(
 
 
 class Announced:
-    """A jitted function that says when it compiles, once for every shape of arguments."""
+    """A jitted function that says when it compiles: once for all shapes and dtypes of arguments."""
 
     def __init__(self, name: str, jitted: Any, progress: Progress):
-        self._name, self._jitted, self._progress, self._compiled = name, jitted, progress, {}
+        self._name, self._jitted, self._progress = name, jitted, progress
+        self._compiled: dict[Any, Any] = {}
 
     def lower(self, *args):
         """Lower for arguments that may be abstract, without compiling."""
         return self._jitted.lower(*args)
 
+    def text(self) -> str:
+        """Return what the compiler made of the first arguments."""
+        return next(iter(self._compiled.values())).as_text()
+
     def __call__(self, *args):
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args))
-        if shapes not in self._compiled:
+        kinds = tuple(
+            (np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in jax.tree.leaves(args)
+        )
+        if kinds not in self._compiled:
             with self._progress.compiling(self._name):
-                self._compiled[shapes] = self._jitted.lower(*args).compile()
+                self._compiled[kinds] = self._jitted.lower(*args).compile()
             give_back()
-        return self._compiled[shapes](*args)
+        return self._compiled[kinds](*args)

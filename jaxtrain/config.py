@@ -53,7 +53,9 @@ class EvaluationConfig:
             raise UserError(f"{told}.method={self.samples.method}: must be sample")
         if not self.samples.temperature > 0:
             temperature = self.samples.temperature
-            raise UserError(f"{told}.temperature={temperature}: must be above 0, or all traces agree")
+            raise UserError(
+                f"{told}.temperature={temperature}: must be above 0, or all traces agree"
+            )
 
     @property
     def searches(self) -> dict[str, SearchConfig]:

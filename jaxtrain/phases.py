@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
-from jaxtrain.build import Functions
+from jaxtrain.build import Functions, GrowFn
 from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
@@ -46,6 +46,8 @@ from jaxtrain.workdir import Workdir
 
 NUM_REPORTED_TRACES = 10
 TARGETS = "datasets/targets_by_depth"
+# the draws and file names of the trees that answer, by their kind
+SCORED = {"greedy": Purpose.GREEDY, "samples": Purpose.SAMPLE, "search": Purpose.SOLVE}
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
 
@@ -127,7 +129,14 @@ def training_shard(
 ) -> tuple[Shard, bool]:
     """Read a shard of iteration i, or grow and label it. Returns it and whether it was read."""
     tree, is_restored = explore(
-        run, run.fns.grow, i, Purpose.SEARCH, k, batch, networks_fn, run.config.search.temperature
+        run,
+        run.fns.grow["train"],
+        i,
+        Purpose.SEARCH,
+        k,
+        batch,
+        networks_fn,
+        run.config.search.temperature,
     )
     return Shard(batch, tree, label(run, i, Purpose.SEARCH, k, tree)), is_restored
 
@@ -173,7 +182,7 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
 
 def explore(
     run: Run,
-    grow_fn: Callable,
+    grow_fn: GrowFn,
     i: int,
     purpose: Purpose,
     k: int,
@@ -271,41 +280,39 @@ def fit(
 
 def score(run: Run, i: int, networks: Networks) -> None:
     """Measure an iteration on held-out problems, log it as one event, and write the report."""
-    c, fns = run.config.evaluation, run.fns
+    c = run.config.evaluation
     problems = getattr(run.task, c.split)[: c.num_problems]
     batches, num_too_long = encode(run, problems)
-    methods = {
-        "greedy": (fns.greedy, Purpose.GREEDY, 0.0),
-        "sample": (fns.sample, Purpose.SAMPLE, c.temperature),
-        "mcts": (fns.solve, Purpose.SOLVE, run.config.search.temperature),
-    }
-    if c.methods == "greedy":
-        methods = {"greedy": methods["greedy"]}
-    found: dict[str, list[Shard]] = {name: [] for name in methods}
+    found: dict[str, list[Shard]] = {name: [] for name in c.searches}
     counts = []
-    total = len(methods) * num_problems(batches)
+
+    # Grow and judge the trees that the strategies read.
+    total = len(found) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
-        for name, (grow_fn, purpose, temperature) in methods.items():
+        for name, search_config in c.searches.items():
+            how = run.fns.grow[name], i, SCORED[name]
             for k, batch in enumerate(batches):
                 tree, is_restored = explore(
-                    run, grow_fn, i, purpose, k, batch, lambda: networks, temperature
+                    run, *how, k, batch, lambda: networks, search_config.temperature
                 )
-                found[name].append(Shard(batch, tree, label(run, i, purpose, k, tree)))
+                found[name].append(Shard(batch, tree, label(run, i, SCORED[name], k, tree)))
                 counts.append(labels.counts(tree, found[name][-1].labels))
                 tally(phase, tree, counts[-1], is_restored)
         joined: dict[str, Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
         }
-        metrics = measure(joined, read_baseline(run, i), run.task.answer_tokens)
+        baseline = read_baseline(run, i)
+        metrics = measure(joined, c.strategies, baseline, run.task.answer_tokens)
     require_some_ok(run, i, counts)
-    # count as wrong
+
+    # What was left out or failed counts as wrong, and is told.
     trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
-    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble}) | {
-        "time/evaluation": phase.seconds
-    }
-    shown = [name for name in ("mcts", "greedy") if name in joined]
+    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble})
+    metrics["time/evaluation"] = phase.seconds
+    shown = [name for name in ("search", "greedy") if name in joined]
     samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
+
     # The report first: a kill in between scores the iteration again, and writes it again.
     rows = [*run.log.read(), {"iteration": i, **metrics}]
     page = render_report(asdict(run.config), rows, samples, run.workdir.manifest)
@@ -315,26 +322,31 @@ def score(run: Run, i: int, networks: Networks) -> None:
 
 
 def measure(
-    found: dict[str, Shard], baseline: evaluation.Baseline, answer_fn: evaluation.AnswerFn
+    found: dict[str, Shard],
+    strategies: Sequence[str],
+    baseline: evaluation.Baseline,
+    answer_fn: evaluation.AnswerFn,
 ) -> evaluation.Metrics:
-    """Turn judged trees into the accuracy table, and those of a search into the PRM's report."""
-
-    def read_samples(name: str) -> evaluation.Answered:
-        prompt, tree, labelled = found[name]
-        return evaluation.read_samples(tree, labelled.verdict, prompt.length, answer_fn)
-
-    if "mcts" not in found:
-        return evaluation.accuracy_table(read_samples("greedy"))
-    _, solved, solve_labels = found["mcts"]
-    searched = evaluation.read_choice(solved, solve_labels.verdict, answer_fn)
-    sampled = read_samples("sample")
-    table = evaluation.accuracy_table(read_samples("greedy"), sampled, searched)
-    table["evaluation/mcts/in_tree"] = evaluation.share_in_tree(solved, solve_labels.verdict)
-    return {
-        **table,
-        **evaluation.prm_report(solved, solve_labels, baseline),
-        **evaluation.samples_report(sampled),
+    """Turn judged trees into the accuracy table, and those of more than one trace into the PRM's
+    report.
+    """
+    answered = {
+        name: evaluation.read_choice(tree, judged.verdict, answer_fn)
+        if name == "search"
+        else evaluation.read_samples(tree, judged.verdict, prompt.length, answer_fn)
+        for name, (prompt, tree, judged) in found.items()
     }
+    metrics = evaluation.accuracy_table(answered, strategies)
+    if "search" in found:
+        _, tree, judged = found["search"]
+        in_tree = evaluation.share_in_tree(tree, judged.verdict)
+        metrics |= named("evaluation/search", {"in_tree": in_tree})
+    if "samples" in found:
+        metrics |= evaluation.samples_report(answered["samples"])
+    for name in [name for name in ("search", "samples") if name in found][:1]:
+        _, tree, judged = found[name]
+        metrics |= evaluation.prm_report(tree, judged, baseline)
+    return metrics
 
 
 def read_baseline(run: Run, i: int) -> evaluation.Baseline:
