@@ -3,11 +3,14 @@
 One line of metrics.jsonl per event: a JSON object with `iteration` (int) and keys `stage/name`. How
 the log stays without gap or duplicate when the run is killed at any instant:
 
-1. An event is one line, appended and synced to the disk before `append` returns. A line torn by a kill is dropped.
-2. What an iteration computes before its checkpoint is appended before that checkpoint is saved. So a checkpoint that
-   exists has all those rows, and rows of an iteration without one are cut by `truncate` and made again.
-3. What comes after the checkpoint (the evaluation) is appended as one event, so it is there whole or not at all:
-   `truncate` says which, and the caller scores the restored iteration again where it is missing.
+1. An event is one line, appended and synced to the disk before `append` returns. A line torn by a
+   kill is dropped.
+2. What an iteration computes before its checkpoint is appended before that checkpoint is saved. So
+   a checkpoint that exists has all those rows, and rows of an iteration without one are cut by
+   `truncate` and made again.
+3. What comes after the checkpoint (the evaluation) is appended as one event, so it is there whole
+   or not at all: `truncate` says which, and the caller scores the restored iteration again where it
+   is missing.
 
 TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept.
 
@@ -70,16 +73,12 @@ class MetricsLog:
         Its evaluation is cut too where nothing else tells of it (`is_told` False).
 
         Returns:
-          Whether the restored iteration has its evaluation; if not, it is for the caller to score it again.
+          Whether the restored iteration has its evaluation; if not, the caller scores it again.
         """
-
-        def is_kept(row: Row) -> bool:
-            is_score = row["iteration"] == iteration and any(
-                key.startswith("evaluation/") for key in row
-            )
-            return row["iteration"] <= iteration and (is_told or not is_score)
-
-        self._rows = list(filter(is_kept, self._rows))
+        rows = [row for row in self._rows if row["iteration"] <= iteration]
+        if not is_told:
+            rows = [r for r in rows if r["iteration"] < iteration or not _has(r, "evaluation/")]
+        self._rows = rows
         write_atomic(self._path, "".join(map(_line, self._rows)).encode())
         self.close()
         self._tensorboard.mkdir(exist_ok=True)
@@ -97,8 +96,8 @@ class MetricsLog:
 
         Args:
           iteration: the iteration that the event belongs to.
-          metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are taken as such,
-            and a float that is not finite is stored as null. Scalars also go to
+          metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are
+            taken as such, and a float that is not finite is stored as null. Scalars also go to
             TensorBoard, with step = iteration, and lists of losses, with step = update.
         """
         if self._writer is None:
@@ -106,9 +105,7 @@ class MetricsLog:
         for key in metrics:
             if "/" not in key:
                 raise ValueError(f"metric {key!r} is not of the form stage/name")
-        row: Row = {"iteration": int(iteration)} | {
-            key: _plain(value) for key, value in metrics.items()
-        }
+        row = {"iteration": int(iteration), **{key: _plain(metrics[key]) for key in metrics}}
         with self._path.open("ab") as file:
             file.write(_line(row).encode())
             file.flush()
@@ -122,17 +119,11 @@ class MetricsLog:
 
     def has(self, iteration: int, prefix: str) -> bool:
         """Return whether some row of the iteration has a key that starts with the prefix."""
-        return any(
-            row["iteration"] == iteration and any(key.startswith(prefix) for key in row)
-            for row in self._rows
-        )
+        return any(row["iteration"] == iteration and _has(row, prefix) for row in self._rows)
 
     def last(self, prefix: str) -> int:
         """Return the last iteration that has a key with the prefix, -1 where none has."""
-        told = (
-            row["iteration"] for row in self._rows if any(key.startswith(prefix) for key in row)
-        )
-        return max(told, default=-1)
+        return max((row["iteration"] for row in self._rows if _has(row, prefix)), default=-1)
 
     def newest(self, key: str, iteration: int) -> Any:
         """Return the last value of a key in the iterations up to this one, None where it has none."""
@@ -140,23 +131,25 @@ class MetricsLog:
         return told[-1] if told else None
 
     def _copy(self, row: Row) -> None:
+        """Send the numbers of a row to TensorBoard."""
         assert self._writer is not None
-
-        def add(key: str, value: float, step: int) -> None:
-            assert self._writer is not None
-            self._writer.write_event(
-                event_pb2.Event(summary=scalar(key, value), step=step, wall_time=time.time())
-            )
-
+        points = []
         for key, value in row.items():
             if key != "iteration" and isinstance(value, int | float):
-                add(key, value, row["iteration"])
+                points.append((key, value, row["iteration"]))
             elif key.endswith("/losses"):
-                for loss in value:
-                    self._num_updates[key] += 1
-                    if loss is not None:
-                        add(key, loss, self._num_updates[key])
+                first = self._num_updates[key] + 1
+                points += [(key, loss, first + k) for k, loss in enumerate(value)]
+                self._num_updates[key] += len(value)
+        for key, value, step in points:
+            if value is not None:
+                summary, now = scalar(key, value), time.time()
+                self._writer.write_event(event_pb2.Event(summary=summary, step=step, wall_time=now))
         self._writer.flush()
+
+
+def _has(row: Row, prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in row)
 
 
 def _read(path: Path) -> list[Row]:
@@ -174,7 +167,8 @@ def _read(path: Path) -> list[Row]:
             if number == len(whole):
                 break
             raise UserError(
-                f"{path}:{number} is no row of metrics ({error}); remove that line, then start again"
+                f"{path}:{number} is no row of metrics ({error}); "
+                "remove that line, then start again"
             ) from error
     return rows
 

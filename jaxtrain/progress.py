@@ -13,6 +13,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -22,7 +23,7 @@ from rich.console import Console
 
 Clock = Callable[[], float]
 BEAT = 1.0  # seconds between two looks of the thread, at most
-SUMS = ("simulations", "tokens", "solved", "attempted")
+TIMED = ("simulations", "tokens")  # sums that are shown as a speed
 
 
 @dataclass
@@ -37,50 +38,34 @@ class Phase:
     start: float
     done: int = 0
     restored: int = 0  # of it, what an earlier process did
-    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
+    sums: Counter[str] = field(default_factory=Counter)
     loss: float | None = None
     compile_seconds: float = 0.0  # spent in the phase, but no part of its speed
     seconds: float = 0.0  # of the whole phase, compilation included, once it has ended
     worked_seconds: float = 0.0  # without compilation, until the last advance
 
     def advance(
-        self,
-        amount: int = 1,
-        *,
-        simulations: int = 0,
-        tokens: int = 0,
-        solved: int = 0,
-        attempted: int = 0,
-        loss: float | None = None,
-        is_restored: bool = False,
+        self, amount: int = 1, *, loss: float | None = None, is_restored: bool = False, **sums: int
     ) -> None:
-        """Count what has just been done; `loss` is a Python float, the newest one is shown.
+        """Count what has just been done, and show its loss, a Python float.
 
-        What is only restored counts as done and solved, but tells nothing of the speed.
+        `sums` may be simulations, tokens, solved and attempted. What is only restored counts as
+        done and solved, but tells nothing of the speed.
         """
         self.done += amount
         if is_restored:
             self.restored += amount
-            simulations = tokens = 0
-        for name, count in zip(SUMS, (simulations, tokens, solved, attempted), strict=True):
-            self.sums[name] += count
+            sums = {name: n for name, n in sums.items() if name not in TIMED}
+        self.sums.update(sums)
         self.loss = self.loss if loss is None else loss
         self.worked_seconds = max(self.clock() - self.start - self.compile_seconds, 1e-9)
 
     def describe(self) -> list[str]:
         """Return the parts of a line about the phase: speed, solve rate, loss."""
-        parts = []
-        if self.done > self.restored:
-            # Work arrives in chunks: a speed as of the last one does not sag while the next is
-            # under way.
-            parts.append(
-                f"{_rate((self.done - self.restored) / self.worked_seconds)} {self.unit}/s"
-            )
-        parts += [
-            f"{_rate(self.sums[n] / self.worked_seconds)} {n}/s"
-            for n in ("simulations", "tokens")
-            if self.sums[n]
-        ]
+        # Work arrives in chunks: a speed as of the last one does not sag while the next is under
+        # way.
+        counts = {self.unit: self.done - self.restored} | {name: self.sums[name] for name in TIMED}
+        parts = [f"{_rate(n / self.worked_seconds)} {name}/s" for name, n in counts.items() if n]
         if self.sums["attempted"]:
             parts.append(f"solved {self.sums['solved'] / self.sums['attempted']:.1%}")
         if self.loss is not None:
@@ -92,10 +77,8 @@ class Phase:
         "0:12 so far".
         """
         seconds = self.clock() - self.start - self.compile_seconds
-        if self.total and self.done > self.restored:
-            left = (self.total - self.restored) * self.worked_seconds / (
-                self.done - self.restored
-            ) - seconds
+        if self.total and (done := self.done - self.restored):
+            left = (self.total - self.restored) * self.worked_seconds / done - seconds
             if left >= 0:
                 return f"ETA {_duration(left)}"
         return f"{_duration(seconds)} so far"
@@ -124,7 +107,7 @@ class Progress:
         self._interval = interval
         self._clock = clock
         self._lock = threading.Lock()
-        # when something was last written; when the last phase ended
+        # When something was last written; when the last phase ended.
         self._last = self._idle_since = clock()
         self._phase: Phase | None = None
         self._compiling: tuple[str, float] | None = None
@@ -207,19 +190,19 @@ class Progress:
         # read once: the loop may end either meanwhile
         compiling, phase = self._compiling, self._phase
         with self._lock:
+            told = self._describe(compiling, phase)
             if self._bar:
-                head, *facts = self._describe(compiling, phase)
-                total, done = (phase.total, phase.done) if phase and not compiling else (None, 0)
+                work = None if compiling else phase
                 self._bar.update(
                     self._task,
-                    description=head,
-                    facts=" | ".join(facts),
-                    total=total,
-                    completed=done,
+                    description=told[0],
+                    facts=" | ".join(told[1:]),
+                    total=work and work.total,
+                    completed=work.done if work else 0,
                     refresh=True,
                 )
             elif self._clock() - self._last >= self._interval:
-                self._write(" | ".join(self._describe(compiling, phase)))
+                self._write(" | ".join(told))
 
     def _keep_beating(self) -> None:
         while not self._is_closed.wait(min(BEAT, self._interval / 2)):
@@ -234,12 +217,8 @@ class Progress:
         return [self._head(phase), *phase.describe(), phase.outlook()]
 
     def _head(self, phase: Phase) -> str:
-        where = (
-            f"iteration {phase.iteration}/{self._num_iterations}: "
-            if phase.iteration is not None
-            else ""
-        )
-        total = f"/{phase.total:,}" if phase.total else ""
+        i, total = phase.iteration, f"/{phase.total:,}" if phase.total else ""
+        where = "" if i is None else f"iteration {i}/{self._num_iterations}: "
         return f"{where}{phase.name} {phase.done:,}{total} {phase.unit}"
 
     def _write(self, text: str) -> None:

@@ -55,7 +55,11 @@ FLAGS = {
 
 
 def run_flags(root, **changes):
-    flags = FLAGS | {"hub.pretrained": root / "model", "tasks.path": root / "train.jsonl"} | changes
+    flags = (
+        FLAGS
+        | {"hub.pretrained": root / "model", "tasks.jsonl.path": root / "train.jsonl"}
+        | changes
+    )
     flags = [f"--config.{key}={value}" for key, value in flags.items()]
     return ["main", "--config", "configs/base.py", "--workdir", str(root / "run"), *flags]
 
@@ -314,11 +318,8 @@ def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
     assert main(["jaxtrain", "evaluate", "--workdir", str(root / "run"), *how]) == 0
     shutil.copytree(root / "run", tmp_path / "run")
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 0
-    noted = tmp_path / "run" / "checkpoints" / "0" / "_CHECKPOINT_METADATA"
-    told = json.loads(noted.read_text())
-    noted.write_text(
-        json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1})
-    )
+    noted = tmp_path / "run" / "checkpoints" / "0" / "save.json"
+    noted.write_text(json.dumps("another save"))
     run_key = json.loads((tmp_path / "run" / "manifest.json").read_text())["run_key"]
     seal(noted.parent, about_checkpoint(run_key) | {"number": 0})
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2
@@ -367,8 +368,8 @@ def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path,
         ),
         (
             "evaluate",
-            ["--config.tasks.is_unseen=True", "--config.tasks.seed=1"],
-            "--config.tasks.is_unseen=True: other templates are held out with another",
+            ["--config.tasks.reasoning_gym.is_unseen=True", "--config.tasks.seed=1"],
+            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out with another",
         ),
         ("evaluate", ["--num", "8"], "--num is unknown"),
         ("evaluate", ["--it", "0"], "--it is unknown"),
