@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
+from jaxtrain import datasets, evaluation, labels, prompts, updates
 from jaxtrain.build import Functions, GrowFn
 from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.config import Config
@@ -27,6 +27,7 @@ from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
+from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Examples,
@@ -37,15 +38,12 @@ from jaxtrain.structs import (
     Prompts,
     Shard,
     Tree,
-    Verdict,
 )
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Stored
 from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
-NUM_REPORTED_TRACES = 10
-TARGETS = "datasets/targets_by_depth"
 # the draws and file names of the trees that answer, by their kind
 SCORED = {"greedy": Purpose.GREEDY, "samples": Purpose.SAMPLE, "search": Purpose.SOLVE}
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
@@ -278,8 +276,11 @@ def fit(
     return learner
 
 
-def score(run: Run, i: int, networks: Networks) -> None:
-    """Measure an iteration on held-out problems, log it as one event, and write the report."""
+def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = None) -> None:
+    """Measure an iteration on held-out problems, log it as one event, and write the report.
+
+    fit_log: of the run that fitted the networks, where that is another one.
+    """
     c = run.config.evaluation
     problems = getattr(run.task, c.split)[: c.num_problems]
     batches, num_too_long = encode(run, problems)
@@ -302,8 +303,8 @@ def score(run: Run, i: int, networks: Networks) -> None:
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
         }
-        baseline = read_baseline(run, i)
-        metrics = measure(joined, c.strategies, baseline, run.task.answer_tokens)
+        baseline = read_baseline(fit_log or run.log, i)
+        metrics = evaluation.measure(joined, c.strategies, baseline, run.task.answer_tokens)
     require_some_ok(run, i, counts)
 
     # What was left out or failed counts as wrong, and is told.
@@ -311,7 +312,7 @@ def score(run: Run, i: int, networks: Networks) -> None:
     metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble})
     metrics["time/evaluation"] = phase.seconds
     shown = [name for name in ("search", "greedy") if name in joined]
-    samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
+    samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]
 
     # The report first: a kill in between scores the iteration again, and writes it again.
     rows = [*run.log.read(), {"iteration": i, **metrics}]
@@ -321,81 +322,12 @@ def score(run: Run, i: int, networks: Networks) -> None:
     run.progress.note(tell_accuracy(rows[-1]))
 
 
-def measure(
-    found: dict[str, Shard],
-    strategies: Sequence[str],
-    baseline: evaluation.Baseline,
-    answer_fn: evaluation.AnswerFn,
-) -> evaluation.Metrics:
-    """Turn judged trees into the accuracy table, and those of more than one trace into the PRM's
-    report.
-    """
-    answered = {
-        name: evaluation.read_choice(tree, judged.verdict, answer_fn)
-        if name == "search"
-        else evaluation.read_samples(tree, judged.verdict, prompt.length, answer_fn)
-        for name, (prompt, tree, judged) in found.items()
-    }
-    metrics = evaluation.accuracy_table(answered, strategies)
-    if "search" in found:
-        _, tree, judged = found["search"]
-        in_tree = evaluation.share_in_tree(tree, judged.verdict)
-        metrics |= named("evaluation/search", {"in_tree": in_tree})
-    if "samples" in found:
-        metrics |= evaluation.samples_report(answered["samples"])
-    for name in [name for name in ("search", "samples") if name in found][:1]:
-        _, tree, judged = found[name]
-        metrics |= evaluation.prm_report(tree, judged, baseline)
-    return metrics
-
-
-def read_baseline(run: Run, i: int) -> evaluation.Baseline:
+def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     """Read from the log what the PRM's targets were on average, in all and at each depth."""
-    told = run.log.newest(TARGETS, i) or []
+    told = log.newest("datasets/targets_by_depth", i) or []
     num = sum(n for _, n in told)
     constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
-
-
-def reported_traces(
-    run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str
-) -> list[dict[str, Any]]:
-    """Take the answers to the first problems of the split for the report, each step with its score
-    and target.
-    """
-    samples = []
-    for b in np.flatnonzero(prompt.problem_id >= 0)[: NUM_REPORTED_TRACES // 2]:
-        problem = run.task.problems[int(prompt.problem_id[b])]
-        # The last step sampled where there is no answer; -1 where there is no step, which has no
-        # verdict either.
-        last = (
-            tree.chosen[b]
-            if tree.chosen[b] >= 0
-            else max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
-        )
-        rows = trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]
-        steps = [
-            {
-                "text": run.task.tokenizer.decode(
-                    tree.tokens[b, r, : tree.length[b, r]].tolist()
-                ).rstrip("\n"),
-                "score": float(tree.score[b, r]),
-                "value": float(tree.value[b, r]),
-                "target": float(labelled.target[b, r]) if labelled.is_labelled[b, r] else None,
-            }
-            for r in rows
-        ]
-        verdict = Verdict(int(labelled.verdict[b, last])).name.lower()
-        samples.append(
-            {
-                "problem": problem.prompt,
-                "gold": problem.gold,
-                "steps": steps,
-                "verdict": verdict,
-                "method": method,
-            }
-        )
-    return samples
 
 
 def search_totals(grown: Sequence[Tree]) -> dict[str, float]:

@@ -448,7 +448,6 @@ def make_labels(tree, verdict, target=None, is_labelled=None):
     shape = tree.parent.shape
     return Labels(
         verdict=verdict,
-        distance=np.zeros(shape, np.int32),
         is_correct=np.zeros(shape, bool) if target is None else target > 0.5,
         target=np.zeros(shape, np.float32) if target is None else target,
         is_labelled=np.zeros(shape, bool) if is_labelled is None else is_labelled,
@@ -707,9 +706,10 @@ def test_metrics_are_plain_json(random_report):
 
 
 @pytest.mark.parametrize(
-    "field", [{"split": "train"}, {"num_samples": 0}, {"num_problems": -1}, {"temperature": 0.0}]
+    "field", [{"split": "train"}, {"num_problems": -1}, {"strategies": "mcts"}]
 )
 def test_a_setting_that_cannot_be_is_named(field):
     ((name, value),) = field.items()
+    field = {name: (value,) if name == "strategies" else value}
     with pytest.raises(UserError, match=f"--config.evaluation.{name}={value}: must be"):
         EvaluationConfig(**field)

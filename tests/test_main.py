@@ -168,7 +168,7 @@ MISTAKES = {
     ),
     "greedy votes": (
         ["--config.evaluation.samples.temperature=0"],
-        ["--config.evaluation.samples.temperature=0: must be above 0"],
+        ["--config.evaluation.samples.temperature=0.0: must be above 0"],
     ),
     "unknown strategy": (
         ["--config.evaluation.strategies=greedy,best_of_n"],

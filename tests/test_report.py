@@ -16,7 +16,7 @@ from jaxtrain import iteration as iteration_lib
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions
 from jaxtrain.config import Config, EvaluationConfig, LoopConfig
-from jaxtrain.evaluation import STRATEGIES
+from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
@@ -222,7 +222,7 @@ def stub_functions(task):
         games[problem.id] = [*solutions(numbers, target)[:2], *lost[:2], "+", "1"]
     return Functions(
         **dict.fromkeys(("init_policy", "init_prm"), init),
-        **dict.fromkeys(("grow", "solve", "sample", "greedy"), grow),
+        grow=dict.fromkeys(("train", *TREES), grow),
         **dict.fromkeys(("update_policy", "update_prm"), update),
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
         abstract_state=None,
@@ -423,7 +423,7 @@ def test_best_method_is_named_with_its_interval_and_lead():
     low, high = wilson(0.6, 100)
     assert f"Best at equal tokens, iteration 1: best-of-k, 60.0% ({low:.1%} to {high:.1%})" in text
     gain = paired(row["evaluation/best_of_k/outcomes"], row["evaluation/search/outcomes"])
-    assert f"MCTS: +20.0 points (+{100 * gain.low:.1f} to +{100 * gain.high:.1f})" in text
+    assert f"search: +20.0 points (+{100 * gain.low:.1f} to +{100 * gain.high:.1f})" in text
     assert gain[1:] == pytest.approx((0.12, 0.28), abs=0.015)
     assert "no difference beyond noise" not in text
 
@@ -433,7 +433,7 @@ def test_lead_within_noise_is_said_to_be_noise():
     text = Page(render_report({}, [row], [])).words
     assert "No method is best beyond noise; the highest at equal tokens, iteration 1: best" in text
     assert text.count(": no difference beyond noise") == 1
-    assert "MCTS: +1.0 points (+0.0 to +3.0): no difference beyond noise" in text
+    assert "search: +1.0 points (+0.0 to +3.0): no difference beyond noise" in text
 
 
 def test_gain_within_noise_is_said_to_be_noise():
@@ -468,7 +468,7 @@ def test_line_for_the_terminal_has_every_method_that_was_measured(run_folder):
     lines = [line for line in lines if ": greedy" in line]
     assert [line.split(":")[0] for line in lines] == ["iteration 0", "iteration 1", "iteration 2"]
     told = [part.rsplit(" ", 1)[0] for part in lines[-1].split(": ")[1].split(" | ")]
-    assert told == ["greedy", "self-consistency", "best-of-k", "weighted vote", "MCTS", "8"]
+    assert told == ["greedy", "self-consistency", "best-of-k", "weighted vote", "search", "8"]
 
 
 def fit_rows(*iterations):

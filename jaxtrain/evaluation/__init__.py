@@ -10,6 +10,10 @@ The models stay outside. Trees come in, with the verdicts on them and a function
 metrics go out, as plain floats and lists.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
 from jaxtrain.evaluation.prm import Baseline, fit_baseline, prm_report, row_depth, samples_report
 from jaxtrain.evaluation.strategies import (
     STRATEGIES,
@@ -23,6 +27,32 @@ from jaxtrain.evaluation.strategies import (
     share_in_tree,
 )
 from jaxtrain.evaluation.table import Metrics, accuracy_table, curve
+from jaxtrain.structs import Shard
+
+
+def measure(
+    found: Mapping[str, Shard], strategies: Sequence[str], baseline: Baseline, answer_fn: AnswerFn
+) -> Metrics:
+    """Turn judged trees, by their kind, into the accuracy table and the PRM's report.
+
+    Its steps and leaves are those of the search that answers, or else of the samples.
+    """
+    answered = {
+        name: read_choice(tree, judged.verdict, answer_fn)
+        if name == "search"
+        else read_samples(tree, judged.verdict, prompt.length, answer_fn)
+        for name, (prompt, tree, judged) in found.items()
+    }
+    metrics = accuracy_table(answered, strategies)
+    if "samples" in found:
+        metrics |= samples_report(answered["samples"])
+    if "search" in found:
+        _, tree, judged = found["search"]
+        metrics["evaluation/search/in_tree"] = share_in_tree(tree, judged.verdict)
+    for name in [name for name in ("search", "samples") if name in found][:1]:
+        metrics |= prm_report(found[name].tree, found[name].labels, baseline)
+    return metrics
+
 
 __all__ = [
     "STRATEGIES",
@@ -36,6 +66,7 @@ __all__ = [
     "curve",
     "fit_baseline",
     "is_solved",
+    "measure",
     "prm_report",
     "read_choice",
     "read_samples",
