@@ -16,7 +16,8 @@ import pytest
 from tiny_models import MODEL, VOCAB, random_like, random_params, read_whole
 
 from jaxtrain.boundaries import make_tables
-from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
+from jaxtrain.nn.decode import make_sample_steps
+from jaxtrain.nn.reader import make_score_steps
 from jaxtrain.nn.transformer import Segment
 from jaxtrain.structs import Prefix, Steps
 

@@ -1,10 +1,9 @@
-"""Drawing steps from the policy and scoring them with the PRM: the two functions that search is
-handed.
+"""Drawing steps from the policy.
 
 One decoder serves everything: it writes up to `max_steps` steps behind a prefix. A search draws one
 step for each of its candidates and several for a rollout, the plain sampler a whole trace for each
-of its lanes. The prefix is computed once for all lanes of a problem. A lane's draws depend on its
-problem's key, its number and its tokens alone, so they do not change with the company it keeps in a
+of its lanes. The prefix is computed once for all lanes behind it. A lane's draws depend on its
+prefix's key, its number and its tokens alone, so they do not change with the company it keeps in a
 batch.
 """
 
@@ -12,14 +11,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, OVER, START, Tables
 from jaxtrain.keys import fold_in
-from jaxtrain.nn.heads import HEAD, Network
+from jaxtrain.nn.heads import Network
 from jaxtrain.nn.transformer import Segment
-from jaxtrain.structs import Array, Params, Prefix, Steps
+from jaxtrain.structs import Array, Params, Prefix, SampleStepsFn, Steps
 
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
@@ -86,9 +86,58 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
+class Endings(NamedTuple):
+    """Where steps and answers end: the tables of `boundaries`, and the limits in tokens."""
+
+    step_table: Array  # [states V] int8
+    answer_table: Array  # [states V] int8
+    max_step_tokens: int  # S: a step is cut
+    step_tokens: int | None  # a step ends, whatever its text
+
+
+def record(
+    endings: Endings, lanes: _Lanes, logits: Array, keys: Array, room: Array, temperature: Array
+) -> _Lanes:
+    """Draw the next token of every lane, and end what it ends: logits [b V], keys [b 2], room [b]."""
+    rows, size = jnp.arange(lanes.token.shape[0]), endings.max_step_tokens
+
+    # Draw; a lane whose logits are not finite is set aside.
+    is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
+    is_live = lanes.is_live & is_ok
+    logits = jnp.where(is_ok[:, None], logits, 0.0)
+    keys = fold_in(keys, jnp.broadcast_to(lanes.num_tokens, rows.shape))
+    token = jnp.where(is_live, draw(logits, keys, temperature), 0)
+    at = lanes.length[rows, lanes.step]
+
+    # Does the token finish the answer, end the step, or cut it? An answer is never cut in two.
+    step_state = endings.step_table[lanes.step_state, token].astype(jnp.int32)
+    answer_state = endings.answer_table[lanes.answer_state, token].astype(jnp.int32)
+    is_full = at + 1 >= size
+    is_finished = is_live & ((answer_state == FINISHED) | (is_full & (answer_state == COMPLETE)))
+    is_end = step_state == OVER
+    if endings.step_tokens is not None:
+        is_end = is_end | (at + 1 >= endings.step_tokens)
+    is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & is_end
+    is_cut = is_live & ~is_finished & ~is_over & is_full
+    is_last = lanes.step + 1 >= room
+    return lanes._replace(
+        num_tokens=lanes.num_tokens + 1,
+        token=token,
+        is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
+        is_ok=is_ok,
+        step=jnp.where(is_over & ~is_last, lanes.step + 1, lanes.step),
+        step_state=jnp.where(is_over, START, step_state),
+        answer_state=answer_state,
+        tokens=lanes.tokens.at[rows, lanes.step, jnp.minimum(at, size - 1)].add(token),
+        length=lanes.length.at[rows, lanes.step].add(is_live),
+        is_finished=lanes.is_finished.at[rows, lanes.step].max(is_finished),
+        is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
+    )
+
+
 def make_sample_steps(
     model: Network, tables: Tables, max_step_tokens: int, step_tokens: int | None = None
-):
+) -> SampleStepsFn:
     """Make the function that draws steps.
 
     A step ends where `tables` say so, or at `step_tokens` tokens where that is given, but never
@@ -96,55 +145,21 @@ def make_sample_steps(
 
     Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [],
     num_lanes, max_steps)` -> (Steps with fields [B num_lanes max_steps ...], token slots held open
-    a problem [] int32). `room` says how many of the `max_steps` steps a problem may take, 0: none,
+    a prefix [] int32). `room` says how many of the `max_steps` steps a prefix may take, 0: none,
     and never more than there are.
     """
-    size = max_step_tokens
-    step_table, answer_table = jnp.asarray(tables.step), jnp.asarray(tables.answer)
-
-    def record(
-        lanes: _Lanes, logits: Array, lane_keys: Array, lane_room: Array, temperature: Array
-    ) -> _Lanes:
-        rows = jnp.arange(lanes.token.shape[0])
-        is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
-        is_live = lanes.is_live & is_ok
-        logits = jnp.where(is_ok[:, None], logits, 0.0)
-        keys = fold_in(lane_keys, jnp.broadcast_to(lanes.num_tokens, rows.shape))
-        token = jnp.where(is_live, draw(logits, keys, temperature), 0)
-        at = lanes.length[rows, lanes.step]
-        tokens = lanes.tokens.at[rows, lanes.step, jnp.minimum(at, size - 1)].add(token)
-        length = lanes.length.at[rows, lanes.step].add(is_live)
-        step_state = step_table[lanes.step_state, token].astype(jnp.int32)
-        answer_state = answer_table[lanes.answer_state, token].astype(jnp.int32)
-        is_full = at + 1 >= size
-        is_finished = is_live & (
-            (answer_state == FINISHED) | (is_full & (answer_state == COMPLETE))
-        )
-        is_long = at + 1 >= (size + 1 if step_tokens is None else step_tokens)
-        is_over = (
-            is_live & ~is_finished & (answer_state == NO_ANSWER) & ((step_state == OVER) | is_long)
-        )
-        is_cut = is_live & ~is_finished & ~is_over & is_full
-        is_last = lanes.step + 1 >= lane_room
-        return lanes._replace(
-            num_tokens=lanes.num_tokens + 1,
-            token=token,
-            is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
-            is_ok=is_ok,
-            step=jnp.where(is_over & ~is_last, lanes.step + 1, lanes.step),
-            step_state=jnp.where(is_over, START, step_state),
-            answer_state=answer_state,
-            tokens=tokens,
-            length=length,
-            is_finished=lanes.is_finished.at[rows, lanes.step].max(is_finished),
-            is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
-        )
+    endings = Endings(
+        jnp.asarray(tables.step), jnp.asarray(tables.answer), max_step_tokens, step_tokens
+    )
 
     def sample_steps(
         params: Params, prefix: Prefix, keys, room, temperature, num_lanes: int, max_steps: int
     ):
-        num_problems, most = prefix.length.shape[0], max_steps * size
-        b = num_problems * num_lanes
+        num_prefixes, most = prefix.length.shape[0], max_steps * max_step_tokens
+        chex.assert_shape([keys, room], [(num_prefixes, 2), (num_prefixes,)])
+        b = num_prefixes * num_lanes
+
+        # The prefix is read once for all lanes behind it.
         segment, hidden = read(model, params, prefix)
         logits = jnp.repeat(
             model.apply({"params": params}, hidden, method="logits"), num_lanes, axis=0
@@ -162,50 +177,19 @@ def make_sample_steps(
                 {"params": params}, lanes.token[:, None], positions, mask, (segment,), lanes.own, at
             )
             logits = model.apply({"params": params}, hidden[:, 0], method="logits")
-            return record(lanes._replace(own=own), logits, lane_keys, lane_room, temperature)
+            lanes = lanes._replace(own=own)
+            return record(endings, lanes, logits, lane_keys, lane_room, temperature)
 
-        lanes = _open(segment, lane_room, max_steps, size)
-        lanes = record(lanes, logits, lane_keys, lane_room, temperature)
+        lanes = _open(segment, lane_room, max_steps, max_step_tokens)
+        lanes = record(endings, lanes, logits, lane_keys, lane_room, temperature)
         lanes = jax.lax.while_loop(
             lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes
         )
 
-        def shaped(x: Array) -> Array:
-            return x.reshape(num_problems, num_lanes, *x.shape[1:])
-
-        is_ok = jnp.repeat(shaped(lanes.is_ok)[..., None], max_steps, axis=-1)
-        steps = Steps(
-            shaped(lanes.tokens),
-            shaped(lanes.length),
-            shaped(lanes.is_finished),
-            shaped(lanes.is_cut),
-            is_ok,
-        )
+        # A fault in one step sets its whole lane aside.
+        is_ok = jnp.repeat(lanes.is_ok[:, None], max_steps, axis=-1)
+        steps = Steps(lanes.tokens, lanes.length, lanes.is_finished, lanes.is_cut, is_ok)
+        steps = jax.tree.map(lambda x: x.reshape(num_prefixes, num_lanes, *x.shape[1:]), steps)
         return steps, lanes.num_tokens * num_lanes
 
     return sample_steps
-
-
-def make_score_steps(model: Network):
-    """Make the function that scores steps.
-
-    Returns `score_steps(params, prefix, steps)` -> float32 [B lanes K]: the PRM's raw value of the
-    prefix that ends with each step, all steps of a lane read in one causal pass behind the shared
-    prefix.
-    """
-
-    def score_steps(params: Params, prefix: Prefix, steps: Steps) -> Array:
-        num_problems, num_lanes, max_steps, size = steps.tokens.shape
-        b = num_problems * num_lanes
-        segment, _ = read(model, params["backbone"], prefix)
-        length = steps.length.reshape(b, max_steps)
-        mask = (jnp.arange(size) < length[..., None]).reshape(b, max_steps * size)
-        positions = jnp.repeat(prefix.length, num_lanes)[:, None] + jnp.cumsum(mask, axis=1) - 1
-        tokens = steps.tokens.reshape(b, max_steps * size)
-        hidden, _ = model.apply({"params": params["backbone"]}, tokens, positions, mask, (segment,))
-        ends = jnp.arange(max_steps) * size + jnp.maximum(length - 1, 0)
-        at_ends = jnp.take_along_axis(hidden, ends[..., None], axis=1)
-        values = HEAD.apply({"params": params["head"]}, at_ends)
-        return values.reshape(num_problems, num_lanes, max_steps)
-
-    return score_steps
