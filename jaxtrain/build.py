@@ -71,7 +71,7 @@ def build(
     model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size)
     c, trace = config.search, config.trace
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
-    sample_steps = make_sample_steps(model, tables, trace.max_step_tokens, trace.step_tokens)
+    sample_steps = make_sample_steps(model, tables, trace)
     reader = recompute_reader(sample_steps, make_score_steps(model), trace)
     optimizer = (
         updates.make_optimizer(config.updates.policy),

@@ -80,11 +80,9 @@ class Steps:
     is_ok: Array  # [...] bool, every logit was finite
 
 
-class Path(NamedTuple):
-    """Prefixes by address: the rows of their steps, in the trees that hold them."""
-
-    rows: Array  # [B W D] int32, first step first, -1 past the end
-    depth: Array  # [B W] int32, number of steps
+# Prefixes by address: the rows of their steps in the tree that holds them, [B W D] int32, last step
+# last, -1 before the first.
+Path = Array
 
 
 class Cost(NamedTuple):
@@ -96,7 +94,7 @@ class Cost(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """Steps drawn behind W prefixes, A lanes each, K steps a lane, and what the PRM thinks of them."""
+    """Steps drawn behind W prefixes, A lanes each, K steps a lane, with the PRM's word on them."""
 
     steps: Steps  # fields [B W A K ...]
     score: Array  # [B W A K] float32, raw; 0 where not finite
@@ -112,8 +110,8 @@ class Reader(NamedTuple):
     """The sight of the networks that a search has. `params` is (policy, PRM).
 
     open(params, prompts, num_rows) -> Memory for R rows a problem;
-    propose(params, memory, path [B W], keys [B W 2] uint32, is_live [B W], temperature, *,
-    num_lanes, max_steps) -> Proposal, nothing drawn where a prefix is not live;
+    propose(params, memory, path, keys [B W 2] uint32, is_live [B W], temperature, num_lanes,
+    max_steps) -> Proposal, nothing drawn where a prefix is not live;
     keep(memory, proposal, rows [B W A K]) -> Memory, the steps written where their rows are;
     text(memory) -> [B R S] int32, tokens of every row.
     """

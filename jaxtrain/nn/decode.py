@@ -15,7 +15,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, OVER, START, Tables
+from jaxtrain.boundaries import (
+    COMPLETE,
+    FINISHED,
+    NO_ANSWER,
+    OVER,
+    START,
+    Tables,
+    TraceConfig,
+)
 from jaxtrain.keys import fold_in
 from jaxtrain.nn.heads import Network
 from jaxtrain.nn.transformer import Segment
@@ -86,20 +94,17 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
-class Endings(NamedTuple):
-    """Where steps and answers end: the tables of `boundaries`, and the limits in tokens."""
-
-    step_table: Array  # [states V] int8
-    answer_table: Array  # [states V] int8
-    max_step_tokens: int  # S: a step is cut
-    step_tokens: int | None  # a step ends, whatever its text
-
-
 def record(
-    endings: Endings, lanes: _Lanes, logits: Array, keys: Array, room: Array, temperature: Array
+    trace: TraceConfig,
+    tables: Tables,
+    lanes: _Lanes,
+    logits: Array,
+    keys: Array,
+    room: Array,
+    temperature: Array,
 ) -> _Lanes:
-    """Draw the next token of every lane, and end what it ends: logits [b V], keys [b 2], room [b]."""
-    rows, size = jnp.arange(lanes.token.shape[0]), endings.max_step_tokens
+    """Draw the next token of every lane and end what it ends: logits [b V], keys [b 2], room [b]."""
+    rows, size = jnp.arange(lanes.token.shape[0]), trace.max_step_tokens
 
     # Draw; a lane whose logits are not finite is set aside.
     is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
@@ -110,13 +115,13 @@ def record(
     at = lanes.length[rows, lanes.step]
 
     # Does the token finish the answer, end the step, or cut it? An answer is never cut in two.
-    step_state = endings.step_table[lanes.step_state, token].astype(jnp.int32)
-    answer_state = endings.answer_table[lanes.answer_state, token].astype(jnp.int32)
+    step_state = jnp.asarray(tables.step)[lanes.step_state, token].astype(jnp.int32)
+    answer_state = jnp.asarray(tables.answer)[lanes.answer_state, token].astype(jnp.int32)
     is_full = at + 1 >= size
     is_finished = is_live & ((answer_state == FINISHED) | (is_full & (answer_state == COMPLETE)))
     is_end = step_state == OVER
-    if endings.step_tokens is not None:
-        is_end = is_end | (at + 1 >= endings.step_tokens)
+    if trace.step_tokens is not None:
+        is_end = is_end | (at + 1 >= trace.step_tokens)
     is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & is_end
     is_cut = is_live & ~is_finished & ~is_over & is_full
     is_last = lanes.step + 1 >= room
@@ -135,27 +140,22 @@ def record(
     )
 
 
-def make_sample_steps(
-    model: Network, tables: Tables, max_step_tokens: int, step_tokens: int | None = None
-) -> SampleStepsFn:
+def make_sample_steps(model: Network, tables: Tables, trace: TraceConfig) -> SampleStepsFn:
     """Make the function that draws steps.
 
-    A step ends where `tables` say so, or at `step_tokens` tokens where that is given, but never
-    inside an answer. At `max_step_tokens` it is cut.
+    A step ends where `tables` say so, or at `trace.step_tokens` tokens, but never inside an answer.
+    At `trace.max_step_tokens` it is cut.
 
     Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [],
     num_lanes, max_steps)` -> (Steps with fields [B num_lanes max_steps ...], token slots held open
     a prefix [] int32). `room` says how many of the `max_steps` steps a prefix may take, 0: none,
     and never more than there are.
     """
-    endings = Endings(
-        jnp.asarray(tables.step), jnp.asarray(tables.answer), max_step_tokens, step_tokens
-    )
 
     def sample_steps(
         params: Params, prefix: Prefix, keys, room, temperature, num_lanes: int, max_steps: int
     ):
-        num_prefixes, most = prefix.length.shape[0], max_steps * max_step_tokens
+        num_prefixes, most = prefix.length.shape[0], max_steps * trace.max_step_tokens
         chex.assert_shape([keys, room], [(num_prefixes, 2), (num_prefixes,)])
         b = num_prefixes * num_lanes
 
@@ -178,10 +178,10 @@ def make_sample_steps(
             )
             logits = model.apply({"params": params}, hidden[:, 0], method="logits")
             lanes = lanes._replace(own=own)
-            return record(endings, lanes, logits, lane_keys, lane_room, temperature)
+            return record(trace, tables, lanes, logits, lane_keys, lane_room, temperature)
 
-        lanes = _open(segment, lane_room, max_steps, max_step_tokens)
-        lanes = record(endings, lanes, logits, lane_keys, lane_room, temperature)
+        lanes = _open(segment, lane_room, max_steps, trace.max_step_tokens)
+        lanes = record(trace, tables, lanes, logits, lane_keys, lane_room, temperature)
         lanes = jax.lax.while_loop(
             lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes
         )

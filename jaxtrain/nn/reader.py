@@ -53,22 +53,17 @@ def recompute_reader(
         return Text(prompts.tokens, prompts.length, tokens, rows)
 
     def propose(
-        params, text: Text, path: Path, keys, is_live, temperature, *, num_lanes, max_steps
+        params, text: Text, path: Path, keys, is_live, temperature, num_lanes, max_steps
     ) -> Proposal:
-        num_problems, width = path.depth.shape
+        num_problems, width, _ = path.shape
         chex.assert_shape([keys, is_live], [(num_problems, width, 2), (num_problems, width)])
-        prefix = read_path(text, path)
-        room = jnp.where(is_live, jnp.clip(trace.max_steps - path.depth, 0, max_steps), 0)
+        prefix, depth = read_path(text, path), jnp.sum(path >= 0, axis=2)
+        room = jnp.where(is_live, jnp.clip(trace.max_steps - depth, 0, max_steps), 0).reshape(-1)
+        keys = keys.reshape(-1, 2)
 
         def ask():
             steps, slots = sample_steps(
-                params[0],
-                prefix,
-                keys.reshape(-1, 2),
-                room.reshape(-1),
-                temperature,
-                num_lanes=num_lanes,
-                max_steps=max_steps,
+                params[0], prefix, keys, room, temperature, num_lanes, max_steps
             )
             return steps, score_steps(params[1], prefix, steps).astype(jnp.float32), slots
 
@@ -84,9 +79,9 @@ def recompute_reader(
 
         # What every search asks of what was drawn.
         is_step, is_finite = steps.length > 0, jnp.isfinite(score)
-        depth = path.depth[..., None, None] + 1 + jnp.arange(max_steps)
-        is_deepest = is_step & (depth >= trace.max_steps)
-        num_tokens = jnp.sum(steps.length, axis=(2, 3)) + prefix.length.reshape(room.shape)
+        depths = depth[..., None, None] + 1 + jnp.arange(max_steps)
+        is_deepest = is_step & (depths >= trace.max_steps)
+        num_tokens = jnp.sum(steps.length, axis=(2, 3)) + prefix.length.reshape(depth.shape)
         num_tokens = jnp.sum(jnp.where(is_live, num_tokens, 0), axis=1)
         lane_tokens = jnp.broadcast_to(slots * width, (num_problems,))
         return Proposal(
@@ -110,15 +105,15 @@ def recompute_reader(
 
 def read_path(text: Text, path: Path) -> Prefix:
     """Write out prompts and paths [B W D]: prefixes [B*W P+D*S], right-padded."""
-    num_problems, width, depth = path.rows.shape
-    problem = jnp.arange(num_problems)[:, None, None]
-    steps = text.tokens[problem, path.rows].reshape(num_problems * width, depth, -1)
-    length = jnp.where(path.rows >= 0, text.length[problem, path.rows], 0).reshape(-1, depth)
-    room = depth * text.tokens.shape[2]
-    prompt = jnp.repeat(jnp.pad(text.prompt, ((0, 0), (0, room))), width, axis=0)
+    num_problems, width, depth = path.shape
+    problem, size = jnp.arange(num_problems)[:, None, None], text.tokens.shape[2]
+    tokens = text.tokens[problem, path].reshape(num_problems * width, depth, size)
+    length = jnp.where(path >= 0, text.length[problem, path], 0)
+    length = length.reshape(num_problems * width, depth)
+    prompt = jnp.repeat(jnp.pad(text.prompt, ((0, 0), (0, depth * size))), width, axis=0)
     prefix = Prefix(prompt, jnp.repeat(text.prompt_length, width))
     for d in range(depth):
-        prefix = append(prefix, steps[:, d], length[:, d])
+        prefix = append(prefix, tokens[:, d], length[:, d])
     return prefix
 
 

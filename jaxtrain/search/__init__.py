@@ -12,6 +12,7 @@ import chex
 
 from jaxtrain.search.config import RULES, SearchConfig
 from jaxtrain.search.frontier import FrontierRule, grow_frontier
+from jaxtrain.search.rows import Job
 from jaxtrain.search.tree_loop import grow_tree
 from jaxtrain.structs import GrowFn, Reader
 
@@ -26,10 +27,10 @@ def make_grow(config: SearchConfig, max_steps: int, reader: Reader) -> GrowFn:
     def grow(policy_params, prm_params, prompts, keys, temperature):
         num_problems = prompts.length.shape[0]
         chex.assert_shape([prompts.tokens, keys], [(num_problems, None), (num_problems, 2)])
-        params = policy_params, prm_params
+        job = Job(prompts, keys, (policy_params, prm_params), temperature, reader, max_steps)
         if isinstance(rule, FrontierRule):
-            return grow_frontier(rule, max_steps, reader, params, prompts, keys, temperature)
-        return grow_tree(config, rule, max_steps, reader, params, prompts, keys, temperature)
+            return grow_frontier(rule, job)
+        return grow_tree(config, rule, job)
 
     return grow
 

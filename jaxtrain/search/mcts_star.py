@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 from jaxtrain.errors import require_at_least, require_one_of, require_share
 from jaxtrain.keys import fold_in
-from jaxtrain.search.rows import DrawFn, Drawn, Rows, clip, extend, pick
-from jaxtrain.search.tree_loop import Expansion, MctxTree, TreeRule
+from jaxtrain.search.rows import Drawn, Job, Rows, clip, extend, pick
+from jaxtrain.search.tree_loop import MctxTree, Node, TreeRule, draw_behind
 from jaxtrain.structs import Array, Cost, Kind
 
 
@@ -47,28 +47,21 @@ class MctsStarConfig:
         require_share(section, self, "rollout_blend")
         require_one_of(section, self, rollout_floor=("paper", "self"))
 
-    def rollout_depth(self, max_steps: int) -> int:
-        """Count the steps of a rollout at most: m, or as many as fit below the first candidate."""
-        return min(self.num_rollout_steps, max_steps - 1)
-
-    def round_steps(self, max_steps: int) -> int:
-        """Count the steps that a round of the rollout draws at once: all where d is 1, for then
-        nothing is chosen between.
+    def rounds(self, max_steps: int) -> tuple[int, int]:
+        """Return the rounds of a rollout and the steps of each: m, or as many as fit below the
+        first candidate, all in one round where d is 1, for then nothing is chosen between.
         """
-        depth = self.rollout_depth(max_steps)
-        return depth if self.num_rollout_candidates == 1 else min(depth, 1)
-
-    def num_rounds(self, max_steps: int) -> int:
-        """Count the rounds of a rollout at most."""
-        return self.rollout_depth(max_steps) // max(self.round_steps(max_steps), 1)
+        depth = min(self.num_rollout_steps, max_steps - 1)
+        return (depth, 1) if self.num_rollout_candidates > 1 else (min(depth, 1), depth)
 
 
 def make_mcts_star(config: MctsStarConfig, num_candidates: int, max_steps: int) -> TreeRule:
     """Make the rule, for nodes of A candidates and traces of D steps."""
+    num_rounds, steps = config.rounds(max_steps)
     return TreeRule(
-        num_extra_rows=config.rollout_depth(max_steps) * config.num_rollout_candidates,
+        num_extra_rows=num_rounds * steps * config.num_rollout_candidates,
         select=partial(select_candidate, config, num_candidates),
-        roll_out=partial(roll_out, config, max_steps),
+        roll_out=partial(roll_out, config),
         open=partial(open_node, config),
         back_up=back_up,
     )
@@ -86,13 +79,13 @@ def select_candidate(
     return jnp.argmax(jnp.where(is_valid, ucb, -jnp.inf)).astype(jnp.int32)
 
 
-def roll_out(config: MctsStarConfig, max_steps: int, draw: DrawFn, node: Expansion) -> Expansion:
+def roll_out(config: MctsStarConfig, job: Job, node: Node) -> Node:
     """Follow the best of d draws from the best candidate for up to m steps (Eq. 34).
 
     The node's `opening` is that candidate, [B] int32, and its value with the rollout blended in,
     [B] float32. Steps lie behind the candidates, d for each of the m.
     """
-    lanes, steps = config.num_rollout_candidates, config.round_steps(max_steps)
+    lanes, (num_rounds, steps) = config.num_rollout_candidates, config.rounds(job.max_steps)
     num_trees, num_candidates = node.rows.kind.shape
 
     # The best candidate; a rollout starts from it if it goes on.
@@ -102,17 +95,17 @@ def roll_out(config: MctsStarConfig, max_steps: int, draw: DrawFn, node: Expansi
     first: Rows = jax.tree.map(lambda x: pick(x, best), node.rows)
     own = clip(first.score)
     highest = jnp.where(first.is_finished | (config.rollout_floor == "self"), own, 0.0)
-    path = extend(node.path, pick(node.row, best)[:, None])
+    path = extend(node.path, pick(node.row, best))
     is_rolling = node.is_live & node.is_ok & ~first.is_ended
 
-    for r in range(config.num_rounds(max_steps)):
+    for r in range(num_rounds):
         # Children use fold_in(key, action); rounds take the numbers after the actions.
         key = fold_in(node.key, num_candidates + r)
         at = num_candidates + r * steps * lanes
         row = node.row[:, at : at + steps * lanes].reshape(num_trees, steps, lanes)
         row = jnp.swapaxes(row, 1, 2)
-        drawn = draw(node.memory, path, key[:, None], is_rolling[:, None], row[:, None])
-        new: Rows = jax.tree.map(lambda x: x[:, 0], drawn.rows)  # [B d steps]
+        drawn = draw_behind(job, node.memory, path, key, is_rolling, row)
+        new = drawn.rows  # [B d steps]
 
         # The lane whose first step is best is followed, and all its steps are seen.
         scores = jnp.where(new.length > 0, new.score, -jnp.inf)[:, :, 0]
@@ -122,32 +115,32 @@ def roll_out(config: MctsStarConfig, max_steps: int, draw: DrawFn, node: Expansi
         highest = jnp.where(is_rolling, jnp.maximum(highest, seen), highest)
 
         # A next round follows one step only.
-        path = extend(path, pick(row, choice)[:, :1])
-        is_rolling = is_rolling & drawn.proposal.is_ok & ~chosen.is_ended[:, 0]
-        node = add_round(node, new, drawn)
+        path = extend(path, pick(row, choice)[:, 0])
+        is_rolling = is_rolling & drawn.is_ok & ~chosen.is_ended[:, 0]
+        node = add_round(node, drawn)
 
     # alpha * own + (1 - alpha) * highest, written so that equal values blend to themselves exactly.
     blended = highest + config.rollout_blend * (own - highest)
     return node._replace(opening=(best, blended if config.num_rollout_steps else own))
 
 
-def add_round(node: Expansion, new: Rows, drawn: Drawn) -> Expansion:
+def add_round(node: Node, drawn: Drawn) -> Node:
     """Put the steps [B d steps] of a round behind a node's rows."""
-    kind = jnp.where(new.length > 0, int(Kind.ROLLOUT), int(Kind.EMPTY))
+    kind = jnp.where(drawn.rows.length > 0, int(Kind.ROLLOUT), int(Kind.EMPTY))
     rows = jax.tree.map(
         lambda x, y: jnp.concatenate([x, jnp.swapaxes(y, 1, 2).reshape(len(x), -1)], axis=1),
         node.rows,
-        new._replace(kind=kind),
+        drawn.rows._replace(kind=kind),
     )
     return node._replace(
         rows=rows,
-        is_ok=node.is_ok & drawn.proposal.is_ok,
-        cost=Cost(*map(jnp.add, node.cost, drawn.proposal.cost)),
+        is_ok=node.is_ok & drawn.is_ok,
+        cost=Cost(*map(jnp.add, node.cost, drawn.cost)),
         memory=drawn.memory,
     )
 
 
-def open_node(config: MctsStarConfig, tree: MctxTree, index: Array, node: Expansion) -> MctxTree:
+def open_node(config: MctsStarConfig, tree: MctxTree, index: Array, node: Node) -> MctxTree:
     """Give the candidates of node `index` [B] their values, and the rolled-out one its visit."""
     rows, width = jnp.arange(index.shape[0]), tree.children_values.shape[2]
     best, best_value = node.opening

@@ -1,4 +1,4 @@
-"""What every search does alike: draw steps into rows, extend paths, and hand the rows on as a Tree.
+"""What every search does alike: draw steps into rows, extend paths, hand the rows on as a Tree.
 
 A row is a step that was drawn, and its number the address of everything about it: a search keeps
 what it needs to choose, the reader keeps the text.
@@ -6,7 +6,6 @@ what it needs to choose, the reader keeps the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -21,10 +20,21 @@ from jaxtrain.structs import (
     Params,
     Path,
     Prompts,
-    Proposal,
     Reader,
+    Steps,
     Tree,
 )
+
+
+class Job(NamedTuple):
+    """What a search is given, whatever its method."""
+
+    prompts: Prompts
+    keys: Array  # [B 2] uint32, one a problem
+    params: tuple[Params, Params]  # policy, PRM
+    temperature: Array  # []
+    reader: Reader
+    max_steps: int  # D
 
 
 class Rows(NamedTuple):
@@ -45,68 +55,60 @@ def empty_rows(*shape: int) -> Rows:
 
 
 class Drawn(NamedTuple):
-    """Steps behind W prefixes, as rows [B W A K], and as the reader proposed them."""
+    """Steps behind W prefixes, A lanes each, K steps a lane."""
 
-    rows: Rows
-    proposal: Proposal
-    memory: Memory
-
-
-# (memory, path [B W], keys [B W 2], is_live [B W], row [B W A K]) -> Drawn
-DrawFn = Callable[[Memory, Path, Array, Array, Array], Drawn]
+    rows: Rows  # [B W A K]
+    is_ok: Array  # [B] bool
+    cost: Cost
+    memory: Memory  # with the steps in it
 
 
-def make_draw(reader: Reader, params: tuple[Params, Params], temperature: Array) -> DrawFn:
-    """Make the function that draws steps into given rows: as many lanes and steps as those have."""
+def draw(
+    job: Job,
+    memory: Memory,
+    path: Path,
+    keys: Array,
+    is_live: Array,
+    row: Array,
+    is_distinct: bool = False,
+) -> Drawn:
+    """Draw steps behind paths [B W] into rows `row` [B W A K]: as many as those are.
 
-    def draw(memory: Memory, path: Path, keys: Array, is_live: Array, row: Array) -> Drawn:
-        num_lanes, max_steps = row.shape[2:]
-        proposal = reader.propose(
-            params,
-            memory,
-            path,
-            keys,
-            is_live,
-            temperature,
-            num_lanes=num_lanes,
-            max_steps=max_steps,
-        )
-        chex.assert_equal_shape([row, proposal.score, proposal.is_ended, proposal.steps.length])
+    keys [B W 2]; nothing is drawn where a prefix is not live [B W]. With is_distinct, a lane that
+    repeats an earlier one behind the same prefix is a duplicate.
+    """
+    ask, (lanes, steps) = job.reader.propose, row.shape[2:]
+    proposal = ask(job.params, memory, path, keys, is_live, job.temperature, lanes, steps)
+    length, score = proposal.steps.length, proposal.score
+    chex.assert_equal_shape([row, length, score, proposal.is_ended, proposal.steps.is_finished])
+    is_step = length > 0
+    kind = jnp.where(is_step, int(Kind.CANDIDATE), int(Kind.EMPTY))
+    if is_distinct:
+        kind = jnp.where(is_step & is_repeated(path, proposal.steps), int(Kind.DUPLICATE), kind)
 
-        # A lane's first step stands behind the prefix, each other one behind the step before.
-        first = jnp.broadcast_to(last_row(path)[..., None, None], (*row.shape[:3], 1))
-        parent = jnp.concatenate([first, row[..., :-1]], axis=-1)
-        steps = proposal.steps
-        is_step = steps.length > 0
-        rows = Rows(
-            parent=jnp.where(is_step, parent, -1),
-            kind=jnp.where(is_step, int(Kind.CANDIDATE), int(Kind.EMPTY)),
-            length=steps.length,
-            score=jnp.where(is_step, proposal.score, 0.0),
-            is_finished=steps.is_finished,
-            is_ended=proposal.is_ended,
-        )
-        return Drawn(rows, proposal, reader.keep(memory, proposal, row))
-
-    return draw
+    # A lane's first step stands behind the prefix, each other one behind the step before.
+    first = jnp.max(path[..., -1:], axis=-1, initial=-1)[..., None, None]
+    first = jnp.broadcast_to(first, (*row.shape[:3], 1))
+    parent = jnp.where(is_step, jnp.concatenate([first, row[..., :-1]], axis=-1), -1)
+    score = jnp.where(is_step, score, 0.0)
+    rows = Rows(parent, kind, length, score, proposal.steps.is_finished, proposal.is_ended)
+    memory = job.reader.keep(memory, proposal, row)
+    return Drawn(rows, proposal.is_ok, proposal.cost, memory)
 
 
-def root_paths(num_problems: int, width: int, depth: int) -> Path:
-    """Make the paths of the prompts themselves, with room for `depth` steps."""
-    rows = jnp.full((num_problems, width, depth), -1, jnp.int32)
-    return Path(rows, jnp.zeros((num_problems, width), jnp.int32))
+def is_repeated(path: Path, steps: Steps) -> Array:
+    """Mark the lanes [B W A 1] that say what an earlier lane behind an equal prefix says."""
+    num_problems, width, num_lanes = steps.length.shape[:3]
+    text = jnp.concatenate([steps.length[..., None], steps.tokens], axis=-1)
+    text = text.reshape(num_problems, width * num_lanes, -1)
+    text = jnp.concatenate([jnp.repeat(path, num_lanes, axis=1), text], axis=-1)
+    is_same = jnp.all(text[:, :, None] == text[:, None], axis=-1)
+    return jnp.any(jnp.tril(is_same, k=-1), axis=-1).reshape(num_problems, width, num_lanes, 1)
 
 
 def extend(path: Path, row: Array) -> Path:
-    """Take a step [B W] further. What a path has no room for can never be a prefix: it is dropped."""
-    is_here = jnp.arange(path.rows.shape[-1]) == path.depth[..., None]
-    return Path(jnp.where(is_here, row[..., None], path.rows), path.depth + 1)
-
-
-def last_row(path: Path) -> Array:
-    """Find where each prefix ends: [B W] int32, -1 at the prompt."""
-    is_last = jnp.arange(path.rows.shape[-1]) == path.depth[..., None] - 1
-    return jnp.max(jnp.where(is_last, path.rows, -1), axis=-1, initial=-1)
+    """Take a step [B W] further. A path that has no room for it will never be a prefix."""
+    return jnp.concatenate([path, row[..., None]], axis=-1)[..., 1:]
 
 
 def pick(x: Array, index: Array) -> Array:
@@ -119,39 +121,36 @@ def clip(score: Array) -> Array:
     return jnp.clip(score, 0.0, 1.0)
 
 
-def first_copies(tokens: Array, length: Array) -> Array:
-    """Mark, among candidates [B A S], those that no earlier sibling equals. Returns [B A] bool."""
-    same = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1) & (
-        length[:, :, None] == length[:, None]
-    )
-    return ~jnp.any(jnp.tril(same, k=-1), axis=-1)
-
-
 def make_tree(
-    prompts: Prompts, rows: Rows, tokens: Array, cost: Cost, decided: Array, **fields: Array
+    job: Job,
+    rows: Rows,
+    tokens: Array,
+    visits: Array,
+    value: Array,
+    cost: Cost,
+    decided: Array,
+    **counts: Array,
 ) -> Tree:
     """Put rows [B R] into a Tree; it answers with row `decided` [B], or else the best finished one.
 
-    tokens are [B R S]; `fields` are those of the Tree that a method counts itself.
+    tokens are [B R S]; counts, and `is_ok`, are [B].
     """
-    num_problems, num_rows = rows.kind.shape
-    chex.assert_shape([tokens, decided], [(num_problems, num_rows, None), (num_problems,)])
-    is_real, is_row = prompts.problem_id >= 0, rows.kind != Kind.EMPTY
+    chex.assert_equal_shape([rows.kind, visits, value])
+    chex.assert_shape(tokens, (*rows.kind.shape, None))
+    is_row = rows.kind != Kind.EMPTY
 
     # The raw score ranks: values are clipped, which ties.
     is_answer = rows.is_finished & (rows.kind != Kind.DUPLICATE)
     best = jnp.argmax(jnp.where(is_answer, rows.score, -jnp.inf), axis=1)
     best = jnp.where(jnp.any(is_answer, axis=1), best, -1)
-    value = jnp.where(is_row, fields.pop("value"), 0.0)
+    is_real = job.prompts.problem_id >= 0
     return Tree(
-        problem_id=prompts.problem_id,
+        problem_id=job.prompts.problem_id,
         **rows._asdict(),
         tokens=tokens,
-        value=value,
-        visits=jnp.where(is_row, fields.pop("visits"), 0),
+        visits=jnp.where(is_row, visits, 0),
+        value=jnp.where(is_row, value, 0.0),
         chosen=jnp.where(decided >= 0, decided, best).astype(jnp.int32),
-        policy_tokens=cost.policy_tokens,
-        prm_tokens=cost.prm_tokens,
-        lane_tokens=jnp.where(is_real, cost.lane_tokens, 0).astype(jnp.int32),
-        **fields,
+        **cost._replace(lane_tokens=jnp.where(is_real, cost.lane_tokens, 0))._asdict(),
+        **counts,
     )
