@@ -122,11 +122,6 @@ class Reader(NamedTuple):
     text: Callable[[Memory], Array]
 
 
-# (params, prefix [b], keys, room, temperature, num_lanes, max_steps) -> (Steps, token slots held)
-SampleStepsFn = Callable[..., tuple[Steps, Array]]
-ScoreStepsFn = Callable[[Params, Prefix, Steps], Array]  # -> [b lanes K] float32, raw
-
-
 @struct.dataclass
 class Tree:
     """A finished search over one prompt, in rows that no engine's internals show through.

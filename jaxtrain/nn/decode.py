@@ -9,32 +9,30 @@ batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.boundaries import (
-    COMPLETE,
-    FINISHED,
-    NO_ANSWER,
-    OVER,
-    START,
-    Tables,
-    TraceConfig,
-)
+from jaxtrain import boundaries
+from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, Tables, TraceConfig
 from jaxtrain.keys import fold_in
 from jaxtrain.nn.heads import Network
 from jaxtrain.nn.transformer import Segment
-from jaxtrain.structs import Array, Params, Prefix, SampleStepsFn, Steps
+from jaxtrain.structs import Array, Params, Prefix, Steps
 
+# (params, prefix [b], keys, room, temperature, num_lanes, max_steps) -> (Steps, token slots held)
+SampleStepsFn = Callable[..., tuple[Steps, Array]]
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
 
 class _Lanes(NamedTuple):
     """Decoding state of `b` lanes, K steps of at most S tokens each."""
 
+    keys: Array  # [b 2] uint32
+    room: Array  # [b] int32, steps that may be written
     num_tokens: Array  # [] int32, tokens sampled so far in every live lane
     token: Array  # [b] int32, the newest
     is_live: Array  # [b] bool
@@ -49,7 +47,7 @@ class _Lanes(NamedTuple):
     own: Segment  # of the K*S tokens written at most
 
 
-def _open(segment: Segment, room: Array, max_steps: int, size: int) -> _Lanes:
+def _open(segment: Segment, keys: Array, room: Array, max_steps: int, size: int) -> _Lanes:
     """Lanes that have written nothing behind `segment`; those without room [b] are not live."""
     b, most = room.shape[0], max_steps * size
     # [rows kv T h], behind a layer axis where layers are scanned.
@@ -57,6 +55,8 @@ def _open(segment: Segment, room: Array, max_steps: int, size: int) -> _Lanes:
         lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k
     )
     return _Lanes(
+        keys=keys,
+        room=room,
         num_tokens=jnp.zeros((), jnp.int32),
         token=jnp.zeros(b, jnp.int32),
         is_live=room > 0,
@@ -95,22 +95,16 @@ def draw(logits: Array, keys: Array, temperature: Array) -> Array:
 
 
 def record(
-    trace: TraceConfig,
-    tables: Tables,
-    lanes: _Lanes,
-    logits: Array,
-    keys: Array,
-    room: Array,
-    temperature: Array,
+    trace: TraceConfig, tables: Tables, lanes: _Lanes, logits: Array, temperature: Array
 ) -> _Lanes:
-    """Draw the next token of every lane and end what it ends: logits [b V], keys [b 2], room [b]."""
+    """Draw the next token of every lane from its logits [b V], and end what it ends."""
     rows, size = jnp.arange(lanes.token.shape[0]), trace.max_step_tokens
 
     # Draw; a lane whose logits are not finite is set aside.
     is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
     is_live = lanes.is_live & is_ok
     logits = jnp.where(is_ok[:, None], logits, 0.0)
-    keys = fold_in(keys, jnp.broadcast_to(lanes.num_tokens, rows.shape))
+    keys = fold_in(lanes.keys, jnp.broadcast_to(lanes.num_tokens, rows.shape))
     token = jnp.where(is_live, draw(logits, keys, temperature), 0)
     at = lanes.length[rows, lanes.step]
 
@@ -119,19 +113,19 @@ def record(
     answer_state = jnp.asarray(tables.answer)[lanes.answer_state, token].astype(jnp.int32)
     is_full = at + 1 >= size
     is_finished = is_live & ((answer_state == FINISHED) | (is_full & (answer_state == COMPLETE)))
-    is_end = step_state == OVER
+    is_end = step_state == boundaries.OVER
     if trace.step_tokens is not None:
         is_end = is_end | (at + 1 >= trace.step_tokens)
     is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & is_end
     is_cut = is_live & ~is_finished & ~is_over & is_full
-    is_last = lanes.step + 1 >= room
+    is_last = lanes.step + 1 >= lanes.room
     return lanes._replace(
         num_tokens=lanes.num_tokens + 1,
         token=token,
         is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
         is_ok=is_ok,
         step=jnp.where(is_over & ~is_last, lanes.step + 1, lanes.step),
-        step_state=jnp.where(is_over, START, step_state),
+        step_state=jnp.where(is_over, boundaries.START, step_state),
         answer_state=answer_state,
         tokens=lanes.tokens.at[rows, lanes.step, jnp.minimum(at, size - 1)].add(token),
         length=lanes.length.at[rows, lanes.step].add(is_live),
@@ -167,7 +161,7 @@ def make_sample_steps(model: Network, tables: Tables, trace: TraceConfig) -> Sam
         # Folded twice: nodes fold an action into the same key, and a lane must not draw with the
         # key of a child node.
         lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
-        start, lane_room = jnp.repeat(prefix.length, num_lanes), jnp.repeat(room, num_lanes)
+        room, start = jnp.repeat(room, num_lanes), jnp.repeat(prefix.length, num_lanes)
 
         def next_token(lanes: _Lanes) -> _Lanes:
             at = lanes.num_tokens - 1
@@ -177,11 +171,10 @@ def make_sample_steps(model: Network, tables: Tables, trace: TraceConfig) -> Sam
                 {"params": params}, lanes.token[:, None], positions, mask, (segment,), lanes.own, at
             )
             logits = model.apply({"params": params}, hidden[:, 0], method="logits")
-            lanes = lanes._replace(own=own)
-            return record(trace, tables, lanes, logits, lane_keys, lane_room, temperature)
+            return record(trace, tables, lanes._replace(own=own), logits, temperature)
 
-        lanes = _open(segment, lane_room, max_steps, trace.max_step_tokens)
-        lanes = record(trace, tables, lanes, logits, lane_keys, lane_room, temperature)
+        lanes = _open(segment, lane_keys, room, max_steps, trace.max_step_tokens)
+        lanes = record(trace, tables, lanes, logits, temperature)
         lanes = jax.lax.while_loop(
             lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes
         )

@@ -7,6 +7,7 @@ keeps text alone: every proposal reads prompt and path anew, once for all lanes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -14,21 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.boundaries import TraceConfig
-from jaxtrain.nn.decode import read
+from jaxtrain.nn.decode import SampleStepsFn, read
 from jaxtrain.nn.heads import HEAD, Network
-from jaxtrain.structs import (
-    Array,
-    Cost,
-    Params,
-    Path,
-    Prefix,
-    Prompts,
-    Proposal,
-    Reader,
-    SampleStepsFn,
-    ScoreStepsFn,
-    Steps,
-)
+from jaxtrain.structs import Array, Cost, Params, Path, Prefix, Prompts, Proposal, Reader, Steps
+
+ScoreStepsFn = Callable[[Params, Prefix, Steps], Array]  # -> [b lanes K] float32, raw
 
 
 class Text(NamedTuple):
@@ -44,17 +35,13 @@ def recompute_reader(
     sample_steps: SampleStepsFn, score_steps: ScoreStepsFn, trace: TraceConfig
 ) -> Reader:
     """Make the reader that keeps text alone; see `structs.Reader` for its functions."""
-    size = trace.max_step_tokens
 
-    def open_text(params: tuple[Params, Params], prompts: Prompts, num_rows: int) -> Text:
-        del params
-        rows = jnp.zeros((prompts.length.shape[0], num_rows), jnp.int32)
-        tokens = jnp.zeros((*rows.shape, size), jnp.int32)
-        return Text(prompts.tokens, prompts.length, tokens, rows)
+    def open_text(_, prompts: Prompts, num_rows: int) -> Text:
+        length = jnp.zeros((len(prompts.length), num_rows), jnp.int32)
+        tokens = jnp.zeros((*length.shape, trace.max_step_tokens), jnp.int32)
+        return Text(prompts.tokens, prompts.length, tokens, length)
 
-    def propose(
-        params, text: Text, path: Path, keys, is_live, temperature, num_lanes, max_steps
-    ) -> Proposal:
+    def propose(params, text, path, keys, is_live, temperature, num_lanes, max_steps) -> Proposal:
         num_problems, width, _ = path.shape
         chex.assert_shape([keys, is_live], [(num_problems, width, 2), (num_problems, width)])
         prefix, depth = read_path(text, path), jnp.sum(path >= 0, axis=2)
@@ -62,9 +49,8 @@ def recompute_reader(
         keys = keys.reshape(-1, 2)
 
         def ask():
-            steps, slots = sample_steps(
-                params[0], prefix, keys, room, temperature, num_lanes, max_steps
-            )
+            limits = num_lanes, max_steps
+            steps, slots = sample_steps(params[0], prefix, keys, room, temperature, *limits)
             return steps, score_steps(params[1], prefix, steps).astype(jnp.float32), slots
 
         def skip():

@@ -86,17 +86,17 @@ def roll_out(config: MctsStarConfig, job: Job, node: Node) -> Node:
     [B] float32. Steps lie behind the candidates, d for each of the m.
     """
     lanes, (num_rounds, steps) = config.num_rollout_candidates, config.rounds(job.max_steps)
-    num_trees, num_candidates = node.rows.kind.shape
+    drawn, (num_trees, num_candidates) = node.drawn, node.drawn.rows.kind.shape
 
-    # The best candidate; a rollout starts from it if it goes on.
-    is_valid = node.rows.kind == Kind.CANDIDATE
-    scores = jnp.where(is_valid, node.rows.score, -jnp.inf)
+    # A rollout starts from the best candidate, if that goes on.
+    is_valid = drawn.rows.kind == Kind.CANDIDATE
+    scores = jnp.where(is_valid, drawn.rows.score, -jnp.inf)
     best = jnp.argmax(scores, axis=1).astype(jnp.int32)
-    first: Rows = jax.tree.map(lambda x: pick(x, best), node.rows)
+    first: Rows = jax.tree.map(lambda x: pick(x, best), drawn.rows)
     own = clip(first.score)
     highest = jnp.where(first.is_finished | (config.rollout_floor == "self"), own, 0.0)
     path = extend(node.path, pick(node.row, best))
-    is_rolling = node.is_live & node.is_ok & ~first.is_ended
+    is_rolling = node.is_live & drawn.is_ok & ~first.is_ended
 
     for r in range(num_rounds):
         # Children use fold_in(key, action); rounds take the numbers after the actions.
@@ -104,40 +104,36 @@ def roll_out(config: MctsStarConfig, job: Job, node: Node) -> Node:
         at = num_candidates + r * steps * lanes
         row = node.row[:, at : at + steps * lanes].reshape(num_trees, steps, lanes)
         row = jnp.swapaxes(row, 1, 2)
-        drawn = draw_behind(job, node.memory, path, key, is_rolling, row)
-        new = drawn.rows  # [B d steps]
+        new = draw_behind(job, drawn.memory, path, key, is_rolling, row)  # rows [B d steps]
 
         # The lane whose first step is best is followed, and all its steps are seen.
-        scores = jnp.where(new.length > 0, new.score, -jnp.inf)[:, :, 0]
+        scores = jnp.where(new.rows.length > 0, new.rows.score, -jnp.inf)[:, :, 0]
         choice = jnp.argmax(scores, axis=1).astype(jnp.int32)
-        chosen: Rows = jax.tree.map(lambda x, choice=choice: pick(x, choice), new)
+        chosen: Rows = jax.tree.map(lambda x, choice=choice: pick(x, choice), new.rows)
         seen = jnp.max(jnp.where(chosen.length > 0, clip(chosen.score), 0.0), axis=1)
         highest = jnp.where(is_rolling, jnp.maximum(highest, seen), highest)
 
         # A next round follows one step only.
         path = extend(path, pick(row, choice)[:, 0])
-        is_rolling = is_rolling & drawn.is_ok & ~chosen.is_ended[:, 0]
-        node = add_round(node, drawn)
+        is_rolling = is_rolling & new.is_ok & ~chosen.is_ended[:, 0]
+        drawn = add_round(drawn, new)
 
     # alpha * own + (1 - alpha) * highest, written so that equal values blend to themselves exactly.
     blended = highest + config.rollout_blend * (own - highest)
-    return node._replace(opening=(best, blended if config.num_rollout_steps else own))
+    opening = best, blended if config.num_rollout_steps else own
+    return node._replace(drawn=drawn, opening=opening)
 
 
-def add_round(node: Node, drawn: Drawn) -> Node:
-    """Put the steps [B d steps] of a round behind a node's rows."""
-    kind = jnp.where(drawn.rows.length > 0, int(Kind.ROLLOUT), int(Kind.EMPTY))
+def add_round(drawn: Drawn, new: Drawn) -> Drawn:
+    """Put the steps [B d steps] of a round of the rollout behind a node's rows [B n]."""
+    kind = jnp.where(new.rows.length > 0, int(Kind.ROLLOUT), int(Kind.EMPTY))
     rows = jax.tree.map(
         lambda x, y: jnp.concatenate([x, jnp.swapaxes(y, 1, 2).reshape(len(x), -1)], axis=1),
-        node.rows,
-        drawn.rows._replace(kind=kind),
+        drawn.rows,
+        new.rows._replace(kind=kind),
     )
-    return node._replace(
-        rows=rows,
-        is_ok=node.is_ok & drawn.is_ok,
-        cost=Cost(*map(jnp.add, node.cost, drawn.cost)),
-        memory=drawn.memory,
-    )
+    cost = Cost(*map(jnp.add, drawn.cost, new.cost))
+    return Drawn(rows, drawn.is_ok & new.is_ok, cost, new.memory)
 
 
 def open_node(config: MctsStarConfig, tree: MctxTree, index: Array, node: Node) -> MctxTree:
@@ -145,7 +141,7 @@ def open_node(config: MctsStarConfig, tree: MctxTree, index: Array, node: Node) 
     rows, width = jnp.arange(index.shape[0]), tree.children_values.shape[2]
     best, best_value = node.opening
     is_best = jnp.arange(width) == best[:, None]
-    values = jnp.where(is_best, best_value[:, None], clip(node.rows.score[:, :width]))
+    values = jnp.where(is_best, best_value[:, None], clip(node.drawn.rows.score[:, :width]))
     visits = (is_best & (config.num_rollout_steps > 0)).astype(jnp.int32)
 
     def set_where_live(old: Array, new: Array) -> Array:

@@ -12,18 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.structs import (
-    Array,
-    Cost,
-    Kind,
-    Memory,
-    Params,
-    Path,
-    Prompts,
-    Reader,
-    Steps,
-    Tree,
-)
+from jaxtrain.structs import Array, Cost, Kind, Memory, Params, Path, Prompts, Reader, Steps, Tree
 
 
 class Job(NamedTuple):

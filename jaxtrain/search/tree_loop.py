@@ -39,12 +39,9 @@ class Node(NamedTuple):
 
     path: Path  # [B D-1], of the leaf
     key: Array  # [B 2] uint32, of its draws
-    row: Array  # [B C] int32, the rows that are the node's
+    row: Array  # [B C] int32, the numbers of its rows
     is_live: Array  # [B] bool, False: nothing is expanded here
-    rows: Rows  # [B C]: A candidates, then the rule's own
-    is_ok: Array  # [B] bool
-    cost: Cost
-    memory: Memory
+    drawn: Drawn  # its rows [B C], A candidates and then the rule's own; and what they cost
     opening: Any = None  # what `open` is to know from `roll_out`
 
 
@@ -162,11 +159,11 @@ def settle(
     # Fill the new node. Where nothing grew it is empty, and the next turn fills it.
     node = expand(config, job, growth, memory, parent, action, is_live)
     node = rule.roll_out(job, node)
-    chex.assert_shape(list(node.rows), (len(trees), growth.rows.kind.shape[2]))
+    chex.assert_shape(list(node.drawn.rows), (len(trees), growth.rows.kind.shape[2]))
     rows, path, key = jax.tree.map(
         lambda x, y: x.at[trees, slot].set(y),
         (growth.rows, growth.path, growth.key),
-        (node.rows, node.path, node.key),
+        (node.drawn.rows, node.path, node.key),
     )
 
     # Topology is mctx's where a candidate got a node; the statistics are the rule's.
@@ -186,14 +183,14 @@ def settle(
             key=key,
             slot=jnp.where(is_live, slot, growth.slot),
             decided=jnp.where(is_deciding, leaf, growth.decided),
-            is_ok=growth.is_ok & (node.is_ok | ~is_live),
+            is_ok=growth.is_ok & (node.drawn.is_ok | ~is_live),
             num_simulations=growth.num_simulations + is_counted,
             num_wasted=growth.num_wasted + is_wasted,
-            cost=jax.tree.map(jnp.add, growth.cost, node.cost),
+            cost=jax.tree.map(jnp.add, growth.cost, node.drawn.cost),
         ),
     )
     start = jnp.where(is_live, slot, jnp.where(is_wasted, parent, -1))
-    return rule.back_up(rule.open(tree, slot, node), start), node.memory
+    return rule.back_up(rule.open(tree, slot, node), start), node.drawn.memory
 
 
 def expand(
@@ -216,7 +213,7 @@ def expand(
     candidates = row[:, : config.num_candidates, None]
     drawn = draw_behind(job, memory, path, key, is_live, candidates, is_distinct=True)
     rows = jax.tree.map(lambda x: x[:, :, 0], drawn.rows)
-    return Node(path, key, row, is_live, rows, drawn.is_ok, drawn.cost, drawn.memory)
+    return Node(path, key, row, is_live, drawn._replace(rows=rows))
 
 
 def draw_behind(job, memory, path, key, is_live, row, is_distinct: bool = False) -> Drawn:
