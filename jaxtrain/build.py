@@ -30,10 +30,8 @@ from jaxtrain.nn.reader import make_score_steps, recompute_reader
 from jaxtrain.nn.transformer import Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Array, Params, State, Tree
+from jaxtrain.structs import Array, GrowFn, Params, State
 
-# policy params, PRM params, prompts, keys [B 2], temperature [] -> Tree
-GrowFn = Callable[..., Tree]
 # what the terminal calls the searches that answer
 GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
 
@@ -177,6 +175,10 @@ class Announced:
     def lower(self, *args):
         """Lower for arguments that may be abstract, without compiling."""
         return self._jitted.lower(*args)
+
+    def eval_shape(self, *args):
+        """Return what comes of abstract arguments, abstract."""
+        return self._jitted.eval_shape(*args)
 
     def text(self) -> str:
         """Return what the compiler made of the first arguments."""

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, updates
-from jaxtrain.build import Functions, GrowFn
+from jaxtrain.build import Functions
 from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
@@ -31,6 +31,7 @@ from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Examples,
+    GrowFn,
     Kind,
     Labels,
     Learner,
