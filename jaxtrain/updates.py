@@ -25,6 +25,10 @@ import optax
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, ReadFn, TokenRows
 
+LossFn = Callable[[Params, Any], Array]  # (params, batch) -> [] float32
+# (learner, batch, learning rate) -> (learner, {loss, grad_norm, is_skipped})
+UpdateFn = Callable[[Learner, Any, Array], tuple[Learner, dict[str, Array]]]
+
 NOT_WEIGHTS = {"scale", "bias", "bq", "bk", "bv"}  # of norms, the value head, attention
 
 # What no updates tell.
@@ -135,13 +139,8 @@ def init_learner(params: Params, optimizer: optax.GradientTransformation) -> Lea
     return Learner(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_update(
-    loss_fn: Callable[[Params, Any], Array], optimizer: optax.GradientTransformation
-) -> Callable:
-    """Make the pure update; jit it with shardings.
-
-    Returns `update(learner, batch, learning_rate)` -> (learner, {loss, grad_norm, is_skipped}).
-    """
+def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> UpdateFn:
+    """Make the pure update; jit it with shardings."""
 
     def update(
         learner: Learner, batch: Any, learning_rate: Array
@@ -149,7 +148,8 @@ def make_update(
         loss, grads = jax.value_and_grad(loss_fn)(learner.params, batch)
         norm = optax.tree.norm(grads)
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, learner.params, direction)
+        steps = optax.tree.scale(-learning_rate, direction)
+        params = optax.apply_updates(learner.params, steps)
         new = Learner(params, opt_state, learner.num_updates + 1)
         is_ok = all_finite((loss, norm, learner.params, learner.opt_state))
         learner = jax.tree.map(partial(jnp.where, is_ok), new, learner)
@@ -180,7 +180,7 @@ def learning_rates(config: FitConfig, num_updates: int) -> np.ndarray:
 
 
 def fit(
-    update: Callable,
+    update: UpdateFn,
     learner: Learner,
     batches: Iterable[Any],
     rates: np.ndarray,
