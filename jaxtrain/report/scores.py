@@ -64,14 +64,6 @@ def paired(ours: Sequence[int] | None, theirs: Sequence[int] | None) -> Gain | N
     return Gain(float(difference.mean()), *mean_interval(difference, np.arange(len(difference))))
 
 
-def gain_of_greedy(history: list[Row]) -> tuple[Gain, Row] | None:
-    """Return what greedy decoding gained since the first iteration that has it, and that one."""
-    rows = scored(history, "greedy")
-    outcomes = [row.get("evaluation/greedy/outcomes") for row in rows]
-    gain = paired(outcomes[-1], outcomes[0]) if len(rows) > 1 else None
-    return (gain, rows[0]) if gain else None
-
-
 def best(row: Row) -> dict[str, Any] | None:
     """Return which method is best at equal tokens, and by how much on the same problems.
 
