@@ -23,7 +23,6 @@ from jaxtrain.boundaries import make_tables
 from jaxtrain.config import Config
 from jaxtrain.datasets import empty_replay
 from jaxtrain.hub import Pretrained
-from jaxtrain.hub.prm import load_prm
 from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
@@ -109,7 +108,7 @@ def build(
     def import_prm(policy_params: Params):
         assert pretrained is not None and pretrained.prm is not None
         return load(
-            pretrained.prm, 1, partial(load_prm, unembedding=policy_params.get("unembedding"))
+            pretrained.prm, 1, partial(hub.load_prm, unembedding=policy_params.get("unembedding"))
         )
 
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:

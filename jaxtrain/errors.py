@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Say in one line what is wrong, where, and what to do next; `main` prints it and exits with
@@ -13,6 +16,21 @@ class Diverged(Exception):
     """Say in one line that training cannot go on; exit code 3 and the last good checkpoint is
     untouched.
     """
+
+
+@contextmanager
+def explained(what: str, then: str = "fetch the model again") -> Iterator[None]:
+    """Turn whatever foreign code raises for input that it cannot read into one line.
+
+    The line is `what` (the reason); `then`. A UserError, and a lack of memory, pass as they are.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{what} ({told}); {then}") from error
 
 
 def require_at_least(least: float, section: str, config: object, *names: str) -> None:

@@ -187,7 +187,7 @@ def fit(
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (
-        FitCheckpoints(folder, every > 0, run.workdir.run_key, run.progress.note) as saved,
+        FitCheckpoints(folder, every is not None, run.workdir.run_key, run.progress.note) as saved,
         run.progress.phase(
             f"{name} updates", iteration=i, total=num_updates, unit="updates"
         ) as phase,

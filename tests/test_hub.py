@@ -33,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, folder, load_params, open_pretrained
 from jaxtrain.hub.card import model_card
-from jaxtrain.hub.export import write_policy, write_prm, write_tensors
+from jaxtrain.hub.export import write_network, write_tensors
 from jaxtrain.hub.families import family_of, read_model_config
 from jaxtrain.hub.folder import INDEX
 from jaxtrain.hub.tokenizer import wrap
@@ -115,7 +115,9 @@ def test_every_cache_layout_equals_one_pass(folders, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_import_export_import_is_byte_identical(folders, name, is_scanned, tmp_path):
     model, params, pretrained = load(folders[name], is_scanned=is_scanned)
-    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
+    write_network(
+        tmp_path / "out", "policy", params, model.config, pretrained.tokenizer, 64, "A card.\n"
+    )
     ours, theirs = load_file(tmp_path / "out" / "model.safetensors"), tensors_of(name)
     assert ours.keys() == theirs.keys()
     for tensor, values in theirs.items():
@@ -168,8 +170,15 @@ def test_a_base_leaves_as_it_came_in(tmp_path, kind, is_scanned):
     """Config, sampling defaults and the dtype of every tensor; only the PRM says what it is."""
     base = write_base(tmp_path / "base", "qwen2", kind)
     model, params, pretrained = load(base, is_scanned=is_scanned)
-    write_policy(
-        tmp_path / "policy", params, model.config, pretrained.tokenizer, 64, "", pretrained
+    write_network(
+        tmp_path / "policy",
+        "policy",
+        params,
+        model.config,
+        pretrained.tokenizer,
+        64,
+        "",
+        pretrained,
     )
     for name in ("config.json", "generation_config.json"):
         assert config_in(tmp_path / "policy", name) == config_in(base, name)
@@ -177,7 +186,9 @@ def test_a_base_leaves_as_it_came_in(tmp_path, kind, is_scanned):
         "backbone": params,
         "head": {"weight": jnp.ones(model.config.width), "bias": jnp.float32(0.3)},
     }
-    write_prm(tmp_path / "prm", prm, model.config, pretrained.tokenizer, 64, "", pretrained)
+    write_network(
+        tmp_path / "prm", "prm", prm, model.config, pretrained.tokenizer, 64, "", pretrained
+    )
     of_prm = {
         "architectures": ["Qwen2ForTokenClassification"],
         "id2label": {"0": "value"},
@@ -200,7 +211,9 @@ def test_a_base_without_sampling_defaults_gets_none(tmp_path):
     model, params, pretrained = load(
         write_base(tmp_path / "base", "llama2", np.float32, has_generation=False)
     )
-    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "", pretrained)
+    write_network(
+        tmp_path / "out", "policy", params, model.config, pretrained.tokenizer, 64, "", pretrained
+    )
     assert not (tmp_path / "out" / "generation_config.json").exists()
 
 
@@ -586,13 +599,15 @@ def test_every_key_of_transformers_own_configs_is_known(family, is_published):
         num_hidden_layers=2
     ).to_dict()
     data |= {"architectures": [family]} | (PUBLISHED[family] if is_published else {})
-    found, config = read_model_config(json.loads(json.dumps(data)), "here")
-    assert (found, config.num_layers, config.rope_theta) == (family, 2, 10_000.0)
+    config = read_model_config(json.loads(json.dumps(data)), "here")
+    assert (config.num_layers, config.rope_theta) == (2, 10_000.0)
 
 
 def test_an_edited_export_is_refused(folders, tmp_path):
     model, params, pretrained = load(folders["smollm2"])
-    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
+    write_network(
+        tmp_path / "out", "policy", params, model.config, pretrained.tokenizer, 64, "A card.\n"
+    )
     (tmp_path / "out" / "README.md").write_text("My own words.\n")
     load(tmp_path / "out")
     with (tmp_path / "out" / "model.safetensors").open("r+b") as file:
@@ -605,7 +620,7 @@ def test_an_edited_export_is_refused(folders, tmp_path):
 def test_an_export_never_overwrites(folders, tmp_path):
     model, params, pretrained = load(folders["smollm2"])
     with pytest.raises(UserError, match="exists already"):
-        write_policy(tmp_path, params, model.config, pretrained.tokenizer, 64, "")
+        write_network(tmp_path, "policy", params, model.config, pretrained.tokenizer, 64, "")
 
 
 def test_a_failed_export_leaves_no_folder(folders, tmp_path, monkeypatch):
@@ -616,7 +631,9 @@ def test_a_failed_export_leaves_no_folder(folders, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jaxtrain.hub.export.save_file", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "")
+        write_network(
+            tmp_path / "out", "policy", params, model.config, pretrained.tokenizer, 64, ""
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -818,16 +835,22 @@ def test_a_sentencepiece_tokenizer_continues_a_text_without_a_space():
 def test_a_network_that_no_architecture_computes_is_not_exported(folders, tmp_path, changes):
     model, params, pretrained = load(folders["llama2"])
     with pytest.raises(UserError, match="cannot be exported"):
-        write_policy(
-            tmp_path / "out", params, replace(model.config, **changes), pretrained.tokenizer, 64, ""
+        write_network(
+            tmp_path / "out",
+            "policy",
+            params,
+            replace(model.config, **changes),
+            pretrained.tokenizer,
+            64,
+            "",
         )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_config_written_and_read_is_the_same(name):
-    family, config = read_model_config(config_of(name), "here")
-    assert family_of(config) == family
+    config = read_model_config(config_of(name), "here")
+    assert family_of(config) == config_of(name)["architectures"][0]
 
 
 # Where torch and transformers are installed, their code reads what we wrote.
@@ -843,7 +866,9 @@ def test_transformers_reads_our_policy(folders, name, tmp_path, torch):
     from transformers import AutoModelForCausalLM
 
     model, params, pretrained = load(folders[name])
-    write_policy(tmp_path / "out", params, model.config, pretrained.tokenizer, 64, "A card.\n")
+    write_network(
+        tmp_path / "out", "policy", params, model.config, pretrained.tokenizer, 64, "A card.\n"
+    )
     theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out")).eval()
     with torch.no_grad():
         logits = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()
@@ -896,7 +921,7 @@ def test_transformers_reads_our_prm(folders, name, tmp_path, torch):
     model, params, pretrained = load(folders[name])
     head = {"weight": jnp.linspace(-1, 1, model.config.width), "bias": jnp.float32(0.3)}
     prm = {"backbone": params, "head": head}
-    write_prm(tmp_path / "out", prm, model.config, pretrained.tokenizer, 64, "A card.\n")
+    write_network(tmp_path / "out", "prm", prm, model.config, pretrained.tokenizer, 64, "A card.\n")
     theirs = AutoModelForTokenClassification.from_pretrained(str(tmp_path / "out")).eval()
     with torch.no_grad():
         values = theirs(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()[..., 0]
@@ -914,8 +939,8 @@ def test_the_code_in_a_card_runs(tmp_path, network, torch, capsys):
         "backbone": params,
         "head": {"weight": jnp.zeros(model.config.width), "bias": jnp.float32(1.5)},
     }
-    write, what = (write_policy, params) if network == "policy" else (write_prm, prm)
-    write(tmp_path / "out", what, model.config, pretrained.tokenizer, 64, card, pretrained)
+    what, how = params if network == "policy" else prm, (64, card, pretrained)
+    write_network(tmp_path / "out", network, what, model.config, pretrained.tokenizer, *how)
     names = {}
     code = card.split("```python\n")[1].split("```")[0]
     exec(code.replace('folder = "."', f"folder = {str(tmp_path / 'out')!r}"), names)

@@ -19,7 +19,7 @@ from jaxtrain.build import build
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, load_params, open_pretrained
-from jaxtrain.hub.export import write_prm
+from jaxtrain.hub.export import write_network
 from jaxtrain.nn.transformer import Transformer, abstract_params
 from jaxtrain.progress import Progress
 
@@ -35,7 +35,9 @@ def exported(tmp_path_factory):
         model = Transformer(policy.config, policy.config.vocab_size)
         head = {"weight": jnp.linspace(-1, 1, model.config.width), "bias": jnp.float32(0.3)}
         prms[name] = {"backbone": random_like(abstract_params(model), 5), "head": head}
-        write_prm(root / f"{name}-prm", prms[name], model.config, policy.tokenizer, 64, "", policy)
+        write_network(
+            root / f"{name}-prm", "prm", prms[name], model.config, policy.tokenizer, 64, "", policy
+        )
     return root, prms
 
 

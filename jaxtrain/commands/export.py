@@ -15,19 +15,17 @@ from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.commands import Parser
 from jaxtrain.hub.card import model_card
-from jaxtrain.hub.export import write_policy, write_prm
+from jaxtrain.hub.export import write_network
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.runs import open_run
 from jaxtrain.tasks import make_task
 
-WRITERS = {"policy": write_policy, "prm": write_prm}
-
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     """Export one network of one checkpoint. Raises UserError."""
     parser = Parser(__doc__, to="the folder to write; it must not exist")
-    parser.add_argument("--network", choices=WRITERS, default="policy")
+    parser.add_argument("--network", choices=("policy", "prm"), default="policy")
     options = parser.parse_args(arguments)
     export(options.workdir, options.to, options.iteration, options.network, leaving)
     print(options.to)
@@ -49,4 +47,5 @@ def export(
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
     card = model_card(network, iteration, manifest, rows, config.trace.boundary, pretrained)
     params = getattr(state, network).params
-    WRITERS[network](to, params, config.model, tokenizer, config.max_length, card, pretrained)
+    how = (config.model, tokenizer, config.max_length, card, pretrained)
+    write_network(to, network, params, *how)

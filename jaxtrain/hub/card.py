@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.hub import Pretrained
+from jaxtrain.hub.pretrained import Pretrained
 
 USE = {
     "policy": """\
@@ -17,10 +17,10 @@ USE = {
 A causal language model.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}
 
 folder = "."
-model = AutoModelForCausalLM.from_pretrained(folder)
+{load}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=100)[0]))
@@ -33,16 +33,20 @@ ended at {boundary!r} in training) and clip it to [0, 1]: 1 where the solution i
 right, 0 where it is not.
 
 ```python
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+{imports}
 
 folder = "."
-model = AutoModelForTokenClassification.from_pretrained(folder)
+{load}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n3 + 4 = 7\\n", return_tensors="pt")
 print(model(**tokens).logits[0, -1, 0].clip(0, 1))  # at the last step's end, no end token behind it
 ```""",
 }
 TASKS = {"policy": "text-generation", "prm": "token-classification"}
+CLASSES = {"policy": "AutoModelForCausalLM", "prm": "AutoModelForTokenClassification"}
+ADAPTER = """\
+base = {kind}.from_pretrained({base!r}{labels})
+model = PeftModel.from_pretrained(base, folder)"""
 
 
 def model_card(
@@ -52,36 +56,42 @@ def model_card(
     rows: Sequence[Mapping[str, Any]],
     boundary: str,
     pretrained: Pretrained | None,
+    is_adapter: bool = False,
 ) -> str:
     """Write the README.md of a network: what it is, how to use it, numbers and hashes of its run.
 
     rows: the metrics of its iteration. boundary: what ended a step.
     """
+    # What the head of a card says to the hub.
     name = pretrained.name if pretrained else "random weights"
     base = [f"base_model: {json.dumps(name)}", *license_of(pretrained)] if pretrained else []
-    head = [
-        *base,
-        "library_name: transformers",
-        f"pipeline_tag: {TASKS[network]}",
-        "tags: [jaxtrain]",
-    ]
+    library = "library_name: peft" if is_adapter else "library_name: transformers"
+    head = [*base, library, f"pipeline_tag: {TASKS[network]}", "tags: [jaxtrain]"]
+
+    # How it is loaded.
+    kind, labels = CLASSES[network], ", num_labels=1" if network == "prm" else ""
+    imports = f"from transformers import {kind}, AutoTokenizer"
+    load = f"model = {kind}.from_pretrained(folder)"
+    if is_adapter:
+        imports = f"from peft import PeftModel\n{imports}"
+        load = ADAPTER.format(kind=kind, base=name, labels=labels)
+    use = USE[network].format(boundary=boundary, imports=imports, load=load)
+
+    # Where it comes from, and its scores.
     rounded = ", rounded to the types of the base" if pretrained and pretrained.dtypes else ""
     about = [
         f"- iteration {iteration}, seed {manifest['seed']}, started from {name}",
-        f"- weights: trained in float32{rounded}",
+        f"- weights: trained in float32{'' if is_adapter else rounded}",
         f"- config sha256: `{manifest['config_sha256']}`, commit: `{manifest['git_commit']}`",
         *(f"- {key}: `{value}`" for key, value in sorted(manifest["facts"].items())),
     ]
-    metrics = {
-        key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")
-    }
+    metrics = {key: value for row in rows for key, value in row.items()}
     table = [
         f"| {key} | {value:.4g} |"
         for key, value in sorted(metrics.items())
-        if isinstance(value, int | float)
+        if key.startswith("evaluation/") and isinstance(value, int | float)
     ]
     table = ["| metric | value |", "| --- | --- |", *table] if table else ["It was not scored."]
-    use = USE[network].format(boundary=boundary)
     return "\n".join(["---", *head, "---", "", use, "", *about, "", *table, ""])
 
 

@@ -1,17 +1,18 @@
-"""Write a network as a Hugging Face folder, which transformers and everything built on its format
-can load.
+"""Write a network as a Hugging Face folder, which all that is built on its format can load.
 
 The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label: the value at
 every token, before it is clipped to [0, 1]. What started from a folder leaves with its config,
-sampling defaults and dtypes. A folder is written beside its place and renamed into it, so it is
-whole or absent.
+sampling defaults and dtypes. Adapters may leave alone, as a folder of PEFT. A folder is written
+beside its place and renamed into it, so it is whole or absent.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,25 @@ from safetensors.numpy import save_file
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import SEAL, sha256, write_json
-from jaxtrain.hub import OUTPUT, Pretrained, families
+from jaxtrain.hub import families
 from jaxtrain.hub.folder import INDEX, SINGLE
-from jaxtrain.hub.tokenizer import HubTokenizer
+from jaxtrain.hub.pretrained import OUTPUT, Pretrained
+from jaxtrain.hub.tokenizer import HubTokenizer, byte_of_character
+from jaxtrain.nn import lora
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.structs import Params
 from jaxtrain.tokenizers import Tokenizer
 
 MAX_SHARD_BYTES = 2**31
+PEFT = "base_model.model."  # what PEFT puts before the name of a tensor
+PEFT_TASKS = {"policy": "CAUSAL_LM", "prm": "TOKEN_CLS"}
+
+Tensors = Iterator[tuple[str, np.ndarray]]
 
 
-def write_policy(
+def write_network(
     to: Path,
+    network: str,
     params: Params,
     config: ModelConfig,
     tokenizer: Any,
@@ -40,44 +48,74 @@ def write_policy(
     card: str,
     base: Pretrained | None = None,
 ) -> None:
-    """Write the policy, in the form of its `base`.
+    """Write the policy or the PRM, in the form of its `base`; the PRM's head in float32.
 
     Raises UserError where `to` is taken or no architecture computes the network.
     """
-    data = config_json(params, config, max_length, base)
-    generation = base.given.get("generation_config.json") if base else None
-    if generation is None and "eos_token_id" not in data:
-        generation = {"eos_token_id": list(tokenizer.end_ids), "pad_token_id": tokenizer.pad_id}
-    write_folder(to, data, generation, named_tensors(params, base), tokenizer, card)
+    is_prm = network == "prm"
+    backbone = params["backbone"] if is_prm else params
+    data = config_json(backbone, config, max_length, base)
+    texts, tensors = {"config.json": data}, named_tensors(backbone, base)
+
+    # The PRM has no unembedding and writes no text; its one label is the value.
+    if is_prm:
+        kinds = [name.replace("CausalLM", "TokenClassification") for name in data["architectures"]]
+        data |= {"architectures": kinds, "id2label": {"0": "value"}, "label2id": {"value": 0}}
+        tensors = chain((pair for pair in tensors if pair[0] != OUTPUT), head_tensors(params))
+    elif base and "generation_config.json" in base.given:
+        texts["generation_config.json"] = base.given["generation_config.json"]
+    elif "eos_token_id" not in data:
+        ends = {"eos_token_id": list(tokenizer.end_ids), "pad_token_id": tokenizer.pad_id}
+        texts["generation_config.json"] = ends
+    write_folder(to, texts, partial(write_tensors, tensors=tensors), tokenizer, card)
 
 
-def write_prm(
+def write_adapter(
     to: Path,
+    network: str,
     params: Params,
-    config: ModelConfig,
     tokenizer: Any,
-    max_length: int,
     card: str,
-    base: Pretrained | None = None,
+    base: Pretrained,
+    rank: int,
+    targets: Sequence[str],
+    alpha: float,
+    dropout: float,
 ) -> None:
-    """Write the PRM: backbone in the form of its `base`, head in float32.
+    """Write the adapters of a network, and the PRM's head, as a folder that PEFT loads.
 
-    Raises as `write_policy`.
+    Raises UserError where `to` is taken.
     """
-    data = config_json(params["backbone"], config, max_length, base)
-    data["architectures"] = [
-        name.replace("CausalLM", "TokenClassification") for name in data["architectures"]
-    ]
-    data |= {"id2label": {"0": "value"}, "label2id": {"value": 0}}
+    data = {
+        "peft_type": "LORA",
+        "task_type": PEFT_TASKS[network],
+        "base_model_name_or_path": base.name,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": [families.BLOCK[name].split(".")[1] for name in targets],
+        "modules_to_save": ["score"] if network == "prm" else None,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = dict(head_tensors(params)) if network == "prm" else {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params.get("backbone", params)):
+        for name, index, _ in families.layers_of(families.path_of(keys), leaf.shape):
+            part = {lora.A: "lora_A.weight", lora.B: "lora_B.weight"}[name[-len(lora.A) :]]
+            module = families.their_name(name[: -len(lora.A)]).removesuffix("weight")
+            tensors[module + part] = np.ascontiguousarray(np.asarray(leaf)[index].T)
 
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        yield from (
-            (name, x) for name, x in named_tensors(params["backbone"], base) if name != OUTPUT
-        )
-        yield "score.weight", np.asarray(params["head"]["weight"])[None]
-        yield "score.bias", np.asarray(params["head"]["bias"])[None]
+    def write_weights(folder: Path) -> None:
+        named = {PEFT + name: x for name, x in tensors.items()}
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    write_folder(to, data, None, tensors(), tokenizer, card)
+    write_folder(to, {"adapter_config.json": data}, write_weights, tokenizer, card)
+
+
+def head_tensors(params: Params) -> Tensors:
+    """Yield the tensors of the PRM's head."""
+    for name in ("weight", "bias"):
+        yield f"score.{name}", np.asarray(params["head"][name])[None]
 
 
 def config_json(
@@ -86,17 +124,10 @@ def config_json(
     """Return the content of a config.json: the base's own, or that of a network from scratch."""
     if base and base.given:
         return dict(base.given["config.json"])
-    return families.write_model_config(config, vocab_size_of(params), max_length)
+    return families.write_model_config(config, len(params["embedding"]), max_length)
 
 
-def vocab_size_of(params: Params) -> int:
-    """Count the rows of the embedding."""
-    return params["embedding"].shape[0]
-
-
-def named_tensors(
-    params: Params, base: Pretrained | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
+def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:
     """Yield the tensors of a Transformer as Hugging Face names and shapes them.
 
     One parameter is on the host at a time. Each is rounded to the dtype that it has in `base`.
@@ -106,28 +137,30 @@ def named_tensors(
         values = np.asarray(leaf)
         for name, index, _ in families.layers_of(families.path_of(path), leaf.shape):
             theirs = families.their_name(name)
-            yield (
-                theirs,
-                families.to_theirs(name, values[index]).astype(
-                    dtypes.get(theirs, values.dtype), copy=False
-                ),
-            )
+            dtype = dtypes.get(theirs, np.float32)
+            yield theirs, families.to_theirs(name, values[index]).astype(dtype, copy=False)
 
 
 def write_folder(
-    to: Path, config: dict, generation: dict | None, tensors: Iterator, tokenizer: Any, card: str
+    to: Path,
+    texts: Mapping[str, Any],
+    write_weights: Callable[[Path], None],
+    tokenizer: Any,
+    card: str,
 ) -> None:
-    """Write everything beside `to`, then rename. Raises UserError where `to` exists."""
+    """Write everything beside `to`, then rename. Raises UserError where `to` exists.
+
+    texts: JSON by the name of its file.
+    """
     if to.exists():
         raise UserError(f"--to {to}: exists already; choose another folder or remove it")
     beside = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    write_tensors(beside, tensors)
+    write_weights(beside)
     fast_tokenizer(tokenizer).save_pretrained(str(beside))
-    write_json(beside / "config.json", config)
-    if generation is not None:
-        write_json(beside / "generation_config.json", generation)
+    for name, content in texts.items():
+        write_json(beside / name, content)
     write_json(beside / SEAL, {path.name: sha256(path) for path in sorted(beside.iterdir())})
     (beside / "README.md").write_text(card, "utf-8")  # anyone may edit the card
     for path in beside.iterdir():
@@ -136,7 +169,7 @@ def write_folder(
     beside.rename(to)
 
 
-def write_tensors(folder: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+def write_tensors(folder: Path, tensors: Tensors) -> None:
     """Write one file, or numbered ones of at most MAX_SHARD_BYTES with an index."""
     shards: list[list[str]] = []
     held: dict[str, np.ndarray] = {}
@@ -171,17 +204,14 @@ def fast_tokenizer(tokenizer: Tokenizer | HubTokenizer) -> Any:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
-    from jaxtrain.hub.tokenizer import byte_of_character
-
     characters = {byte: character for character, byte in byte_of_character().items()}
     special = {"<pad>": tokenizer.pad_id, "<end>": tokenizer.end_id}
     known = {characters[text[0]]: i for i, text in enumerate(tokenizer.token_bytes) if text}
     backend = Backend(models.BPE(special | known, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in special]
-    )
+    added = [AddedToken(name, special=True, normalized=False) for name in special]
+    backend.add_special_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

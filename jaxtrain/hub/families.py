@@ -14,10 +14,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxtrain.errors import UserError
-from jaxtrain.nn.transformer import STACKED, ModelConfig
+from jaxtrain.errors import UserError, explained
+from jaxtrain.nn.transformer import PROJECTIONS, STACKED, ModelConfig
 
-FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # computed from the config, written by old versions
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
 
@@ -30,24 +29,16 @@ COMPUTES = re.compile(
 HARMLESS = re.compile(
     "_.*|.*(drop|implementation|flash).*|max_position_embeddings|output_(attentions|hidden_states)"
 )
-READ = {
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *(
-        "head_dim",
-        "hidden_act",
-        "rms_norm_eps",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "tie_word_embeddings",
-    ),
-    *("attention_bias", "mlp_bias", "layer_types"),
-}
-READ_OF = {
-    "LlamaForCausalLM": READ,
-    "MistralForCausalLM": READ | {"sliding_window"},
-    "Qwen2ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers"},
-    "Qwen3ForCausalLM": READ | {"sliding_window", "use_sliding_window", "max_window_layers"},
+READ = re.compile(
+    "hidden_(size|act)|num_(hidden_layers|attention_heads|key_value_heads)|head_dim|rms_norm_eps"
+    "|rope_(theta|scaling|parameters)|tie_word_embeddings|(attention|mlp)_bias|layer_types"
+)
+QWEN = {"sliding_window", "use_sliding_window", "max_window_layers"}
+FAMILIES = {  # by name, what else is read
+    "LlamaForCausalLM": set(),
+    "MistralForCausalLM": {"sliding_window"},
+    "Qwen2ForCausalLM": QWEN,
+    "Qwen3ForCausalLM": QWEN,
 }
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -72,38 +63,26 @@ BLOCK = {
     "up": "mlp.up_proj.weight",
     "down": "mlp.down_proj.weight",
 }
-KERNELS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # theirs are [out in]
 
 
-def read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
-    """Turn the content of a config.json into (architecture, ModelConfig). Raises UserError for what
-    we do not compute.
+def read_model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
+    """Turn the content of a config.json into a ModelConfig. Raises UserError for what we do not
+    compute.
 
     Both forms are read: rotary settings under `rope_parameters` (transformers 5) and beside the
     rest (before).
     """
+    with explained(f"{where}: holds a value of the wrong kind"):
+        fields = read_fields(data, where)
     try:
-        return _read_model_config(data, where)
-    # of a ModelConfig that cannot be, in the words of a flag that nobody set
-    except UserError as error:
-        name = str(error).removeprefix("--config.model.")
-        raise (
-            error if name == str(error) else UserError(f"{where}: as {name}; fetch the model again")
-        ) from error
-    except (
-        TypeError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        ZeroDivisionError,
-    ) as error:
-        raise UserError(
-            f"{where}: holds a value of the wrong kind ({error}); fetch the model again"
-        ) from error
+        return ModelConfig(**fields)
+    except UserError as error:  # in the words of a flag that nobody set
+        told = str(error).removeprefix("--config.model.")
+        raise UserError(f"{where}: as {told}; fetch the model again") from error
 
 
-def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
+def read_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields of a ModelConfig. Raises UserError, and whatever a wrong value does."""
     names = data.get("architectures") or "(none)"
     family = names if isinstance(names, str) else names[0]
     if family not in FAMILIES:
@@ -126,76 +105,67 @@ def _read_model_config(data: Mapping[str, Any], where: str) -> tuple[str, ModelC
         return default if value is None else as_kind(value, type(default))
 
     check_keys(data, family, where)
-    window = read("sliding_window", 0)
+
+    # Values that families leave out or mean in their own way.
+    window = read("sliding_window", 0) or None
     if family == "MistralForCausalLM" and "sliding_window" not in data:
         window = 4096
     if family.startswith("Qwen"):
-        window = 0  # use_sliding_window is false
-    theta, scaling = read_rope(data, family, where)
+        window = None  # use_sliding_window is false
+    rope = read_rope(data, family, where)
     eps = need("rms_norm_eps", float)
     if not 0 < eps < math.inf:
         refuse(where, family, "rms_norm_eps", eps, "a number above 0")
     num_heads, width = need("num_attention_heads"), need("hidden_size")
     head = read("head_dim", 128 if family == "Qwen3ForCausalLM" else width // num_heads)
-    config = ModelConfig(
-        num_layers=need("num_hidden_layers"),
-        width=width,
-        num_heads=num_heads,
-        num_kv_heads=read("num_key_value_heads", num_heads),
-        mlp_width=need("intermediate_size"),
-        head_width=0 if head * num_heads == width else head,
-        vocab_size=need("vocab_size"),
-        is_tied=read("tie_word_embeddings", False),
-        has_qkv_bias=family == "Qwen2ForCausalLM",
-        has_qk_norm=family == "Qwen3ForCausalLM",
-        window=window,
-        rope_theta=theta,
-        norm_eps=eps,
-        **scaling,
-    )
-    return family, config
+    return {
+        "num_layers": need("num_hidden_layers"),
+        "width": width,
+        "num_heads": num_heads,
+        "num_kv_heads": read("num_key_value_heads", num_heads),
+        "mlp_width": need("intermediate_size"),
+        "head_width": None if head * num_heads == width else head,
+        "vocab_size": need("vocab_size"),
+        "is_tied": read("tie_word_embeddings", False),
+        "has_qkv_bias": family == "Qwen2ForCausalLM",
+        "has_qk_norm": family == "Qwen3ForCausalLM",
+        "window": window,
+        "norm_eps": eps,
+        **rope,
+    }
 
 
 def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
     """Refuse what changes the computation in a way that is not ours. Raises UserError."""
     kind = family.removesuffix("ForCausalLM").lower()
+    # Qwen lets the layers from max_window_layers on slide; none of those published uses it.
+    is_sliding = family.startswith("Qwen") and bool(data.get("use_sliding_window"))
+    quantization = data.get("quantization_config") or {"quant_method": None}
+    layer_types = sorted({*(data.get("layer_types") or ()), "full_attention"})
     for key, value, known in (
         ("model_type", data.get("model_type") or kind, kind),
         ("is_causal", data.get("is_causal", True), True),
         ("hidden_act", data.get("hidden_act") or "silu", "silu"),
         ("attention_bias", bool(data.get("attention_bias")), False),
         ("mlp_bias", bool(data.get("mlp_bias")), False),
-        # Qwen lets the layers from max_window_layers on slide; none of those published uses it.
-        (
-            "use_sliding_window",
-            family.startswith("Qwen") and bool(data.get("use_sliding_window")),
-            False,
-        ),
-        (
-            "layer_types",
-            sorted({*(data.get("layer_types") or ()), "full_attention"}),
-            ["full_attention"],
-        ),
-        (
-            "quantization_config",
-            (data.get("quantization_config") or {"quant_method": None}).get("quant_method", "?"),
-            None,
-        ),
+        ("use_sliding_window", is_sliding, False),
+        ("layer_types", layer_types, ["full_attention"]),
+        ("quantization_config", quantization.get("quant_method", "?"), None),
     ):
         if value != known:
             refuse(where, family, key, value, known)
     for key, value in data.items():
-        is_read = key in READ_OF[family] or HARMLESS.fullmatch(key) or not COMPUTES.search(key)
+        is_read = key in FAMILIES[family] or READ.fullmatch(key) or HARMLESS.fullmatch(key)
         is_neutral = not value or (type(value) is float and value == 1.0)
-        if not is_read and not is_neutral and key != "quantization_config":
+        if COMPUTES.search(key) and not is_read and not is_neutral and key != "quantization_config":
             refuse(where, family, key, value, "a config without it")
 
 
-def read_rope(data: Mapping[str, Any], family: str, where: str) -> tuple[float, dict[str, Any]]:
-    """Read the rotary settings. Returns (theta, what a ModelConfig says of scaling). Raises
-    UserError.
+def read_rope(data: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
+    """Read the rotary settings of a ModelConfig.
 
-    Where both forms are there, transformers heeds `rope_scaling` alone, and so do we.
+    Where both forms are there, transformers heeds `rope_scaling` alone, and so do we. Raises
+    UserError.
     """
     rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -208,12 +178,13 @@ def read_rope(data: Mapping[str, Any], family: str, where: str) -> tuple[float, 
     if not 0 < theta < math.inf:
         refuse(where, family, "rope_theta", theta, "a number above 0")
     if kind == "default":
-        return theta, {}
+        return {"rope_theta": theta}
     missing = [key for key in LLAMA3 if key not in rope]
     if missing:
         raise UserError(f"{where}: rope_type llama3 without {', '.join(missing)}")
     factor, low, high, length = (float(rope[key]) for key in LLAMA3)
-    return theta, {
+    return {
+        "rope_theta": theta,
         "rope_factor": factor,
         "rope_low": low,
         "rope_high": high,
@@ -233,24 +204,20 @@ def family_of(config: ModelConfig) -> str:
 
     Raises UserError where none does.
     """
-    if config.window and (config.has_qkv_bias or config.has_qk_norm):
-        raise UserError(
-            "no architecture has a window together with qkv biases or q/k norms; it cannot be "
-            "exported"
-        )
-    if config.has_qkv_bias == config.has_qk_norm:
-        if config.has_qkv_bias:
-            raise UserError(
-                "no architecture has both qkv biases and q/k norms; it cannot be exported"
-            )
-        return "MistralForCausalLM" if config.window else "LlamaForCausalLM"
-    return "Qwen2ForCausalLM" if config.has_qkv_bias else "Qwen3ForCausalLM"
+    marks = {
+        "a window": ("MistralForCausalLM", config.window),
+        "qkv biases": ("Qwen2ForCausalLM", config.has_qkv_bias),
+        "q/k norms": ("Qwen3ForCausalLM", config.has_qk_norm),
+    }
+    found = {name: family for name, (family, is_set) in marks.items() if is_set}
+    if len(found) > 1:
+        together = " together with ".join(found)
+        raise UserError(f"no architecture has {together}; it cannot be exported")
+    return next(iter(found.values()), "LlamaForCausalLM")
 
 
 def write_model_config(config: ModelConfig, vocab_size: int, max_positions: int) -> dict[str, Any]:
-    """Say in a config.json what a network of ours is, so that transformers 4 and 5 and we read it
-    alike.
-    """
+    """Say in a config.json what a network is; transformers 4 and 5 and we read it alike."""
     family = family_of(config)
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_factor != 1.0:
@@ -297,8 +264,7 @@ def path_of(keys: Sequence[Any]) -> str:
 def layers_of(
     path: str, shape: tuple[int, ...]
 ) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """List what Hugging Face stores apart: (path, index, shape) of every layer of a stacked
-    parameter.
+    """List what Hugging Face stores apart: (path, index, shape) of every layer of a parameter.
 
     "blocks/wq" [28 ...] is "block_0/wq" at (0,), "block_1/wq" at (1,) and so on; any other is
     itself, at ().
@@ -309,17 +275,15 @@ def layers_of(
 
 
 def their_name(path: str) -> str:
-    """Name a parameter as Hugging Face does: "block_3/wq" is
-    "model.layers.3.self_attn.q_proj.weight".
-    """
+    """Name a parameter as they do: "block_3/wq" is "model.layers.3.self_attn.q_proj.weight"."""
     match = re.fullmatch(r"block_(\d+)/(.*)", path)
     return f"model.layers.{match[1]}.{BLOCK[match[2]]}" if match else TOP[path]
 
 
 def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the shape that Hugging Face stores a parameter of ours in."""
+    """Give the shape that Hugging Face stores a parameter in; projections are [out in]."""
     name = path.rsplit("/", 1)[-1]
-    if name in KERNELS:
+    if name in PROJECTIONS:
         num_in = shape[0] * shape[1] if name == "wo" else shape[0]
         return (int(np.prod(shape)) // num_in, num_in)
     return (int(np.prod(shape)),) if name.startswith("b") and len(name) == 2 else shape
@@ -327,11 +291,11 @@ def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Turn a tensor of theirs into a parameter of ours; a view where it can be."""
-    return (tensor.T if path.rsplit("/", 1)[-1] in KERNELS else tensor).reshape(shape)
+    return (tensor.T if path.rsplit("/", 1)[-1] in PROJECTIONS else tensor).reshape(shape)
 
 
 def to_theirs(path: str, array: np.ndarray) -> np.ndarray:
     """Turn a parameter of ours into a tensor of theirs."""
     shape = their_shape(path, array.shape)
-    is_kernel = path.rsplit("/", 1)[-1] in KERNELS
+    is_kernel = path.rsplit("/", 1)[-1] in PROJECTIONS
     return np.ascontiguousarray(array.reshape(shape[::-1]).T if is_kernel else array.reshape(shape))

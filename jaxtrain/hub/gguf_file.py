@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, explained
 from jaxtrain.nn.transformer import ModelConfig
 
 TOP = {
@@ -33,8 +33,9 @@ BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+CONTROL = 3  # the type of a token that is no text
 
-
+# Metadata of the family that is read here; any other that is set is refused.
 READ = re.compile(
     r"llama\.(block_count|embedding_length|feed_forward_length|context_length|vocab_size"
     r"|rope\.(freq_base|dimension_count|scal.*)"
@@ -53,15 +54,12 @@ def open_gguf(path: Path) -> Any:
         raise UserError(
             "a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'"
         ) from error
-    try:
-        reader = GGUFReader(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    # a damaged file surfaces as anything from numpy's and the reader's parsers
-    except Exception as error:
-        raise UserError(
-            f"{path}: is no GGUF file, or is cut short ({error}); fetch it again"
-        ) from error
+    # A damaged file surfaces as anything from numpy's and the reader's parsers.
+    with explained(f"{path}: is no GGUF file, or is cut short", "fetch it again"):
+        try:
+            reader = GGUFReader(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
     if end > path.stat().st_size:
         raise UserError(
@@ -82,12 +80,8 @@ def read_model_config(reader: Any, where: str) -> ModelConfig:
 
     Raises UserError for another architecture, and what it cannot say.
     """
-    try:
+    with explained(f"{where}: holds a value of the wrong kind", "it is not supported"):
         return _read_model_config(reader, where)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(
-            f"{where}: holds a value of the wrong kind ({error}); it is not supported"
-        ) from error
 
 
 def _read_model_config(reader: Any, where: str) -> ModelConfig:
@@ -101,20 +95,18 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
             raise UserError(f"{where}: llama.{key} is missing; fetch the file again")
         return value
 
-    num_heads = int(need("attention.head_count"))
+    num_heads, width = int(need("attention.head_count")), int(need("embedding_length"))
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
-    head = int(
-        field(reader, "llama.attention.key_length", int(need("embedding_length")) // num_heads)
-    )
-    scaling = field(reader, "llama.rope.scaling.type", "none")
-    factors = [
-        float(field(reader, f"llama.rope.{key}", 1.0)) for key in ("scaling.factor", "scale_linear")
-    ]
-    if (
-        scaling != "none"
-        or factors != [1.0, 1.0]
-        or field(reader, "llama.rope.dimension_count", head) != head
-    ):
+    head = int(field(reader, "llama.attention.key_length", width // num_heads))
+
+    # What would change the computation in a way that is not ours is refused.
+    def of_rope(key: str, default: Any) -> Any:
+        return field(reader, f"llama.rope.{key}", default)
+
+    scaling = of_rope("scaling.type", "none")
+    factors = [float(of_rope(key, 1.0)) for key in ("scaling.factor", "scale_linear")]
+    is_partial = of_rope("dimension_count", head) != head
+    if scaling != "none" or factors != [1.0, 1.0] or is_partial:
         raise UserError(
             f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported"
         )
@@ -127,14 +119,14 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
         raise UserError(f"{where}: llama.attention.value_length is not that of the keys, {head}")
     return ModelConfig(
         num_layers=int(need("block_count")),
-        width=int(need("embedding_length")),
+        width=width,
         num_heads=num_heads,
         num_kv_heads=int(field(reader, "llama.attention.head_count_kv", num_heads)),
         mlp_width=int(need("feed_forward_length")),
-        head_width=0 if head * num_heads == int(need("embedding_length")) else head,
+        head_width=None if head * num_heads == width else head,
         vocab_size=len(field(reader, "tokenizer.ggml.tokens")),
         is_tied="output.weight" not in shapes,
-        rope_theta=float(field(reader, "llama.rope.freq_base", 10_000.0)),
+        rope_theta=float(of_rope("freq_base", 10_000.0)),
         norm_eps=float(need("attention.layer_norm_rms_epsilon")),
     )
 
@@ -142,8 +134,7 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
 def list_tensors(
     reader: Any, config: ModelConfig, where: str
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """List the tensors under Hugging Face's names. Returns (shape by name, function that reads one
-    by name).
+    """List the tensors under Hugging Face's names: their shapes, and a function that reads one.
 
     Raises UserError for a tensor that is there twice, or of a type that cannot be dequantized.
     """
@@ -167,10 +158,8 @@ def list_tensors(
         tensors[name] = tensor
 
     def read(name: str) -> np.ndarray:
-        tensor = tensors[name]
-        values = (
-            dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shapes[name])
-        )
+        values = dequantize(tensors[name].data, tensors[name].tensor_type)
+        values = values.astype(np.float32).reshape(shapes[name])
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
         for part, num_heads in heads.items():
             if part in name:
@@ -188,49 +177,33 @@ def list_tensors(
 def make_tokenizer(reader: Any, where: str) -> Any:
     """Build transformers' fast tokenizer from the metadata.
 
-    Raises UserError for a kind that is not known.
+    Raises UserError for a kind that is not known; the libraries raise whatever they like for lists
+    that do not fit each other.
     """
-    try:
-        return _make_tokenizer(reader, where)
-    except UserError:
-        raise
-    # whatever the tokenizers library raises for lists that do not fit each other
-    except Exception as error:
-        raise UserError(
-            f"{where}: its tokenizer cannot be built ({error}); fetch the file again"
-        ) from error
-
-
-def _make_tokenizer(reader: Any, where: str) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    kind, split = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre")
+    def read(key: str, default: Any = None) -> Any:
+        return field(reader, f"tokenizer.{key}", default)
+
+    kind, split = read("ggml.model"), read("ggml.pre")
     if kind != "gpt2" or split != "smollm":
         raise UserError(
             f"{where}: tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
         )
-    tokens, types = (
-        field(reader, "tokenizer.ggml.tokens"),
-        field(reader, "tokenizer.ggml.token_type"),
-    )
-    merges = [tuple(merge.split(" ", 1)) for merge in field(reader, "tokenizer.ggml.merges")]
+    # SmolLM2's way to split a text, put together from the parts that the metadata names.
+    tokens, types = read("ggml.tokens"), read("ggml.token_type")
+    merges = [tuple(merge.split(" ", 1)) for merge in read("ggml.merges")]
     fast = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    digits, words = (
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     fast.decoder = decoders.ByteLevel()
-    special = [
-        AddedToken(t, special=True, normalized=False)
-        for t, of in zip(tokens, types, strict=True)
-        if of == 3
-    ]
-    fast.add_special_tokens(special)
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
+    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
 
     def named(key: str) -> str | None:
-        number = field(reader, f"tokenizer.ggml.{key}_token_id")
+        number = read(f"ggml.{key}_token_id")
         return None if number is None else tokens[number]
 
     return PreTrainedTokenizerFast(
@@ -239,7 +212,7 @@ def _make_tokenizer(reader: Any, where: str) -> Any:
         eos_token=named("eos"),
         unk_token=named("unknown"),
         pad_token=named("padding"),
-        chat_template=field(reader, "tokenizer.chat_template"),
-        add_bos_token=bool(field(reader, "tokenizer.ggml.add_bos_token", False)),
+        chat_template=read("chat_template"),
+        add_bos_token=bool(read("ggml.add_bos_token", False)),
         clean_up_tokenization_spaces=False,
     )

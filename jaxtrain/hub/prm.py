@@ -16,8 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError
-from jaxtrain.hub import Pretrained, check_tensors, load_params, open_folder, place, read_tensor
 from jaxtrain.hub.folder import read_json
+from jaxtrain.hub.pretrained import (
+    Pretrained,
+    check_tensors,
+    load_params,
+    open_folder,
+    place,
+    read_tensor,
+)
 from jaxtrain.structs import Array, Params
 
 KINDS = ("ForTokenClassification", "ForSequenceClassification")

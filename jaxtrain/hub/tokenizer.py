@@ -17,11 +17,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, explained
 
 NOT_TEXT = b"\xff"  # occurs in no UTF-8 text
 VOCABULARIES = ("tokenizer.model", "vocab.json")  # what else a tokenizer can be made of
 PROBE = "Ann had 12 pens.\n"
+USE_PLAIN = "choose plain or few_shot"
 CLOCK = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
@@ -42,8 +43,7 @@ class HubTokenizer:
         return self.end_id if self.fast.pad_token_id is None else self.fast.pad_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text that continues another; what it spells of special tokens is
-        text.
+        """Return the ids of a text that continues another; special tokens it spells are text.
 
         Sentencepiece vocabularies put a space before a text; behind a newline that is cut off
         again, they do not.
@@ -56,8 +56,7 @@ class HubTokenizer:
         return both[len(newline) :] if both[: len(newline)] == newline else ids
 
     def encode_start(self, text: str) -> list[int]:
-        """Return the ids of a text that starts a sequence, behind the begin ids of a model with
-        some.
+        """Return the ids of a text that starts a sequence, behind the begin ids if there are some.
 
         What the tokenizer would put behind it, such as its end, is left out: a response follows.
         """
@@ -65,34 +64,26 @@ class HubTokenizer:
         return ids[: len(ids) - self.num_behind]
 
     def encode_chat(self, text: str, system: str, date: str) -> list[int]:
-        """Return the ids of one user's turn in the model's chat template, up to where its answer
-        begins.
+        """Return the ids of one user's turn in the model's chat template, up to its answer.
 
         The template's own tags are special ids; those that `text` or `system` spell are text.
         Raises UserError where there is no template, it fails, or it reads the clock and `date` is
         empty.
         """
         if not self.fast.chat_template:
-            raise UserError(
-                "--config.prompts.style=chat: the model has no chat template; choose plain or "
-                "few_shot"
-            )
+            told = "--config.prompts.style=chat: the model has no chat template"
+            raise UserError(f"{told}; {USE_PLAIN}")
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": text})
-        try:
-            template = stop_clock(self.fast.get_chat_template(), date)
-            how = {
-                "add_generation_prompt": True,
-                "return_dict": False,
-                "sanitize_control_tokens": True,
-            }
-            return self.fast.apply_chat_template(turns, chat_template=template, **how)
-        except UserError:
-            raise
-        except Exception as error:  # a template may refuse a system text, or anything else
-            raise UserError(
-                f"--config.prompts.style=chat: the model's template fails ({error})"
-            ) from error
+        # A template may refuse a system text, or fail in any other way.
+        with explained("--config.prompts.style=chat: the model's template fails", USE_PLAIN):
+            return self.fast.apply_chat_template(
+                turns,
+                chat_template=stop_clock(self.fast.get_chat_template(), date),
+                add_generation_prompt=True,
+                return_dict=False,
+                sanitize_control_tokens=True,
+            )
 
     @cached_property
     def num_behind(self) -> int:
@@ -122,24 +113,18 @@ class HubTokenizer:
         """The bytes of every id."""
         backend = json.loads(self.fast.backend_tokenizer.to_str())
         is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
-        added, largest = (
-            {token["id"] for token in backend["added_tokens"]},
-            max(self.fast.get_vocab().values()),
-        )
-        table = byte_of_character()
+        added = {token["id"] for token in backend["added_tokens"]}
+        largest, table = max(self.fast.get_vocab().values()), byte_of_character()
 
         def bytes_of(i: int) -> bytes:
             token = self.fast.convert_ids_to_tokens(i) if i <= largest else None
             if token is None:
                 return NOT_TEXT
-            if i in added:
+            is_spelt = is_byte_level and i not in added and all(c in table for c in token)
+            if is_spelt:
+                return bytes(table[c] for c in token)
+            if is_byte_level or i in added:
                 return token.encode()
-            if is_byte_level:
-                return (
-                    bytes(table[c] for c in token)
-                    if all(c in table for c in token)
-                    else token.encode()
-                )
             match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
             return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
 
@@ -174,11 +159,10 @@ def byte_of_character() -> dict[str, int]:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Read the tokenizer of a folder through transformers; no code of the folder runs. Raises
-    UserError.
+    """Read the tokenizer of a folder through transformers; no code of the folder runs.
 
     A tokenizer.json is read as it is: the class that AutoTokenizer chooses for a model may change
-    how text is split.
+    how text is split. Raises UserError.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -186,17 +170,9 @@ def read_tokenizer(folder: Path) -> Any:
     # Without any of its files transformers makes a tokenizer that knows nothing.
     if not is_whole and not any((folder / name).exists() for name in VOCABULARIES):
         raise UserError(f"{folder}: tokenizer.json is missing; fetch the model again")
-    try:
-        if is_whole:
-            fast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        else:
-            fast = AutoTokenizer.from_pretrained(
-                str(folder), trust_remote_code=False, local_files_only=True
-            )
-    except Exception as error:  # transformers raises whatever its parsers do
-        raise UserError(
-            f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})"
-        ) from error
+    kind: Any = PreTrainedTokenizerFast if is_whole else AutoTokenizer
+    with explained(f"{folder}: its tokenizer cannot be read"):
+        fast = kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     if not isinstance(fast, PreTrainedTokenizerFast):
         raise UserError(f"{folder}: its tokenizer is no fast one; tokenizer.json is missing")
     return fast
@@ -209,19 +185,14 @@ def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubT
     """
     largest = max(fast.get_vocab().values(), default=-1)
     if largest >= vocab_size:
-        raise UserError(
-            f"{where}: the tokenizer has id {largest}, the embedding {vocab_size} rows; they are "
-            "not of one model"
-        )
+        told = f"the tokenizer has id {largest}, the embedding {vocab_size} rows"
+        raise UserError(f"{where}: {told}; they are not of one model")
     end_ids = tuple(i for i in dict.fromkeys(end_ids) if isinstance(i, int) and 0 <= i < vocab_size)
     if not end_ids:
-        raise UserError(
-            f"{where}: neither the tokenizer nor generation_config.json names an end token (eos)"
-        )
+        told = "neither the tokenizer nor generation_config.json names an end token (eos)"
+        raise UserError(f"{where}: {told}")
     tokenizer = HubTokenizer(fast, vocab_size, end_ids)
     if tokenizer.decode(tokenizer.encode(PROBE)).strip() != PROBE.strip():
-        raise UserError(
-            f"{where}: the tokenizer does not give text back as it was; it is of a kind not "
-            "supported"
-        )
+        told = "the tokenizer does not give text back as it was"
+        raise UserError(f"{where}: {told}; it is of a kind not supported")
     return tokenizer

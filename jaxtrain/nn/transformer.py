@@ -22,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.nn import lora
 from jaxtrain.structs import Array, Params
 
 # where layers are scanned: the parameters of all of them, the layer as leading axis
 STACKED = "blocks"
+PROJECTIONS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # the matrices of a block, [in out]
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ class ModelConfig:
     num_heads: int = 4  # of queries
     num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
     mlp_width: int = 192  # of the hidden layer
-    head_width: int = 0  # 0: width / num_heads
-    vocab_size: int = 0  # rows of the embedding; 0: as many as the tokenizer has ids
+    head_width: int | None = None  # none: width / num_heads
+    vocab_size: int | None = None  # rows of the embedding; none: as many as the tokenizer has ids
     is_tied: bool = True  # logits through the embedding; otherwise through a matrix of their own
     has_qkv_bias: bool = False  # Qwen2
     has_qk_norm: bool = False  # an RMSNorm on every head's query and key: Qwen3
-    # tokens back that attention reaches, itself included; 0: all (Mistral 7B v0.1: 4096)
-    window: int = 0
+    # tokens back that attention reaches, itself included; none: all (Mistral 7B v0.1: 4096)
+    window: int | None = None
     rope_theta: float = 10_000.0  # base of the rotary position angles
     rope_factor: float = 1.0  # Llama 3.1: low frequencies are divided by this; 1: none
     rope_low: float = 1.0  # Llama 3.1: a frequency that turns less often within rope_length is low
@@ -61,9 +63,8 @@ class ModelConfig:
         require_at_least(
             1, "model", self, "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width"
         )
-        require_at_least(
-            0, "model", self, "head_width", "vocab_size", "window", "rope_theta", "norm_eps"
-        )
+        require_at_least(1, "model", self, "head_width", "vocab_size", "window")
+        require_at_least(0, "model", self, "rope_theta", "norm_eps")
         require_at_least(1, "model", self, "rope_factor", "rope_length")
         require_one_of("model", self, dtype=("float32", "bfloat16"))
         pairs = [
@@ -91,6 +92,12 @@ class ModelConfig:
     def head(self) -> int:
         """Width of a head."""
         return self.head_width or self.width // self.num_heads
+
+    @property
+    def num_ids(self) -> int:
+        """V: rows of the embedding, once a model or a tokenizer has told them."""
+        assert self.vocab_size is not None
+        return self.vocab_size
 
 
 class Segment(NamedTuple):
@@ -184,9 +191,11 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU."""
+    """Pre-norm attention and SwiGLU; adapters (`nn/lora.py`) where the parameters hold some."""
 
     config: ModelConfig
+    scale: float = 1.0  # of what adapters add
+    dropout: float = 0.0  # share of their inputs that is left out where a key "dropout" is given
 
     @nn.compact
     def __call__(
@@ -214,7 +223,13 @@ class Block(nn.Module):
         # matrix product.
         def project(y: Array, name: str, *shape: int, num_in: int = 1) -> Array:
             weight = self.param(name, init, shape).astype(dtype)
-            return y.reshape(b * t, -1) @ weight.reshape(math.prod(shape[:num_in]), -1)
+            y = y.reshape(b * t, -1)
+            projected = y @ weight.reshape(math.prod(shape[:num_in]), -1)
+            if not self.has_variable("params", name + lora.A):
+                return projected
+            down, up = (self.get_variable("params", name + part) for part in (lora.A, lora.B))
+            key = self.make_rng("dropout") if self.has_rng("dropout") else None
+            return projected + lora.low_rank(y, down, up, self.scale, self.dropout, key)
 
         def heads(y: Array, name: str, num_heads: int) -> Array:
             y = project(y, f"w{name}", width, num_heads, head).reshape(b, t, num_heads, head)
@@ -261,7 +276,7 @@ def cast_weights(config: ModelConfig, params: Params) -> Params:
     )
 
 
-def scan_blocks(config: ModelConfig) -> Any:
+def scan_blocks(config: ModelConfig, *adapters: float) -> Any:
     """Make one block that stands for all layers: their parameters, past and own have the layer as
     leading axis.
     """
@@ -269,10 +284,10 @@ def scan_blocks(config: ModelConfig) -> Any:
     return nn.scan(
         nn.remat(Block, prevent_cse=False) if config.is_rematerialised else Block,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         in_axes=by_layer,
         length=config.num_layers,
-    )(config)
+    )(config, *adapters)
 
 
 class Transformer(nn.Module):
@@ -280,16 +295,19 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     vocab_size: int
+    scale: float = 1.0  # of what adapters add, and their dropout; see Block
+    dropout: float = 0.0
 
     def setup(self):
         c = self.config
         self.embedding = self.param(
             "embedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
         )
-        layers = range(c.num_layers)
-        self.blocks: Any = (
-            scan_blocks(c) if c.is_scanned else [Block(c, name=f"block_{i}") for i in layers]
-        )
+        adapters = (self.scale, self.dropout)
+        if c.is_scanned:
+            self.blocks: Any = scan_blocks(c, *adapters)
+        else:
+            self.blocks = [Block(c, *adapters, name=f"block_{i}") for i in range(c.num_layers)]
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.is_tied:
             self.unembedding = self.param(
@@ -351,7 +369,7 @@ class Transformer(nn.Module):
         Returns [b 1 or t s].
         """
         is_token = position[:, None] >= 0
-        if not self.config.window:
+        if self.config.window is None:
             return is_token
         return is_token & (positions[:, :, None] - position[:, None] < self.config.window)
 

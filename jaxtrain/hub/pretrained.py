@@ -1,0 +1,196 @@
+"""A pretrained model: opened, checked and loaded. Stands above `nn`.
+
+Opening reads headers and tokenizer and refuses, in one line, what we would compute wrongly;
+`load_params` then streams the tensors, largest parameters first, straight onto their shardings, so
+the host holds one at a time besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.errors import UserError
+from jaxtrain.files import SEAL, sha256
+from jaxtrain.hub import families, folder, gguf_file
+from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
+from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_params
+from jaxtrain.structs import Params
+
+EMBEDDING, OUTPUT = families.TOP["embedding"], families.TOP["unembedding"]
+CONFIGS = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model, opened: everything but its weights."""
+
+    where: str
+    config: ModelConfig
+    tokenizer: HubTokenizer
+    shapes: Mapping[str, tuple[int, ...]]  # by Hugging Face's names
+    read_fn: Callable[[str], np.ndarray]
+    hashes: Mapping[str, str]  # facts for the manifest
+    name: str = ""  # as one would tell another, without this machine's folders
+    dtypes: Mapping[str, Any] = field(default_factory=dict)  # of tensors by name, in a folder
+    given: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # CONFIGS of a folder
+    prm: Pretrained | None = None  # what the PRM starts from, if not from this
+
+
+def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
+    """Open a Hugging Face folder of an architecture that ends in `kind`. Raises UserError."""
+    check_hashes(path)
+    names = [name for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()]
+    given = {name: folder.read_json(path / name) for name in names}
+    data = given["config.json"]
+    kinds = [str(name).replace(kind, "ForCausalLM") for name in data.get("architectures") or ()]
+    data = data | {"architectures": kinds}
+    config = families.read_model_config(data, str(path / "config.json"))
+    shapes, dtypes, read_fn = folder.list_tensors(path)
+
+    # Each of the files may name tokens that end a text.
+    fast = read_tokenizer(path)
+    ends = [fast.eos_token_id]
+    for data in reversed(given.values()):
+        more = data.get("eos_token_id", [])
+        ends += more if isinstance(more, list) else [more]
+    tokenizer = wrap(fast, config.num_ids, ends, str(path))
+    files = sorted({p for pattern in folder.PATTERNS for p in path.glob(pattern) if p.is_file()})
+    hashes = {f"hub/{p.name}": sha256(p) for p in files} | {"hub/tokenizer": tokenizer.sha256}
+    return Pretrained(
+        str(path), config, tokenizer, shapes, read_fn, hashes, dtypes=dtypes, given=given
+    )
+
+
+def open_gguf_file(path: Path, expected: str) -> Pretrained:
+    """Open a GGUF file, whose hash must be `expected` unless that is empty. Raises UserError."""
+    reader = gguf_file.open_gguf(path)
+    found = sha256(path)
+    if expected and found != expected:
+        raise UserError(
+            f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file"
+        )
+    config = gguf_file.read_model_config(reader, str(path))
+    shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
+    fast = gguf_file.make_tokenizer(reader, str(path))
+    tokenizer = wrap(fast, config.num_ids, [fast.eos_token_id], str(path))
+    hashes = {f"hub/{path.name}": found, "hub/tokenizer": tokenizer.sha256}
+    return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
+
+
+def load_params(pretrained: Pretrained, abstract: Params) -> Params:
+    """Load the weights onto the shapes, dtypes and shardings of `abstract`, a Transformer's.
+
+    Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that
+    a tied model does not use.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
+    leaves = {families.path_of(path): leaf for path, leaf in paths}
+    read = partial(read_tensor, pretrained)
+
+    def layers(path: str, leaf: Any) -> Iterable[tuple[tuple[int, ...], np.ndarray]]:
+        for name, index, shape in families.layers_of(path, leaf.shape):
+            yield index, families.to_ours(name, read(families.their_name(name)), shape)
+
+    loaded = {}
+    for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
+        if path.startswith(f"{STACKED}/"):
+            loaded[path] = place_layers(layers(path, leaf), leaf)
+        else:
+            ((_, values),) = layers(path, leaf)
+            loaded[path] = place(values, leaf)
+
+    # A tied model may carry its embedding twice, but no other matrix in its place.
+    is_twice = pretrained.config.is_tied and OUTPUT in pretrained.shapes
+    if is_twice and not np.array_equal(read(EMBEDDING), read(OUTPUT)):
+        raise UserError(
+            f"{pretrained.where}: tie_word_embeddings is true, but {OUTPUT} is not {EMBEDDING}; "
+            "set it to false in config.json, or remove the tensor"
+        )
+    return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
+
+
+def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
+    """Read a tensor by Hugging Face's name.
+
+    Raises UserError where a float32 would not be finite.
+    """
+    tensor = pretrained.read_fn(name)
+    # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite
+    # weights reach the limit.
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = tensor.sum(dtype=np.float64)
+    if not abs(total) <= np.finfo(np.float32).max:
+        where = f"{pretrained.where}: tensor {name}"
+        raise UserError(f"{where} holds a NaN or an infinity; fetch the model again")
+    return tensor
+
+
+def place(values: np.ndarray, leaf: Any) -> jax.Array:
+    """Put one tensor onto a sharding, in the dtype asked for; each device gets its part only."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.make_array_from_callback(
+        leaf.shape, sharding, lambda index: np.asarray(values[index], leaf.dtype, order="C")
+    )
+
+
+def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: Any) -> jax.Array:
+    """Write layer after layer into one parameter, in place: the host holds one at a time.
+
+    Every device is sent the whole layer and keeps its part.
+    """
+    compiled = partial(jax.jit, out_shardings=leaf.sharding)
+    set_layer = jax.lax.dynamic_update_index_in_dim
+    write = compiled(set_layer, static_argnums=3, donate_argnums=0)
+    values = compiled(partial(jnp.empty, leaf.shape, leaf.dtype))()
+    for (layer,), tensor in tensors:
+        values = write(values, tensor.astype(leaf.dtype, copy=False), layer, 0)
+        jax.block_until_ready(values)
+    return values
+
+
+def check_tensors(pretrained: Pretrained) -> None:
+    """Compare what a model holds with what its config says it holds.
+
+    Raises UserError at the first difference.
+    """
+    abstract = abstract_params(Transformer(pretrained.config, pretrained.config.num_ids))
+    wanted = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        path = families.path_of(keys)
+        wanted[families.their_name(path)] = families.their_shape(path, leaf.shape)
+    for name, shape in wanted.items():
+        if name not in pretrained.shapes:
+            raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")
+        if pretrained.shapes[name] != shape:
+            raise UserError(
+                f"{pretrained.where}: tensor {name} has shape {pretrained.shapes[name]}, the "
+                f"config asks for {shape}"
+            )
+    for name in pretrained.shapes:
+        is_known = name in wanted or families.IGNORED.fullmatch(name)
+        # A tied model may carry its embedding twice.
+        if not is_known and not (name == OUTPUT and pretrained.config.is_tied):
+            raise UserError(f"{pretrained.where}: tensor {name} has no place in this architecture")
+
+
+def check_hashes(path: Path) -> None:
+    """Compare the files of a folder that we exported with the hashes beside them.
+
+    Raises UserError.
+    """
+    if not (path / SEAL).exists():
+        return
+    for name, expected in folder.read_json(path / SEAL).items():
+        if not (path / name).is_file() or sha256(path / name) != expected:
+            raise UserError(
+                f"{path / name}: is missing or not as it was exported (its sha256 differs); export "
+                "again"
+            )
