@@ -25,8 +25,9 @@ from jaxtrain.datasets import empty_replay
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
+from jaxtrain.nn.decode import make_sample_steps
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
-from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
+from jaxtrain.nn.reader import make_score_steps, recompute_reader
 from jaxtrain.nn.transformer import Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
@@ -69,8 +70,8 @@ def build(
     model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size)
     c, trace = config.search, config.trace
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
-    sample_steps = make_sample_steps(model, tables, trace.max_step_tokens, trace.step_tokens)
-    score_steps = make_score_steps(model)
+    sample_steps = make_sample_steps(model, tables, trace)
+    reader = recompute_reader(sample_steps, make_score_steps(model), trace)
     optimizer = (
         updates.make_optimizer(config.updates.policy),
         updates.make_optimizer(config.updates.prm),
@@ -115,7 +116,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, search_config: SearchConfig) -> Callable:
-        grow_fn = search.make_grow(search_config, trace, sample_steps, score_steps)
+        grow_fn = search.make_grow(search_config, trace.max_steps, reader)
         per_shard = sharding.per_shard(grow_fn, mesh, num_params=2, num_batched=2)
 
         def fn(policy_params: Params, prm_params: Params, *args):
