@@ -76,18 +76,15 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             abstract = build(
                 replace(ran, sharding=config.sharding), learnt.tokenizer, progress
             ).abstract_state
-            state = checkpoints.restore(iteration, abstract)
+            networks = checkpoints.restore_networks(iteration, abstract)
             log.truncate(-1)
             if num_learnt:
                 notice = f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
-            score(
-                state,
-                Run(
-                    config, task, build(config, learnt.tokenizer, progress), workdir, log, progress
-                ),
-            )
+            fns = build(config, learnt.tokenizer, progress)
+            run = Run(config, task, fns, workdir, log, progress, checkpoints)
+            score(run, iteration, networks, MetricsLog(path))
             leaving.close()
     print(summary(workdir))
 
