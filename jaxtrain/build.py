@@ -30,7 +30,7 @@ from jaxtrain.nn.reader import make_score_steps, recompute_reader
 from jaxtrain.nn.transformer import Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Array, Params, State
+from jaxtrain.structs import Array, GrowFn, Params, State
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Functions:
     init_policy: Callable[[Array], Any]  # key data [2] -> Learner
     # policy params -> Learner, the PRM starting from the policy's weights
     init_prm: Callable[[Params], Any]
-    grow: Callable  # training trees
-    solve: Callable  # trees that answer evaluation problems
-    sample: Callable  # independent traces
-    greedy: Callable  # one trace
+    grow: GrowFn  # training trees
+    solve: GrowFn  # trees that answer evaluation problems
+    sample: GrowFn  # independent traces
+    greedy: GrowFn  # one trace
     update_policy: Callable
     update_prm: Callable
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
