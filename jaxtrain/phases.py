@@ -42,7 +42,7 @@ from jaxtrain.structs import (
 )
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Place, Stored
-from jaxtrain.updates import LearnerConfig
+from jaxtrain.updates import LearnerConfig, UpdateFn
 from jaxtrain.workdir import Workdir
 
 # the draws and file names of the trees that answer, by their kind
@@ -224,9 +224,10 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
 
 
 def fit(
-    run: Run, i: int, name: str, update: Callable, learner: Learner, examples: Examples
+    run: Run, i: int, name: str, update: UpdateFn, learner: Learner, examples: Examples
 ) -> Learner:
     """Fit one network to its examples, from where an interrupted fit was last saved."""
+    # the whole fit is laid out before it begins
     learner_config: LearnerConfig = getattr(run.config.updates, name)
     c, d = learner_config.fit_of(i), run.config.datasets
     size, rng = learner_config.batch_size, host_rng(run.config.seed, FITS[name], i)
@@ -250,12 +251,10 @@ def fit(
             phase.advance(loss=loss)
             num_skipped = num_skipped + 1 if is_skipped else 0
             if num_skipped == limit:
-                raise diverged(
-                    run,
-                    i,
-                    f"{limit} updates of the {name} in a row were not finite, so they were skipped",
-                )
+                what = f"{limit} updates of the {name} in a row were not finite"
+                raise diverged(run, i, f"{what}, so they were skipped")
 
+        # part by part, each saved when it is done
         done = sum(1 for _ in islice(batches, len(infos["loss"])))
         phase.advance(done, is_restored=True)
         while done < num_updates:
@@ -264,12 +263,13 @@ def fit(
             if not len(told["loss"]):
                 break
             if not is_finite(learner):
-                raise diverged(
-                    run, i, f"parameters or moments of the {name} are not finite after its updates"
-                )
+                what = f"parameters or moments of the {name}"
+                raise diverged(run, i, f"{what} are not finite after its updates")
             infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
             done = len(infos["loss"])
             saved.save(learner, infos)
+
+    # what there is to tell of it
     info = updates.summarise(infos)
     if info["is_skipped_fit"]:
         run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
