@@ -93,7 +93,7 @@ class Store:
         if not is_read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in filter(LEFTOVER.fullmatch, os.listdir(self.folder)):
-                remove(self.folder / leftover)
+                self.remove(leftover)
 
     def __enter__(self) -> Self:
         return self
@@ -169,17 +169,13 @@ class Store:
             ) from error
         return {name: found[name] for name in abstract}
 
-    def remove(self, number: int) -> None:
-        """Delete a number."""
-        remove(self.folder / str(number))
-
-
-def remove(path: Path) -> None:
-    """Delete a folder, a file or a link, but not what a link leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    def remove(self, name: int | str) -> None:
+        """Delete a number or what else lies there, but not what a link leads to."""
+        path = self.folder / str(name)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 class Checkpoints(Store):
@@ -276,50 +272,32 @@ def as_items(state: State) -> dict[str, Any]:
     """
     items = {}
     for name in NETWORKS:
-        learner: Learner = getattr(state, name)
-        items[name] = learner.params
-        items[f"{name}_optimizer"] = {
-            "opt_state": learner.opt_state,
-            "num_updates": learner.num_updates,
-        }
+        learner = dict(vars(getattr(state, name)))
+        items |= {name: learner.pop("params"), f"{name}_optimizer": learner}
     return items
 
 
-class FitCheckpoints:
+class FitCheckpoints(Store):
     """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run; only the
     newest stays.
 
     It goes when the checkpoint of its iteration is there.
     """
 
-    def __init__(
-        self, folder: Path, is_on: bool, run_key: str = "", note_fn: NoteFn = lambda text: None
-    ):
-        """Open the folder of a fit of a run; nothing is read or written unless `is_on`."""
-        about = {
-            "kind": "fit",
-            "run": run_key,
-            "iteration": folder.parent.name,
-            "network": folder.name,
-        }
-        self._store = Store(folder, about, folder.parents[2], note_fn) if is_on else None
-
-    def __enter__(self) -> FitCheckpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._store:
-            self._store.__exit__()
+    def __init__(self, folder: Path, is_read_only: bool, run_key: str, note_fn: NoteFn):
+        """Open the folder of a fit of a run; `is_read_only` where fits are not saved."""
+        names = {"iteration": folder.parent.name, "network": folder.name}
+        about = {"kind": "fit", "run": run_key, **names}
+        super().__init__(folder, about, folder.parents[2], note_fn, is_read_only)
 
     def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
         """Write the learner and what its updates told so far, [N] a key.
 
         It is on disk when this returns.
         """
-        if self._store:
-            self._store.write(len(infos["loss"]), {"learner": learner, "infos": infos})
-            for old in self._store.numbers()[:-1]:
-                self._store.remove(old)
+        self.write(len(infos["loss"]), {"learner": learner, "infos": infos})
+        for old in self.numbers()[:-1]:
+            self.remove(old)
 
     def restore(
         self, learner: Learner, infos: dict[str, np.ndarray]
@@ -327,17 +305,14 @@ class FitCheckpoints:
         """Return both as last saved, or the given ones where nothing was; the memory of a learner
         replaced is freed.
         """
-        if self._store is None:
-            return learner, infos
-        num_updates, faults = self._store.newest_good()
-        self._store.set_aside(faults, f"the fit goes on from update {num_updates or 0}")
+        num_updates, faults = self.newest_good()
+        self.set_aside(faults, f"the fit goes on from update {num_updates or 0}")
         if num_updates is None:
             return learner, infos
-        saved = {key: np.zeros(num_updates, x.dtype) for key, x in infos.items()}
         abstract = {
             "learner": jax.tree.map(ocp.utils.to_shape_dtype_struct, learner),
-            "infos": saved,
+            "infos": {key: np.zeros(num_updates, x.dtype) for key, x in infos.items()},
         }
         jax.tree.map(lambda x: x.delete(), learner)  # an update donates it as well
-        fit = self._store.read(num_updates, abstract)
+        fit = self.read(num_updates, abstract)
         return fit["learner"], jax.device_get(fit["infos"])

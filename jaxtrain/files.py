@@ -121,10 +121,10 @@ def set_aside(path: Path, run: Path) -> Path:
     """
     (run / ASIDE).mkdir(exist_ok=True)
     name = "-".join(path.relative_to(run).parts)
-    copies = (
-        run / ASIDE / f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000)))
-    )
-    to = next(place for place in copies if not os.path.lexists(place))
+    to, number = run / ASIDE / name, 1
+    while os.path.lexists(to):
+        number += 1
+        to = run / ASIDE / f"{name}-{number}"
     shutil.move(path, to)  # the folder that it lies in may be a link to another disk
     return to
 

@@ -29,24 +29,19 @@ from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
-from jaxtrain.structs import (
-    Examples,
-    GrowFn,
-    Kind,
-    Labels,
-    Learner,
-    Networks,
-    Prompts,
-    Shard,
-    Tree,
-)
+from jaxtrain.structs import Examples, Kind, Learner, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Place, Stored
 from jaxtrain.updates import LearnerConfig, UpdateFn
 from jaxtrain.workdir import Workdir
 
-# the draws and file names of the trees that answer, by their kind
-SCORED = {"greedy": Purpose.GREEDY, "samples": Purpose.SAMPLE, "search": Purpose.SOLVE}
+# the draws and file names of trees, by what grows them; all but the first answer
+GROWN = {
+    "train": Purpose.SEARCH,
+    "greedy": Purpose.GREEDY,
+    "samples": Purpose.SAMPLE,
+    "search": Purpose.SOLVE,
+}
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
 
@@ -93,10 +88,9 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     shards, counts = [], []
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
         for k, batch in enumerate(batches):
-            shard, is_restored = training_shard(run, i, k, batch, lambda: networks)
+            shard, is_restored = make_shard(run, "train", i, k, batch, lambda: networks)
             shards.append(shard)
-            counts.append(labels.counts(shard.tree, shard.labels))
-            tally(phase, shard.tree, counts[-1], is_restored)
+            counts.append(tally(phase, shard, is_restored))
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     require_some_ok(run, i, counts)
     metrics = {
@@ -120,24 +114,37 @@ def read_round(run: Run, i: int) -> list[Shard]:
     """
     networks_fn = partial(networks_before, run, i)
     batches, _ = draw(run, i)
-    return [training_shard(run, i, k, batch, networks_fn)[0] for k, batch in enumerate(batches)]
+    return [
+        make_shard(run, "train", i, k, batch, networks_fn)[0] for k, batch in enumerate(batches)
+    ]
 
 
-def training_shard(
-    run: Run, i: int, k: int, batch: Prompts, networks_fn: NetworksFn
+def make_shard(
+    run: Run, name: str, i: int, k: int, batch: Prompts, networks_fn: NetworksFn
 ) -> tuple[Shard, bool]:
-    """Read a shard of iteration i, or grow and label it. Returns it and whether it was read."""
-    tree, is_restored = explore(
-        run,
-        run.fns.grow["train"],
-        i,
-        Purpose.SEARCH,
-        k,
-        batch,
-        networks_fn,
-        run.config.search.temperature,
-    )
-    return Shard(batch, tree, label(run, i, Purpose.SEARCH, k, tree)), is_restored
+    """Read the trees of batch `k` of iteration i and their labels, or grow, judge and store them.
+
+    name: a key of `GROWN`. Returns (host arrays, which also lie on disk; whether the trees lay
+    there already).
+    """
+    # the trees
+    config, stored, purpose = run.config, run.workdir.trees, GROWN[name]
+    place, kind = Place(i, k, purpose.name.lower()), config.labels.kind
+    tree = unless_damaged(run, partial(stored.load, place))
+    is_restored = tree is not None
+    if tree is None:
+        temperature = {"train": config.search, **config.evaluation.searches}[name].temperature
+        keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
+        grow_fn = run.fns.grow[name]
+        tree = jax.device_get(grow_fn(*networks_fn(), batch, keys, np.float32(temperature)))
+        stored.save(place, tree)
+
+    # what they are worth
+    labelled = unless_damaged(run, partial(stored.load_labels, place, tree, kind))
+    if labelled is None:
+        labelled = labels.label(tree, labels.judge(tree, run.task.verify_tokens), kind)
+        stored.save_labels(place, tree, labelled, kind)
+    return Shard(batch, tree, labelled), is_restored
 
 
 def networks_before(run: Run, i: int) -> Networks:
@@ -179,41 +186,6 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
     )
 
 
-def explore(
-    run: Run,
-    grow_fn: GrowFn,
-    i: int,
-    purpose: Purpose,
-    k: int,
-    batch: Prompts,
-    networks_fn: NetworksFn,
-    temperature: float,
-) -> tuple[Tree, bool]:
-    """Search batch `k` of its purpose with the keys of that purpose, or read its trees.
-
-    Returns (host arrays, which also lie on disk; whether they lay there already).
-    """
-    stored, place = run.workdir.trees, Place(i, k, purpose.name.lower())
-    if (tree := unless_damaged(run, partial(stored.load, place))) is not None:
-        return tree, True
-    keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
-    grown = grow_fn(*networks_fn(), batch, keys, np.float32(temperature))
-    tree = jax.device_get(grown)
-    stored.save(place, tree)
-    return tree, False
-
-
-def label(run: Run, i: int, purpose: Purpose, k: int, tree: Tree) -> Labels:
-    """Read what a batch of trees is worth, or ask the task about finished traces and infer it."""
-    stored, place = run.workdir.trees, Place(i, k, purpose.name.lower())
-    kind = run.config.labels.kind
-    labelled = unless_damaged(run, partial(stored.load_labels, place, tree, kind))
-    if labelled is None:
-        labelled = labels.label(tree, labels.judge(tree, run.task.verify_tokens), kind)
-        stored.save_labels(place, tree, labelled, kind)
-    return labelled
-
-
 def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | None:
     """Return what is on disk; None, and a note, where it is set aside."""
     try:
@@ -238,7 +210,7 @@ def fit(
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (
-        FitCheckpoints(folder, every is not None, run.workdir.run_key, run.progress.note) as saved,
+        FitCheckpoints(folder, not every, run.workdir.run_key, run.progress.note) as saved,
         run.progress.phase(
             f"{name} updates", iteration=i, total=num_updates, unit="updates"
         ) as phase,
@@ -267,7 +239,8 @@ def fit(
                 raise diverged(run, i, f"{what} are not finite after its updates")
             infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
             done = len(infos["loss"])
-            saved.save(learner, infos)
+            if every:
+                saved.save(learner, infos)
 
     # what there is to tell of it
     info = updates.summarise(infos)
@@ -292,15 +265,11 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     # Grow and judge the trees that the strategies read.
     total = len(found) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
-        for name, search_config in c.searches.items():
-            how = run.fns.grow[name], i, SCORED[name]
+        for name in c.searches:
             for k, batch in enumerate(batches):
-                tree, is_restored = explore(
-                    run, *how, k, batch, lambda: networks, search_config.temperature
-                )
-                found[name].append(Shard(batch, tree, label(run, i, SCORED[name], k, tree)))
-                counts.append(labels.counts(tree, found[name][-1].labels))
-                tally(phase, tree, counts[-1], is_restored)
+                shard, is_restored = make_shard(run, name, i, k, batch, lambda: networks)
+                found[name].append(shard)
+                counts.append(tally(phase, shard, is_restored))
         joined: dict[str, Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
@@ -353,8 +322,9 @@ def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
     }
 
 
-def tally(phase: Phase, tree: Tree, counts: dict[str, int], is_restored: bool) -> None:
-    """Tell the progress what a batch of trees was."""
+def tally(phase: Phase, shard: Shard, is_restored: bool) -> dict[str, int]:
+    """Tell the progress what a batch of trees was, and return its counts."""
+    tree, counts = shard.tree, labels.counts(shard.tree, shard.labels)
     phase.advance(
         counts["num_trees"],
         simulations=int(tree.num_simulations.sum()),
@@ -363,6 +333,7 @@ def tally(phase: Phase, tree: Tree, counts: dict[str, int], is_restored: bool) -
         attempted=counts["num_trees"],
         is_restored=is_restored,
     )
+    return counts
 
 
 def num_problems(batches: Sequence[Prompts]) -> int:

@@ -88,11 +88,11 @@ class Progress:
     """Show phases on a stream: bars on a terminal, elsewhere plain lines at most `interval` seconds
     apart.
 
-    with Progress(num_iterations) as progress:
-        with progress.phase("search", iteration=2, total=2048, unit="problems") as phase:
-            phase.advance(256, simulations=4096, tokens=70_000, solved=31, attempted=256)
-        with progress.compiling("updates"):
-            ...
+        with Progress(num_iterations) as progress:
+            with progress.phase("search", iteration=2, total=2048, unit="problems") as phase:
+                phase.advance(256, simulations=4096, tokens=70_000, solved=31, attempted=256)
+            with progress.compiling("updates"):
+                ...
     """
 
     def __init__(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jaxtrain.errors import UserError
-from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run
 
 
@@ -28,25 +27,20 @@ def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
         )
     if newest is not None:
         if told > newest:
-            gone = f"the checkpoint of iteration {told} is gone"
-            yield f"{gone}; what came after iteration {newest} is done again"
+            then = f"what came after iteration {newest} is done again"
+            yield f"the checkpoint of iteration {told} is gone; {then}"
         yield f"resuming after iteration {newest} in {run.workdir.path}"
-        if lacking := [i for i in range(newest + 1) if not is_whole(run.log, i, newest)]:
-            numbers = ", ".join(map(str, lacking))
+        # what every iteration leaves in the log; the newest may be still to be scored
+        learnt = {"time/search", "updates/policy/", "updates/prm/"}
+        kept = {i: learnt | ({"evaluation/"} if i < newest else set()) for i in range(newest + 1)}
+        if gone := [i for i, keys in kept.items() if not all(run.log.has(i, key) for key in keys)]:
+            numbers = ", ".join(map(str, gone))
             yield f"metrics.jsonl lacks rows of iterations {numbers}: what they told is lost"
     under_way = 0 if newest is None else newest + 1
     if run.log.last("") > under_way:
         yield f"rows of metrics.jsonl that tell of later iterations than {under_way} are cut"
     if run.workdir.num_starts > 1 and under_way <= run.config.loop.num_iterations:
         fits = "saved fits go on"
-        if not run.config.checkpoints.num_updates:
+        if not (run.config.checkpoints.num_updates or run.workdir.fits.exists()):
             fits = "its fits begin again (--config.checkpoints.num_updates saves them on their way)"
         yield f"iteration {under_way}: what is finished of its trees is used again, {fits}"
-
-
-def is_whole(log: MetricsLog, i: int, newest: int) -> bool:
-    """Say whether the log has what every iteration leaves there; the newest may be still to be
-    scored.
-    """
-    prefixes = ["time/search", "updates/policy/", "updates/prm/"] + ["evaluation/"] * (i < newest)
-    return all(log.has(i, prefix) for prefix in prefixes)

@@ -50,6 +50,9 @@ class Verdict(IntEnum):
     ERROR = 4  # the verifier failed; counted, never trained on
 
 
+JUDGED = (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE)  # those that tell of a trace
+
+
 @struct.dataclass
 class Prompts:
     """Encoded problems, right-padded. A row with problem_id -1 is padding of the batch."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ class Place(NamedTuple):
 
     iteration: int
     shard: int
-    purpose: str = TRAINING  # a word of lower-case letters and underscores
+    purpose: str = TRAINING
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,6 @@ class TreeFiles:
         """Name a file: `trees/<iteration>/<purpose>-<shard>.npz`, or that of its labels of a kind,
         `labels/<iteration>/<purpose>-<shard>.<kind>.npz`.
         """
-        for word in (place.purpose, kind or TRAINING):
-            if not re.fullmatch(r"[a-z_]+", word):
-                raise ValueError(f"{word!r} is not a word of lower-case letters and underscores")
         folder, end = ("labels", f".{kind}") if kind else ("trees", "")
         name = f"{place.purpose}-{place.shard:05d}{end}.npz"
         return self.run / folder / str(place.iteration) / name

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxtrain.errors import UserError
-from jaxtrain.files import ASIDE, TEMPORARY, dumps, read_json, set_aside, write_json
+from jaxtrain.files import TEMPORARY, dumps, read_json, write_json
 from jaxtrain.manifest import describe
 from jaxtrain.trees import TreeFiles
 
@@ -53,7 +53,6 @@ FREE_KEYS = (
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
 FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
-FOLDERS = ("checkpoints", "fits", "trees", "labels", "tensorboard", ASIDE)
 # What must stand in a file that an earlier start wrote, and of which type.
 NEEDED = {
     "config.json": {"seed": int},
@@ -71,24 +70,13 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Workdir:
-    """A run folder that this process owns until `close` (or the end of a `with` block)."""
+    """A run folder that this process owns."""
 
     path: Path
     notices: tuple[str, ...]  # what changed since the last start, or is missing, a line each
     num_starts: int  # this one included
     run_key: str  # hash of what training depends on: config and facts
     solve_key: str  # hash of that and of what solving depends on besides
-    lock: IO[str]
-
-    def __enter__(self) -> Workdir:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the folder up: the lock is released, the files stay."""
-        self.lock.close()
 
     @property
     def checkpoints(self) -> Path:
@@ -117,10 +105,11 @@ class Workdir:
         return TreeFiles(self.path, self.run_key, self.solve_key)
 
 
+@contextlib.contextmanager
 def open_workdir(
     path: str | Path, config: dict[str, Any], facts: dict[str, Any], command: str = ""
-) -> Workdir:
-    """Open a run folder, new or to be resumed, and lock it.
+) -> Iterator[Workdir]:
+    """Open a run folder, new or to be resumed, and lock it until the block ends; the files stay.
 
     Args:
       path: a local folder, `~` for the home folder; made if it does not exist.
@@ -140,19 +129,19 @@ def open_workdir(
         )
     path = Path(path).expanduser()
     config, facts = _as_json(config), _as_json(facts)
-    try:
-        _make_folder(path)
-        with contextlib.ExitStack() as stack:
-            lock = stack.enter_context(acquire(path))
-            notices, starts = _take_over(path, config, facts, command)
-            stack.pop_all()
-    except OSError as error:
-        where = error.filename or path
-        raise UserError(
-            f"workdir {path}: {where} cannot be used ({error.strerror}); choose another --workdir"
-        ) from error
-    keys = run_key(config, facts), run_key(config, facts, config.get("evaluation"))
-    return Workdir(path, tuple(notices), len(starts), *keys, lock)
+    with contextlib.ExitStack() as held:
+        try:
+            _make_folder(path)
+            held.enter_context(acquire(path))
+            notices, num_starts = _take_over(path, config, facts, command)
+        except OSError as error:
+            where = error.filename or path
+            raise UserError(
+                f"workdir {path}: {where} cannot be used ({error.strerror}); choose another "
+                "--workdir"
+            ) from error
+        keys = run_key(config, facts), run_key(config, facts, config.get("evaluation"))
+        yield Workdir(path, tuple(notices), num_starts, *keys)
 
 
 def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -181,10 +170,10 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _take_over(
     path: Path, config: dict[str, Any], facts: dict[str, Any], command: str
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], int]:
     """Compare a locked folder with what is to run there, and describe the new start.
 
-    Returns (notices, starts).
+    Returns (notices, the number of starts).
     """
     old_config, before = read_old(path)
     if old_config:
@@ -213,7 +202,7 @@ def _take_over(
     if old_config:
         told = changes(old_config, config, "evaluation", "sharding")
         notices += [f"changed from here on: {line}" for line in told]
-    return notices, starts
+    return notices, len(starts)
 
 
 def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> str:
@@ -236,19 +225,6 @@ def _make_folder(path: Path) -> None:
             f"workdir {path} holds files but no config.json, so it is no run; "
             "choose another --workdir"
         )
-    forms = {**dict.fromkeys(FILES, "a file"), **dict.fromkeys(FOLDERS, "a folder")}
-    for name, belongs in forms.items():
-        if (found := _form(path / name)) not in ("", belongs):
-            raise UserError(
-                f"{path / name} is {found} where {belongs} belongs; put it right, then start again"
-            )
-
-
-def _form(path: Path) -> str:
-    """Say what lies there, "" for nothing."""
-    if path.is_dir() or path.is_file():
-        return "a folder" if path.is_dir() else "a file"
-    return "a link that leads nowhere" if os.path.lexists(path) else ""
 
 
 def acquire(path: Path) -> IO[str]:
@@ -301,14 +277,11 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed write left; a folder of that name is of nobody here, and in the way."""
+    """Remove what a killed write left."""
     beside = (path / (name + TEMPORARY) for name in FILES)
     below = (path.glob(f"{folder}/*/*.npz{TEMPORARY}") for folder in ("trees", "labels"))
     for leftover in (*beside, *chain.from_iterable(below)):
-        if leftover.is_dir():
-            set_aside(leftover, path)
-        else:
-            leftover.unlink(missing_ok=True)
+        leftover.unlink(missing_ok=True)
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -308,7 +308,8 @@ def test_missing_config_says_how_to_begin(arguments, way_on, capsys):
 
 
 def test_workdir_of_another_config_names_the_keys_that_differ(run, config_file, tmp_path):
-    open_workdir(tmp_path / "run", config_of(config_file), {}).close()
+    with open_workdir(tmp_path / "run", config_of(config_file), {}):
+        pass
     code, _, err = run("--config.search.num_candidates=7", "--config.seed=5")
     assert (code, err.count("\n")) == (2, 1)
     assert "search.num_candidates 4 -> 7, seed 0 -> 5" in err

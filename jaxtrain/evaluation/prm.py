@@ -16,7 +16,7 @@ from jaxtrain import trees
 from jaxtrain.evaluation.strategies import Answered, keep
 from jaxtrain.evaluation.table import Metrics, named, with_interval
 from jaxtrain.intervals import auroc, auroc_interval, mean
-from jaxtrain.structs import Array, Labels, Tree, Verdict
+from jaxtrain.structs import JUDGED, Array, Labels, Tree, Verdict
 
 CLOSE = 0.1  # a value this near to its target is right (Eq. 38 of the paper)
 
@@ -80,11 +80,7 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     tree, labels = keep((np.asarray(tree.problem_id) >= 0) & np.asarray(tree.is_ok), (tree, labels))
     problem = np.broadcast_to(tree.problem_id[:, None], tree.kind.shape)
     is_usable = trees.is_usable(tree)
-    leaf = (
-        is_usable
-        & tree.is_finished
-        & np.isin(labels.verdict, (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE))
-    )
+    leaf = is_usable & tree.is_finished & np.isin(labels.verdict, JUDGED)
     step = is_usable & labels.is_labelled
     score, target = np.asarray(tree.score, float), np.asarray(labels.target, float)
     is_correct = np.asarray(labels.verdict) == Verdict.CORRECT

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxtrain.labels.walks import fold_up
-from jaxtrain.structs import Tree, Verdict
-
-LEAVES = (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE)
+from jaxtrain.structs import JUDGED, Tree, Verdict
 
 
 def mc_return(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -17,7 +15,7 @@ def mc_return(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     counts once, however often search visited it. What has no leaf below (unfinished, or the
     verifier failed) has no label; in a tree without a correct answer every target is 0.
     """
-    is_correct, is_leaf = verdict == Verdict.CORRECT, np.isin(verdict, LEAVES)
+    is_correct, is_leaf = verdict == Verdict.CORRECT, np.isin(verdict, JUDGED)
     num_correct, num_leaves = (
         fold_up(tree.parent, is_own.astype(np.int32), 0, np.add)[:, :-1]
         for is_own in (is_correct, is_leaf)

@@ -17,7 +17,7 @@ from jaxtrain import trees
 from jaxtrain.errors import require_one_of
 from jaxtrain.labels.mc_return import mc_return
 from jaxtrain.labels.walks import fold_down, fold_up
-from jaxtrain.structs import Labels, Tree, Verdict
+from jaxtrain.structs import JUDGED, Labels, Tree, Verdict
 
 # (tree, verdict [B R]) -> (target [B R] float32, is_labelled [B R] bool)
 TargetFn = Callable[[Tree, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -29,19 +29,18 @@ def quality(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Branches without a finished and judged trace are pruned (an ERROR does not count as judged), and
     a tree without a correct trace has no labels at all. For the rest, with g the gap 1 - v,
 
-        m = fewest further steps to a correct trace; that of the parent where none is reached g =
-        min(1, g_parent * (m + 2 r) / (m + 1)),   g of the prompt = 1,   r = 1 where none is
-        reached, else 0
+        m = fewest further steps to a correct trace; that of the parent where none is reached
+        g = min(1, g_parent * (m + 2 r) / (m + 1)),   g of the prompt = 1,
+        r = 1 where none is reached, else 0
 
     The paper's r is the probability that a step is *wrong*; its text has it both ways.
     """
     parent, num_rows = tree.parent, tree.parent.shape[1]
     far = num_rows + 1  # above every distance that a tree of this many rows can have
     is_correct = verdict == Verdict.CORRECT
-    is_judged = is_correct | (verdict == Verdict.WRONG) | (verdict == Verdict.UNPARSABLE)
 
     # upwards: whether a trace below was judged, and how many steps away the nearest correct one is
-    is_kept = fold_up(parent, is_judged, False, np.logical_or)[:, :-1]
+    is_kept = fold_up(parent, np.isin(verdict, JUDGED), False, np.logical_or)[:, :-1]
     distance = fold_up(
         parent,
         np.where(is_correct, 0, far),
