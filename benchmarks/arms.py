@@ -38,15 +38,17 @@ from jaxtrain import prompts
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints, adopt, fingerprint
 from jaxtrain.errors import UserError
+from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Run, fit, score
+from jaxtrain.phases import Run, encode, encode_demonstrations, fit, score
 from jaxtrain.progress import Progress
 from jaxtrain.runs import list_facts, open_model
 from jaxtrain.structs import Kind
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.reasoning_gym import ReasoningGymTask
+from jaxtrain.trees import TreeFiles
 from jaxtrain.workdir import open_workdir
 
 ARMS = ("search", "demonstrations", "sample", "reference")
@@ -69,6 +71,8 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
         ]
         (folder / "metrics.jsonl").write_text("".join(rows))
         shutil.copy(source / "report.html", workdir.report)
+        trees = TreeFiles(source, read_json(source / "manifest.json")["run_key"], "")
+        workdir.trees.adopt(trees, 0, config.labels.kind)
         adopt(source, folder, 0, workdir.run_key)
 
 
@@ -83,10 +87,10 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
         MetricsLog(folder) as log,
     ):
         fns = build(config, task.tokenizer, progress, model)
-        run = Run(config, task, fns, workdir, log, progress)
+        run = Run(config, task, fns, workdir, log, progress, checkpoints)
         state = checkpoints.restore(checkpoints.choose(None), fns.abstract_state)
         if not log.truncate(int(state.iteration)):
-            score(state, run)
+            score(run, int(state.iteration), state.networks)
         for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
             how, shown = (
                 config.updates.policy,
@@ -95,7 +99,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
             if arm == "demonstrations":
                 as_many = merge(source)[i]["updates/policy/num_updates"]
                 how = replace(how, fit=replace(how.fit, num_updates=as_many, max_epochs=None))
-            rows, num_too_long = run.encode_demonstrations(shown)
+            rows, num_too_long = encode_demonstrations(run, shown)
             progress.note(
                 f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} "
                 "too long"
@@ -107,7 +111,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
             workdir.remove_fits(i)
-            score(state, run)
+            score(run, i, state.networks)
             checkpoints.prune()
 
 
@@ -120,7 +124,7 @@ def solutions(run: Run, iteration: int) -> list[Demonstration]:
         for i in range(1, iteration + 1)
         for p in prompts.draw(task.train, c.prompts.num_problems, c.seed, i)
     ]
-    batches, _ = run.encode(drawn)
+    batches, _ = encode(run, drawn)
     return [
         task.solution(run.task.problems[int(i)])
         for batch in batches

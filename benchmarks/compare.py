@@ -139,7 +139,7 @@ def read_trees(
     )
     tree = jax.tree.map(lambda x: x[tree.problem_id >= 0], tree)
     verdict = labels.judge(tree, task.verify_tokens)
-    return tree, jax.device_get(labels.back_up(tree, verdict))
+    return tree, labels.label(tree, verdict, "quality")
 
 
 def read_samples(

@@ -35,8 +35,6 @@ def get_config():
     c.search.num_simulations = 4
     c.search.num_candidates = 4
     c.search.temperature = 0.7
-    c.datasets.max_traces = 1024
-    c.datasets.max_paths = 2048
 
     c.updates.policy.batch_size = 8
     c.updates.policy.warm_start.num_updates = 1000

@@ -35,7 +35,6 @@ def get_config():
     config.search.temperature = 1.4
 
     config.datasets.traces_rounds = 4
-    config.datasets.max_traces = 16384
 
     policy, prm = config.updates.policy, config.updates.prm
     policy.warm_start.num_updates = 5000  # to its plateau: 8,000 reach no more on dev

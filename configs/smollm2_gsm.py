@@ -61,8 +61,6 @@ def get_config(size="gpu"):
     c.search.num_simulations = 12
     c.search.num_candidates = 4
     c.search.mcts_star.num_rollout_steps = 7
-    c.datasets.max_traces = 8192
-    c.datasets.max_paths = 16384
 
     for learner in (c.updates.policy, c.updates.prm):
         learner.batch_size = 16
@@ -94,8 +92,6 @@ def get_config(size="gpu"):
         c.trace.max_step_tokens = 40
         c.search.num_simulations = 4
         c.search.mcts_star.num_rollout_steps = 4
-        c.datasets.max_traces = 1024
-        c.datasets.max_paths = 1024
         c.datasets.group_by_length = True
         c.checkpoints.num_updates = 16
         for learner in (c.updates.policy, c.updates.prm):

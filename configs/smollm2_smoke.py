@@ -36,8 +36,6 @@ def get_config():
     c.trace.max_step_tokens = 12
     c.search.num_simulations = 2
     c.search.num_candidates = 4
-    c.datasets.max_traces = 256
-    c.datasets.max_paths = 256
 
     c.updates.policy.batch_size = 4
     c.updates.policy.warm_start.num_updates = 16

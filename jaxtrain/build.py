@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtrain import hub, labels, search, sharding, updates
+from jaxtrain import hub, search, sharding, updates
 from jaxtrain.boundaries import make_tables
 from jaxtrain.config import Config
-from jaxtrain.datasets import empty_replay
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import problem_keys
 from jaxtrain.memory import give_back
@@ -46,7 +45,6 @@ class Functions:
     solve: Callable  # trees that answer evaluation problems
     sample: Callable  # independent traces
     greedy: Callable  # one trace
-    back_up: Callable  # (tree, verdicts) -> Labels
     update_policy: Callable
     update_prm: Callable
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
@@ -150,9 +148,8 @@ def build(
         iteration=np.zeros((), np.int32),
         policy=policy,
         prm=prm,
-        replay=empty_replay(config.datasets, config.max_length, trace.max_steps),
     )
-    shardings = State(whole, *placed, jax.tree.map(lambda _: whole, abstract.replay))
+    shardings = State(whole, *placed)
     return Functions(
         init_policy=load_policy
         if pretrained
@@ -166,7 +163,6 @@ def build(
         solve=grower("solving search", solving),
         sample=grower("sampling", samples),
         greedy=grower("greedy decoding", replace(samples, num_samples=1)),
-        back_up=compiled("back-up", labels.back_up),
         update_policy=updater("policy update", partial(updates.policy_loss, make_logits(model)), 0),
         update_prm=updater("PRM update", partial(updates.prm_loss, make_values(model)), 1),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),

@@ -1,20 +1,21 @@
 """Stage 6 of 7. State to disk and back.
 
-One orbax checkpoint an iteration holds everything the next one needs: both learners and the replay.
-It is restored through the abstract state (shapes, dtypes, shardings) that also shaped its
-initialisation, so another number of devices is no matter. A checkpoint is sealed (`files.py`)
-before it gets its name and verified before it is used: what is damaged is set aside, and the newest
-good one is used. Where a fit takes long, it is saved on its way too.
+One orbax checkpoint an iteration holds both learners, the parameters and the optimizer of each as
+an item of its own, so that a network can be restored alone. Restoring goes through the abstract
+state (shapes, dtypes, shardings) that also shaped its initialisation, so another number of devices
+is no matter. A checkpoint is sealed (`files.py`) before it gets its name and verified before it is
+used: what is damaged is set aside, and the newest good one is used. Where a fit takes long, it is
+saved on its way too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ import orbax.checkpoint as ocp
 
 from jaxtrain import files
 from jaxtrain.errors import UserError, require_at_least
-from jaxtrain.structs import Learner, State
+from jaxtrain.structs import Learner, Networks, Params, State
 
 NoteFn = Callable[[str], None]
 
+NETWORKS = ("policy", "prm")
+SAVE = "save.json"  # what tells a save from all others, a number drawn at random
 NUMBER = re.compile("0|[1-9][0-9]*")
 # of a save that was killed
 LEFTOVER = re.compile(rf"[0-9]+{re.escape(files.TEMPORARY)}(\.orbax-checkpoint-tmp.*)?")
@@ -49,11 +52,8 @@ class CheckpointsConfig:
 
 
 def fingerprint(folder: Path, iteration: int) -> str:
-    """Hash the files of a checkpoint, which hold the times of its save: two saves differ, copies do
-    not.
-    """
-    sealed = files.read_json(folder / str(iteration) / files.SEAL)
-    return hashlib.sha256(files.dumps(sealed["files"]).encode()).hexdigest()
+    """Return what tells one save from another: two saves differ, copies do not."""
+    return files.read_json(folder / str(iteration) / files.SEAL)["files"][SAVE]
 
 
 def adopt(source: Path, folder: Path, iteration: int, run_key: str) -> None:
@@ -73,7 +73,9 @@ def about_checkpoint(run_key: str) -> dict[str, str]:
 
 
 class Store:
-    """Sealed orbax folders `<number>/state` below a folder of a run.
+    """Sealed folders `<number>/` below a folder of a run, in each an orbax folder for every item.
+
+    An item is a tree of arrays that can be restored alone.
 
     `about` says in JSON values what they all are: a folder of another kind or number counts as
     damaged.
@@ -134,15 +136,17 @@ class Store:
                 place = f"set aside in {to.relative_to(self._run)}"
             self._note(f"{fault}; it is {place}, and {instead}")
 
-    def save(self, number: int, tree: Any) -> None:
-        """Write a tree of arrays; it is on disk, sealed, when this returns.
+    def save(self, number: int, items: Mapping[str, Any]) -> None:
+        """Write items; they are on disk, sealed, when this returns.
 
         Raises UserError for a disk too full.
         """
-        self.require_space(tree, f"{self._about['kind']} {number}")
+        self.require_space(items, f"{self._about['kind']} {number}")
         path = self.folder / str(number)
         temporary = path.with_name(path.name + files.TEMPORARY)
-        self._orbax.save(temporary, args=ocp.args.Composite(state=ocp.args.StandardSave(tree)))
+        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._orbax.save(temporary, args=ocp.args.Composite(**saves))
+        files.write_json(temporary / SAVE, secrets.token_hex(16))
         files.seal(temporary, self._about | {"number": number})
         if os.path.lexists(path):  # a stray file, folder or link
             files.set_aside(path, self._run)
@@ -153,15 +157,18 @@ class Store:
         num_bytes = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
         files.require_space(self.folder, int(ROOM * num_bytes), what)
 
-    def restore(self, number: int, abstract: Any) -> Any:
-        """Read a number onto the shapes, dtypes and shardings of `abstract`."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    def restore(self, number: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """Read some items of a number onto the shapes, dtypes and shardings of `abstract`."""
+        restores = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
-            return self._orbax.restore(self.folder / str(number), args=args)["state"]
+            found = self._orbax.restore(
+                self.folder / str(number), args=ocp.args.Composite(**restores)
+            )
         except FileNotFoundError as error:  # a reader's: a writer owns the folder
             raise UserError(
                 f"{self.folder / str(number)} was removed by its run meanwhile; start again"
             ) from error
+        return {name: found[name] for name in abstract}
 
     def remove(self, number: int) -> None:
         """Delete a number."""
@@ -177,7 +184,7 @@ def remove(path: Path) -> None:
 
 
 class Checkpoints:
-    """The folder `checkpoints/<iteration>/state` of a run."""
+    """The folder `checkpoints/<iteration>/` of a run."""
 
     def __init__(
         self,
@@ -210,8 +217,8 @@ class Checkpoints:
         number, faults = self._store.newest()
         if number is None and faults:
             raise UserError(
-                f"no checkpoint is good: {'; '.join(faults.values())}; restore {self._store.folder} from a copy, or "
-                "begin again in another --workdir"
+                f"no checkpoint is good: {'; '.join(faults.values())}; "
+                f"restore {self._store.folder} from a copy, or begin again in another --workdir"
             )
         self._store.set_aside(faults, f"iteration {number} is used")
         return number
@@ -251,7 +258,7 @@ class Checkpoints:
 
         Raises UserError for a disk too full.
         """
-        self._store.save(int(state.iteration), state)
+        self._store.save(int(state.iteration), as_items(state))
 
     def prune(self) -> None:
         """Delete what need not be kept."""
@@ -259,14 +266,42 @@ class Checkpoints:
             if old != 0:
                 self._store.remove(old)
 
-    def restore(self, iteration: int, abstract: Any) -> State:
-        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct; the
-        replay as numpy.
-        """
-        state: State = self._store.restore(iteration, abstract)
-        return replace(
-            state, replay=jax.device_get(state.replay), iteration=jax.device_get(state.iteration)
-        )
+    def fault(self, iteration: int) -> str:
+        """Say what is wrong with a checkpoint, "" where it is as it was saved."""
+        return self._store.fault(iteration)
+
+    def restore(self, iteration: int, abstract: State) -> State:
+        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct."""
+        found = self._store.restore(iteration, as_items(abstract))
+        learners = {
+            name: Learner(params=found[name], **found[f"{name}_optimizer"]) for name in NETWORKS
+        }
+        return State(np.asarray(iteration, np.int32), **learners)
+
+    def restore_networks(self, iteration: int, abstract: State) -> Networks:
+        """Read the parameters of both networks, and nothing of their optimizers."""
+        return Networks(**self._store.restore(iteration, abstract.networks._asdict()))
+
+    def restore_params(self, iteration: int, network: str, abstract: State) -> Params:
+        """Read the parameters of one network, `policy` or `prm`, and nothing else."""
+        params = getattr(abstract.networks, network)
+        return self._store.restore(iteration, {network: params})[network]
+
+
+def as_items(state: State) -> dict[str, Any]:
+    """Name the parts of a State, or of shapes for one, that can be restored alone.
+
+    Its iteration is none of them: the number of the checkpoint says it.
+    """
+    items = {}
+    for name in NETWORKS:
+        learner: Learner = getattr(state, name)
+        items[name] = learner.params
+        items[f"{name}_optimizer"] = {
+            "opt_state": learner.opt_state,
+            "num_updates": learner.num_updates,
+        }
+    return items
 
 
 class FitCheckpoints:

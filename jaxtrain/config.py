@@ -17,6 +17,7 @@ from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.errors import UserError, require_at_least
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.hub import HubConfig
+from jaxtrain.labels import LabelsConfig
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
@@ -48,6 +49,7 @@ class Config:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
     updates: UpdatesConfig = field(default_factory=UpdatesConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)

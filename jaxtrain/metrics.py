@@ -125,6 +125,11 @@ class MetricsLog:
         """Return the last iteration that has a key with the prefix, -1 where none has."""
         return max((row["iteration"] for row in self._rows if _has(row, prefix)), default=-1)
 
+    def newest(self, key: str, iteration: int) -> Any:
+        """Return the last value of a key in the iterations up to this one, None where it has none."""
+        told = [row[key] for row in self._rows if row["iteration"] <= iteration and key in row]
+        return told[-1] if told else None
+
     def _copy(self, row: Row) -> None:
         """Send the numbers of a row to TensorBoard."""
         assert self._writer is not None

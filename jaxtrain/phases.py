@@ -7,9 +7,10 @@ in parts that are saved; a checkpoint is scored; and what cannot go on says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,9 +19,9 @@ import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
 from jaxtrain.build import Functions
-from jaxtrain.checkpoints import FitCheckpoints
+from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.config import Config
-from jaxtrain.errors import Diverged
+from jaxtrain.errors import Diverged, UserError
 from jaxtrain.files import write_atomic
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
@@ -28,23 +29,25 @@ from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
+    Examples,
     Kind,
     Labels,
     Learner,
-    Paths,
-    PolicyBatch,
-    PrmBatch,
+    Networks,
     Prompts,
-    State,
-    Traces,
+    Shard,
     Tree,
     Verdict,
 )
 from jaxtrain.tasks import Demonstration, Task
+from jaxtrain.trees import Damaged, Stored
 from jaxtrain.updates import LearnerConfig
-from jaxtrain.workdir import Damaged, Workdir
+from jaxtrain.workdir import Workdir
 
 NUM_REPORTED_TRACES = 10
+TARGETS = "datasets/targets_by_depth"
+FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
+NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
 
 is_finite = jax.jit(updates.all_finite)
 
@@ -59,59 +62,89 @@ class Run:
     workdir: Workdir
     log: MetricsLog
     progress: Progress
-
-    @cached_property
-    def encode_prompt(self) -> prompts.Encode:
-        return prompts.make_encode(
-            self.config.prompts, self.task.tokenizer, self.task.demonstrations
-        )
-
-    def encode(self, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
-        c = self.config.prompts
-        return prompts.encode(problems, self.encode_prompt, c.max_prompt_tokens, c.batch_size)
-
-    def encode_demonstrations(self, shown: Sequence[Demonstration]) -> tuple[Traces, int]:
-        encode, end_id = self.task.tokenizer.encode, self.task.tokenizer.end_id
-        pairs = [(self.encode_prompt(d), [*encode(d.response), end_id]) for d in shown]
-        return datasets.demonstration_rows(pairs, self.config.max_length)
-
-    def batches(
-        self, i: int, rows: Traces | Paths, num_updates: int
-    ) -> Iterator[PolicyBatch | PrmBatch]:
-        c, u, seed = self.config.datasets, self.config.updates, self.config.seed
-        if isinstance(rows, Traces):
-            rng = host_rng(seed, Purpose.FIT_POLICY, i)
-            return datasets.policy_batches(
-                rows, num_updates, u.policy.batch_size, rng, c.group_by_length
-            )
-        rng = host_rng(seed, Purpose.FIT_PRM, i)
-        return datasets.prm_batches(
-            rows, num_updates, u.prm.batch_size, rng, c.balance_outcomes, c.group_by_length
-        )
+    checkpoints: Checkpoints
 
 
-def grow(
-    run: Run, i: int, batches: Sequence[Prompts], policy: Learner, prm: Learner
-) -> list[datasets.Shard]:
-    """Grow and judge an iteration's trees, batch by batch."""
+def encode(run: Run, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
+    """Encode problems into batches. Returns them and the number of prompts over the limit."""
+    c, task = run.config.prompts, run.task
+    encode_fn = prompts.make_encode(c, task.tokenizer, task.demonstrations)
+    return prompts.encode(problems, encode_fn, c.max_prompt_tokens, c.batch_size)
+
+
+def encode_demonstrations(run: Run, shown: Sequence[Demonstration]) -> tuple[Examples, int]:
+    """Encode demonstrations. Returns the policy's examples and the number of those too long."""
+    tokenizer = run.task.tokenizer
+    encode_fn = prompts.make_encode(run.config.prompts, tokenizer, run.task.demonstrations)
+    pairs = [(encode_fn(d), [*tokenizer.encode(d.response), tokenizer.end_id]) for d in shown]
+    return datasets.demonstrations(pairs, run.config.max_length)
+
+
+def draw(run: Run, i: int) -> tuple[list[Prompts], int]:
+    """Draw and encode the problems of iteration i, the same ones whenever it is asked."""
+    c = run.config.prompts
+    num_problems = c.num_problems if i else c.num_first_problems
+    return encode(run, prompts.draw(run.task.train, num_problems, run.config.seed, i))
+
+
+def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> list[Shard]:
+    """Grow, judge and label an iteration's trees, batch by batch."""
     shards, counts = [], []
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
         for k, batch in enumerate(batches):
-            temperature = run.config.search.temperature
-            tree, is_restored = explore(
-                run, run.fns.grow, i, Purpose.SEARCH, k, batch, policy, prm, temperature
-            )
-            shards.append((batch, tree, judge(run, tree)))
-            counts.append(labels.counts(tree, shards[-1][2]))
-            tally(phase, tree, counts[-1], is_restored)
+            shard, is_restored = training_shard(run, i, k, batch, lambda: networks)
+            shards.append(shard)
+            counts.append(labels.counts(shard.tree, shard.labels))
+            tally(phase, shard.tree, counts[-1], is_restored)
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     require_some_ok(run, i, counts)
     metrics = {
-        **named("search", search_totals([tree for _, tree, _ in shards])),
+        **named("search", search_totals([shard.tree for shard in shards])),
         **named("labels", totals),
     }
     run.log.append(i, {**metrics, "time/search": phase.seconds})
     return shards
+
+
+def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
+    """Read the labelled trees of the iterations before i that are still learnt from.
+
+    What is lost of them is grown again. Raises UserError where that takes a checkpoint that is lost
+    too.
+    """
+    first = max(0, i - datasets.num_rounds(run.config.datasets) + 1)
+    return {
+        j: [
+            training_shard(run, j, k, batch, partial(networks_before, run, j))[0]
+            for k, batch in enumerate(draw(run, j)[0])
+        ]
+        for j in range(first, i)
+    }
+
+
+def training_shard(
+    run: Run, i: int, k: int, batch: Prompts, networks_fn: NetworksFn
+) -> tuple[Shard, bool]:
+    """Read a shard of iteration i, or grow and label it. Returns it and whether it was read."""
+    tree, is_restored = explore(
+        run, run.fns.grow, i, Purpose.SEARCH, k, batch, networks_fn, run.config.search.temperature
+    )
+    return Shard(batch, tree, label(run, i, Purpose.SEARCH, k, tree)), is_restored
+
+
+def networks_before(run: Run, i: int) -> Networks:
+    """Restore the networks that grew the trees of iteration i. Raises UserError."""
+    before, abstract = max(i - 1, 0), run.fns.abstract_state
+    if fault := run.checkpoints.fault(before):
+        raise UserError(
+            f"{run.workdir.path}: trees of iteration {i} are still learnt from, and some are gone "
+            f"or damaged; they could be grown again with checkpoint {before}, but {fault}; restore "
+            "one or the other from a copy"
+        )
+    if i == 0:  # its trees were grown before the PRM's first fit
+        policy = run.checkpoints.restore_params(before, "policy", abstract)
+        return Networks(policy, run.fns.init_prm(policy).params)
+    return run.checkpoints.restore_networks(before, abstract)
 
 
 def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
@@ -145,45 +178,53 @@ def explore(
     purpose: Purpose,
     k: int,
     batch: Prompts,
-    policy,
-    prm,
-    temperature,
+    networks_fn: NetworksFn,
+    temperature: float,
 ) -> tuple[Tree, bool]:
-    """Call one of the compiled searches on batch `k` of its purpose, with the keys of that purpose.
+    """Search batch `k` of its purpose with the keys of that purpose, or read its trees.
 
-    Returns (host arrays, which also lie on disk; whether they lay there already and were not grown
-    again).
+    Returns (host arrays, which also lie on disk; whether they lay there already).
     """
+    stored, name = run.workdir.trees, purpose.name.lower()
+    if (tree := unless_damaged(run, partial(stored.load, i, k, name))) is not None:
+        return tree, True
+    keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
+    grown = grow_fn(*networks_fn(), batch, keys, np.float32(temperature))
+    tree = jax.device_get(grown)
+    stored.save(i, k, tree, name)
+    return tree, False
+
+
+def label(run: Run, i: int, purpose: Purpose, k: int, tree: Tree) -> Labels:
+    """Read what a batch of trees is worth, or ask the task about every finished trace and infer it."""
+    stored, kind, name = run.workdir.trees, run.config.labels.kind, purpose.name.lower()
+    labelled = unless_damaged(run, partial(stored.load_labels, i, k, tree, kind, name))
+    if labelled is None:
+        labelled = labels.label(tree, labels.judge(tree, run.task.verify_tokens), kind)
+        stored.save_labels(i, k, tree, labelled, kind, name)
+    return labelled
+
+
+def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | None:
+    """Return what is on disk; None, and a note, where it is set aside."""
     try:
-        tree = run.workdir.load_trees(i, k, purpose.name.lower())
+        return load_fn()
     except Damaged as damage:
         run.progress.note(str(damage))
-        tree = None
-    is_restored = tree is not None
-    if tree is None:
-        keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
-        tree = jax.device_get(
-            grow_fn(policy.params, prm.params, batch, keys, np.float32(temperature))
-        )
-        run.workdir.save_trees(i, k, tree, purpose.name.lower())
-    return tree, is_restored
-
-
-def judge(run: Run, tree: Tree) -> Labels:
-    """Ask the task about every finished trace, then infer what every step is worth."""
-    return jax.device_get(run.fns.back_up(tree, labels.judge(tree, run.task.verify_tokens)))
+        return None
 
 
 def fit(
-    run: Run, i: int, name: str, update: Callable, learner: Learner, rows: Traces | Paths
+    run: Run, i: int, name: str, update: Callable, learner: Learner, examples: Examples
 ) -> Learner:
-    """Fit one network to its rows, from where an interrupted fit was last saved."""
+    """Fit one network to its examples, from where an interrupted fit was last saved."""
     learner_config: LearnerConfig = getattr(run.config.updates, name)
-    c = learner_config.fit_of(i)
-    num_updates = updates.count_updates(c, learner_config.batch_size, datasets.num_rows(rows))
-    batches, rates = (
-        run.batches(i, rows, num_updates),
-        updates.learning_rates(c, num_updates),
+    c, d = learner_config.fit_of(i), run.config.datasets
+    size, rng = learner_config.batch_size, host_rng(run.config.seed, FITS[name], i)
+    num_updates = updates.count_updates(c, size, datasets.num_rows(examples))
+    rates = updates.learning_rates(c, num_updates)
+    batches = datasets.batches(
+        examples, num_updates, size, rng, d.balance_outcomes, d.group_by_length
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (
@@ -228,11 +269,11 @@ def fit(
     return learner
 
 
-def score(state: State, run: Run) -> None:
+def score(run: Run, i: int, networks: Networks) -> None:
     """Measure an iteration on held-out problems, log it as one event, and write the report."""
-    i, c, fns = int(state.iteration), run.config.evaluation, run.fns
+    c, fns = run.config.evaluation, run.fns
     problems = getattr(run.task, c.split)[: c.num_problems]
-    batches, num_too_long = run.encode(problems)
+    batches, num_too_long = encode(run, problems)
     methods = {
         "greedy": (fns.greedy, Purpose.GREEDY, 0.0),
         "sample": (fns.sample, Purpose.SAMPLE, c.temperature),
@@ -240,23 +281,23 @@ def score(state: State, run: Run) -> None:
     }
     if c.methods == "greedy":
         methods = {"greedy": methods["greedy"]}
-    found: dict[str, list[tuple[Prompts, Tree, Labels]]] = {name: [] for name in methods}
+    found: dict[str, list[Shard]] = {name: [] for name in methods}
     counts = []
     total = len(methods) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
         for name, (grow_fn, purpose, temperature) in methods.items():
             for k, batch in enumerate(batches):
                 tree, is_restored = explore(
-                    run, grow_fn, i, purpose, k, batch, state.policy, state.prm, temperature
+                    run, grow_fn, i, purpose, k, batch, lambda: networks, temperature
                 )
-                found[name].append((batch, tree, judge(run, tree)))
-                counts.append(labels.counts(tree, found[name][-1][2]))
+                found[name].append(Shard(batch, tree, label(run, i, purpose, k, tree)))
+                counts.append(labels.counts(tree, found[name][-1].labels))
                 tally(phase, tree, counts[-1], is_restored)
-        joined: dict[str, datasets.Shard] = {
+        joined: dict[str, Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
         }
-        metrics = measure(state, joined, run.task.answer_tokens)
+        metrics = measure(joined, read_baseline(run, i), run.task.answer_tokens)
     require_some_ok(run, i, counts)
     # count as wrong
     trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
@@ -274,7 +315,7 @@ def score(state: State, run: Run) -> None:
 
 
 def measure(
-    state: State, found: dict[str, datasets.Shard], answer_fn: Callable
+    found: dict[str, Shard], baseline: evaluation.Baseline, answer_fn: evaluation.AnswerFn
 ) -> evaluation.Metrics:
     """Turn judged trees into the accuracy table, and those of a search into the PRM's report."""
 
@@ -289,14 +330,19 @@ def measure(
     sampled = read_samples("sample")
     table = evaluation.accuracy_table(read_samples("greedy"), sampled, searched)
     table["evaluation/mcts/in_tree"] = evaluation.share_in_tree(solved, solve_labels.verdict)
-    paths = state.replay.paths
-    _, depth = np.nonzero(paths.weight)
-    baseline = evaluation.fit_baseline(paths.target[paths.weight > 0], depth)
     return {
         **table,
         **evaluation.prm_report(solved, solve_labels, baseline),
         **evaluation.samples_report(sampled),
     }
+
+
+def read_baseline(run: Run, i: int) -> evaluation.Baseline:
+    """Read from the log what the PRM's targets were on average, in all and at each depth."""
+    told = run.log.newest(TARGETS, i) or []
+    num = sum(n for _, n in told)
+    constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
+    return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
 
 
 def reported_traces(

@@ -26,7 +26,7 @@ from jaxtrain.config import Config, check_batches
 from jaxtrain.errors import UserError
 from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
-from jaxtrain.structs import PolicyBatch, PrmBatch, Prompts
+from jaxtrain.structs import Prompts, TokenRows
 
 
 @dataclass(frozen=True)
@@ -217,33 +217,19 @@ def programs(
     def floats(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    size, p, length, steps = (
-        config.prompts.batch_size,
-        config.prompts.max_prompt_tokens,
-        config.max_length,
-        config.trace.max_steps,
-    )
-    prompts = Prompts(ints(size, p), ints(size), ints(size))
+    def rows(size: int) -> TokenRows:
+        whole, values = ints(size, config.max_length), floats(size, config.max_length)
+        return TokenRows(whole, whole, whole, values, values, ints(size))
+
+    size = config.prompts.batch_size
+    prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
-    m, n = u.policy.batch_size, u.prm.batch_size
     sampling = fns.sample if config.evaluation.methods == "all" else fns.greedy
     calls = {
         "search": (fns.grow, (state.policy.params, state.prm.params, prompts, keys, floats())),
         "sampling": (sampling, (state.policy.params, state.prm.params, prompts, keys, floats())),
-        "policy update": (
-            fns.update_policy,
-            (state.policy, PolicyBatch(ints(m, length), ints(m), ints(m)), floats()),
-        ),
-        "PRM update": (
-            fns.update_prm,
-            (
-                state.prm,
-                PrmBatch(
-                    ints(n, length), ints(n), ints(n, steps), floats(n, steps), floats(n, steps)
-                ),
-                floats(),
-            ),
-        ),
+        "policy update": (fns.update_policy, (state.policy, rows(u.policy.batch_size), floats())),
+        "PRM update": (fns.update_prm, (state.prm, rows(u.prm.batch_size), floats())),
     }
 
     def measure(name: str) -> Program:

@@ -6,7 +6,7 @@ Dimension key, used in every shape comment of the project:
     N  nodes that mctx expands          S  tokens of a step, at most
     A  candidate steps of a node        L  tokens of a sequence, at most (prompt and all steps)
     D  steps of a trace, at most        M  examples of an update
-    C  rows that a replay can hold      P  tokens of a prompt, at most
+    C  training rows                    P  tokens of a prompt, at most
 
 A *step* is a piece of reasoning, never a gradient step (that is an *update*). *Finished* means that
 the final answer has been given (an end token), *ended* that the branch cannot grow (finished, or
@@ -15,8 +15,9 @@ cut by the step or depth limit).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 
@@ -111,69 +112,51 @@ class Labels:
     """What every row of a tree is worth, given the verdicts on its finished traces (stage 3)."""
 
     verdict: Array  # [B R] int32, a Verdict
-    distance: Array  # [B R] int32, further steps to a correct answer
     is_correct: Array  # [B R] bool, a correct answer is reached here or below
-    target: Array  # [B R] float32, the quality value in [0, 1]
+    target: Array  # [B R] float32, what the step is worth, in [0, 1]
     is_labelled: Array  # [B R] bool
 
 
-@struct.dataclass
-class Traces:
-    """Verified traces: what the policy learns from. Rows with iteration -1 are empty."""
+class Shard(NamedTuple):
+    """One batch of problems, what search made of it, and what that is worth."""
 
-    tokens: Array  # [C L] int32, prompt and all steps
-    prompt_length: Array  # [C] int32
-    length: Array  # [C] int32
-    problem_id: Array  # [C] int32
-    # [C] int32, the iteration that made the row, with the policy of the one before
-    iteration: Array
+    prompts: Prompts
+    tree: Tree
+    labels: Labels
 
 
 @struct.dataclass
-class Paths:
-    """Root-to-leaf paths with a value target at step ends: what the PRM learns from. Rows with
-    iteration -1 are empty.
+class TokenRows:
+    """Training rows of either network: one text a row, or several one behind the other.
 
-    A step that several paths share carries its weight on one of them only, so each label counts
-    once.
+    A batch has M rows, and fewer columns where no row needs all. What is learnt at a token is the
+    network's business: the policy learns to write it, the PRM the value of the text that ends with
+    it.
     """
 
     tokens: Array  # [C L] int32
-    length: Array  # [C] int32
-    step_end: Array  # [C D] int32, index of each step's last token
-    target: Array  # [C D] float32
-    weight: Array  # [C D] float32, 0: no step there, or labelled on another path
-    is_correct: Array  # [C] bool, the path ends with a correct answer
-    problem_id: Array  # [C] int32
-    iteration: Array  # [C] int32
+    position: Array  # [C L] int32, the place of a token in its own text
+    segment: Array  # [C L] int32, which text of the row: 1, 2, ...; 0 is padding
+    target: Array  # [C L] float32, a value; unread where no value is learnt
+    # [C L] float32, how much a token counts in the loss; 0 where nothing is learnt, and so at the
+    # first token of a text
+    weight: Array
+    group: Array  # [C] int32, rows of one number are compared by a loss; -1: with no other
+
+
+# (params, rows [M L]) -> what a network says at every token, float32: the policy's logits [M L V],
+# the PRM's values [M L]
+ReadFn = Callable[[Params, TokenRows], Array]
 
 
 @struct.dataclass
-class Replay:
-    """The rounds kept, bounded, newest rounds first to stay."""
+class Examples:
+    """All rows that one network is fitted to, a text each, and where they came from."""
 
-    traces: Traces
-    paths: Paths
-
-
-@struct.dataclass
-class PolicyBatch:
-    """Rows for one policy update; loss on the tokens in [prompt_length, length)."""
-
-    tokens: Array  # [M L] int32, or fewer columns where no row needs all
-    prompt_length: Array  # [M] int32
-    length: Array  # [M] int32
-
-
-@struct.dataclass
-class PrmBatch:
-    """Rows for one PRM update; squared error at `step_end` where `weight` is not 0."""
-
-    tokens: Array  # [M L] int32, or fewer columns where no row needs all
-    length: Array  # [M] int32
-    step_end: Array  # [M D] int32
-    target: Array  # [M D] float32
-    weight: Array  # [M D] float32
+    rows: TokenRows
+    problem_id: Array  # [C] int32, -1: of no problem that is searched
+    iteration: Array  # [C] int32, the iteration that made the row
+    is_correct: Array  # [C] bool, the text is verified to end with a correct answer
 
 
 @struct.dataclass
@@ -185,11 +168,21 @@ class Learner:
     num_updates: Array  # [] int32
 
 
+class Networks(NamedTuple):
+    """The parameters that search reads."""
+
+    policy: Params
+    prm: Params
+
+
 @struct.dataclass
 class State:
-    """All that an iteration hands to the next one."""
+    """All that an iteration hands to the next one, besides the trees on disk."""
 
     iteration: Array  # [] int32
     policy: Learner
     prm: Learner
-    replay: Replay
+
+    @property
+    def networks(self) -> Networks:
+        return Networks(self.policy.params, self.prm.params)

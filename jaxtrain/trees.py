@@ -1,4 +1,4 @@
-"""Walks over the rows of a tree, for every stage that reads one.
+"""Stored trees, and walks over their rows, for every stage that reads one.
 
 The rows of a `Tree` hold single steps; judging, training data and reports need what lies between
 the prompt and a row. These are host functions of whole batches of rows: a round has tens of
@@ -7,9 +7,151 @@ thousands of them.
 
 from __future__ import annotations
 
+import hashlib
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
 import numpy as np
 
-from jaxtrain.structs import Array, Kind, Prompts, Tree
+from jaxtrain.files import set_aside, write_atomic
+from jaxtrain.structs import Array, Kind, Labels, Prompts, Tree
+
+Stored = TypeVar("Stored", Tree, Labels)
+TRAINING = "search"  # the purpose of trees that are learnt from
+
+
+class Damaged(Exception):
+    """Say in one line what is wrong with a file that was believed, and where it lies now."""
+
+
+@dataclass(frozen=True)
+class TreeFiles:
+    """The trees of a run folder, a file for every shard, and their labels, a file for every kind.
+
+    The format is public: a zip of npy arrays as `numpy.savez_compressed` writes it, one per field
+    of `structs.Tree` or `structs.Labels`, under the field's name, with the shape and dtype that are
+    written there (`[B R S]` int32 tokens, and so on). Read it with `numpy.load(path)` and no code
+    of ours. The comment of the zip is a hash of the arrays and of what the shard is.
+    """
+
+    run: Path
+    run_key: str  # what training trees depend on
+    solve_key: str  # what the trees of evaluations depend on
+
+    def path(self, iteration: int, shard: int, purpose: str = TRAINING, kind: str = "") -> Path:
+        """Name the file of a shard: `trees/<iteration>/<purpose>-<shard>.npz`, or that of its
+        labels of a kind, `labels/<iteration>/<purpose>-<shard>.<kind>.npz`.
+
+        purpose and kind are words of lower-case letters and underscores.
+        """
+        for word in (purpose, kind or purpose):
+            if not re.fullmatch(r"[a-z_]+", word):
+                raise ValueError(f"{word!r} is not a word of lower-case letters and underscores")
+        folder, end = ("labels", f".{kind}") if kind else ("trees", "")
+        return self.run / folder / str(iteration) / f"{purpose}-{shard:05d}{end}.npz"
+
+    def shards(self, iteration: int, purpose: str = TRAINING) -> list[int]:
+        """List the shards of trees that are there."""
+        paths = self.path(iteration, 0, purpose).parent.glob(f"{purpose}-*.npz")
+        return sorted(int(path.stem.removeprefix(f"{purpose}-")) for path in paths)
+
+    def save(self, iteration: int, shard: int, tree: Tree, purpose: str = TRAINING) -> None:
+        """Write one shard of finished trees."""
+        about = self._about(iteration, shard, purpose)
+        self._write(self.path(iteration, shard, purpose), tree, about)
+
+    def load(self, iteration: int, shard: int, purpose: str = TRAINING) -> Tree | None:
+        """Read a shard back as numpy arrays; None where it is absent.
+
+        Raises Damaged where it is not what was saved here, or was made by another run or under
+        other settings: it is set aside, to be grown again.
+        """
+        about, path = self._about(iteration, shard, purpose), self.path(iteration, shard, purpose)
+        return self._read(path, Tree, about, "its trees are grown again")
+
+    def save_labels(
+        self,
+        iteration: int,
+        shard: int,
+        tree: Tree,
+        labels: Labels,
+        kind: str,
+        purpose: str = TRAINING,
+    ) -> None:
+        """Write what a shard of trees is worth by one kind of label."""
+        about = self._about(iteration, shard, purpose, tree, kind)
+        self._write(self.path(iteration, shard, purpose, kind), labels, about)
+
+    def load_labels(
+        self, iteration: int, shard: int, tree: Tree, kind: str, purpose: str = TRAINING
+    ) -> Labels | None:
+        """Read the labels of a shard back, as `load` does; those of other trees are Damaged too."""
+        about = self._about(iteration, shard, purpose, tree, kind)
+        path = self.path(iteration, shard, purpose, kind)
+        return self._read(path, Labels, about, "its trees are judged again")
+
+    def adopt(self, source: TreeFiles, iteration: int, kind: str) -> None:
+        """Copy the training trees of an iteration, and their labels of a kind, from another run."""
+        for shard in source.shards(iteration):
+            if (tree := source.load(iteration, shard)) is not None:
+                self.save(iteration, shard, tree)
+                if (labels := source.load_labels(iteration, shard, tree, kind)) is not None:
+                    self.save_labels(iteration, shard, tree, labels, kind)
+
+    def _about(
+        self,
+        iteration: int,
+        shard: int,
+        purpose: str,
+        tree: Tree | None = None,
+        kind: str = "",
+    ) -> str:
+        """Say what a file is: labels are of one tree."""
+        key = self.run_key if purpose == TRAINING else self.solve_key
+        about = f"{key} {iteration} {shard} {purpose}"
+        return about if tree is None else f"{about} {kind} {_digest(vars(tree), about)}"
+
+    def _write(self, path: Path, value: Tree | Labels, about: str) -> None:
+        buffer, arrays = io.BytesIO(), {name: np.asarray(x) for name, x in vars(value).items()}
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        with zipfile.ZipFile(buffer, "a") as file:
+            file.comment = _digest(arrays, about).encode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, buffer.getvalue())
+
+    def _read(self, path: Path, form: type[Stored], about: str, instead: str) -> Stored | None:
+        if not path.exists():
+            return None
+        # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header
+        # parser.
+        try:
+            data = io.BytesIO(path.read_bytes())
+            digest = zipfile.ZipFile(data).comment
+            with np.load(data, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            value = form(**arrays)
+            wrong = "is of another run or other settings, or was altered"
+            is_good = digest == _digest(arrays, about).encode()
+        except Exception as error:
+            wrong, is_good = f"cannot be read ({type(error).__name__})", False
+        if is_good:
+            return value
+        aside = set_aside(path, self.run).relative_to(self.run)
+        raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and {instead}")
+
+
+def _digest(arrays: dict[str, np.ndarray], about: str) -> str:
+    """Hash the arrays of a file and what it is."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def is_usable(tree: Tree) -> Array:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from jaxtrain.errors import UserError, require_at_least, require_share
-from jaxtrain.structs import Array, Learner, Params, PolicyBatch, PrmBatch
+from jaxtrain.structs import Array, Learner, Params, ReadFn, TokenRows
 
 NOT_WEIGHTS = {"scale", "bias", "bq", "bk", "bv"}  # of norms, the value head, attention
 
@@ -91,30 +91,26 @@ class UpdatesConfig:
                 require_share(keys, fit, "warmup", "final")
 
 
-def policy_loss(logits_fn: Callable, params: Params, batch: PolicyBatch) -> Array:
-    """Mean negative log-likelihood of the response tokens, those in [prompt_length, length) of each
-    row.
+def policy_loss(logits_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
+    """Mean negative log-likelihood of the tokens that have a weight, each told by the one before
+    it.
 
-    logits_fn(params, tokens [M L], length [M]) -> [M L V] float32. Returns [] float32.
+    Returns [] float32.
     """
-    logits = logits_fn(params, batch.tokens, batch.length)[:, :-1]
-    target, at = batch.tokens[:, 1:], jnp.arange(1, batch.tokens.shape[1])
-    is_response = (at >= batch.prompt_length[:, None]) & (at < batch.length[:, None])
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    return jnp.sum(loss * is_response) / jnp.maximum(jnp.sum(is_response), 1)
+    logits, weight = logits_fn(params, rows)[:, :-1], rows.weight[:, 1:]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, rows.tokens[:, 1:])
+    return jnp.sum(loss * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
-def prm_loss(values_fn: Callable, params: Params, batch: PrmBatch) -> Array:
-    """Mean squared error of the raw values at step ends (Eq. 37), each label counted once by its
-    weight.
+def prm_loss(values_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
+    """Mean squared error of the raw values where there is a weight, at step ends (Eq. 37).
 
-    values_fn(params, tokens [M L], length [M], step_end [M D]) -> [M D] float32. Returns []
-    float32.
+    Returns [] float32.
     """
-    values = values_fn(params, batch.tokens, batch.length, batch.step_end)
+    values = values_fn(params, rows)
     # The mask stands inside: an unread position may hold anything, and 0 * inf is NaN.
-    error = jnp.where(batch.weight > 0, values - batch.target, 0.0)
-    return jnp.sum(batch.weight * error**2) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+    error = jnp.where(rows.weight > 0, values - rows.target, 0.0)
+    return jnp.sum(rows.weight * error**2) / jnp.maximum(jnp.sum(rows.weight), 1.0)
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:

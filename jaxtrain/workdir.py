@@ -1,11 +1,10 @@
 """The run folder: config, manifest, lock, trees, and the names of all that a run leaves behind.
 
     config.json     the resolved config          checkpoints/<iteration>/                    orbax
-    manifest.json   versions, devices, hashes    trees/<iteration>/<purpose>-<shard>.npz     see `Workdir.save_trees`
-    run.lock        who runs here now            fits/<iteration>/<network>/<updates>/       orbax, while a fit lasts
+    manifest.json   versions, devices, hashes    trees/<iteration>/<purpose>-<shard>.npz     see `trees.TreeFiles`
+    run.lock        who runs here now            labels/<iteration>/<purpose>-<shard>.<kind>.npz      likewise
+    damaged/        what was set aside           fits/<iteration>/<network>/<updates>/       orbax, while a fit lasts
                                                  metrics.jsonl, tensorboard/, report.html
-
-    damaged/        what was set aside
 
 A run may be killed at any instant, so a file is complete or absent (`files.py`), and what does not
 hold what was saved is set aside and told. One run owns a folder at a time (the kernel drops the
@@ -18,25 +17,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
-import re
 import shutil
 import socket
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from jaxtrain.errors import UserError
-from jaxtrain.files import ASIDE, TEMPORARY, dumps, read_json, set_aside, write_atomic, write_json
+from jaxtrain.files import ASIDE, TEMPORARY, dumps, read_json, set_aside, write_json
 from jaxtrain.manifest import describe
-from jaxtrain.structs import Tree
+from jaxtrain.trees import TreeFiles
 
 # A key stands for itself and all below it. None of these changes what an iteration learns: data
 # files and models are known by their content, whose hash is a fact, and another number of devices
@@ -56,7 +51,7 @@ FREE_KEYS = (
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
 FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
-FOLDERS = ("checkpoints", "fits", "trees", "tensorboard", ASIDE)
+FOLDERS = ("checkpoints", "fits", "trees", "labels", "tensorboard", ASIDE)
 # What must stand in a file that an earlier start wrote, and of which type.
 NEEDED = {
     "config.json": {"seed": int},
@@ -70,11 +65,6 @@ NEEDED = {
         "run_key": str,
     },
 }
-TRAINING = "search"  # the purpose of trees that are learnt from
-
-
-class Damaged(Exception):
-    """Say in one line what is wrong with a file that was believed, and where it lies now."""
 
 
 @dataclass(frozen=True)
@@ -120,71 +110,9 @@ class Workdir:
     def manifest(self) -> dict[str, Any]:
         return read_json(self.path / "manifest.json")
 
-    def trees(self, iteration: int, shard: int, purpose: str = "search") -> Path:
-        """Name the file of one shard of trees; `purpose` is a word of lower-case letters and
-        underscores.
-        """
-        if not re.fullmatch(r"[a-z_]+", purpose):
-            raise ValueError(
-                f"purpose {purpose!r} is not a word of lower-case letters and underscores"
-            )
-        return self.path / "trees" / str(iteration) / f"{purpose}-{shard:05d}.npz"
-
-    def save_trees(self, iteration: int, shard: int, tree: Tree, purpose: str = "search") -> None:
-        """Write one shard of finished trees to `trees/<iteration>/<purpose>-<shard:05d>.npz`.
-
-        The format is public: a zip of npy arrays as `numpy.savez_compressed` writes it, one per
-        field of `structs.Tree`, under the field's name, with the shape and dtype that are written
-        there (`[B R S]` int32 tokens, and so on). Read it with `numpy.load(path)` and no code of
-        ours. The comment of the zip is a hash of the arrays and of what the shard is.
-        """
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {
-            field.name: np.asarray(getattr(tree, field.name)) for field in fields(Tree)
-        }
-        np.savez_compressed(buffer, **arrays)
-        with zipfile.ZipFile(buffer, "a") as file:
-            file.comment = self._digest(arrays, iteration, shard, purpose)
-        path = self.trees(iteration, shard, purpose)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, buffer.getvalue())
-
-    def load_trees(self, iteration: int, shard: int, purpose: str = "search") -> Tree | None:
-        """Read a shard back as numpy arrays; None where it is absent.
-
-        Raises Damaged where it is not what was saved here, or was made by another run or under
-        other settings: it is set aside, to be grown again.
-        """
-        path = self.trees(iteration, shard, purpose)
-        if not path.exists():
-            return None
-        # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header
-        # parser.
-        try:
-            data = io.BytesIO(path.read_bytes())
-            digest = zipfile.ZipFile(data).comment
-            with np.load(data, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            tree = Tree(**arrays)
-            wrong = "is of another run or other settings, or was altered"
-            is_good = digest == self._digest(arrays, iteration, shard, purpose)
-        except Exception as error:
-            wrong, is_good = f"cannot be read ({type(error).__name__})", False
-        if is_good:
-            return tree
-        aside = set_aside(path, self.path).relative_to(self.path)
-        raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and its trees are grown again")
-
-    def _digest(
-        self, arrays: Mapping[str, np.ndarray], iteration: int, shard: int, purpose: str
-    ) -> bytes:
-        """Hash the arrays of a shard and what it is."""
-        key = self.run_key if purpose == TRAINING else self.solve_key
-        digest = hashlib.sha256(f"{key} {iteration} {shard} {purpose}".encode())
-        for name in sorted(arrays):
-            digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-            digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-        return digest.hexdigest().encode()
+    @property
+    def trees(self) -> TreeFiles:
+        return TreeFiles(self.path, self.run_key, self.solve_key)
 
 
 def open_workdir(
@@ -373,7 +301,8 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
 def _remove_leftovers(path: Path) -> None:
     """Remove what a killed write left; a folder of that name is of nobody here, and in the way."""
     beside = (path / (name + TEMPORARY) for name in FILES)
-    for leftover in (*beside, *path.glob(f"trees/*/*.npz{TEMPORARY}")):
+    below = (path.glob(f"{folder}/*/*.npz{TEMPORARY}") for folder in ("trees", "labels"))
+    for leftover in (*beside, *chain.from_iterable(below)):
         if leftover.is_dir():
             set_aside(leftover, path)
         else:

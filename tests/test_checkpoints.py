@@ -14,7 +14,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, adopt, fingerprint
-from jaxtrain.datasets import DatasetsConfig, empty_replay
 from jaxtrain.errors import UserError
 from jaxtrain.sharding import tree_shardings
 from jaxtrain.structs import State
@@ -43,21 +42,15 @@ def state_on(sizes, iteration=0):
         "embedding": random((8, 16)),
         "block_0": {"wq": random((16, 4, 4)), "norm": {"scale": random((16,))}},
     }
-    config = DatasetsConfig(max_traces=4, max_paths=6)
-    replay = jax.tree.map(
-        lambda x: rng.integers(0, 2, x.shape).astype(x.dtype), empty_replay(config, 9, 3)
-    )
     state = State(
         np.int32(iteration),
         learner(backbone),
         learner({"backbone": backbone, "head": random(16)}),
-        replay,
     )
     shardings = State(
         whole,
         tree_shardings(mesh, state.policy),
         tree_shardings(mesh, state.prm),
-        jax.tree.map(lambda _: whole, replay),
     )
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
@@ -103,14 +96,24 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path, checkpoints, sizes
         )
 
 
-def test_the_replay_and_the_iteration_come_back_on_the_host(checkpoints):
+def test_the_iteration_comes_back_on_the_host(checkpoints):
     state, abstract = state_on(ONE, iteration=1)
     checkpoints.save(state)
-    restored = checkpoints.restore(1, abstract)
-    assert {type(leaf) for leaf in jax.tree.leaves((restored.replay, restored.iteration))} <= {
-        np.ndarray,
-        np.int32,
-    }
+    iteration = checkpoints.restore(1, abstract).iteration
+    assert type(iteration) is np.ndarray and iteration.dtype == np.int32
+
+
+def test_a_network_comes_back_alone(tmp_path, checkpoints):
+    """What is not asked for may be gone, as long as nobody asks whether the checkpoint is good."""
+    state, _ = state_on(CUBE, iteration=1)
+    checkpoints.save(state)
+    _, abstract = state_on(ROW)
+    for optimizer in tmp_path.glob("1/*_optimizer"):
+        shutil.rmtree(optimizer)
+    assert_bit_equal(checkpoints.restore_networks(1, abstract), state.networks)
+    shutil.rmtree(tmp_path / "1" / "policy")
+    assert_bit_equal(checkpoints.restore_params(1, "prm", abstract), state.prm.params)
+    assert checkpoints.fault(1)
 
 
 def test_a_folder_without_checkpoints_has_no_newest(checkpoints):
@@ -128,7 +131,8 @@ def test_the_newest_and_the_warm_start_stay(tmp_path):
             checkpoints.prune()
         assert checkpoints.newest() == 4
         assert on_disk(tmp_path) == ["0", "3", "4"]
-        assert (tmp_path / "4" / "state").is_dir()
+        items = {path.name for path in (tmp_path / "4").iterdir() if path.is_dir()}
+        assert items == {"policy", "policy_optimizer", "prm", "prm_optimizer"}
         first, abstract = state_on(ONE)
         assert_bit_equal(checkpoints.restore(0, abstract), first)
 

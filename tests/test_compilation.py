@@ -17,7 +17,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.flags import parse
 from jaxtrain.plan import stand_in
 from jaxtrain.progress import Progress
-from jaxtrain.structs import PolicyBatch, Prompts
+from jaxtrain.structs import Prompts, TokenRows
 
 QUICK = [
     *("--config.model.vocab_size=24", "--config.model.num_layers=1", "--config.sharding.data=8"),
@@ -29,7 +29,6 @@ QUICK = [
     *(
         "--config.search.num_simulations=3",
         "--config.search.num_candidates=2",
-        "--config.datasets.max_paths=64",
     ),
 ]
 
@@ -68,7 +67,9 @@ def turn():
         keys = rng.integers(0, 2**32, (8, 2), np.uint32)
         tree = fns.grow(policy.params, prm.params, prompts, keys, np.float32(1))
         tokens = rng.integers(0, 24, (8, length), np.int32)
-        batch = PolicyBatch(tokens, np.full(8, size, np.int32), np.full(8, length, np.int32))
+        place = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+        ones, weight = np.ones_like(tokens), (place >= size).astype(np.float32)
+        batch = TokenRows(tokens, place, ones, weight, weight, -ones[:, 0])
         for _ in range(3):
             policy, told = fns.update_policy(policy, batch, np.float32(1e-3))
     return jax.tree.map(np.asarray, jax.tree.leaves((tree, policy, prm, told)))

@@ -42,8 +42,6 @@ TINY = {
     "trace.max_step_tokens": 12,
     "search.num_simulations": 2,
     "search.num_candidates": 2,
-    "datasets.max_traces": 64,
-    "datasets.max_paths": 64,
     "updates.policy.batch_size": 8,
     "updates.policy.fit.num_updates": 2,
     "updates.policy.warm_start.num_updates": 1,

@@ -1,12 +1,10 @@
-"""Labels: the paper's golden trees, Eq.
-
-1-2 as an oracle in plain Python, and what must never be labelled.
+"""Labels: the paper's golden trees, Eq. 1-2 as an oracle in plain Python, what must never be
+labelled, and every other kind of label against recursion.
 """
 
 import logging
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from forest import Row, grow_at_random, plant
@@ -43,21 +41,26 @@ A2   s42    W    2 .111111111
 """
 
 
-def read_table(table: str) -> tuple[list[Row], list[int], list[float]]:
+def read_table(table: str) -> tuple[list[Row], list[float]]:
     lines = [line.split() for line in table.strip().splitlines()[1:]]
     index = {"-": -1} | {line[0]: i for i, line in enumerate(lines)}
     leaf = {"-": NONE, "C": C, "W": W}
     rows = [Row(index[parent], (i,), leaf[kind]) for i, (_, parent, kind, _, _) in enumerate(lines)]
-    return rows, [int(line[3]) for line in lines], [float(line[4]) for line in lines]
+    return rows, [float(line[4]) for line in lines]
 
 
-def oracle(rows: list[Row]) -> dict[int, tuple[int, bool, float]]:
-    """Section 3.2 in recursion and float64: {row: (m, correct below, v)} of the labelled rows."""
+def children_of(rows: list[Row]) -> dict[int, list[int]]:
+    """The usable children of every row, and of the prompt at -1."""
     usable = [row.kind in (Kind.CANDIDATE, Kind.ROLLOUT) for row in rows]
-    children = {
+    return {
         i: [c for c, row in enumerate(rows) if row.parent == i and usable[c]]
         for i in range(-1, len(rows))
     }
+
+
+def oracle(rows: list[Row]) -> dict[int, tuple[bool, float]]:
+    """Section 3.2 in recursion and float64: {row: (correct below, v)} of the labelled rows."""
+    children = children_of(rows)
 
     def is_kept(i: int) -> bool:
         return rows[i].verdict in (C, W, Verdict.UNPARSABLE) or any(map(is_kept, children[i]))
@@ -74,7 +77,7 @@ def oracle(rows: list[Row]) -> dict[int, tuple[int, bool, float]]:
         m = m_parent if r else distance(i)
         w = (1 - v_parent) / (m + 1) * (1 - 2 * r)
         v = max(v_parent + w, 0)
-        found[i] = (int(m), not r, v)
+        found[i] = (not r, v)
         for child in filter(is_kept, children[i]):
             descend(child, m, v)
 
@@ -84,6 +87,10 @@ def oracle(rows: list[Row]) -> dict[int, tuple[int, bool, float]]:
     return found
 
 
+def quality(tree, verdict):
+    return labels.label(tree, verdict, "quality")
+
+
 def words(known: dict[int, Verdict]):
     """A verifier that knows traces by their last token."""
     return lambda problem_id, tokens: known[int(tokens[-1])]
@@ -91,29 +98,27 @@ def words(known: dict[int, Verdict]):
 
 @pytest.mark.parametrize("table", [DICE, FIGURE])
 def test_golden_trees(table):
-    rows, distance, value = read_table(table)
+    rows, value = read_table(table)
     tree, _ = plant([rows])
     verdict = labels.judge(tree, words({i: row.verdict for i, row in enumerate(rows)}))
-    made = labels.back_up(tree, verdict)
+    made = quality(tree, verdict)
     assert made.is_labelled.all()
-    np.testing.assert_array_equal(made.distance[0], distance)
     np.testing.assert_allclose(made.target[0], value, atol=1e-6, rtol=0)
 
 
 def test_reverse_pass_equals_recursion_on_equations_1_and_2():
     rng = np.random.default_rng(1)
-    back_up = jax.jit(labels.back_up)
     num_labelled = 0
     for _ in range(10):
         forest = [grow_at_random(rng, 40) for _ in range(30)]
         tree, verdict = plant(forest)
-        made = jax.device_get(back_up(tree, verdict))
+        made = quality(tree, verdict)
         for b, rows in enumerate(forest):
             found = oracle(rows)
             num_labelled += len(found)
             assert np.flatnonzero(made.is_labelled[b]).tolist() == sorted(found)
-            for r, (m, is_correct, v) in found.items():
-                assert (made.distance[b, r], made.is_correct[b, r]) == (m, is_correct)
+            for r, (is_correct, v) in found.items():
+                assert made.is_correct[b, r] == is_correct
                 assert made.target[b, r] == pytest.approx(v, abs=1e-6)
     assert num_labelled > 2000
 
@@ -121,18 +126,18 @@ def test_reverse_pass_equals_recursion_on_equations_1_and_2():
 def test_values_are_bounded_and_only_correct_answers_reach_one():
     rng = np.random.default_rng(2)
     tree, verdict = plant([grow_at_random(rng, 60) for _ in range(100)])
-    made = labels.back_up(tree, verdict)
-    target, is_labelled = np.asarray(made.target), np.asarray(made.is_labelled)
+    made = quality(tree, verdict)
+    target, is_labelled = made.target, made.is_labelled
     assert ((target >= 0) & (target <= 1)).all()
     assert (target[is_labelled & (verdict == C)] == 1).all()
     assert (target[is_labelled & (verdict != C)] < 1).all()
-    assert not target[~is_labelled].any() and (np.asarray(made.distance)[~is_labelled] == -1).all()
+    assert not target[~is_labelled].any()
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 8])
 def test_clean_solution_rises_evenly_and_a_wrong_step_follows_equation_22(num_steps):
     clean = [Row(i - 1, (i,), C if i == num_steps - 1 else NONE) for i in range(num_steps)]
-    made = labels.back_up(*plant([[*clean, Row(k - 1, (99,), W)] for k in range(num_steps)]))
+    made = quality(*plant([[*clean, Row(k - 1, (99,), W)] for k in range(num_steps)]))
     for k in range(num_steps):
         wrong_value = max(0, (k - 1) / num_steps + 1 / (num_steps * (num_steps - k + 1)))
         expected = [*(np.arange(1, num_steps + 1) / num_steps), wrong_value]
@@ -149,19 +154,19 @@ def test_unfinished_and_unjudged_branches_are_pruned():
         Row(4, (2,), Verdict.ERROR),
         Row(4, (3,), W),
     ]
-    made = labels.back_up(*plant([rows]))
+    made = quality(*plant([rows]))
     assert np.flatnonzero(made.is_labelled[0]).tolist() == [0, 1, 4, 6]
 
 
 def test_tree_without_a_correct_trace_gives_no_labels():
     rows = [Row(-1), Row(0, (1,), W), Row(0, (2,), Verdict.UNPARSABLE), Row(0, (3,), Verdict.ERROR)]
-    made = labels.back_up(*plant([rows]))
+    made = quality(*plant([rows]))
     assert not made.is_labelled.any() and not made.is_correct.any() and not made.target.any()
 
 
 @pytest.mark.parametrize("kind", [Kind.DUPLICATE, Kind.EMPTY])
 def test_a_verdict_on_an_unusable_row_counts_for_nothing(kind):
-    made = labels.back_up(*plant([[Row(-1), Row(0, (1,), W), Row(0, (1,), C, kind)]]))
+    made = quality(*plant([[Row(-1), Row(0, (1,), W), Row(0, (1,), C, kind)]]))
     assert not made.is_labelled.any() and (made.verdict != C).all()
 
 
@@ -169,7 +174,7 @@ def test_unparsable_answer_is_a_wrong_one():
     trees = [
         [Row(-1), Row(0, (1,), C), Row(0, (2,), verdict)] for verdict in (W, Verdict.UNPARSABLE)
     ]
-    made = labels.back_up(*plant(trees))
+    made = quality(*plant(trees))
     np.testing.assert_array_equal(made.target[0], made.target[1])
     assert made.is_labelled.all()
 
@@ -180,7 +185,7 @@ def test_trees_set_aside_and_padding_are_neither_judged_nor_labelled():
     tree = replace(tree, is_ok=np.array([True, True, False]))
     judged = labels.judge(tree, words({1: C}))
     assert judged.tolist() == [[NONE, C], [NONE, NONE], [NONE, NONE]]
-    assert labels.back_up(tree, verdict).is_labelled.tolist() == [
+    assert quality(tree, verdict).is_labelled.tolist() == [
         [True, True],
         [False, False],
         [False, False],
@@ -250,7 +255,7 @@ def test_verifier_that_raises_is_an_error_of_that_trace_alone(caplog):
         judged = labels.judge(tree, verify)
     assert judged.tolist() == [[Verdict.ERROR, C]]
     assert "hostile" in caplog.text
-    assert labels.back_up(tree, judged).is_labelled.tolist() == [[False, True]]
+    assert quality(tree, judged).is_labelled.tolist() == [[False, True]]
 
 
 def test_counts_add_up():
@@ -269,7 +274,7 @@ def test_counts_add_up():
         if row.verdict
     }
     verdict = labels.judge(tree, lambda problem_id, tokens: known[problem_id, tokens[-1]])
-    assert labels.counts(tree, labels.back_up(tree, verdict)) == {
+    assert labels.counts(tree, quality(tree, verdict)) == {
         "num_trees": 3,
         "num_set_aside": 1,
         "num_trees_solved": 1,
@@ -281,3 +286,38 @@ def test_counts_add_up():
         "num_labelled": 3,
         "num_unlabelled": 4,
     }
+
+
+def test_mc_return_is_the_share_of_correct_leaves_below():
+    """Duplicates, unfinished steps and errors of the verifier are no leaves."""
+    rng = np.random.default_rng(3)
+    forest = [grow_at_random(rng, 40) for _ in range(40)]
+    made = labels.label(*plant(forest), "mc_return")
+    num_labelled = num_zero = 0
+    for b, rows in enumerate(forest):
+        children = children_of(rows)
+
+        def leaves(i: int, rows=rows, children=children) -> list[bool]:
+            own = rows[i].verdict in (C, W, Verdict.UNPARSABLE)
+            return [rows[i].verdict == C] * own + [x for c in children[i] for x in leaves(c)]
+
+        reachable = [i for i in range(len(rows)) if i in children[rows[i].parent]]
+        for i in reachable:
+            found = leaves(i)
+            assert made.is_labelled[b, i] == bool(found)
+            assert made.target[b, i] == (np.float32(np.mean(found)) if found else 0)
+            assert made.is_correct[b, i] == any(found)
+            num_labelled += bool(found)
+        num_zero += not any(leaf for i in reachable for leaf in leaves(i))
+    assert made.is_labelled.sum() == num_labelled > 500
+    assert num_zero > 0, "unsolved trees have targets too, all of them zero"
+
+
+def test_every_kind_of_label_keeps_to_usable_rows_and_the_unit_interval():
+    rng = np.random.default_rng(4)
+    tree, verdict = plant([grow_at_random(rng, 60) for _ in range(30)])
+    for kind in labels.TARGETS:
+        made = labels.label(tree, verdict, kind)
+        assert made.is_labelled.any() and not made.target[~made.is_labelled].any(), kind
+        assert ((made.target >= 0) & (made.target <= 1)).all(), kind
+        assert np.isin(tree.kind[made.is_labelled], (Kind.CANDIDATE, Kind.ROLLOUT)).all(), kind

@@ -197,7 +197,7 @@ MISTAKES = {
         ["--config.updates.policy.fit.max_epochs=all"],
         ["--config.updates.policy.fit.max_epochs=all: must be a number or none; --help"],
     ),
-    "replay": (["--config.datasets.max_traces=0"], ["--config.datasets.max_traces=0", "1 or more"]),
+    "labels": (["--config.labels.kind=quantity"], ["--config.labels.kind=quantity", "quality"]),
     "no checkpoints": (["--config.checkpoints.num_kept=0"], ["--config.checkpoints.num_kept=0"]),
     "iterations": (["--config.loop.num_iterations=-1"], ["--config.loop.num_iterations=-1"]),
     "workdir in a bucket": (

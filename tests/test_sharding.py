@@ -27,7 +27,7 @@ from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh, spec_of
-from jaxtrain.structs import PolicyBatch, PrmBatch, Prompts
+from jaxtrain.structs import Prompts, TokenRows
 from jaxtrain.tokenizers import character_tokenizer
 from jaxtrain.updates import LearnerConfig, UpdatesConfig
 
@@ -150,24 +150,26 @@ def test_the_first_parameters_do_not_depend_on_the_mesh(one, cube):
 
 def policy_batches(num):
     rng = np.random.default_rng(1)
+    place = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (8, LENGTH))
     for _ in range(num):
-        prompt_length = rng.integers(2, 7, 8).astype(np.int32)
-        length = prompt_length + rng.integers(1, 13, 8).astype(np.int32)
-        yield PolicyBatch(
-            rng.integers(1, VOCAB, (8, LENGTH)).astype(np.int32), prompt_length, length
+        prompt_length = rng.integers(2, 7, (8, 1))
+        length = prompt_length + rng.integers(1, 13, (8, 1))
+        yield TokenRows(
+            tokens=rng.integers(1, VOCAB, (8, LENGTH)).astype(np.int32),
+            position=place,
+            segment=(place < length).astype(np.int32),
+            target=np.zeros((8, LENGTH), np.float32),
+            weight=((place >= prompt_length) & (place < length)).astype(np.float32),
+            group=np.full(8, -1, np.int32),
         )
 
 
 def prm_batches(num):
     rng = np.random.default_rng(2)
     for batch in policy_batches(num):
-        step_end = np.sort(
-            rng.integers(2, np.repeat(batch.length[:, None], 3, axis=1)), axis=1
-        ).astype(np.int32)
-        target, weight = rng.uniform(size=(2, 8, 3)).astype(np.float32)
-        yield PrmBatch(
-            batch.tokens, batch.length, step_end, target, np.where(weight < 0.3, 0, weight)
-        )
+        target, weight = rng.uniform(size=(2, 8, LENGTH)).astype(np.float32)
+        is_step_end = (batch.weight > 0) & (rng.uniform(size=weight.shape) < 0.3)
+        yield batch.replace(target=target, weight=np.where(is_step_end, weight, 0))
 
 
 def start(fns: Functions, which: str):
@@ -211,7 +213,7 @@ def test_stacked_layers_are_sharded_too():
 @pytest.mark.parametrize("which", UPDATES)
 def test_what_lies_past_a_length_is_never_learnt(one, which):
     batch = next(UPDATES[which](1))
-    past = np.arange(LENGTH) >= batch.length[:, None]
+    past = batch.segment == 0
     garbled = batch.replace(tokens=np.where(past, (batch.tokens + 3) % VOCAB, batch.tokens))
     update = getattr(one, f"update_{which}")
     learners = [update(start(one, which), b, np.float32(0.01))[0] for b in (batch, garbled)]

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_models import MODEL, random_params
 
+from jaxtrain.nn.heads import make_logits, make_values
 from jaxtrain.nn.transformer import ModelConfig, Transformer, init_params
-from jaxtrain.structs import Learner, PolicyBatch, PrmBatch
+from jaxtrain.structs import Learner, TokenRows
 from jaxtrain.updates import (
     FitConfig,
     LearnerConfig,
@@ -33,104 +35,132 @@ from jaxtrain.updates import (
     summarise,
 )
 
-ROWS, LENGTH, VOCAB, STEPS = 4, 7, 5, 3
+ROWS, LENGTH, VOCAB = 4, 7, 5
 RNG = np.random.default_rng(0)
 
 
-def constant_logits(params, tokens, length):
-    assert (tokens.shape, length.shape) == ((ROWS, LENGTH), (ROWS,))
+def constant(params, rows):
+    assert rows.tokens.shape == (ROWS, LENGTH)
     return params
 
 
-def constant_values(params, tokens, length, step_end):
-    assert (tokens.shape, length.shape, step_end.shape) == ((ROWS, LENGTH), (ROWS,), (ROWS, STEPS))
-    return params
+policy_gradient = jax.jit(jax.value_and_grad(partial(policy_loss, constant)))
+prm_gradient = jax.jit(jax.value_and_grad(partial(prm_loss, constant)))
 
-
-policy_gradient = jax.jit(jax.value_and_grad(partial(policy_loss, constant_logits)))
-prm_gradient = jax.jit(jax.value_and_grad(partial(prm_loss, constant_values)))
-
-POLICY_BATCH = PolicyBatch(
-    tokens=RNG.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32),
-    prompt_length=np.array([2, 1, 3, 4], np.int32),
-    length=np.array([5, 7, 4, 4], np.int32),  # the last has no response at all
+TOKENS = RNG.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32)
+PLACE = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), TOKENS.shape)
+PROMPT_LENGTH, TEXT_LENGTH = (
+    np.array(lengths, np.int32)[:, None]
+    for lengths in ([2, 1, 3, 4], [5, 7, 4, 4])  # the last has no response at all
+)
+POLICY_ROWS = TokenRows(
+    tokens=TOKENS,
+    position=PLACE,
+    segment=(PLACE < TEXT_LENGTH).astype(np.int32),
+    target=RNG.normal(size=TOKENS.shape).astype(np.float32),  # not to be read
+    weight=((PLACE >= PROMPT_LENGTH) & (PLACE < TEXT_LENGTH)).astype(np.float32),
+    group=np.full(ROWS, -1, np.int32),
 )
 LOGITS = RNG.normal(size=(ROWS, LENGTH, VOCAB)).astype(np.float32)
 
-PRM_BATCH = PrmBatch(
-    tokens=POLICY_BATCH.tokens,
-    length=POLICY_BATCH.length,
-    step_end=np.array([[2, 4, 0], [1, 3, 6], [3, 0, 0], [0, 0, 0]], np.int32),
-    target=RNG.uniform(size=(ROWS, STEPS)).astype(np.float32),
-    weight=np.array([[1, 0.5, 0], [0, 2, 1], [1, 0, 0], [0, 0, 0]], np.float32),
-)
-VALUES = RNG.normal(size=(ROWS, STEPS)).astype(np.float32)
+STEP_WEIGHT = np.zeros(TOKENS.shape, np.float32)
+STEP_WEIGHT[[0, 0, 1, 1, 2], [2, 4, 3, 6, 3]] = [1, 0.5, 2, 1, 1]
+PRM_ROWS = POLICY_ROWS.replace(weight=STEP_WEIGHT)
+VALUES = RNG.normal(size=(ROWS, LENGTH)).astype(np.float32)
 
 
-def test_policy_loss_is_the_mean_over_response_tokens():
-    losses = []
-    for row in range(ROWS):
-        for at in range(POLICY_BATCH.prompt_length[row], POLICY_BATCH.length[row]):
+def test_policy_loss_is_the_weighted_mean_over_response_tokens():
+    for scale in (1, RNG.uniform(0.5, 2, TOKENS.shape).astype(np.float32)):
+        rows, total, weights = POLICY_ROWS.replace(weight=scale * POLICY_ROWS.weight), 0.0, 0.0
+        for row, at in np.argwhere(rows.weight):
             # a token is told by the position before it
             logits = [float(x) for x in LOGITS[row, at - 1]]
-            chosen = logits[POLICY_BATCH.tokens[row, at]]
-            losses.append(math.log(math.fsum(math.exp(x) for x in logits)) - chosen)
-    assert policy_gradient(LOGITS, POLICY_BATCH)[0] == pytest.approx(
-        sum(losses) / len(losses), rel=1e-6
-    )
+            loss = math.log(math.fsum(math.exp(x) for x in logits)) - logits[TOKENS[row, at]]
+            total += float(rows.weight[row, at]) * loss
+            weights += float(rows.weight[row, at])
+        assert policy_gradient(LOGITS, rows)[0] == pytest.approx(total / weights, rel=1e-6)
 
 
 def test_policy_gradient_is_zero_off_the_response():
-    _, gradient = policy_gradient(LOGITS, POLICY_BATCH)
+    _, gradient = policy_gradient(LOGITS, POLICY_ROWS)
     told = [[False] * LENGTH for _ in range(ROWS)]
     for row in range(ROWS):
-        for at in range(POLICY_BATCH.prompt_length[row], POLICY_BATCH.length[row]):
+        for at in range(PROMPT_LENGTH[row, 0], TEXT_LENGTH[row, 0]):
             told[row][at - 1] = True
     np.testing.assert_array_equal(np.any(gradient != 0, axis=-1), told)
 
 
 def test_policy_loss_does_not_read_past_the_length():
-    past = np.arange(LENGTH) >= POLICY_BATCH.length[:, None]
-    garbled = POLICY_BATCH.replace(
-        tokens=np.where(past, (POLICY_BATCH.tokens + 1) % VOCAB, POLICY_BATCH.tokens)
+    garbled = POLICY_ROWS.replace(
+        tokens=np.where(POLICY_ROWS.segment == 0, (TOKENS + 1) % VOCAB, TOKENS)
     )
     jax.tree.map(
         np.testing.assert_array_equal,
         policy_gradient(LOGITS, garbled),
-        policy_gradient(LOGITS, POLICY_BATCH),
+        policy_gradient(LOGITS, POLICY_ROWS),
     )
 
 
 def test_prm_loss_is_the_weighted_mean_of_squares():
     total = weights = 0.0
-    for row in range(ROWS):
-        for step in range(STEPS):
-            weight = float(PRM_BATCH.weight[row, step])
-            total += weight * (float(VALUES[row, step]) - float(PRM_BATCH.target[row, step])) ** 2
-            weights += weight
-    assert prm_gradient(VALUES, PRM_BATCH)[0] == pytest.approx(total / weights, rel=1e-6)
+    for row, at in np.argwhere(PRM_ROWS.weight):
+        weight = float(PRM_ROWS.weight[row, at])
+        total += weight * (float(VALUES[row, at]) - float(PRM_ROWS.target[row, at])) ** 2
+        weights += weight
+    assert prm_gradient(VALUES, PRM_ROWS)[0] == pytest.approx(total / weights, rel=1e-6)
 
 
 def test_prm_gradient_is_zero_where_the_weight_is():
-    _, gradient = prm_gradient(VALUES, PRM_BATCH)
-    np.testing.assert_array_equal(gradient != 0, PRM_BATCH.weight > 0)
+    _, gradient = prm_gradient(VALUES, PRM_ROWS)
+    np.testing.assert_array_equal(gradient != 0, PRM_ROWS.weight > 0)
 
 
 def test_a_value_without_weight_may_be_anything():
-    unread = PRM_BATCH.weight == 0
+    unread = PRM_ROWS.weight == 0
     for poison in (np.nan, np.inf):
         jax.tree.map(
             np.testing.assert_array_equal,
-            prm_gradient(np.where(unread, poison, VALUES), PRM_BATCH),
-            prm_gradient(VALUES, PRM_BATCH),
+            prm_gradient(np.where(unread, poison, VALUES), PRM_ROWS),
+            prm_gradient(VALUES, PRM_ROWS),
         )
 
 
 def test_batches_without_a_label_cost_nothing():
-    empty = POLICY_BATCH.replace(length=POLICY_BATCH.prompt_length)
-    unlabelled = PRM_BATCH.replace(weight=np.zeros_like(PRM_BATCH.weight))
-    for loss, gradient in (policy_gradient(LOGITS, empty), prm_gradient(VALUES, unlabelled)):
+    empty = POLICY_ROWS.replace(weight=np.zeros_like(POLICY_ROWS.weight))
+    for loss, gradient in (policy_gradient(LOGITS, empty), prm_gradient(VALUES, empty)):
         assert loss == 0 and not np.any(gradient)
+
+
+def packed(rows):
+    """Put all texts of rows into one row, one behind the other, and a row of padding beside it."""
+    is_token = rows.segment > 0
+    joined = jax.tree.map(lambda x: x[is_token][None] if x.ndim == 2 else x[:1], rows)
+    joined = joined.replace(segment=np.nonzero(is_token)[0][None].astype(np.int32) + 1)
+    return jax.tree.map(lambda x: np.pad(x, [(0, 1), (0, 3)][: x.ndim]), joined)
+
+
+def test_texts_packed_in_a_row_are_read_as_texts_in_rows():
+    """Hidden states, both losses and their gradients: no text sees another."""
+    prm_params = {
+        "backbone": random_params(),
+        "head": {"weight": RNG.normal(size=16).astype(np.float32), "bias": np.float32(0.1)},
+    }
+    for loss, make_read, params, rows in (
+        (policy_loss, make_logits, random_params(), POLICY_ROWS),
+        (prm_loss, make_values, prm_params, PRM_ROWS),
+    ):
+        read = jax.jit(make_read(MODEL))
+        apart, together = read(params, rows), read(params, packed(rows))
+        in_row, num_tokens = apart[rows.segment > 0], rows.segment.sum()
+        np.testing.assert_allclose(together[0, :num_tokens], in_row, atol=1e-4)
+        one_text = packed(rows).replace(segment=np.minimum(packed(rows).segment, 1))
+        assert np.abs(read(params, one_text)[0, :num_tokens] - in_row).max() > 0.1
+        gradient = jax.jit(jax.value_and_grad(partial(loss, read)))
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+            gradient(params, rows),
+            gradient(params, packed(rows)),
+        )
 
 
 # Updates. The network of these is a straight line.

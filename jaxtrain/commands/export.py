@@ -43,9 +43,9 @@ def export(
         folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note
     ) as checkpoints:
         iteration = checkpoints.choose(iteration)
-        state = checkpoints.restore(iteration, build(config, tokenizer, progress).abstract_state)
+        abstract = build(config, tokenizer, progress).abstract_state
+        params = checkpoints.restore_params(iteration, network, abstract)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
     card = model_card(network, iteration, manifest, rows, config.trace.boundary, pretrained)
-    params = getattr(state, network).params
     how = (config.model, tokenizer, config.max_length, card, pretrained)
     write_network(to, network, params, *how)

@@ -1,16 +1,14 @@
-"""What the two networks read from a row for their fits: the policy's logits, the PRM's values at
-step ends.
-"""
+"""What the two networks read from rows for their fits: the policy's logits, the PRM's values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxtrain.structs import Array, Params
+from jaxtrain.structs import Array, Params, ReadFn, TokenRows
 
 # a Transformer, or its head; flax types what `apply` returns as if it could be mutable collections
 # too
@@ -34,29 +32,30 @@ class ValueHead(nn.Module):
 HEAD: Network = ValueHead()
 
 
-def make_logits(model: Network) -> Callable:
-    """Make `logits(params, tokens [M L], length [M])` -> [M L V] float32, of the policy."""
+def make_logits(model: Network) -> ReadFn:
+    """Make the function that reads the policy's logits at every token."""
 
-    def logits(params: Params, tokens: Array, length: Array) -> Array:
-        return model.apply(
-            {"params": params}, read_rows(model, params, tokens, length), method="logits"
-        )
+    def logits(params: Params, rows: TokenRows) -> Array:
+        hidden = read_rows(model, params, rows)
+        return model.apply({"params": params}, hidden, method="logits")
 
     return logits
 
 
-def make_values(model: Network) -> Callable:
-    """Make `values(params, tokens [M L], length [M], step_end [M D])` -> [M D] float32, of the PRM."""
+def make_values(model: Network) -> ReadFn:
+    """Make the function that reads the PRM's value of the text up to every token."""
 
-    def values(params: Params, tokens: Array, length: Array, step_end: Array) -> Array:
-        hidden = read_rows(model, params["backbone"], tokens, length)
-        at_ends = jnp.take_along_axis(hidden, step_end[..., None], axis=1)
-        return HEAD.apply({"params": params["head"]}, at_ends)
+    def values(params: Params, rows: TokenRows) -> Array:
+        hidden = read_rows(model, params["backbone"], rows)
+        return HEAD.apply({"params": params["head"]}, hidden)
 
     return values
 
 
-def read_rows(model: Network, params: Params, tokens: Array, length: Array) -> Array:
-    """Read whole rows [M L] of `length` [M]. Returns hidden states [M L width]."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return model.apply({"params": params}, tokens, positions, positions < length[:, None])[0]
+def read_rows(model: Network, params: Params, rows: TokenRows) -> Array:
+    """Read whole rows; a text sees itself alone. Returns hidden states [M L width]."""
+    chex.assert_equal_shape([rows.tokens, rows.position, rows.segment])
+    is_token = rows.segment > 0
+    return model.apply(
+        {"params": params}, rows.tokens, rows.position, is_token, segment_ids=rows.segment
+    )[0]

@@ -317,11 +317,13 @@ class Transformer(nn.Module):
         segments: tuple[Segment, ...] = (),
         into: Segment | None = None,
         at: Array | int = 0,
+        segment_ids: Array | None = None,
     ):
         """Read `tokens` behind `segments`.
 
         tokens, positions: [b t] int32; mask: [b t] bool, True for real tokens. Tokens are causal
-        among themselves, in index order. With `into`, they continue the tokens of that segment
+        among themselves, in index order, and of those in one row only tokens with the same of
+        `segment_ids` [b t] int32 see each other, where these are given. With `into`, they continue the tokens of that segment
         (rows = b) at index `at`, the same for all rows. Returns (hidden [b t width] after the final
         norm, Segment of these tokens or `into` with them written).
         """
@@ -333,7 +335,10 @@ class Transformer(nn.Module):
             else jax.lax.dynamic_update_slice_in_dim(into.position, own, at, axis=1)
         )
         is_before = jnp.arange(own.shape[1]) <= at + jnp.arange(t)[:, None]
-        own_mask = (is_before & self.is_visible(own, positions))[:, None, None]
+        is_visible = is_before & self.is_visible(own, positions)
+        if segment_ids is not None:  # of several texts packed in one row
+            is_visible &= segment_ids[:, :, None] == segment_ids[:, None, :]
+        own_mask = is_visible[:, None, None]
         past_masks = [
             self.is_visible(jnp.repeat(s.position, b // s.position.shape[0], axis=0), positions)[
                 :, None, None

@@ -1,0 +1,124 @@
+"""What every step is worth: the kinds of labels, each a function of a tree and its verdicts.
+
+A kind is one line of `TARGETS`. Its function sees the verdicts on usable rows alone, and says of
+every row its target in [0, 1] and whether it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import chex
+import jax
+import numpy as np
+
+from jaxtrain import trees
+from jaxtrain.errors import require_one_of
+from jaxtrain.labels.mc_return import mc_return
+from jaxtrain.labels.walks import fold_down, fold_up
+from jaxtrain.structs import Labels, Tree, Verdict
+
+# (tree, verdict [B R]) -> (target [B R] float32, is_labelled [B R] bool)
+TargetFn = Callable[[Tree, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def quality(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give steps their quality value (ReST-MCTS*, section 3.2, Eq. 1 and 2).
+
+    Branches without a finished and judged trace are pruned (an ERROR does not count as judged), and
+    a tree without a correct trace has no labels at all. For the rest, with g the gap 1 - v,
+
+        m = fewest further steps to a correct trace; that of the parent where none is reached g =
+        min(1, g_parent * (m + 2 r) / (m + 1)),   g of the prompt = 1,   r = 1 where none is
+        reached, else 0
+
+    The paper's r is the probability that a step is *wrong*; its text has it both ways.
+    """
+    parent, num_rows = tree.parent, tree.parent.shape[1]
+    far = num_rows + 1  # above every distance that a tree of this many rows can have
+    is_correct = verdict == Verdict.CORRECT
+    is_judged = is_correct | (verdict == Verdict.WRONG) | (verdict == Verdict.UNPARSABLE)
+
+    # upwards: whether a trace below was judged, and how many steps away the nearest correct one is
+    is_kept = fold_up(parent, is_judged, False, np.logical_or)[:, :-1]
+    distance = fold_up(
+        parent,
+        np.where(is_correct, 0, far),
+        far,
+        lambda above, below: np.minimum(above, below + 1),
+    )
+
+    # downwards: m, and with it the gap
+    is_reached = distance < far
+    m = fold_down(
+        parent,
+        distance[:, -1],
+        lambda above, row: np.where(is_reached[:, row], distance[:, row], above),
+    ).astype(np.float32)
+    factor = (m + 2 * ~is_reached) / (m + 1)
+    gap = fold_down(
+        parent,
+        np.ones(len(parent), np.float32),
+        lambda above, row: np.minimum(np.float32(1), above * factor[:, row]),
+    )
+    return 1 - gap[:, :-1], is_kept & is_reached[:, -1:]
+
+
+TARGETS: dict[str, TargetFn] = {
+    "quality": quality,
+    "mc_return": mc_return,
+}
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """What the PRM learns of a step."""
+
+    # quality: the paper's, how near a correct answer is, and how surely; mc_return: the share of
+    # correct answers among those below the step
+    kind: str = "quality"
+
+    def __post_init__(self):
+        require_one_of("labels", self, kind=tuple(TARGETS))
+
+
+def label(tree: Tree, verdict: np.ndarray, kind: str) -> Labels:
+    """Infer the value of every step from the verdicts on the finished traces below it.
+
+    verdict `[B R]` int32 from `judge`; kind: a key of `TARGETS`. Rows without a label have target
+    0. Duplicates, padding problems and trees set aside have no label, and their verdicts count for
+    nothing.
+    """
+    tree = jax.device_get(tree)
+    chex.assert_equal_shape([tree.parent, tree.kind, verdict])
+    usable = trees.is_usable(tree)
+    verdict = np.where(usable, verdict, Verdict.NONE).astype(np.int32)
+    target, is_labelled = TARGETS[kind](tree, verdict)
+    chex.assert_equal_shape([tree.parent, target, is_labelled])
+    is_labelled = is_labelled & usable
+    is_reached = fold_up(tree.parent, verdict == Verdict.CORRECT, False, np.logical_or)[:, :-1]
+    return Labels(
+        verdict=verdict,
+        is_correct=is_labelled & is_reached,
+        target=np.where(is_labelled, target, 0).astype(np.float32),
+        is_labelled=is_labelled,
+    )
+
+
+def counts(tree: Tree, labels: Labels) -> dict[str, int]:
+    """Count what was judged, labelled, pruned and set aside; padding problems are not counted."""
+    is_problem = tree.problem_id >= 0
+    is_solved = (labels.verdict == Verdict.CORRECT).any(axis=1)
+    return {
+        "num_trees": int(is_problem.sum()),
+        "num_set_aside": int((is_problem & ~tree.is_ok).sum()),
+        "num_trees_solved": int(is_solved.sum()),
+        "num_trees_without_correct": int((is_problem & tree.is_ok & ~is_solved).sum()),
+        "num_correct": int((labels.verdict == Verdict.CORRECT).sum()),
+        "num_wrong": int((labels.verdict == Verdict.WRONG).sum()),
+        "num_unparsable": int((labels.verdict == Verdict.UNPARSABLE).sum()),
+        "num_errors": int((labels.verdict == Verdict.ERROR).sum()),
+        "num_labelled": int(labels.is_labelled.sum()),
+        "num_unlabelled": int((trees.is_usable(tree) & ~labels.is_labelled).sum()),
+    }

@@ -1,0 +1,50 @@
+"""Walks that carry values through a batch of trees, which every kind of label is made of.
+
+A parent's row number is smaller than its children's, so one pass over the rows from the last to the
+first carries anything up, and one from the first to the last carries anything down. In the results
+the prompt is one more row, behind the others, and so the parent of the first steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import chex
+import numpy as np
+
+# (values of parents [B], values of their children [B]) -> values of the parents [B]
+CombineFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (values of parents [B], a number of a row) -> values of that row [B]
+StepFn = Callable[[np.ndarray, int], np.ndarray]
+
+
+def fold_up(parent: np.ndarray, own: np.ndarray, prompt: float, combine: CombineFn) -> np.ndarray:
+    """Let every row take in its children, which have taken in theirs: `[B R + 1]`, of own's dtype.
+
+    parent `[B R]`; own `[B R]`, what a row is by itself; prompt: what the prompt is by itself.
+    """
+    chex.assert_equal_shape([parent, own])
+    value = np.pad(own, ((0, 0), (0, 1)), constant_values=prompt)
+    problem, above = _above(parent)
+    for row in reversed(range(parent.shape[1])):
+        at = problem, above[:, row]
+        value[at] = combine(value[at], value[:, row])
+    return value
+
+
+def fold_down(parent: np.ndarray, prompt: np.ndarray, step: StepFn) -> np.ndarray:
+    """Make every row's value from its parent's: `[B R + 1]`, of prompt's dtype.
+
+    parent `[B R]`; prompt `[B]`, the value that the prompt has.
+    """
+    chex.assert_equal_shape_prefix([parent, prompt], 1)
+    problem, above = _above(parent)
+    value = np.repeat(prompt[:, None], parent.shape[1] + 1, axis=1)
+    for row in range(parent.shape[1]):
+        value[:, row] = step(value[problem, above[:, row]], row)
+    return value
+
+
+def _above(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices into the results: of the trees [B], and of every row's parent [B R]."""
+    return np.arange(len(parent)), np.where(parent < 0, parent.shape[1], parent)
