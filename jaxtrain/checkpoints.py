@@ -251,7 +251,7 @@ class Checkpoints:
 
     def require_space(self, abstract: State) -> None:
         """Refuse to begin where the disk has no room for one more checkpoint. Raises UserError."""
-        self._store.require_space(abstract, "a checkpoint")
+        self._store.require_space(as_items(abstract), "a checkpoint")
 
     def save(self, state: State) -> None:
         """Write a checkpoint; it is on disk when this returns.
@@ -270,17 +270,23 @@ class Checkpoints:
         """Say what is wrong with a checkpoint, "" where it is as it was saved."""
         return self._store.fault(iteration)
 
-    def restore(self, iteration: int, abstract: State) -> State:
-        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct."""
+    def restore(self, iteration: int, abstract: State, base: Params | None = None) -> State:
+        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct.
+
+        base: what lies under the parameters of a run that trains less than all.
+        """
         found = self._store.restore(iteration, as_items(abstract))
         learners = {
             name: Learner(params=found[name], **found[f"{name}_optimizer"]) for name in NETWORKS
         }
-        return State(np.asarray(iteration, np.int32), **learners)
+        return State(np.asarray(iteration, np.int32), base or {}, **learners)
 
-    def restore_networks(self, iteration: int, abstract: State) -> Networks:
+    def restore_networks(
+        self, iteration: int, abstract: State, base: Params | None = None
+    ) -> Networks:
         """Read the parameters of both networks, and nothing of their optimizers."""
-        return Networks(**self._store.restore(iteration, abstract.networks._asdict()))
+        params = {name: getattr(abstract.networks, name) for name in NETWORKS}
+        return Networks(base or {}, **self._store.restore(iteration, params))
 
     def restore_params(self, iteration: int, network: str, abstract: State) -> Params:
         """Read the parameters of one network, `policy` or `prm`, and nothing else."""
@@ -291,7 +297,8 @@ class Checkpoints:
 def as_items(state: State) -> dict[str, Any]:
     """Name the parts of a State, or of shapes for one, that can be restored alone.
 
-    Its iteration is none of them: the number of the checkpoint says it.
+    Its iteration is none of them: the number of the checkpoint says it. Nor is its base, which is
+    what the run started from.
     """
     items = {}
     for name in NETWORKS:

@@ -34,6 +34,7 @@ from jaxtrain.structs import (
     Labels,
     Learner,
     Networks,
+    Params,
     Prompts,
     Shard,
     Tree,
@@ -106,7 +107,7 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     return shards
 
 
-def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
+def earlier_rounds(run: Run, i: int, base: Params) -> dict[int, list[Shard]]:
     """Read the labelled trees of the iterations before i that are still learnt from.
 
     What is lost of them is grown again. Raises UserError where that takes a checkpoint that is lost
@@ -115,7 +116,7 @@ def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
     first = max(0, i - datasets.num_rounds(run.config.datasets) + 1)
     return {
         j: [
-            training_shard(run, j, k, batch, partial(networks_before, run, j))[0]
+            training_shard(run, j, k, batch, partial(networks_before, run, j, base))[0]
             for k, batch in enumerate(draw(run, j)[0])
         ]
         for j in range(first, i)
@@ -132,7 +133,7 @@ def training_shard(
     return Shard(batch, tree, label(run, i, Purpose.SEARCH, k, tree)), is_restored
 
 
-def networks_before(run: Run, i: int) -> Networks:
+def networks_before(run: Run, i: int, base: Params) -> Networks:
     """Restore the networks that grew the trees of iteration i. Raises UserError."""
     before, abstract = max(i - 1, 0), run.fns.abstract_state
     if fault := run.checkpoints.fault(before):
@@ -143,8 +144,8 @@ def networks_before(run: Run, i: int) -> Networks:
         )
     if i == 0:  # its trees were grown before the PRM's first fit
         policy = run.checkpoints.restore_params(before, "policy", abstract)
-        return Networks(policy, run.fns.init_prm(policy).params)
-    return run.checkpoints.restore_networks(before, abstract)
+        return Networks(base, policy, run.fns.init_prm(policy).params)
+    return run.checkpoints.restore_networks(before, abstract, base)
 
 
 def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
@@ -214,10 +215,9 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
         return None
 
 
-def fit(
-    run: Run, i: int, name: str, update: Callable, learner: Learner, examples: Examples
-) -> Learner:
+def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: Examples) -> Learner:
     """Fit one network to its examples, from where an interrupted fit was last saved."""
+    update = partial(getattr(run.fns, f"update_{name}"), base)
     learner_config: LearnerConfig = getattr(run.config.updates, name)
     c, d = learner_config.fit_of(i), run.config.datasets
     size, rng = learner_config.batch_size, host_rng(run.config.seed, FITS[name], i)

@@ -79,7 +79,10 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     for name in ("parameters", "optimizer"):
         both = [state[network, name] / GIB for network in ("policy", "prm")]
         yield f"  {name:14}{both[0]:10.3f}{both[1]:10.3f}{sum(both):10.3f}"
-    resident = sum(state.values())
+    base = sum(map(on_device, jax.tree.leaves(fns.abstract_state.base)))
+    if base:
+        yield f"  {'base, of both':34}{base / GIB:10.3f}"
+    resident = base + sum(state.values())
     kv, tree = search_bytes(config, mesh)
     yield f"  KV caches of a search, both networks one after the other {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
@@ -149,9 +152,16 @@ def stand_in(config: Config) -> Any:
 
 def parameters(config: Config, fns: Functions) -> Iterator[str]:
     """Count parameters."""
-    for name, learner in (("policy", fns.abstract_state.policy), ("PRM", fns.abstract_state.prm)):
-        count = sum(x.size for x in jax.tree.leaves(learner.params))
-        yield f"{name:16}{count:,} parameters"
+    base, policy, prm = map(num_parameters, fns.abstract_state.networks)
+    if base:
+        yield f"{'base':16}{base:,} parameters, shared by both networks and not trained"
+    yield f"{'policy':16}{policy:,} parameters"
+    yield f"{'PRM':16}{prm:,} parameters"
+
+
+def num_parameters(params: Any) -> int:
+    """Count the numbers of a tree of arrays."""
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def on_device(x: Any) -> float:
@@ -226,10 +236,13 @@ def programs(
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
     sampling = fns.sample if config.evaluation.methods == "all" else fns.greedy
     calls = {
-        "search": (fns.grow, (state.policy.params, state.prm.params, prompts, keys, floats())),
-        "sampling": (sampling, (state.policy.params, state.prm.params, prompts, keys, floats())),
-        "policy update": (fns.update_policy, (state.policy, rows(u.policy.batch_size), floats())),
-        "PRM update": (fns.update_prm, (state.prm, rows(u.prm.batch_size), floats())),
+        "search": (fns.grow, (*state.networks, prompts, keys, floats())),
+        "sampling": (sampling, (*state.networks, prompts, keys, floats())),
+        "policy update": (
+            fns.update_policy,
+            (state.base, state.policy, rows(u.policy.batch_size), floats()),
+        ),
+        "PRM update": (fns.update_prm, (state.base, state.prm, rows(u.prm.batch_size), floats())),
     }
 
     def measure(name: str) -> Program:
@@ -256,9 +269,13 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     """
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
-    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    trained = num_parameters(fns.abstract_state.policy.params)
+    count = num_parameters(fns.abstract_state.base) + trained
     kv, tree = search_bytes(config, mesh)
-    copies = 2 * count * item / tp if item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1 else 0
+    # A base that is shared lies there as it is computed with, unless it is split.
+    is_copied = item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1
+    copies = 2 * trained * item / tp if is_copied else 0
+    copies += (count - trained) * item / tp if mesh.shape["fsdp"] > 1 else 0
     lanes = config.prompts.batch_size / shards * config.search.num_candidates
     yield "search", Program(copies + 2 * kv + 3 * lanes * m.vocab_size * 4 + tree, tree)
     lanes = config.prompts.batch_size / shards
@@ -274,7 +291,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
         ("PRM update", config.updates.prm, False),
     ):
         tokens = fit.batch_size / shards * config.max_length
-        grads = count * 4 / (mesh.shape["fsdp"] * tp)
+        grads = trained * 4 / (mesh.shape["fsdp"] * tp)
         # Kept for the backward pass: a block's inputs, norms, q k v, scores, mixed, gate, up and
         # their product.
         block = tokens * (6 * m.width + 4 * m.mlp_width / tp) * item
@@ -286,14 +303,15 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
             else m.num_layers * block
         )
         logits = 3 * tokens * m.vocab_size * 4 / tp if is_policy else 0
-        weights = count * item / tp if item < 4 or m.is_scanned else 0
+        weights = trained * item / tp if item < 4 or m.is_scanned else 0
         yield name, Program(2 * grads + kept + logits + weights, 0)
 
 
 def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Iterator[str]:
     """Bound the tokens, the FLOPs and the time of an iteration."""
     c, t, m, u = config.search, config.trace, config.model, config.updates
-    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    base, policy, _ = map(num_parameters, fns.abstract_state.networks)
+    count = base + policy
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) / 2 * t.max_step_tokens
     sampled = (
@@ -334,7 +352,8 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
     c, t = config.search, config.trace
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(fns.abstract_state))
+    learners = (fns.abstract_state.policy, fns.abstract_state.prm)
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(learners))
     rows = c.num_simulations * (
         c.num_candidates
         + c.mcts_star.rollout_depth(t.max_steps) * c.mcts_star.num_rollout_candidates

@@ -185,7 +185,7 @@ def assert_both_learn_alike(one: Functions, other: Functions, which: str, num_up
     for fns in (one, other):
         learner, found = start(fns, which), []
         for batch in UPDATES[which](num_updates):
-            learner, info = getattr(fns, f"update_{which}")(learner, batch, np.float32(0.01))
+            learner, info = getattr(fns, f"update_{which}")({}, learner, batch, np.float32(0.01))
             found.append(float(info["loss"]))
         losses.append(found)
         learners.append(jax.device_get(learner))
@@ -216,7 +216,7 @@ def test_what_lies_past_a_length_is_never_learnt(one, which):
     past = batch.segment == 0
     garbled = batch.replace(tokens=np.where(past, (batch.tokens + 3) % VOCAB, batch.tokens))
     update = getattr(one, f"update_{which}")
-    learners = [update(start(one, which), b, np.float32(0.01))[0] for b in (batch, garbled)]
+    learners = [update({}, start(one, which), b, np.float32(0.01))[0] for b in (batch, garbled)]
     jax.tree.map(np.testing.assert_array_equal, *learners)
 
 
@@ -236,7 +236,7 @@ def grown(fns: Functions):
     length = rng.integers(1, 7, 16).astype(np.int32)
     tokens = rng.integers(2, VOCAB, (16, 6)).astype(np.int32)
     prompts = Prompts(tokens, length, np.arange(16, dtype=np.int32))
-    tree = fns.grow(*params, prompts, fns.problem_keys(0, 1, prompts.problem_id), np.float32(1))
+    tree = fns.grow({}, *params, prompts, fns.problem_keys(0, 1, prompts.problem_id), np.float32(1))
     (program,) = fns.grow._compiled.values()
     return jax.device_get(tree), program.as_text()
 

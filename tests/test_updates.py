@@ -169,12 +169,12 @@ CONFIG = LearnerConfig(weight_decay=0.05, clip_norm=0.5)
 FIT = FitConfig(learning_rate=0.1, warmup=0.2, final=0.1)
 
 
-def squares(params, batch):
+def squares(params, base, batch, num_updates):
     x, y = batch
     return jnp.mean((x @ params["slope"] + params["bias"] - y) ** 2)
 
 
-update = jax.jit(make_update(squares, make_optimizer(CONFIG)))
+update = partial(jax.jit(make_update(squares, make_optimizer(CONFIG))), {})
 
 
 def line_batches(num, seed=1):
