@@ -4,7 +4,7 @@ undisturbed run.
     python -m benchmarks.kill        # the quickstart in reduced size; prints a table, exit code 1
     on any difference
 
-Final parameters, optimizers and replay are compared bit for bit, the metrics log line by line, but
+Final parameters and optimizers are compared bit for bit, the metrics log line by line, but
 for what clocks say.
 """
 

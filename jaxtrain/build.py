@@ -2,15 +2,15 @@
 iteration.
 
 Every function is pure and knows its shardings: search runs per shard of the batch on whole weights,
-updates run over the whole mesh. Closures capture config and modules, never arrays. Each is compiled
-at its first call, and the compilation is announced.
+updates run over the whole mesh. Closures capture config and modules, and no arrays but a base that
+never changes. Each is compiled at its first call, and the compilation is announced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -107,6 +107,7 @@ def build(
     base_placed = sharding.tree_shardings(mesh, base)
     is_loaded = pretrained is not None and adapters.rank is None
 
+    @cache  # every caller shares it
     def init_base() -> Params:
         if not base or pretrained is None:
             key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]

@@ -43,7 +43,7 @@ def iterate(state: State, run: Run) -> State:
     i, c = int(state.iteration) + 1, run.config
     batches, num_too_long = draw(run, i)
     shards = grow(run, i, batches, state.networks)
-    rounds = {**earlier_rounds(run, i, state.base), i: shards}
+    rounds = {**earlier_rounds(run, i), i: shards}
     traces, paths, counts = datasets.collect(rounds, c.datasets, c.max_length, c.seed)
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", counts)})
     policy = fit(run, i, "policy", state.base, state.policy, traces)

@@ -23,7 +23,7 @@ from jaxtrain.errors import Diverged, UserError
 from jaxtrain.files import disk_fault
 from jaxtrain.memory import check_address_space, is_exhausted, shrink
 
-COMMANDS = ("run", "plan", "evaluate", "export")
+COMMANDS = ("run", "plan", "evaluate", "relabel", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

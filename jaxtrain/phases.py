@@ -107,20 +107,20 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     return shards
 
 
-def earlier_rounds(run: Run, i: int, base: Params) -> dict[int, list[Shard]]:
-    """Read the labelled trees of the iterations before i that are still learnt from.
-
-    What is lost of them is grown again. Raises UserError where that takes a checkpoint that is lost
-    too.
-    """
+def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
+    """Read the labelled trees of the iterations before i that are still learnt from."""
     first = max(0, i - datasets.num_rounds(run.config.datasets) + 1)
-    return {
-        j: [
-            training_shard(run, j, k, batch, partial(networks_before, run, j, base))[0]
-            for k, batch in enumerate(draw(run, j)[0])
-        ]
-        for j in range(first, i)
-    }
+    return {j: read_round(run, j) for j in range(first, i)}
+
+
+def read_round(run: Run, i: int) -> list[Shard]:
+    """Read the labelled trees of an iteration that is over; what is lost of them is grown again.
+
+    Raises UserError where that takes a checkpoint that is lost too.
+    """
+    networks_fn = partial(networks_before, run, i)
+    batches, _ = draw(run, i)
+    return [training_shard(run, i, k, batch, networks_fn)[0] for k, batch in enumerate(batches)]
 
 
 def training_shard(
@@ -133,9 +133,9 @@ def training_shard(
     return Shard(batch, tree, label(run, i, Purpose.SEARCH, k, tree)), is_restored
 
 
-def networks_before(run: Run, i: int, base: Params) -> Networks:
+def networks_before(run: Run, i: int) -> Networks:
     """Restore the networks that grew the trees of iteration i. Raises UserError."""
-    before, abstract = max(i - 1, 0), run.fns.abstract_state
+    before, abstract, base = max(i - 1, 0), run.fns.abstract_state, run.fns.init_base()
     if fault := run.checkpoints.fault(before):
         raise UserError(
             f"{run.workdir.path}: trees of iteration {i} are still learnt from, and some are gone "

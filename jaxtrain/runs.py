@@ -34,6 +34,20 @@ def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dic
     return hashes | dict(pretrained.hashes if pretrained else {})
 
 
+def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
+    """Read the config and the manifest of a run that is there. Raises UserError where it is none."""
+    values, manifest = read_old(path)
+    for name, content in (("config.json", values), ("manifest.json", manifest)):
+        if not content:
+            raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
+    try:
+        return read_config(values), manifest
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path / 'config.json'}: {error}; take the jaxtrain that wrote it"
+        ) from error
+
+
 def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
     """Open a run that is there, to read it alone. Returns (its config, its manifest, the model it
     started from).
@@ -41,16 +55,7 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
     The config is for the devices here. Raises UserError where it is no run, or its model is not
     what it was.
     """
-    values, manifest = read_old(path)
-    for name, content in (("config.json", values), ("manifest.json", manifest)):
-        if not content:
-            raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
-    try:
-        config = read_config(values)
-    except (UserError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path / 'config.json'}: {error}; take the jaxtrain that wrote it"
-        ) from error
+    config, manifest = read_run(path)
     pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
     hashes = pretrained.hashes if pretrained else {}
     started = {name: value for name, value in manifest["facts"].items() if name.startswith("hub/")}

@@ -54,10 +54,10 @@ class TreeFiles:
         folder, end = ("labels", f".{kind}") if kind else ("trees", "")
         return self.run / folder / str(iteration) / f"{purpose}-{shard:05d}{end}.npz"
 
-    def shards(self, iteration: int, purpose: str = TRAINING) -> list[int]:
-        """List the shards of trees that are there."""
-        paths = self.path(iteration, 0, purpose).parent.glob(f"{purpose}-*.npz")
-        return sorted(int(path.stem.removeprefix(f"{purpose}-")) for path in paths)
+    def training(self) -> list[tuple[int, int]]:
+        """List the shards of training trees that are there: (iteration, shard) each, in order."""
+        paths = (self.run / "trees").glob(f"*/{TRAINING}-*.npz")
+        return sorted((int(p.parent.name), int(p.stem.rpartition("-")[2])) for p in paths)
 
     def save(self, iteration: int, shard: int, tree: Tree, purpose: str = TRAINING) -> None:
         """Write one shard of finished trees."""
@@ -96,7 +96,7 @@ class TreeFiles:
 
     def adopt(self, source: TreeFiles, iteration: int, kind: str) -> None:
         """Copy the training trees of an iteration, and their labels of a kind, from another run."""
-        for shard in source.shards(iteration):
+        for shard in (shard for i, shard in source.training() if i == iteration):
             if (tree := source.load(iteration, shard)) is not None:
                 self.save(iteration, shard, tree)
                 if (labels := source.load_labels(iteration, shard, tree, kind)) is not None:

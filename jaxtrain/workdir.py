@@ -140,7 +140,7 @@ def open_workdir(
     try:
         _make_folder(path)
         with contextlib.ExitStack() as stack:
-            lock = stack.enter_context(_acquire(path))
+            lock = stack.enter_context(acquire(path))
             notices, starts = _take_over(path, config, facts, command)
             stack.pop_all()
     except OSError as error:
@@ -250,7 +250,7 @@ def _make_folder(path: Path) -> None:
             )
 
 
-def _acquire(path: Path) -> IO[str]:
+def acquire(path: Path) -> IO[str]:
     """Lock the folder through the kernel, which forgets a lock with its process, so none is ever
     stale.
     """

@@ -413,7 +413,6 @@ def make_labels(tree, verdict, target=None, is_labelled=None):
     shape = tree.parent.shape
     return Labels(
         verdict=verdict,
-        distance=np.zeros(shape, np.int32),
         is_correct=np.zeros(shape, bool) if target is None else target > 0.5,
         target=np.zeros(shape, np.float32) if target is None else target,
         is_labelled=np.zeros(shape, bool) if is_labelled is None else is_labelled,

@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints
+from jaxtrain import datasets, prompts
 from jaxtrain.config import Config
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.main import main
-from jaxtrain.progress import Progress
-from jaxtrain.structs import Kind, Replay
+from jaxtrain.structs import Examples, Kind, Labels, Shard, Tree
 from jaxtrain.tasks import Task, make_task
+from jaxtrain.trees import TreeFiles
 
 CONFIG = Path(__file__).parents[1] / "configs" / "gsm8k_scratch.py"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
@@ -138,15 +138,23 @@ class Run:
         }
         return {name: values[trees["problem_id"] >= 0] for name, values in trees.items()}
 
-    @cached_property
-    def replay(self) -> Replay:
+    def learnt(self) -> tuple[Examples, Examples]:
+        """What both networks were fitted to last, made anew from the files."""
+        newest, c = max(self.metrics), self.config
         key = read_json(self.workdir / "manifest.json")["run_key"]
-        with (
-            Progress(0) as progress,
-            Checkpoints(self.workdir / "checkpoints", self.config.checkpoints, key) as checkpoints,
-        ):
-            abstract = build(self.config, self.task.tokenizer, progress).abstract_state
-            return checkpoints.restore(max(self.metrics), abstract).replay
+        files = TreeFiles(self.workdir, key, "")
+        encode = prompts.make_encode(c.prompts, self.task.tokenizer, ())
+        rounds: dict[int, list[Shard]] = {i: [] for i in range(newest + 1)}
+        for i, shard in files.training():
+            tree = files.load(i, shard)
+            assert tree is not None
+            made = files.load_labels(i, shard, tree, c.labels.kind)
+            assert made is not None
+            problems = [self.task.problems[k] for k in tree.problem_id if k >= 0]
+            size = len(tree.problem_id)
+            (batch,), _ = prompts.encode(problems, encode, c.prompts.max_prompt_tokens, size)
+            rounds[i].append(Shard(batch, tree, made))
+        return datasets.collect(rounds, c.datasets, c.max_length, c.seed)[:2]
 
 
 def run(name: str, folder: Path, paths: tuple[Path, Path], settings: dict) -> Run:
@@ -250,11 +258,10 @@ def test_whatever_the_policy_learns_from_is_correct_when_judged_again(trained):
     lines = Path(trained.config.tasks.path).read_bytes().split(b"\n")
     rows = [json.loads(line) for line in lines if b"#### " in line]
     golds = {row["question"]: row["answer"].partition("#### ")[2] for row in rows}
-    traces = trained.replay.traces
-    used = np.flatnonzero(traces.iteration >= 0)
-    assert len(used) > 10
-    for i in used:
-        tokens, start, end = traces.tokens[i], traces.prompt_length[i], traces.length[i] - 1
+    rows = trained.learnt()[0].rows
+    assert len(rows.tokens) > 10
+    for tokens, weight in zip(rows.tokens, rows.weight, strict=True):
+        start, end = np.flatnonzero(weight)[[0, -1]]
         assert tokens[end] == 1 and not tokens[end + 1 :].any()
         question = text_of(tokens[:start]).removeprefix("Q: ").removesuffix("\nA:\n")
         given = text_of(tokens[start:end]).rpartition("####")[2].partition("\n")[0]
@@ -262,14 +269,13 @@ def test_whatever_the_policy_learns_from_is_correct_when_judged_again(trained):
 
 
 def test_paths_of_the_prm_begin_with_their_prompt_byte_for_byte(trained):
-    prompts = {problem.id: problem.prompt for problem in trained.task.train}
-    paths = trained.replay.paths
-    used = np.flatnonzero(paths.iteration >= 0)
-    assert len(used) > 10
-    assert all(
-        text_of(paths.tokens[i, : paths.length[i]]).startswith(prompts[paths.problem_id[i]])
-        for i in used
-    )
+    asked = {problem.id: problem.prompt for problem in trained.task.train}
+    _, paths = trained.learnt()
+    assert len(paths.problem_id) > 10
+    for tokens, segment, i in zip(
+        paths.rows.tokens, paths.rows.segment, paths.problem_id, strict=True
+    ):
+        assert text_of(tokens[segment > 0]).startswith(asked[i])
 
 
 def test_both_networks_learn_from_solved_trees(trained):
@@ -288,9 +294,7 @@ def test_without_a_correct_leaf_both_fits_are_skipped_and_said_to_be(untrained):
     assert "the policy has no data" in untrained.said and "the prm has no data" in untrained.said
     page = (untrained.workdir / "report.html").read_text()
     assert "the policy had no data" in page and "the prm had no data" in page
-    assert (untrained.replay.traces.iteration < 0).all() and (
-        untrained.replay.paths.iteration < 0
-    ).all()
+    assert [len(examples.problem_id) for examples in untrained.learnt()] == [0, 0]
 
 
 def test_the_real_files_are_read_whole(real):
@@ -303,3 +307,33 @@ def test_without_a_path_one_line_names_the_key(capsys, tmp_path):
     said = capsys.readouterr().err
     assert "--config.tasks.path" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_stored_trees_are_labelled_anew_and_nothing_is_judged(trained, capsys):
+    """The second time too, for an iteration alone; what the run learnt from stays as it is."""
+    folder, kind = trained.workdir / "labels", trained.config.labels.kind
+    before = {path: path.read_bytes() for path in folder.glob(f"*/search-*.{kind}.npz")}
+    for more in ([], ["--iteration", "1"]):
+        command = ["main", "relabel", "--workdir", str(trained.workdir), "--kind", "mc_return"]
+        assert main([*command, *more]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(before) > 1 and f"{len(before)} shards labelled" in capsys.readouterr().out
+    for path in before:
+        made = Labels(**np.load(path.with_name(path.name.replace(kind, "mc_return"))))
+        tree = Tree(
+            **np.load(trained.workdir / "trees" / path.parent.name / f"{path.name[:12]}.npz")
+        )
+        known = np.load(path)["verdict"]
+        np.testing.assert_array_equal(made.verdict, known)
+        assert np.isin(made.target[known != 0], (0, 1)).all()
+        assert made.is_labelled.sum() > 0 and made.is_labelled.shape == tree.parent.shape
+
+
+def test_trees_without_verdicts_are_left_out_and_said_to_be(trained, capsys, tmp_path):
+    folder = shutil.copytree(trained.workdir, tmp_path / "run")
+    next((folder / "labels" / "0").glob("search-*.quality.npz")).unlink()
+    assert main(["main", "relabel", "--workdir", str(folder), "--kind", "mc_return"]) == 0
+    assert "is not judged yet; the run makes up for it" in capsys.readouterr().out
+    shutil.rmtree(folder / "labels")
+    assert main(["main", "relabel", "--workdir", str(folder), "--kind", "mc_return"]) == 2
+    assert "no trees there that are judged" in capsys.readouterr().err

@@ -16,23 +16,24 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import iteration, phases
+from jaxtrain import datasets, iteration, phases
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
 from jaxtrain.config import Config, LoopConfig
-from jaxtrain.datasets import DatasetsConfig, num_rows
 from jaxtrain.errors import Diverged, UserError
 from jaxtrain.evaluation import EvaluationConfig
+from jaxtrain.metrics import MetricsLog
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Kind, State, Verdict
+from jaxtrain.structs import Examples, Kind, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
 from jaxtrain.tasks.countdown import solutions
+from jaxtrain.trees import TreeFiles
 from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
-from jaxtrain.workdir import Workdir, open_workdir, run_key
+from jaxtrain.workdir import open_workdir, run_key
 
 TASKS = TasksConfig(
     max_number=4, max_target=12, num_train=16, num_dev=0, num_test=8, num_demonstrations=8
@@ -43,7 +44,6 @@ CONFIG = Config(
     prompts=PromptsConfig(num_problems=16, num_first_problems=8, max_prompt_tokens=9, batch_size=8),
     trace=TraceConfig(max_steps=2, max_step_tokens=12),
     search=SearchConfig(num_simulations=3, num_candidates=2),
-    datasets=DatasetsConfig(max_traces=24, max_paths=32),
     updates=UpdatesConfig(
         policy=LearnerConfig(
             warm_start=FitConfig(num_updates=120, learning_rate=0.02),
@@ -179,9 +179,19 @@ def assert_same_run(state: State, folder: Path, straight: tuple[State, Path]) ->
     ):
         assert np.array_equal(np.asarray(leaf), np.asarray(expected)), jax.tree_util.keystr(path)
     assert read_rows(folder) == read_rows(expected_folder)
-    for path in sorted((expected_folder / "trees").glob("*/*.npz")):
+    for path in sorted(expected_folder.glob("[lt]*/*/*.npz")):  # labels and trees
         with np.load(folder / path.relative_to(expected_folder)) as ours, np.load(path) as theirs:
             assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.files), path
+
+
+def collected(folder: Path, task: Task, fns: Functions, newest: int) -> tuple[Examples, Examples]:
+    """Make anew what a run of `CONFIG` learnt from in iteration `newest`."""
+    with open_workdir(folder, {"seed": CONFIG.seed}, {}) as workdir:
+        log, progress = MetricsLog(folder), Progress(0, StringIO())
+        with Checkpoints(workdir.checkpoints, CONFIG.checkpoints, RUN_KEY) as checkpoints:
+            run = phases.Run(CONFIG, task, fns, workdir, log, progress, checkpoints)
+            rounds = {i: phases.read_round(run, i) for i in range(newest + 1)}
+    return datasets.collect(rounds, CONFIG.datasets, CONFIG.max_length, CONFIG.seed)[:2]
 
 
 def test_one_iteration_then_another_equals_two(run_in, task, folder, straight):
@@ -241,11 +251,12 @@ def test_a_fit_keeps_to_its_rates_and_epochs(run_in, task, fns, tmp_path):
     config = replace(
         CONFIG, updates=replace(CONFIG.updates, policy=policy), loop=LoopConfig(num_iterations=1)
     )
-    state = run_in(tmp_path, task, config, fns=replace(fns, update_policy=update))
+    run_in(tmp_path, task, config, fns=replace(fns, update_policy=update))
     num_first = policy.warm_start.num_updates
     first, later = rates[:num_first], rates[num_first:]
     assert (max(first), max(later)) == pytest.approx((0.02, 0.01), rel=1e-2)
-    assert len(later) == math.ceil(1.5 * num_rows(state.replay.traces) / 16) < 4
+    num_traces = datasets.num_rows(collected(tmp_path, task, fns, 1)[0])
+    assert len(later) == math.ceil(1.5 * num_traces / 16) < 4
 
 
 INTERRUPTIONS = {
@@ -310,7 +321,7 @@ DAMAGES = {
     "arrays gone": lambda path: [file.unlink() for file in path.rglob("d/*")],
     "metadata gone": lambda path: next(path.rglob("_METADATA")).unlink(),
     "an empty folder": empty,
-    "a folder with a stray file": lambda path: (path / "state" / "notes.txt").write_text("mine"),
+    "a folder with a stray file": lambda path: (path / "prm" / "notes.txt").write_text("mine"),
     "no seal": lambda path: (path / "sha256.json").unlink(),
     "a spoilt seal": lambda path: (path / "sha256.json").write_text("{"),
     "another iteration's": lambda path: (
@@ -474,7 +485,7 @@ def test_stop_between_report_and_log_scores_again(run_in, task, folder, straight
         raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(phases, "write_report", interrupted)
+        patch.setattr(phases, "render_report", interrupted)
         run_in(folder, task)
     assert_same_run(run_in(folder, task), folder, straight)
 
@@ -489,13 +500,13 @@ def test_finished_run_started_again_changes_nothing(run_in, task, straight):
 
 def test_finished_shards_are_not_grown_again(run_in, task, folder, monkeypatch):
     grown = Counter()
-    save_trees = Workdir.save_trees
+    save = TreeFiles.save
 
-    def counting(workdir, i, k, tree, purpose):
+    def counting(files, i, k, tree, purpose):
         grown[i, purpose] += 1
-        save_trees(workdir, i, k, tree, purpose)
+        save(files, i, k, tree, purpose)
 
-    monkeypatch.setattr(Workdir, "save_trees", counting)
+    monkeypatch.setattr(TreeFiles, "save", counting)
     with pytest.raises(Interrupted):
         run_in(
             folder,
@@ -511,7 +522,8 @@ def test_files_are_left_behind(straight):
     for name in ("config.json", "manifest.json", "metrics.jsonl", "report.html"):
         assert (folder / name).stat().st_size > 0, name
     for i, num_shards in ((0, 1), (1, 2), (2, 2)):
-        assert (folder / "checkpoints" / str(i) / "state").is_dir()
+        assert (folder / "checkpoints" / str(i) / "policy").is_dir()
+        assert len(list((folder / "labels" / str(i)).glob("search-*.quality.npz"))) == num_shards
         assert len(list((folder / "trees" / str(i)).glob("search-*.npz"))) == num_shards
     assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 1
 
@@ -584,41 +596,36 @@ def test_report_shows_the_last_iteration(straight):
     assert "iteration 2 of 2" in text
 
 
-def test_all_that_the_policy_learns_from_verifies(straight, task):
-    state, _ = straight
-    traces, problems = state.replay.traces, {problem.id: problem for problem in task.train}
-    used = np.flatnonzero(traces.iteration >= 0)
-    assert len(used) >= 5
-    for row in used:
-        prompt, end = int(traces.prompt_length[row]), int(traces.length[row])
-        problem = problems[int(traces.problem_id[row])]
-        assert task.tokenizer.decode(traces.tokens[row, :prompt]) == problem.prompt
-        assert traces.tokens[row, end - 1] == task.tokenizer.end_id
-        assert (
-            task.verify(problem, task.tokenizer.decode(traces.tokens[row, prompt:end]))
-            is Verdict.CORRECT
-        )
+@pytest.fixture(scope="module")
+def learnt(straight, task, fns):
+    """What both networks are fitted to in the last iteration."""
+    return collected(straight[1], task, fns, 2)
 
 
-def test_prm_learns_from_both_outcomes(straight):
+def test_all_that_the_policy_learns_from_verifies(learnt, task):
+    traces, _ = learnt
+    rows, problems = traces.rows, {problem.id: problem for problem in task.train}
+    assert len(rows.tokens) >= 5
+    for row, problem_id in enumerate(traces.problem_id):
+        (response,), end = np.nonzero(rows.weight[row]), rows.segment[row].sum()
+        prompt, problem = response[0], problems[int(problem_id)]
+        assert response.tolist() == list(range(prompt, end))
+        assert task.tokenizer.decode(rows.tokens[row, :prompt]) == problem.prompt
+        assert rows.tokens[row, end - 1] == task.tokenizer.end_id
+        text = task.tokenizer.decode(rows.tokens[row, prompt:end])
+        assert task.verify(problem, text) is Verdict.CORRECT
+
+
+def test_prm_learns_from_both_outcomes(learnt):
     """The paths come of trees that were solved, and the PRM sees wrong answers too."""
-    state, _ = straight
-    paths = state.replay.paths
-    used = paths.iteration >= 0
-    assert 0 < paths.is_correct[used].sum() < used.sum()
-    is_labelled = paths.weight[used] > 0
-    assert np.ptp(paths.target[used][is_labelled]) > 0.3
+    _, paths = learnt
+    assert 0 < paths.is_correct.sum() < len(paths.is_correct)
+    assert np.ptp(paths.rows.target[paths.rows.weight > 0]) > 0.3
 
 
-def test_test_problems_are_never_trained_on(straight, task):
-    state, _ = straight
+def test_test_problems_are_never_trained_on(learnt, task):
     test_ids = {problem.id for problem in (*task.test, *task.dev)}
-    trained = {
-        int(i)
-        for rows in (state.replay.traces, state.replay.paths)
-        for i in rows.problem_id
-        if i >= 0
-    }
+    trained = {int(i) for examples in learnt for i in examples.problem_id}
     assert trained and not trained & test_ids
 
 
@@ -626,7 +633,7 @@ def test_trees_on_disk_are_those_of_the_config(straight):
     _, folder = straight
     c = CONFIG.search
     with open_workdir(folder, {"seed": 0}, {}) as workdir:
-        tree = workdir.load_trees(2, 1)
+        tree = workdir.trees.load(2, 1)
     assert tree is not None
     assert tree.kind.shape == (8, c.num_simulations * (c.num_candidates + 1))
     assert (tree.num_simulations == c.num_simulations).all()
@@ -650,10 +657,9 @@ def vars_of(task: Task) -> dict:
     return {name: getattr(task, name) for name in task.__dataclass_fields__}
 
 
-def test_unsolved_trees_give_no_labels_and_both_fits_are_skipped(unsolving):
-    state, rows, told, _ = unsolving
-    assert (state.replay.traces.iteration == -1).all()
-    assert (state.replay.paths.iteration == -1).all()
+def test_unsolved_trees_give_no_labels_and_both_fits_are_skipped(unsolving, task, fns):
+    _, rows, told, folder = unsolving
+    assert [len(examples.problem_id) for examples in collected(folder, task, fns, 2)] == [0, 0]
     merged = {
         i: {k: v for row in rows if row["iteration"] == i for k, v in row.items()} for i in range(3)
     }
@@ -743,3 +749,54 @@ def test_damaged_shard_is_grown_again(run_in, task, folder, straight):
     shard = folder / "trees" / "1" / "search-00000.npz"
     shard.write_bytes(shard.read_bytes()[:-40])
     assert_same_run(run_in(folder, task), folder, straight)
+
+
+@pytest.mark.parametrize("iteration", [0, 1])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_lost_trees_that_are_still_learnt_from_are_grown_again(
+    run_in, task, straight, tmp_path, iteration, is_there
+):
+    """Those of the warm start, whose PRM no checkpoint holds, too."""
+    folder = shutil.copytree(straight[1], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "2")
+    shard = folder / "trees" / str(iteration) / "search-00000.npz"
+    shard.write_bytes(shard.read_bytes()[:-40]) if is_there else shard.unlink()
+    assert_same_run(run_in(folder, task), folder, straight)
+
+
+def test_trees_that_cannot_be_grown_again_are_one_line(run_in, task, folder):
+    run_in(folder, task, replace(CONFIG, loop=LoopConfig(num_iterations=1)))
+    shutil.rmtree(folder / "checkpoints" / "0")
+    (folder / "trees" / "1" / "search-00001.npz").unlink()
+    with pytest.raises(UserError, match="trees of iteration 1 .* checkpoint 0, but .*; restore"):
+        run_in(folder, task)
+    assert (folder / "checkpoints" / "1").is_dir()
+
+
+def test_nothing_is_judged_twice(run_in, task, folder):
+    asked = Counter()
+
+    class Counting(type(task)):
+        def verify(self, problem, text):
+            asked[problem.id, text] += 1
+            return super().verify(problem, text)
+
+    counting = Counting(**vars_of(task))
+    with pytest.raises(Interrupted):
+        run_in(folder, counting, progress=InterruptedProgress(INTERRUPTIONS["after search"]))
+    before, config = asked.total(), replace(CONFIG, loop=LoopConfig(num_iterations=1))
+    assert before > 0
+    with pytest.raises(Interrupted):  # the search of iteration 1 is read, and the warm start's too
+        run_in(folder, counting, config, InterruptedProgress(INTERRUPTIONS["after search"]))
+    assert asked.total() == before
+
+
+def test_damaged_labels_are_made_again(run_in, task, folder, straight):
+    with pytest.raises(Interrupted):
+        run_in(folder, task, progress=InterruptedProgress(INTERRUPTIONS["after search"]))
+    shard = folder / "labels" / "1" / "search-00000.quality.npz"
+    shard.write_bytes(shard.read_bytes()[:-40])
+    told = InterruptedProgress(lambda *phase: False)
+    assert_same_run(run_in(folder, task, progress=told), folder, straight)
+    assert "set aside in damaged/labels-1-search-0000" in told.stream.getvalue()
+    assert "its trees are judged again" in told.stream.getvalue()

@@ -8,16 +8,14 @@ from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from jaxtrain import intervals, labels
+from jaxtrain import intervals
 from jaxtrain import iteration as iteration_lib
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions
 from jaxtrain.config import Config, LoopConfig
-from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
@@ -226,7 +224,6 @@ def stub_functions(task):
         **dict.fromkeys(("init_policy", "init_prm"), init),
         **dict.fromkeys(("grow", "solve", "sample", "greedy"), grow),
         **dict.fromkeys(("update_policy", "update_prm"), update),
-        back_up=jax.jit(labels.back_up),
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
         abstract_state=None,
     )
@@ -252,7 +249,6 @@ def run_folder(tmp_path_factory):
             batch_size=4,
         ),
         trace=TraceConfig(max_steps=2, max_step_tokens=32),
-        datasets=DatasetsConfig(max_traces=16, max_paths=32),
         updates=UpdatesConfig(policy=learner, prm=replace(learner, fit=FitConfig(num_updates=2))),
         evaluation=EvaluationConfig(num_problems=8, num_samples=4),
         loop=LoopConfig(num_iterations=2),

@@ -167,7 +167,9 @@ def policy_batches(num):
 def prm_batches(num):
     rng = np.random.default_rng(2)
     for batch in policy_batches(num):
-        target, weight = rng.uniform(size=(2, 8, LENGTH)).astype(np.float32)
+        # values that lie together, so that a few updates find them
+        target = rng.uniform(0.8, 1, (8, LENGTH)).astype(np.float32)
+        weight = rng.uniform(size=(8, LENGTH)).astype(np.float32)
         is_step_end = (batch.weight > 0) & (rng.uniform(size=weight.shape) < 0.3)
         yield batch.replace(target=target, weight=np.where(is_step_end, weight, 0))
 

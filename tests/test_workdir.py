@@ -17,8 +17,9 @@ import pytest
 from jaxtrain import manifest as manifest_lib
 from jaxtrain.errors import UserError
 from jaxtrain.files import read_json, write_atomic
-from jaxtrain.structs import Tree
-from jaxtrain.workdir import Damaged, open_workdir
+from jaxtrain.structs import Labels, Tree
+from jaxtrain.trees import Damaged
+from jaxtrain.workdir import open_workdir
 
 CONFIG = {
     "seed": 3,
@@ -184,7 +185,9 @@ def test_a_folder_where_a_file_belongs_is_one_line(tmp_path, name):
         open_workdir(tmp_path, CONFIG, FACTS)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "fits", "trees", "tensorboard", "damaged"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "fits", "trees", "labels", "tensorboard", "damaged"]
+)
 def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, name):
     open_workdir(tmp_path, CONFIG, FACTS).close()
     (tmp_path / name).write_text("")
@@ -279,18 +282,18 @@ def test_trees_come_back_bit_equal_by_iteration_shard_and_purpose(tmp_path):
         ]
         trees = {place: make_tree(seed=seed) for seed, place in enumerate(places)}
         for (iteration, shard, purpose), tree in trees.items():
-            workdir.save_trees(iteration, shard, tree, purpose=purpose)
+            workdir.trees.save(iteration, shard, tree, purpose=purpose)
         for place, tree in trees.items():
-            loaded = workdir.load_trees(*place[:2], purpose=place[2])
+            loaded = workdir.trees.load(*place[:2], purpose=place[2])
             assert loaded is not None and equal(loaded, tree)
-        assert workdir.load_trees(2, 0) is None
+        assert workdir.trees.load(2, 0) is None
     assert (tmp_path / "trees" / "1" / "evaluation-00007.npz").exists()
 
 
 def test_trees_are_read_by_plain_numpy(tmp_path):
     tree = make_tree()
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.save_trees(1, 0, tree)
+        workdir.trees.save(1, 0, tree)
     with np.load(tmp_path / "trees" / "1" / "search-00000.npz", allow_pickle=False) as arrays:
         assert sorted(arrays.files) == sorted(field.name for field in fields(Tree))
         assert np.array_equal(arrays["tokens"], tree.tokens)
@@ -299,7 +302,7 @@ def test_trees_are_read_by_plain_numpy(tmp_path):
 def load_or_none(workdir, *place) -> Tree | None:
     """Load a shard; None where it is set aside."""
     try:
-        return workdir.load_trees(*place)
+        return workdir.trees.load(*place)
     except Damaged:
         return None
 
@@ -308,8 +311,8 @@ def test_damaged_shard_is_never_believed(tmp_path):
     """Every single flipped byte and every truncation is found, or leaves the very same tree."""
     tree = make_tree(num_problems=1)
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.save_trees(1, 0, tree)
-        path = workdir.trees(1, 0)
+        workdir.trees.save(1, 0, tree)
+        path = workdir.trees.path(1, 0)
         whole = path.read_bytes()
         rng = np.random.default_rng(0)
         for position in rng.permutation(len(whole))[:600]:
@@ -336,8 +339,8 @@ def leave_out(arrays):
 @pytest.mark.parametrize("spoil", [alter, leave_out])
 def test_an_altered_or_partial_shard_is_set_aside_and_told(tmp_path, spoil):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.save_trees(1, 0, make_tree())
-        path = workdir.trees(1, 0)
+        workdir.trees.save(1, 0, make_tree())
+        path = workdir.trees.path(1, 0)
         with np.load(path) as arrays:
             with zipfile.ZipFile(path) as file:
                 comment = file.comment
@@ -347,14 +350,14 @@ def test_an_altered_or_partial_shard_is_set_aside_and_told(tmp_path, spoil):
         with pytest.raises(
             Damaged, match=r"set aside in damaged/trees-1-search-00000.npz, and its trees are grown"
         ):
-            workdir.load_trees(1, 0)
+            workdir.trees.load(1, 0)
         assert (tmp_path / "damaged" / "trees-1-search-00000.npz").exists()
-        assert workdir.load_trees(1, 0) is None
+        assert workdir.trees.load(1, 0) is None
 
 
 def test_a_folder_in_the_place_of_a_shard_is_set_aside(tmp_path):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.trees(1, 0).mkdir(parents=True)
+        workdir.trees.path(1, 0).mkdir(parents=True)
         assert load_or_none(workdir, 1, 0) is None
         assert (tmp_path / "damaged" / "trees-1-search-00000.npz").is_dir()
 
@@ -362,9 +365,9 @@ def test_a_folder_in_the_place_of_a_shard_is_set_aside(tmp_path):
 @pytest.mark.parametrize("place", [(2, 0, "search"), (1, 1, "search"), (1, 0, "solve")])
 def test_a_shard_in_the_place_of_another_is_set_aside(tmp_path, place):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.save_trees(1, 0, make_tree())
-        workdir.save_trees(*place[:2], make_tree(), place[2])
-        shutil.copy(workdir.trees(1, 0), workdir.trees(*place))
+        workdir.trees.save(1, 0, make_tree())
+        workdir.trees.save(*place[:2], make_tree(), place[2])
+        shutil.copy(workdir.trees.path(1, 0), workdir.trees.path(*place))
         assert load_or_none(workdir, 1, 0) is not None
         assert load_or_none(workdir, *place) is None
 
@@ -376,29 +379,78 @@ def test_a_shard_of_other_settings_is_set_aside(tmp_path):
     config = CONFIG | {"evaluation": {"num_samples": 16}}
     with open_workdir(tmp_path, config, FACTS) as workdir:
         for purpose in ("search", "sample"):
-            workdir.save_trees(1, 0, make_tree(), purpose)
+            workdir.trees.save(1, 0, make_tree(), purpose)
     with open_workdir(tmp_path, change(config, "loop.num_iterations", 9), FACTS) as workdir:
         assert all(load_or_none(workdir, 1, 0, purpose) for purpose in ("search", "sample"))
     with open_workdir(tmp_path, change(config, "evaluation.num_samples", 32), FACTS) as workdir:
         assert load_or_none(workdir, 1, 0, "search") is not None
         assert load_or_none(workdir, 1, 0, "sample") is None
     with open_workdir(tmp_path / "other", change(config, "seed", 4), FACTS) as other:
-        other.trees(1, 0).parent.mkdir(parents=True)
-        shutil.copy(tmp_path / "trees" / "1" / "search-00000.npz", other.trees(1, 0))
+        other.trees.path(1, 0).parent.mkdir(parents=True)
+        shutil.copy(tmp_path / "trees" / "1" / "search-00000.npz", other.trees.path(1, 0))
         assert load_or_none(other, 1, 0) is None
+
+
+def make_labels(tree: Tree, seed: int = 0) -> Labels:
+    rng = np.random.default_rng(seed)
+    shape = tree.parent.shape
+    return Labels(
+        verdict=rng.integers(0, 5, shape, dtype=np.int32),
+        is_correct=rng.random(shape) < 0.5,
+        target=rng.random(shape, np.float32),
+        is_labelled=rng.random(shape) < 0.5,
+    )
+
+
+def test_labels_come_back_by_kind_and_for_their_trees_alone(tmp_path):
+    tree, other = make_tree(), make_tree(seed=1)
+    with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
+        files = workdir.trees
+        made = {kind: make_labels(tree, seed) for seed, kind in enumerate(("quality", "soft"))}
+        for kind, labels in made.items():
+            files.save_labels(1, 0, tree, labels, kind)
+        for kind, labels in made.items():
+            loaded = files.load_labels(1, 0, tree, kind)
+            assert loaded is not None and vars(loaded).keys() == vars(labels).keys()
+            for name, array in vars(labels).items():
+                np.testing.assert_array_equal(getattr(loaded, name), array, strict=True)
+        assert files.load_labels(1, 1, tree, "quality") is None
+        assert not list((tmp_path / "trees").glob("*/*")), "a reader of trees meets no labels"
+
+        # those of other trees, or of another kind, are not taken
+        with pytest.raises(Damaged, match="set aside in damaged/labels-1-search-00000.quality.npz"):
+            files.load_labels(1, 0, other, "quality")
+        shutil.copy(files.path(1, 0, kind="soft"), files.path(1, 0, kind="quality"))
+        with pytest.raises(Damaged, match="its trees are judged again"):
+            files.load_labels(1, 0, tree, "quality")
+        assert files.load_labels(1, 0, tree, "soft") is not None
+
+
+def test_trees_are_adopted_with_their_labels(tmp_path):
+    tree = make_tree()
+    with open_workdir(tmp_path / "one", CONFIG, FACTS) as source:
+        for i in (0, 1):
+            source.trees.save(i, 0, tree)
+            source.trees.save_labels(i, 0, tree, make_labels(tree), "quality")
+        with open_workdir(tmp_path / "other", change(CONFIG, "seed", 4), FACTS) as workdir:
+            workdir.trees.adopt(source.trees, 0, "quality")
+            assert workdir.trees.training() == [(0, 0)]
+            adopted = workdir.trees.load(0, 0)
+            assert adopted is not None and equal(adopted, tree)
+            assert workdir.trees.load_labels(0, 0, tree, "quality") is not None
 
 
 def test_purpose_cannot_leave_the_folder(tmp_path):
     with (
         open_workdir(tmp_path, CONFIG, FACTS) as workdir,
-        pytest.raises(ValueError, match="purpose"),
+        pytest.raises(ValueError, match="is not a word"),
     ):
-        workdir.save_trees(1, 0, make_tree(), purpose="../x")
+        workdir.trees.save(1, 0, make_tree(), purpose="../x")
 
 
 def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.save_trees(1, 0, make_tree())
+        workdir.trees.save(1, 0, make_tree())
     leftovers = [tmp_path / "metrics.jsonl.tmp", tmp_path / "trees" / "1" / "search-00001.npz.tmp"]
     for leftover in leftovers:
         leftover.write_bytes(b"half")
@@ -408,7 +460,7 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
         assert not any(leftover.exists() for leftover in leftovers)
         assert (tmp_path / "notes.tmp").is_dir()
         assert (tmp_path / "damaged" / "report.html.tmp").is_dir()
-        assert workdir.load_trees(1, 0) is not None
+        assert workdir.trees.load(1, 0) is not None
 
 
 def test_failed_write_keeps_the_old_content(tmp_path, monkeypatch):

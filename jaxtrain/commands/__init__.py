@@ -21,20 +21,27 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 class Parser(argparse.ArgumentParser):
-    """Read the flags of a command on a finished run: --workdir, --to, --iteration.
+    """Read the flags of a command on a finished run: --workdir, --iteration, and --to if it writes
+    elsewhere.
 
     Raises UserError.
     """
 
-    def __init__(self, description: str | None, to: str):
+    def __init__(
+        self,
+        description: str | None,
+        to: str = "",
+        iteration: str = "the checkpoint; the newest one by default",
+    ):
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         self.add_argument("--workdir", required=True, type=home_path, help="the run folder")
-        self.add_argument("--to", required=True, type=home_path, help=to)
-        self.add_argument("--iteration", type=int, help="the checkpoint; the newest one by default")
+        self.add_argument("--iteration", type=int, help=iteration)
+        if to:
+            self.add_argument("--to", required=True, type=home_path, help=to)
 
     def error(self, message: str) -> NoReturn:
         """Say it as every other mistake is said."""

@@ -1,0 +1,55 @@
+"""The command: `python -m jaxtrain.relabel --workdir W --kind K [--iteration I]`.
+
+Makes labels of another kind from the trees and verdicts that a run has stored, beside those that it
+learnt from: `labels/<iteration>/search-<shard>.K.npz`. Nothing is judged again, and the run goes on
+as it was. A run that is to learn from such labels is another run: `--config.labels.kind=K`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from jaxtrain import labels
+from jaxtrain.commands import Parser
+from jaxtrain.errors import UserError
+from jaxtrain.runs import read_run
+from jaxtrain.trees import Damaged, TreeFiles
+from jaxtrain.workdir import acquire
+
+
+def run(arguments: Sequence[str], leaving: ExitStack) -> None:
+    """Label the training trees of a run anew. Raises UserError where there is nothing to label."""
+    parser = Parser(__doc__, iteration="the round of trees; all of them by default")
+    parser.add_argument("--kind", choices=labels.TARGETS, required=True, help="the kind of label")
+    options = parser.parse_args(arguments)
+    path, kind = options.workdir, options.kind
+    config, manifest = read_run(path)
+    leaving.enter_context(acquire(path))
+    files = TreeFiles(path, manifest["run_key"], solve_key="")
+
+    # each shard by itself: a run may have been stopped in the midst of a round
+    num_done, left_out = 0, []
+    for i, shard in files.training():
+        if options.iteration not in (None, i):
+            continue
+        try:
+            tree = files.load(i, shard)
+            known = tree and files.load_labels(i, shard, tree, config.labels.kind)
+        except Damaged as damage:
+            left_out.append(str(damage))
+            continue
+        if tree is None or known is None:
+            left_out.append(f"{files.path(i, shard)} is not judged yet")
+            continue
+        made = labels.label(tree, known.verdict, kind)
+        files.save_labels(i, shard, tree, made, kind)
+        num_done += 1
+
+    for line in left_out:
+        print(f"left out: {line}; the run makes up for it when it goes on")
+    if not num_done:
+        raise UserError(
+            f"--workdir {path}: no trees there that are judged; let the run get that far"
+        )
+    print(f"{num_done} shards labelled by {kind}: {path / 'labels'}")
