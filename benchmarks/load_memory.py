@@ -34,7 +34,7 @@ LOAD = "from benchmarks.load_memory import load; load({!r})"
 
 def half_params(config: ModelConfig):
     """Shapes of the parameters, in bfloat16."""
-    shapes = abstract_params(Transformer(config, config.vocab_size))
+    shapes = abstract_params(Transformer(config, config.num_ids))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes)
 
 
@@ -49,7 +49,7 @@ def made_up(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
 
 def write_made_up(path: Path, config: ModelConfig) -> None:
     """Write a folder of random weights, without a tokenizer."""
-    write_json(path / "config.json", families.write_model_config(config, config.vocab_size, 4096))
+    write_json(path / "config.json", families.write_model_config(config, config.num_ids, 4096))
     write_tensors(path, made_up(config))
 
 

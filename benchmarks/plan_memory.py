@@ -101,7 +101,7 @@ def main() -> None:
         ]
         (root / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         short = SHORT | {"prompts.num_problems": size, "prompts.num_first_problems": size}
-        short |= {"hub.pretrained": root / "model", "tasks.path": root / "sums.jsonl"}
+        short |= {"hub.pretrained": root / "model", "tasks.jsonl.path": root / "sums.jsonl"}
         short_flags = [f"--config.{key}={value}" for key, value in short.items()]
         measured = call("measure", [*flags, *short_flags, "--workdir", str(root / "run")])
     for program, needed in predicted.items():

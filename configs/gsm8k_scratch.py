@@ -1,7 +1,7 @@
 """Real word problems, bytes for tokens, a network that has never read English.
 
     python -m jaxtrain.main --config configs/gsm8k_scratch.py \
-        --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl
+        --config.tasks.jsonl.path=train.jsonl --config.tasks.jsonl.test_path=test.jsonl
 
 Hardware: 2 CPU cores, 3 GB; 10 minutes for 355 trees on the files of GSM8K. Expect next to nothing:
 10 of those trees held a correct answer, and greedy accuracy went from 0 to 4 % of 93 problems, a

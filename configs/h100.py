@@ -2,7 +2,7 @@
 
     python -m jaxtrain.main --config configs/h100.py --plan
     python -m jaxtrain.main --config configs/h100.py \\
-        --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl \\
+        --config.tasks.jsonl.path=train.jsonl --config.tasks.jsonl.test_path=test.jsonl \\
         --config.hub.may_download=True
 
 The plan is from shapes, not compiled. Not run on such a GPU yet. `configs/h100.py:0.5b` is the same

@@ -7,7 +7,7 @@ Hardware: 2 CPU cores, 2 GB, no network; 7 minutes, the first report after 3. Ex
 on 512 test problems to go from 9-13 % after the warm start to about 30 % after three iterations
 (README, Results).
 
-D_S0 is the play of a weak player (tasks.demonstration_skill): whole and legal games that mostly
+D_S0 is the play of a weak player (tasks.countdown.demonstration_skill): whole and legal games that mostly
 miss the target. Tuned on the dev split (--config.evaluation.split=dev); the test split is scored,
 and nothing is chosen by it.
 """
@@ -19,8 +19,8 @@ def get_config():
     """Return the defaults with what Countdown needs."""
     config = base()
     # 8,187 solvable problems; held-out accuracy is limited by their number
-    config.tasks.max_number = 15
-    config.tasks.demonstration_skill = 0.5
+    config.tasks.countdown.max_number = 15
+    config.tasks.countdown.demonstration_skill = 0.5
 
     config.prompts.max_prompt_tokens = 12
     config.prompts.num_problems = 3072

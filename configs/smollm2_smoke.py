@@ -20,7 +20,7 @@ def get_config():
     c.model.is_scanned = True  # thirty layers compile as fast as one
 
     c.tasks.name = "reasoning_gym"
-    c.tasks.dataset = "chain_sum"
+    c.tasks.reasoning_gym.dataset = "chain_sum"
     c.tasks.params = '{"max_terms": 3, "max_digits": 1}'
     c.tasks.num_train = 64
     c.tasks.num_dev = 8

@@ -3,7 +3,7 @@ GiB.
 
     python -m jaxtrain.main --config configs/tpu_v4.py --plan
     python -m jaxtrain.main --config configs/tpu_v4.py \\
-        --config.tasks.path=train.jsonl --config.tasks.test_path=test.jsonl \\
+        --config.tasks.jsonl.path=train.jsonl --config.tasks.jsonl.test_path=test.jsonl \\
         --config.hub.may_download=True
 
 The plan compiles the four heavy programs for the topology, with no TPU at hand (pip install -e

@@ -43,12 +43,11 @@ class CheckpointsConfig:
     """What stays on disk."""
 
     num_kept: int = 3  # newest checkpoints; iteration 0, the warm start, always stays
-    # a fit is saved on its way after every so many updates; 0: an interrupted fit begins again
-    num_updates: int = 0
+    # a fit is saved on its way after every so many updates; none: an interrupted fit begins again
+    num_updates: int | None = None
 
     def __post_init__(self):
-        require_at_least(1, "checkpoints", self, "num_kept")
-        require_at_least(0, "checkpoints", self, "num_updates")
+        require_at_least(1, "checkpoints", self, "num_kept", "num_updates")
 
 
 def fingerprint(folder: Path, iteration: int) -> str:

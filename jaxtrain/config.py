@@ -80,7 +80,7 @@ def check(config: Config, task: Task) -> None:
     """
     check_batches(config, sharding.make_mesh(config.sharding))
     size, num_ids = config.model.vocab_size, task.tokenizer.vocab_size
-    if 0 < size < num_ids:
+    if size is not None and size < num_ids:
         raise UserError(f"--config.model.vocab_size={size}: the tokenizer has {num_ids} ids")
 
     # Both sets must hold problems, and of each some prompt must fit.

@@ -228,7 +228,7 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     with (
-        FitCheckpoints(folder, every > 0, run.workdir.run_key, run.progress.note) as saved,
+        FitCheckpoints(folder, every is not None, run.workdir.run_key, run.progress.note) as saved,
         run.progress.phase(
             f"{name} updates", iteration=i, total=num_updates, unit="updates"
         ) as phase,

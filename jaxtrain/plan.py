@@ -145,7 +145,7 @@ def stand_in(config: Config) -> Any:
     size = config.model.vocab_size
     if not size:
         raise UserError(
-            "--config.model.vocab_size=0: a plan needs the size of the vocabulary, or the pretrained model"
+            "--config.model.vocab_size=none: a plan needs the size of the vocabulary, or the pretrained model"
         )
     return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
 
@@ -277,7 +277,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     copies = 2 * trained * item / tp if is_copied else 0
     copies += (count - trained) * item / tp if mesh.shape["fsdp"] > 1 else 0
     lanes = config.prompts.batch_size / shards * config.search.num_candidates
-    yield "search", Program(copies + 2 * kv + 3 * lanes * m.vocab_size * 4 + tree, tree)
+    yield "search", Program(copies + 2 * kv + 3 * lanes * m.num_ids * 4 + tree, tree)
     lanes = config.prompts.batch_size / shards
     lanes *= config.evaluation.num_samples if config.evaluation.methods == "all" else 1
     # The cache of all tokens sampled is written anew with every token, and read by the PRM in one
@@ -285,7 +285,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     sampled = (
         2 * lanes * config.trace.max_steps * config.trace.max_step_tokens * kv_bytes(config, mesh)
     )
-    yield "sampling", Program(copies + sampled + 3 * lanes * m.vocab_size * 4, 0)
+    yield "sampling", Program(copies + sampled + 3 * lanes * m.num_ids * 4, 0)
     for name, fit, is_policy in (
         ("policy update", config.updates.policy, True),
         ("PRM update", config.updates.prm, False),
@@ -302,7 +302,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
             if m.is_rematerialised
             else m.num_layers * block
         )
-        logits = 3 * tokens * m.vocab_size * 4 / tp if is_policy else 0
+        logits = 3 * tokens * m.num_ids * 4 / tp if is_policy else 0
         weights = trained * item / tp if item < 4 or m.is_scanned else 0
         yield name, Program(2 * grads + kept + logits + weights, 0)
 

@@ -55,8 +55,10 @@ Encode = Callable[[Any], list[int]]
 class PromptsConfig:
     """How many problems an iteration searches, and in what shape."""
 
-    num_problems: int = 1024  # problems an iteration draws from the train split; 0: all of them
-    num_first_problems: int = 512  # problems of iteration 0, whose trees start the PRM (D_V0)
+    # problems an iteration draws from the train split; none: all of them
+    num_problems: int | None = 1024
+    # problems of iteration 0, whose trees start the PRM (D_V0); none: all of the train split
+    num_first_problems: int | None = 512
     max_prompt_tokens: int = 64  # P; a longer prompt is left out and counted
     batch_size: int = 128  # B: problems searched at once, over all devices
     # plain: the task's own; few_shot: behind demonstrations; chat: the model's chat template
@@ -67,7 +69,7 @@ class PromptsConfig:
 
     def __post_init__(self):
         require_one_of("prompts", self, style=("plain", "few_shot", "chat"))
-        require_at_least(0, "prompts", self, "num_problems", "num_first_problems")
+        require_at_least(1, "prompts", self, "num_problems", "num_first_problems")
         require_at_least(1, "prompts", self, "max_prompt_tokens", "batch_size", "num_shots")
         try:
             datetime.date.fromisoformat(self.date or "2000-01-01")
@@ -85,15 +87,15 @@ def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
 
 
 def draw(
-    problems: Sequence[Problem], num_problems: int, seed: int, iteration: int
+    problems: Sequence[Problem], num_problems: int | None, seed: int, iteration: int
 ) -> list[Problem]:
     """Draw an iteration's problems without replacement; each epoch is a permutation of its own.
 
     Iterations take `num_problems` at a time from the endless concatenation of the epochs, so every
-    problem is seen equally often. 0 takes all.
+    problem is seen equally often. None takes all.
     """
     total = len(problems)
-    size = min(num_problems, total) if num_problems else total
+    size = total if num_problems is None else min(num_problems, total)
     drawn, left, epoch = [], [], 0
     for _ in range(iteration + 1 if size else 0):
         drawn, left = left[:size], left[size:]

@@ -7,6 +7,7 @@ search is written per shard (`per_shard`), so that its loop holds none of the ot
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,11 @@ TABLE = (
 
 @dataclass(frozen=True)
 class ShardingConfig:
-    """Sizes of the mesh axes; one of them may be -1, the rest of the devices."""
+    """Sizes of the mesh axes; one of them may be none, the rest of the devices."""
 
-    data: int = -1  # copies of the weights, batch split
-    fsdp: int = 1  # weights and batch split
-    tp: int = 1  # heads and MLP width split
+    data: int | None = None  # copies of the weights, batch split
+    fsdp: int | None = 1  # weights and batch split
+    tp: int | None = 1  # heads and MLP width split
     # what --plan is for: v4:2x2x1, v5e:2x2, v6e:2x2, h100:1, cpu; empty: the devices here
     topology: str = ""
 
@@ -46,24 +47,19 @@ def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> A
     `devices` may be those of a topology that is not here; ones without a platform make an
     AbstractMesh. Raises UserError where the sizes do not multiply to their number.
     """
-    sizes, total = (
-        [config.data, config.fsdp, config.tp],
-        jax.device_count() if devices is None else len(devices),
-    )
-    known = 1
-    for size in sizes:
-        known *= max(size, 1)
-    if -1 in sizes and total % known == 0:
-        sizes[sizes.index(-1)] = total // known
-    if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != total:
+    total = jax.device_count() if devices is None else len(devices)
+    asked = (config.data, config.fsdp, config.tp)
+    rest = total // max(1, math.prod(size for size in asked if size is not None))
+    sizes = tuple(rest if size is None else size for size in asked)
+    if min(sizes) < 1 or math.prod(sizes) != total:
         raise UserError(
             f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not "
-            f"make {total} devices; "
-            "set --config.sharding.data, .fsdp and .tp so that their product does (-1 is the rest)"
+            f"make {total} devices; set --config.sharding.data, .fsdp and .tp so that their product "
+            "does (none is the rest)"
         )
     axes, types = ("data", "fsdp", "tp"), (AxisType.Auto,) * 3
     if devices is not None and not hasattr(devices[0], "platform"):
-        return AbstractMesh(tuple(sizes), axes, axis_types=types)
+        return AbstractMesh(sizes, axes, axis_types=types)
     return jax.make_mesh(sizes, axes, axis_types=types, devices=devices)
 
 

@@ -56,9 +56,8 @@ TINY = {
 }
 OWN = {
     "tasks.num_dev": 0,
-    "tasks.num_test": 0,
     "tasks.num_demonstrations": 8,
-    "tasks.max_bad_share": 0.2,
+    "tasks.jsonl.max_bad_share": 0.2,
 }
 REAL = {
     "tasks.num_dev": 0,
@@ -159,7 +158,7 @@ class Run:
 
 def run(name: str, folder: Path, paths: tuple[Path, Path], settings: dict) -> Run:
     """Run the command to its end, in this process."""
-    keys = TINY | settings | {"tasks.path": paths[0], "tasks.test_path": paths[1]}
+    keys = TINY | settings | {"tasks.jsonl.path": paths[0], "tasks.jsonl.test_path": paths[1]}
     argv = ["main", "--config", str(CONFIG), "--workdir", str(folder / name)]
     argv += [f"--config.{key}={value}" for key, value in keys.items()]
     with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -255,7 +254,7 @@ def test_every_verified_trace_is_kept_or_dropped_for_a_reason(any_run):
 
 def test_whatever_the_policy_learns_from_is_correct_when_judged_again(trained):
     """Read bytes and gold answers without the project's tokenizer, task and verifier."""
-    lines = Path(trained.config.tasks.path).read_bytes().split(b"\n")
+    lines = Path(trained.config.tasks.jsonl.path).read_bytes().split(b"\n")
     rows = [json.loads(line) for line in lines if b"#### " in line]
     golds = {row["question"]: row["answer"].partition("#### ")[2] for row in rows}
     rows = trained.learnt()[0].rows
@@ -305,7 +304,7 @@ def test_the_real_files_are_read_whole(real):
 def test_without_a_path_one_line_names_the_key(capsys, tmp_path):
     assert main(["main", "--config", str(CONFIG), "--workdir", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "--config.tasks.path" in said and said.count("\n") == 1
+    assert "--config.tasks.jsonl.path" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -30,13 +30,17 @@ from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Examples, Kind, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
-from jaxtrain.tasks.countdown import solutions
+from jaxtrain.tasks.countdown import CountdownConfig, solutions
 from jaxtrain.trees import TreeFiles
 from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir, run_key
 
 TASKS = TasksConfig(
-    max_number=4, max_target=12, num_train=16, num_dev=0, num_test=8, num_demonstrations=8
+    countdown=CountdownConfig(max_number=4, max_target=12),
+    num_train=16,
+    num_dev=0,
+    num_test=8,
+    num_demonstrations=8,
 )
 CONFIG = Config(
     tasks=TASKS,

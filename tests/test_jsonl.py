@@ -1,14 +1,14 @@
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nested import change
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
 from jaxtrain.tasks import Problem, TasksConfig, make_task
-from jaxtrain.tasks.jsonl import JsonlTask
+from jaxtrain.tasks.jsonl import JsonlConfig, JsonlTask
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
 PROBLEM = Problem(id=0, prompt="Q: How many?\nA:\n", gold="1,200")
@@ -34,12 +34,12 @@ def write(path, rows):
 @pytest.fixture
 def config(tmp_path):
     """Forty good train rows and ten test rows."""
-    return TasksConfig(
+    return change(
+        TasksConfig(),
         name="jsonl",
         path=write(tmp_path / "train.jsonl", [row(number) for number in range(40)]),
         test_path=write(tmp_path / "test.jsonl", [row(number) for number in range(100, 110)]),
         num_dev=5,
-        num_test=0,
         num_demonstrations=7,
     )
 
@@ -61,16 +61,16 @@ def test_sets_share_no_problem_and_use_every_row(config):
 
 
 def test_without_a_test_file_the_test_set_is_held_out(config):
-    task = make_task(replace(config, test_path="", num_test=6))
+    task = make_task(change(config, test_path="", num_test=6))
     assert len(task.test) == 6
     assert numbers_of(task.train).isdisjoint(numbers_of(task.test))
     assert len(task.train) == 40 - 5 - 6 - 7
 
 
 def test_the_seed_decides_the_draw(config):
-    config = replace(config, num_test=4)
+    config = change(config, num_test=4)
     assert make_task(config) == make_task(config)
-    other = make_task(replace(config, seed=1))
+    other = make_task(change(config, seed=1))
     assert other.dev != make_task(config).dev
     assert other.test != make_task(config).test
 
@@ -93,20 +93,20 @@ def test_prompt_gold_and_reference_are_written_in_one_form(config):
 
 
 def test_calculator_annotations_are_kept_on_request(config):
-    shown = make_task(replace(config, is_annotated=True)).demonstrations[0]
+    shown = make_task(change(config, is_annotated=True)).demonstrations[0]
     assert "<<" in shown.response
 
 
 def test_blank_lines_are_no_steps(config, tmp_path):
     rows = [row(number, answer=f"One.\n\n  \n Two.\r\n#### {number}\n") for number in range(20)]
-    task = make_task(replace(config, path=write(tmp_path / "blank.jsonl", rows)))
+    task = make_task(change(config, path=write(tmp_path / "blank.jsonl", rows)))
     assert all(shown.response.split("\n")[:2] == ["One.", "Two."] for shown in task.demonstrations)
     assert all(len(shown.response.split("\n")) == 3 for shown in task.demonstrations)
 
 
 def test_the_last_marker_of_a_row_is_its_gold(config, tmp_path):
     rows = [row(number, answer="Not #### 1\n#### 2") for number in range(20)]
-    task = make_task(replace(config, path=write(tmp_path / "marks.jsonl", rows)))
+    task = make_task(change(config, path=write(tmp_path / "marks.jsonl", rows)))
     assert {problem.gold for problem in task.train} == {"2"}
     assert {shown.response for shown in task.demonstrations} == {"Not #### 1\n#### 2"}
 
@@ -137,7 +137,7 @@ def test_golds_stand_bare_in_a_box_or_behind_the_marker(
     )
     changes = {"path": path, "test_path": "", "num_test": 1, "num_dev": 1, "num_demonstrations": 1}
     names = {"question_field": "problem", "answer_field": "solution", "answer_kind": kind}
-    task = make_task(replace(config, **changes, **names))
+    task = make_task(change(config, **changes, **names))
     assert {problem.gold for problem in task.train} == {gold} and len(task.train) == 6
     (shown,) = task.demonstrations
     assert shown.response == f"{reasoning}#### {gold}"
@@ -167,14 +167,18 @@ def test_choices_and_texts_are_compared_as_such(kind, gold, given, verdict):
 
 
 def test_a_file_of_forty_rows_starts_with_the_defaults(config):
-    task = make_task(TasksConfig(name="jsonl", path=config.path))
+    task = make_task(change(TasksConfig(), name="jsonl", path=config.jsonl.path))
     assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [
         4,
         4,
         16,
         16,
     ]
-    task = make_task(TasksConfig(name="jsonl", path=config.path, test_path=config.test_path))
+    task = make_task(
+        change(
+            TasksConfig(), name="jsonl", path=config.jsonl.path, test_path=config.jsonl.test_path
+        )
+    )
     assert [len(part) for part in (task.test, task.dev, task.demonstrations, task.train)] == [
         10,
         4,
@@ -187,7 +191,7 @@ def test_an_array_holds_the_same_rows_as_lines(config, tmp_path):
     (tmp_path / "array.json").write_text(
         json.dumps([row(number) for number in range(40)], indent=1)
     )
-    assert make_task(replace(config, path=str(tmp_path / "array.json"))) == make_task(config)
+    assert make_task(change(config, path=str(tmp_path / "array.json"))) == make_task(config)
 
 
 def test_parquet_holds_the_same_rows_as_lines(config, tmp_path):
@@ -195,23 +199,23 @@ def test_parquet_holds_the_same_rows_as_lines(config, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     path = str(tmp_path / "rows.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([row(number) for number in range(40)]), path)
-    assert make_task(replace(config, path=path)) == make_task(config)
+    assert make_task(change(config, path=path)) == make_task(config)
     Path(path).write_bytes(b"PAR0" * 10)
     with pytest.raises(UserError, match=r"cannot read '.*rows\.parquet': .*[Pp]arquet"):
-        make_task(replace(config, path=path))
+        make_task(change(config, path=path))
     with pytest.raises(UserError, match=r"cannot read 'nowhere\.parquet'"):
-        make_task(replace(config, path="nowhere.parquet"))
+        make_task(change(config, path="nowhere.parquet"))
 
 
 def test_parquet_without_its_reader_names_the_extra(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pip install 'jaxtrain\[parquet\]'"):
-        make_task(replace(config, path="any.parquet"))
+        make_task(change(config, path="any.parquet"))
 
 
 def test_an_unknown_kind_of_answer_is_refused():
     with pytest.raises(UserError, match="answer_kind=letter: must be number or choice or text"):
-        TasksConfig(answer_kind="letter")
+        JsonlConfig(answer_kind="letter")
 
 
 GOOD = [row(number) for number in range(20)]
@@ -249,7 +253,7 @@ BAD_ROWS = [
 @pytest.mark.parametrize(("reason", "bad", "words"), BAD_ROWS, ids=range(len(BAD_ROWS)))
 def test_a_bad_row_is_skipped_counted_and_named(config, tmp_path, reason, bad, words):
     path = write(tmp_path / "some.jsonl", [*GOOD, bad, row(21)])
-    task = make_task(replace(config, path=path, max_bad_share=0.05))
+    task = make_task(change(config, path=path, max_bad_share=0.05))
     assert [task.counts[name] for name in ("rows", reason)] == [32, 1]
     assert sum(task.counts.values()) == 33
     (line,) = task.skipped
@@ -261,10 +265,10 @@ def test_a_bad_row_is_skipped_counted_and_named(config, tmp_path, reason, bad, w
 def test_more_bad_rows_than_the_stated_share_refuse_the_file(config, tmp_path):
     path = write(tmp_path / "bad.jsonl", [*GOOD, b"{", b"", b"[1]", b"nan"])
     with pytest.raises(UserError) as error:
-        make_task(replace(config, path=path, max_bad_share=0.1))
+        make_task(change(config, path=path, max_bad_share=0.1))
     message = str(error.value)
     assert (
-        f"4 of 24 rows (16.7%) of {path} are bad, more than --config.tasks.max_bad_share=0.1"
+        f"4 of 24 rows (16.7%) of {path} are bad, more than --config.tasks.jsonl.max_bad_share=0.1"
         in message
     )
     assert (
@@ -277,18 +281,18 @@ def test_more_bad_rows_than_the_stated_share_refuse_the_file(config, tmp_path):
 def test_bad_rows_of_the_test_file_count_too(config, tmp_path):
     path = write(tmp_path / "bad.jsonl", [*GOOD[:10], b"{"])
     assert (
-        make_task(replace(config, path=config.path, test_path=path, max_bad_share=0.1)).counts[
+        make_task(change(config, path=config.jsonl.path, test_path=path, max_bad_share=0.1)).counts[
             "not_json"
         ]
         == 1
     )
     with pytest.raises(UserError, match=r"bad\.jsonl are bad"):
-        make_task(replace(config, test_path=path, max_bad_share=0.05))
+        make_task(change(config, test_path=path, max_bad_share=0.05))
 
 
 def test_questions_of_the_test_file_are_never_trained_on(config, tmp_path):
     same = [row(3), row(0, question="  Ada has 4  boxes of 3 pens.\nHow many pens?"), row(200)]
-    task = make_task(replace(config, test_path=write(tmp_path / "same.jsonl", same)))
+    task = make_task(change(config, test_path=write(tmp_path / "same.jsonl", same)))
     assert task.counts["in_test_file"] == 2
     assert len(task.test) == 3
     assert numbers_of(task.train + task.dev) | numbers_of(task.demonstrations) == set(range(40)) - {
@@ -301,7 +305,7 @@ def test_other_line_separators_stay_inside_a_row(config, tmp_path):
     rows = [
         f'{{"question": "a\u2028b\u0085 {n}", "answer": "#### {n}"}}'.encode() for n in range(20)
     ]
-    task = make_task(replace(config, path=write(tmp_path / "lines.jsonl", rows)))
+    task = make_task(change(config, path=write(tmp_path / "lines.jsonl", rows)))
     assert task.counts["rows"] == 30
     assert "a\u2028b\u0085" in task.train[0].prompt
 
@@ -309,42 +313,38 @@ def test_other_line_separators_stay_inside_a_row(config, tmp_path):
 def test_a_byte_order_mark_and_windows_line_ends_are_no_error(config, tmp_path):
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(r).encode() for r in GOOD))
-    assert make_task(replace(config, path=str(path))).skipped == ()
+    assert make_task(change(config, path=str(path))).skipped == ()
 
 
 @pytest.mark.parametrize("key", ["path", "test_path"])
 def test_a_missing_file_is_named_with_its_key(config, key):
     with pytest.raises(
-        UserError, match=rf"cannot read 'nowhere\.jsonl': No such file .* --config\.tasks\.{key}="
+        UserError,
+        match=rf"cannot read 'nowhere\.jsonl': No such file .* --config\.tasks\.jsonl\.{key}=",
     ):
-        make_task(replace(config, **{key: "nowhere.jsonl"}))
+        make_task(change(config, **{key: "nowhere.jsonl"}))
 
 
 def test_no_path_at_all_names_the_key(config):
-    with pytest.raises(UserError, match=r"cannot read ''.* --config\.tasks\.path="):
-        make_task(replace(config, path=""))
-
-
-def test_no_test_file_and_no_number_of_test_problems_is_an_error(config):
-    with pytest.raises(UserError, match=r"num_test=0 .* --config\.tasks\.test_path"):
-        make_task(replace(config, test_path=""))
+    with pytest.raises(UserError, match=r"cannot read ''.* --config\.tasks\.jsonl\.path="):
+        make_task(change(config, path=""))
 
 
 def test_too_few_rows_say_how_many_there_are(config):
     with pytest.raises(
         UserError, match=r"need 51 problems .* only 40 exist: good rows of .*train\.jsonl"
     ):
-        make_task(replace(config, num_train=39))
+        make_task(change(config, num_train=39))
     with pytest.raises(UserError, match=r"num_test=11: .*test\.jsonl has 10 good rows"):
-        make_task(replace(config, num_test=11))
+        make_task(change(config, num_test=11))
 
 
 def test_empty_files_are_errors(config, tmp_path):
     empty = write(tmp_path / "empty.jsonl", [])
     with pytest.raises(UserError, match="only 0 exist"):
-        make_task(replace(config, path=empty))
+        make_task(change(config, path=empty))
     with pytest.raises(UserError, match="has 0 good rows"):
-        make_task(replace(config, test_path=empty))
+        make_task(change(config, test_path=empty))
 
 
 VERDICTS = [
@@ -384,7 +384,7 @@ def test_equal_numbers_vote_together(config):
 
 
 def test_every_reference_is_correct(config):
-    task = make_task(replace(config, num_demonstrations=30, num_dev=0))
+    task = make_task(change(config, num_demonstrations=30, num_dev=0))
     for shown in task.demonstrations:
         number = int(shown.prompt.split()[3])
         assert (
@@ -399,12 +399,12 @@ def test_every_reference_is_correct(config):
 def test_every_row_of_gsm8k_is_read_and_its_reference_is_correct():
     paths = [GSM8K / "train.jsonl", GSM8K / "test.jsonl"]
     task = make_task(
-        TasksConfig(
+        change(
+            TasksConfig(),
             name="jsonl",
             path=str(paths[0]),
             test_path=str(paths[1]),
             num_dev=0,
-            num_test=0,
             num_demonstrations=0,
         )
     )
@@ -422,14 +422,14 @@ def test_every_row_of_gsm8k_is_read_and_its_reference_is_correct():
 )
 def test_a_gold_is_read_as_an_answer_is(config, tmp_path, answer):
     path = write(tmp_path / "own.jsonl", [row(number, answer=answer) for number in range(40)])
-    task = make_task(replace(config, path=path, test_path="", num_test=5))
+    task = make_task(change(config, path=path, test_path="", num_test=5))
     assert task.test[0].gold == "72"
 
 
 def test_a_gold_that_no_response_could_give_is_a_bad_row(config, tmp_path):
     path = write(tmp_path / "own.jsonl", [row(number, answer="x" * 5000) for number in range(40)])
     with pytest.raises(UserError, match="40 of 40 rows"):
-        make_task(replace(config, path=path, test_path="", num_test=5, answer_kind="text"))
+        make_task(change(config, path=path, test_path="", num_test=5, answer_kind="text"))
 
 
 def test_blank_lines_around_the_rows_are_nothing(config, tmp_path):
@@ -437,5 +437,5 @@ def test_blank_lines_around_the_rows_are_nothing(config, tmp_path):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + "\n \n")
     (tmp_path / "array.json").write_text("\n\n" + json.dumps(rows))
     for name in ("own.jsonl", "array.json"):
-        task = make_task(replace(config, path=str(tmp_path / name), test_path="", num_test=5))
+        task = make_task(change(config, path=str(tmp_path / name), test_path="", num_test=5))
         assert task.counts["rows"] == 40 and not task.skipped

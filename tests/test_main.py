@@ -32,8 +32,8 @@ from jaxtrain.configs.base import get_config as base
 def get_config(argument="0"):
     c = base()
     c.seed = int(argument)
-    c.tasks.max_number = 4
-    c.tasks.max_target = 12
+    c.tasks.countdown.max_number = 4
+    c.tasks.countdown.max_target = 12
     c.tasks.num_dev = c.tasks.num_test = 8
     c.tasks.num_demonstrations = 80
     c.prompts.batch_size = c.updates.policy.batch_size = c.updates.prm.batch_size = 8
@@ -109,8 +109,8 @@ MISTAKES = {
         ["--config.tasks.name=chess", "countdown, jsonl"],
     ),
     "missing data file": (
-        ["--config.tasks.name=jsonl", "--config.tasks.path=no/such.jsonl"],
-        ["no/such.jsonl", "--config.tasks.path"],
+        ["--config.tasks.name=jsonl", "--config.tasks.jsonl.path=no/such.jsonl"],
+        ["no/such.jsonl", "--config.tasks.jsonl.path"],
     ),
     "too few problems": (
         ["--config.tasks.num_test=9999"],
@@ -229,19 +229,19 @@ FILE_MISTAKES = {
     "syntax": ("def get_config(:", ["tiny.py: SyntaxError", "line 1"]),
     "misspelt key": (
         CONFIG.replace("max_number", "max_numbr"),
-        ["tasks.max_numbr is unknown", "max_number, "],
+        ["tasks.countdown.max_numbr is unknown", "max_number, "],
     ),
     "misspelt section": (
-        CONFIG.replace("c.tasks.max_number", "c.taks"),
+        CONFIG.replace("c.tasks.countdown.max_number", "c.taks"),
         ["--config.taks is unknown", "tasks, "],
     ),
     "wrong type": (CONFIG.replace("= 12", "= 'twelve'"), ["tiny.py:8: TypeError"]),
     "empty value": (
         CONFIG.replace("= 12", "= None"),
-        ["--config.tasks.max_target=None: must be a whole number"],
+        ["--config.tasks.countdown.max_target=None: must be a whole number"],
     ),
     "missing key": (
-        CONFIG.replace("c.tasks.max_number = 4", "del c.tasks.max_number"),
+        CONFIG.replace("c.tasks.countdown.max_number = 4", "del c.tasks.countdown.max_number"),
         ["max_number is missing"],
     ),
     "error in it": (CONFIG.replace("= 4", "= {}['x']"), ["tiny.py:7: KeyError: 'x'"]),
@@ -315,7 +315,7 @@ def test_flags_override_the_file_and_defaults_stay(config_file):
         False,
     )
     assert isinstance(config.search.temperature, float)
-    assert config.tasks.max_number == 4
+    assert config.tasks.countdown.max_number == 4
     assert config.updates == Config().updates.__class__(
         policy=config.updates.policy.__class__(batch_size=8),
         prm=config.updates.prm.__class__(batch_size=8),
@@ -378,14 +378,15 @@ def test_help_on_a_config_shows_its_values_and_ends_with_the_usage(config_file, 
                 "--config",
                 f"{config_file}:3",
                 "--help",
-                "--config.tasks.max_target=5",
+                "--config.tasks.countdown.max_target=5",
             ]
         )
         == 0
     )
     out = capsys.readouterr().out
     keys = keys_told(out)
-    assert (keys["seed"], keys["tasks.max_number"], keys["tasks.max_target"]) == ("3", "4", "5")
+    names = ("seed", "tasks.countdown.max_number", "tasks.countdown.max_target")
+    assert [keys[name] for name in names] == ["3", "4", "5"]
     assert out.index("Usage: jaxtrain --config") > out.rindex("--config.loop.num_iterations")
 
 
@@ -433,19 +434,19 @@ def test_data_files_are_hashed_and_bad_rows_told(run, fake_loop, tmp_path):
     fake_loop(lambda workdir: (_ for _ in ()).throw(KeyboardInterrupt))
     flags = [
         "--config.tasks.name=jsonl",
-        f"--config.tasks.path={data}",
+        f"--config.tasks.jsonl.path={data}",
         "--config.tasks.num_demonstrations=4",
     ]
-    flags += ["--config.tasks.max_bad_share=0.1"]
+    flags += ["--config.tasks.jsonl.max_bad_share=0.1"]
     code, _, err = run(*flags)
     assert code == 130
     assert f"1 bad rows skipped; the first: {data}:41: not JSON" in err
     facts = read_json(tmp_path / "run" / "manifest.json")["facts"]
-    assert set(facts) == {"tasks.path.sha256", "tasks.problems.sha256"}
+    assert set(facts) == {"tasks.jsonl.path.sha256", "tasks.problems.sha256"}
     data.write_text("\n".join(rows[1:] + rows[:1]))
     code, _, err = run(*flags)
     assert (code, err.count("\n")) == (2, 1)
-    assert "belongs to other facts: tasks.path.sha256" in err
+    assert "belongs to other facts: tasks.jsonl.path.sha256" in err
 
 
 def test_unexpected_error_keeps_its_traceback_and_ends_with_the_way_on(run, fake_loop, tmp_path):

@@ -55,7 +55,11 @@ FLAGS = {
 
 
 def run_flags(root, **changes):
-    flags = FLAGS | {"hub.pretrained": root / "model", "tasks.path": root / "train.jsonl"} | changes
+    flags = (
+        FLAGS
+        | {"hub.pretrained": root / "model", "tasks.jsonl.path": root / "train.jsonl"}
+        | changes
+    )
     flags = [f"--config.{key}={value}" for key, value in flags.items()]
     return ["main", "--config", "configs/base.py", "--workdir", str(root / "run"), *flags]
 
@@ -367,8 +371,8 @@ def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path,
         ),
         (
             "evaluate",
-            ["--config.tasks.is_unseen=True", "--config.tasks.seed=1"],
-            "--config.tasks.is_unseen=True: other templates are held out with another",
+            ["--config.tasks.reasoning_gym.is_unseen=True", "--config.tasks.seed=1"],
+            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out with another",
         ),
         ("evaluate", ["--num", "8"], "--num is unknown"),
         ("evaluate", ["--it", "0"], "--it is unknown"),

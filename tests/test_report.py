@@ -27,7 +27,7 @@ from jaxtrain.report.scores import METHODS, paired, tell_accuracy
 from jaxtrain.report.values import visible
 from jaxtrain.structs import Kind, Learner, Tree
 from jaxtrain.tasks import TasksConfig, make_task
-from jaxtrain.tasks.countdown import solutions
+from jaxtrain.tasks.countdown import CountdownConfig, solutions
 from jaxtrain.tasks.jsonl import REASONS
 from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir
@@ -235,8 +235,7 @@ def run_folder(tmp_path_factory):
     learner = LearnerConfig(FitConfig(num_updates=4), FitConfig(num_updates=3), batch_size=2)
     config = Config(
         tasks=TasksConfig(
-            max_number=4,
-            max_target=12,
+            countdown=CountdownConfig(max_number=4, max_target=12),
             num_train=8,
             num_dev=0,
             num_test=8,

@@ -81,10 +81,10 @@ def row():
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ((-1, 1, 1), (8, 1, 1)),
-        ((2, -1, 2), (2, 2, 2)),
-        ((1, 2, -1), (1, 2, 4)),
-        ((8, 1, -1), (8, 1, 1)),
+        ((None, 1, 1), (8, 1, 1)),
+        ((2, None, 2), (2, 2, 2)),
+        ((1, 2, None), (1, 2, 4)),
+        ((8, 1, None), (8, 1, 1)),
         ((2, 4, 1), (2, 4, 1)),
     ],
 )
@@ -96,7 +96,8 @@ def test_a_mesh_takes_all_devices(sizes, expected):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, -1, 2), (4, 1, 1), (0, 8, 1), (-2, -4, 1)]
+    "sizes",
+    [(3, 1, 1), (None, 3, 1), (16, 1, 1), (None, None, 2), (4, 1, 1), (0, 8, 1), (-2, -4, 1)],
 )
 def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
     with pytest.raises(UserError, match=r"does not make 8 devices; set --config\.sharding"):

@@ -25,7 +25,7 @@ CONFIG = {
     "seed": 3,
     "loop": {"num_iterations": 3},
     "search": {"num_simulations": 16, "sizes": (1, 2)},
-    "tasks": {"name": "jsonl", "path": "here.jsonl"},
+    "tasks": {"name": "jsonl", "jsonl": {"path": "here.jsonl"}},
 }
 FACTS = {"train_sha256": "abc"}
 
@@ -93,7 +93,7 @@ def test_config_json_is_sorted_and_indented(tmp_path):
 
 def test_same_config_opens_again_and_free_keys_may_change(tmp_path):
     open_workdir(tmp_path, CONFIG, FACTS).close()
-    longer = change(change(CONFIG, "loop.num_iterations", 9), "tasks.path", "moved.jsonl")
+    longer = change(change(CONFIG, "loop.num_iterations", 9), "tasks.jsonl.path", "moved.jsonl")
     longer["checkpoints"] = {"num_kept": 9}
     with open_workdir(tmp_path, longer, FACTS) as workdir:
         assert read_json(tmp_path / "config.json")["loop"]["num_iterations"] == 9

@@ -126,10 +126,11 @@ def change(ran: Config, overrides: Sequence[str]) -> Config:
             raise UserError(
                 f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}"
             )
-    held_out = [(c.tasks.dataset, c.tasks.seed, c.tasks.unseen_share) for c in (config, ran)]
-    if config.tasks.is_unseen and held_out[0] != held_out[1]:
+    kinds = [replace(c.tasks.reasoning_gym, is_unseen=True) for c in (config, ran)]
+    is_redrawn = kinds[0] != kinds[1] or config.tasks.seed != ran.tasks.seed
+    if config.tasks.reasoning_gym.is_unseen and is_redrawn:
         raise UserError(
-            "--config.tasks.is_unseen=True: other templates are held out with another dataset, tasks.seed or "
-            "tasks.unseen_share than the run's; leave these three as they are"
+            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out with another "
+            "dataset, unseen_share or tasks.seed than the run's; leave these three as they are"
         )
     return config

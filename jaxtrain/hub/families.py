@@ -107,11 +107,11 @@ def read_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     check_keys(data, family, where)
 
     # Values that families leave out or mean in their own way.
-    window = read("sliding_window", 0)
+    window = read("sliding_window", 0) or None
     if family == "MistralForCausalLM" and "sliding_window" not in data:
         window = 4096
     if family.startswith("Qwen"):
-        window = 0  # use_sliding_window is false
+        window = None  # use_sliding_window is false
     rope = read_rope(data, family, where)
     eps = need("rms_norm_eps", float)
     if not 0 < eps < math.inf:
@@ -124,7 +124,7 @@ def read_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         "num_heads": num_heads,
         "num_kv_heads": read("num_key_value_heads", num_heads),
         "mlp_width": need("intermediate_size"),
-        "head_width": 0 if head * num_heads == width else head,
+        "head_width": None if head * num_heads == width else head,
         "vocab_size": need("vocab_size"),
         "is_tied": read("tie_word_embeddings", False),
         "has_qkv_bias": family == "Qwen2ForCausalLM",

@@ -123,7 +123,7 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=int(field(reader, "llama.attention.head_count_kv", num_heads)),
         mlp_width=int(need("feed_forward_length")),
-        head_width=0 if head * num_heads == width else head,
+        head_width=None if head * num_heads == width else head,
         vocab_size=len(field(reader, "tokenizer.ggml.tokens")),
         is_tied="output.weight" not in shapes,
         rope_theta=float(of_rope("freq_base", 10_000.0)),

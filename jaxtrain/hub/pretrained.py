@@ -61,7 +61,7 @@ def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
     for data in reversed(given.values()):
         more = data.get("eos_token_id", [])
         ends += more if isinstance(more, list) else [more]
-    tokenizer = wrap(fast, config.vocab_size, ends, str(path))
+    tokenizer = wrap(fast, config.num_ids, ends, str(path))
     files = sorted({p for pattern in folder.PATTERNS for p in path.glob(pattern) if p.is_file()})
     hashes = {f"hub/{p.name}": sha256(p) for p in files} | {"hub/tokenizer": tokenizer.sha256}
     return Pretrained(
@@ -80,7 +80,7 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     config = gguf_file.read_model_config(reader, str(path))
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
     fast = gguf_file.make_tokenizer(reader, str(path))
-    tokenizer = wrap(fast, config.vocab_size, [fast.eos_token_id], str(path))
+    tokenizer = wrap(fast, config.num_ids, [fast.eos_token_id], str(path))
     hashes = {f"hub/{path.name}": found, "hub/tokenizer": tokenizer.sha256}
     return Pretrained(str(path), config, tokenizer, shapes, read_fn, hashes)
 
@@ -161,7 +161,7 @@ def check_tensors(pretrained: Pretrained) -> None:
 
     Raises UserError at the first difference.
     """
-    abstract = abstract_params(Transformer(pretrained.config, pretrained.config.vocab_size))
+    abstract = abstract_params(Transformer(pretrained.config, pretrained.config.num_ids))
     wanted = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         path = families.path_of(keys)

@@ -39,13 +39,13 @@ class ModelConfig:
     num_heads: int = 4  # of queries
     num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
     mlp_width: int = 192  # of the hidden layer
-    head_width: int = 0  # 0: width / num_heads
-    vocab_size: int = 0  # rows of the embedding; 0: as many as the tokenizer has ids
+    head_width: int | None = None  # none: width / num_heads
+    vocab_size: int | None = None  # rows of the embedding; none: as many as the tokenizer has ids
     is_tied: bool = True  # logits through the embedding; otherwise through a matrix of their own
     has_qkv_bias: bool = False  # Qwen2
     has_qk_norm: bool = False  # an RMSNorm on every head's query and key: Qwen3
-    # tokens back that attention reaches, itself included; 0: all (Mistral 7B v0.1: 4096)
-    window: int = 0
+    # tokens back that attention reaches, itself included; none: all (Mistral 7B v0.1: 4096)
+    window: int | None = None
     rope_theta: float = 10_000.0  # base of the rotary position angles
     rope_factor: float = 1.0  # Llama 3.1: low frequencies are divided by this; 1: none
     rope_low: float = 1.0  # Llama 3.1: a frequency that turns less often within rope_length is low
@@ -63,9 +63,8 @@ class ModelConfig:
         require_at_least(
             1, "model", self, "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width"
         )
-        require_at_least(
-            0, "model", self, "head_width", "vocab_size", "window", "rope_theta", "norm_eps"
-        )
+        require_at_least(1, "model", self, "head_width", "vocab_size", "window")
+        require_at_least(0, "model", self, "rope_theta", "norm_eps")
         require_at_least(1, "model", self, "rope_factor", "rope_length")
         require_one_of("model", self, dtype=("float32", "bfloat16"))
         pairs = [
@@ -93,6 +92,12 @@ class ModelConfig:
     def head(self) -> int:
         """Width of a head."""
         return self.head_width or self.width // self.num_heads
+
+    @property
+    def num_ids(self) -> int:
+        """V: rows of the embedding, once a model or a tokenizer has told them."""
+        assert self.vocab_size is not None
+        return self.vocab_size
 
 
 class Segment(NamedTuple):
@@ -369,7 +374,7 @@ class Transformer(nn.Module):
         Returns [b 1 or t s].
         """
         is_token = position[:, None] >= 0
-        if not self.config.window:
+        if self.config.window is None:
             return is_token
         return is_token & (positions[:, :, None] - position[:, None] < self.config.window)
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import sha256
-from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig
+from jaxtrain.tasks.base import Demonstration, Problem, Task
+from jaxtrain.tasks.config import TasksConfig
 from jaxtrain.tasks.countdown import countdown_task
 from jaxtrain.tasks.jsonl import jsonl_task
 from jaxtrain.tasks.reasoning_gym import reasoning_gym_task
@@ -60,7 +61,11 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
     Raises UserError for one that cannot be read.
     """
     hashes = {}
-    files = {"name": config.file, "path": config.path, "test_path": config.test_path}
+    files = {
+        "name": config.file,
+        "jsonl.path": config.jsonl.path,
+        "jsonl.test_path": config.jsonl.test_path,
+    }
     for key, path in files.items():
         if path:
             try:

@@ -19,14 +19,18 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations_with_replacement, permutations
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, close_sizes, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import character_tokenizer
+
+if TYPE_CHECKING:
+    from jaxtrain.tasks.config import TasksConfig
 
 ALPHABET = "\n 0123456789+-*/=|"
 MAX_NUMBER = 50  # the enumeration grows with its cube: some seconds here
@@ -35,6 +39,27 @@ MAX_NUMBER = 50  # the enumeration grows with its cube: some seconds here
 NUMBER = "(0|[1-9][0-9]{0,8})"
 MOVE = rf"{NUMBER}([-+*/]){NUMBER}={NUMBER}"
 RESPONSE = re.compile(rf"{MOVE}\|{NUMBER} {NUMBER}\n{MOVE}\|{NUMBER}")
+
+
+@dataclass(frozen=True)
+class CountdownConfig:
+    """Which numbers, and how good a player the policy first learns from."""
+
+    max_number: int = 12  # numbers are drawn from 1 to this
+    max_target: int = 99  # targets lie between 1 and this
+    demonstrations_per_problem: int = 8  # traces of the weak player on each such problem
+    # chance that the weak player's second move is its best one
+    demonstration_skill: float = 1.0
+
+    def __post_init__(self):
+        at_least_one = ("demonstrations_per_problem", "max_number", "max_target")
+        require_at_least(1, "tasks.countdown", self, *at_least_one)
+        require_share("tasks.countdown", self, "demonstration_skill")
+        if self.max_number > MAX_NUMBER:
+            raise UserError(
+                f"--config.tasks.countdown.max_number={self.max_number}: countdown goes up to "
+                f"{MAX_NUMBER}"
+            )
 
 
 class Move(NamedTuple):
@@ -79,27 +104,19 @@ def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
 
     Raises UserError if there are fewer problems than it asks for.
     """
-    if config.max_number > MAX_NUMBER:
-        raise UserError(
-            f"--config.tasks.max_number={config.max_number}: countdown goes up to {MAX_NUMBER}"
-        )
-    config = close_sizes(config)
-    problems = _all_problems(config.max_number, config.max_target)
-    per_problem = config.demonstrations_per_problem
-    sizes = (
-        config.num_test,
-        config.num_dev,
-        -(-config.num_demonstrations // per_problem),
-        config.num_train,
-    )
-    what = f"solvable, with numbers up to {config.max_number} and targets up to {config.max_target}"
+    c = config.countdown
+    problems = _all_problems(c.max_number, c.max_target)
+    num_test, num_dev, num_demonstrations = close_sizes(config)
+    num_shown = -(-num_demonstrations // c.demonstrations_per_problem)
+    what = f"solvable, with numbers up to {c.max_number} and targets up to {c.max_target}"
+    sizes = (num_test, num_dev, num_shown, config.num_train)
     sets = draw_sets(problems, sizes, config.seed, what)
 
     rng = random.Random(f"demonstrations {config.seed}")
     demonstrations = [
-        Demonstration(problem.prompt, weak_trace(problem.prompt, config, rng))
+        Demonstration(problem.prompt, weak_trace(problem.prompt, c, rng))
         for problem in sets.demonstrations
-        for _ in range(per_problem)
+        for _ in range(c.demonstrations_per_problem)
     ]
     return CountdownTask(
         name="countdown",
@@ -107,7 +124,7 @@ def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
         train=tuple(sets.train),
         dev=tuple(sets.dev),
         test=tuple(sets.test),
-        demonstrations=tuple(demonstrations[: config.num_demonstrations]),
+        demonstrations=tuple(demonstrations[:num_demonstrations]),
         counts={"solvable": len(problems)},
     )
 
@@ -142,7 +159,7 @@ def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
     return lines
 
 
-def weak_trace(prompt: str, config: TasksConfig, rng: random.Random) -> str:
+def weak_trace(prompt: str, config: CountdownConfig, rng: random.Random) -> str:
     """Play one game of a weak player: whole, legal, and most often not correct.
 
     The first move is drawn from all legal ones. With probability `demonstration_skill` the second

@@ -1,9 +1,9 @@
 """Word problems from a file, in the form of GSM8K or near it. Stands below the seven stages.
 
 One JSON object a line with a question and an answer: lines of reasoning and then `#### ` with the
-gold, a text with the gold in a box, or the gold alone; `tasks.question_field` and
-`tasks.answer_field` name the fields. The same rows may stand in one JSON array or in parquet. The
-gold is a number, the letter of a choice, or a text (`tasks.answer_kind`). The prompt is the
+gold, a text with the gold in a box, or the gold alone; `question_field` and
+`answer_field` name the fields. The same rows may stand in one JSON array or in parquet. The gold is
+a number, the letter of a choice, or a text (`answer_kind`). The prompt is the
 question between two short marks; a response is lines, the last of which gives the answer after
 `####`. A row that breaks the form is skipped, named and counted, and only a file with too many of
 them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
@@ -19,35 +19,57 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require_at_least, require_one_of, require_share
 from jaxtrain.structs import Verdict
 from jaxtrain.tasks.base import (
     NUM_NAMED,
-    OPEN_SIZES,
     Demonstration,
     Problem,
     Task,
-    TasksConfig,
     close_sizes,
     draw_sets,
 )
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
 
+if TYPE_CHECKING:
+    from jaxtrain.tasks.config import TasksConfig
+
 ANNOTATION = re.compile("<<[^<>]*>>")
 CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
 REASONS = {
-    "too_long": "longer than --config.tasks.max_row_bytes",
+    "too_long": "longer than --config.tasks.jsonl.max_row_bytes",
     "not_utf8": "not valid UTF-8",
     "empty": "empty line or empty question",
     "not_json": "not JSON",
-    "no_fields": "not an object with --config.tasks.question_field and answer_field, both texts",
+    "no_fields": (
+        "not an object with --config.tasks.jsonl.question_field and answer_field, both texts"
+    ),
     "not_text": "a NUL or half of a surrogate pair in the text",
-    "no_gold": f"no gold of --config.tasks.answer_kind behind {MARKER}, in a box or alone",
+    "no_gold": f"no gold of --config.tasks.jsonl.answer_kind behind {MARKER}, in a box or alone",
     "duplicate": "the question stands in an earlier line",
 }
+
+
+@dataclass(frozen=True)
+class JsonlConfig:
+    """Which files, and what stands in their rows."""
+
+    path: str = ""  # the train file; JSON lines, one JSON array, or .parquet
+    test_path: str = ""  # the test file; empty: the test problems are held out of the train file
+    question_field: str = "question"  # the field of a row with its question
+    answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
+    answer_kind: str = "number"  # number | choice (one letter) | text (as it is)
+    is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
+    max_row_bytes: int = 16384  # a longer line is a bad row
+    max_bad_share: float = 0.01  # skip bad rows up to this share of a file, then refuse the file
+
+    def __post_init__(self):
+        require_one_of("tasks.jsonl", self, answer_kind=("number", "choice", "text"))
+        require_at_least(1, "tasks.jsonl", self, "max_row_bytes")
+        require_share("tasks.jsonl", self, "max_bad_share")
 
 
 @dataclass(frozen=True)
@@ -113,10 +135,11 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
     reference solutions of rows kept for them. Raises UserError for a missing file, too many bad
     rows, or fewer rows than the sets ask for.
     """
-    rows, num_lines, counts, skipped = _read_rows("path", config)
+    c = config.jsonl
+    rows, num_lines, counts, skipped = _read_rows("path", c)
     test_rows, num_in_test = [], 0
-    if config.test_path:
-        test_rows, _, test_counts, test_skipped = _read_rows("test_path", config)
+    if c.test_path:
+        test_rows, _, test_counts, test_skipped = _read_rows("test_path", c)
         counts, skipped = counts + test_counts, skipped + test_skipped
         test_keys = {row.key for row in test_rows}
         num_in_test = sum(row.key in test_keys for row in rows)
@@ -124,18 +147,11 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         test_rows = _draw_test(
             [replace(row, line=num_lines + row.line) for row in test_rows], config
         )
-    elif config.num_test == 0:
-        raise UserError(
-            "--config.tasks.num_test=0 means all of a test file, and --config.tasks.test_path "
-            "names none"
-        )
 
-    config = close_sizes(config, len(rows))
-    num_test = 0 if test_rows else config.num_test
-    sizes = (num_test, config.num_dev, config.num_demonstrations, config.num_train)
-    sets = draw_sets(
-        rows, sizes, config.seed, f"good rows of {config.path} that are not in the test file"
-    )
+    num_test, num_dev, num_demonstrations = close_sizes(config, len(rows))
+    sizes = (0 if c.test_path else num_test, num_dev, num_demonstrations, config.num_train)
+    what = f"good rows of {c.path} that are not in the test file"
+    sets = draw_sets(rows, sizes, config.seed, what)
     return JsonlTask(
         name="jsonl",
         tokenizer=tokenizer or byte_tokenizer(),
@@ -143,23 +159,23 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         dev=tuple(_problem(row) for row in sets.dev),
         test=tuple(_problem(row) for row in (test_rows or sets.test)),
         demonstrations=tuple(
-            Demonstration(_problem(row).prompt, _response(row, config.is_annotated), row.question)
+            Demonstration(_problem(row).prompt, _response(row, c.is_annotated), row.question)
             for row in sets.demonstrations
         ),
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
-        kind=config.answer_kind,
+        kind=c.answer_kind,
     )
 
 
 def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
-    num_test = min(OPEN_SIZES["num_test"][0], len(rows)) if config.num_test < 0 else config.num_test
-    if num_test > len(rows) or not rows:
+    num_test = config.num_test
+    if not rows or (num_test is not None and num_test > len(rows)):
         raise UserError(
-            f"--config.tasks.num_test={config.num_test}: {config.test_path} has {len(rows)} good "
-            "rows; ask for fewer, or 0 for all"
+            f"--config.tasks.num_test={num_test}: {config.jsonl.test_path} has {len(rows)} good "
+            "rows; ask for fewer, or none for all"
         )
-    return random.Random(config.seed).sample(rows, num_test) if num_test else rows
+    return rows if num_test is None else random.Random(config.seed).sample(rows, num_test)
 
 
 def _problem(row: Row) -> Problem:
@@ -174,7 +190,7 @@ def _response(row: Row, is_annotated: bool) -> str:
     return "\n".join([*filter(None, steps), f"{MARKER} {row.gold}"])
 
 
-def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[str], list[str]]:
+def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[str], list[str]]:
     """Return the good rows of a file, its number of lines, the counts of rows and reasons, and the
     bad rows named.
     """
@@ -194,7 +210,7 @@ def _read_rows(key: str, config: TasksConfig) -> tuple[list[Row], int, Counter[s
     if len(skipped) > config.max_bad_share * len(lines):
         raise UserError(
             f"{len(skipped)} of {len(lines)} rows ({len(skipped) / len(lines):.1%}) of {path} are "
-            f"bad, more than --config.tasks.max_bad_share={config.max_bad_share} allows; the "
+            f"bad, more than --config.tasks.jsonl.max_bad_share={config.max_bad_share} allows; the "
             f"first: {'; '.join(skipped[:NUM_NAMED])}"
         )
     return rows, len(lines), counts, skipped
@@ -208,7 +224,7 @@ def _read_lines(path: str, key: str) -> list[bytes]:
     except OSError as error:
         why = error.strerror if path else "no file is named"
         raise UserError(
-            f"cannot read '{path}': {why}; name a JSON-lines file with --config.tasks.{key}=..."
+            f"cannot read '{path}': {why}; name a JSON-lines file with --config.tasks.jsonl.{key}=..."
         ) from None
     # Not splitlines: a line of JSON may hold other line separators.
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
@@ -234,7 +250,7 @@ def _read_parquet(path: str) -> list[Any]:
         raise UserError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
 
 
-def _read_row(line: bytes, number: int, config: TasksConfig) -> Row | str:
+def _read_row(line: bytes, number: int, config: JsonlConfig) -> Row | str:
     """Return the row that a line holds, or the reason why it holds none."""
     if len(line) > config.max_row_bytes:
         return "too_long"

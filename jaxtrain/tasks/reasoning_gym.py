@@ -12,14 +12,17 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require_share
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, TasksConfig, close_sizes, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number, write_number
 from jaxtrain.verifiers.worker import Worker
+
+if TYPE_CHECKING:
+    from jaxtrain.tasks.config import TasksConfig
 
 MAX_ANSWER = 4096  # characters of an answer that is put to a scorer
 # Their golds are not rounded as their questions ask for; their scorers read the answer as a whole.
@@ -28,6 +31,18 @@ ROUNDED = ("power_function",)
 EXACT = ("game_of_life_halting", "word_sorting", "number_sorting")
 # Its scorer never looks at the numbers of the puzzle.
 UNSOUND = ("puzzle24",)
+
+
+@dataclass(frozen=True)
+class ReasoningGymConfig:
+    """Which dataset, and which of its templates."""
+
+    dataset: str = "chain_sum"  # the name of one of its datasets
+    unseen_share: float = 0.0  # share of the templates that are held out of every set
+    is_unseen: bool = False  # make all sets of the templates held out, to evaluate on
+
+    def __post_init__(self):
+        require_share("tasks.reasoning_gym", self, "unseen_share")
 
 
 @dataclass(frozen=True)
@@ -84,33 +99,31 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
 
     Raises UserError for a dataset or parameters that are not known.
     """
-    if not config.num_train:
+    c = config.reasoning_gym
+    if config.num_train is None:
         raise UserError(
-            "--config.tasks.num_train=0: reasoning_gym makes as many as asked for; set it"
+            "--config.tasks.num_train=none: reasoning_gym makes as many as asked for; set it"
         )
-    if config.dataset in UNSOUND:
+    if c.dataset in UNSOUND:
         raise UserError(
-            f"--config.tasks.dataset={config.dataset}: its scorer takes wrong answers for right "
+            f"--config.tasks.reasoning_gym.dataset={c.dataset}: its scorer takes wrong answers for right "
             "ones; choose another"
         )
-    if config.is_unseen and not config.unseen_share:
+    if c.is_unseen and not c.unseen_share:
         raise UserError(
-            "--config.tasks.is_unseen=True: no template is held out; set "
-            "--config.tasks.unseen_share"
+            "--config.tasks.reasoning_gym.is_unseen=True: no template is held out; set "
+            "--config.tasks.reasoning_gym.unseen_share"
         )
-    config = close_sizes(config)
-    size = config.num_test + config.num_dev + config.num_demonstrations + config.num_train
+    sizes = (*close_sizes(config), config.num_train)
+    size = sum(sizes)
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
-    share = config.unseen_share if config.is_unseen else 1 - config.unseen_share
+    share = c.unseen_share if c.is_unseen else 1 - c.unseen_share
     most = int(4 * size / max(share, 0.01))
-    worker = Worker(config.dataset, config.read_params() | {"seed": config.seed, "size": most})
+    worker = Worker(c.dataset, config.read_params() | {"seed": config.seed, "size": most})
     rows, counts = draw_rows(config, worker, size, most)
-    sizes = (config.num_test, config.num_dev, config.num_demonstrations, config.num_train)
-    sets = draw_sets(
-        rows, sizes, config.seed, f"different questions with a gold of {config.dataset}"
-    )
+    sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {c.dataset}")
     task = ReasoningGymTask(
-        name=config.dataset,
+        name=c.dataset,
         tokenizer=tokenizer or byte_tokenizer(),
         train=tuple(_problem(*row) for row in sets.train),
         dev=tuple(_problem(*row) for row in sets.dev),
@@ -126,7 +139,7 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     )
     if shown and not passing:
         raise UserError(
-            f"--config.tasks.dataset={config.dataset}: none of its own answers passes its scorer "
+            f"--config.tasks.reasoning_gym.dataset={c.dataset}: none of its own answers passes its scorer "
             f"behind {MARKER} or in a box; choose another dataset"
         )
     # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
@@ -145,6 +158,7 @@ def draw_rows(
     Returns ((index, item) of each, counts by reason of those left out). Raises UserError where
     there is no such dataset, or it is not made of the templates that are to be held out.
     """
+    c = config.reasoning_gym
     rows: dict[str, tuple[int, dict[str, str]]] = {}
     counts = {"repeated": 0, "without_gold": 0, "held_out": 0}
     for index in range(most):
@@ -154,16 +168,16 @@ def draw_rows(
             item = worker.item(index)
         except RuntimeError as error:
             raise UserError(
-                f"--config.tasks.dataset={config.dataset}: {error}; it needs pip install "
-                "'jaxtrain[tasks]', a dataset "
-                "of reasoning-gym, and --config.tasks.params that fit it"
+                f"--config.tasks.reasoning_gym.dataset={c.dataset}: {error}; it needs pip install "
+                "'jaxtrain[tasks]', a dataset of reasoning-gym, and --config.tasks.params that fit "
+                "it"
             ) from error
-        if config.unseen_share and not item["template"]:
+        if c.unseen_share and not item["template"]:
             raise UserError(
-                f"--config.tasks.unseen_share={config.unseen_share}: {config.dataset} is not made "
-                "of templates"
+                f"--config.tasks.reasoning_gym.unseen_share={c.unseen_share}: {c.dataset} is not "
+                "made of templates"
             )
-        if is_unseen(item["template"], config) != config.is_unseen:
+        if is_unseen(item["template"], config) != c.is_unseen:
             counts["held_out"] += 1
         elif item["answer"] is None:
             counts["without_gold"] += 1
@@ -192,7 +206,7 @@ def is_unseen(template: str, config: TasksConfig) -> bool:
     number = int.from_bytes(
         hashlib.sha256(f"{config.seed} {template}".encode()).digest()[:8], "big"
     )
-    return number < config.unseen_share * 2**64
+    return number < config.reasoning_gym.unseen_share * 2**64
 
 
 def _problem(index: int, item: dict[str, str]) -> Problem:
