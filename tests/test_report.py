@@ -25,7 +25,7 @@ from jaxtrain.report.accounts import explain, tell_nothing_learnt
 from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
 from jaxtrain.report.scores import METHODS, paired, tell_accuracy
 from jaxtrain.report.values import visible
-from jaxtrain.structs import Kind, Learner, Tree
+from jaxtrain.structs import Kind, Learner, State, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import CountdownConfig, solutions
 from jaxtrain.tasks.jsonl import REASONS
@@ -225,7 +225,7 @@ def stub_functions(task):
         **dict.fromkeys(("grow", "solve", "sample", "greedy"), grow),
         **dict.fromkeys(("update_policy", "update_prm"), update),
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
-        abstract_state=None,
+        abstract_state=State(np.zeros((), np.int32), {}, init(0), init(0)),
     )
 
 
