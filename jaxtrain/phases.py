@@ -46,7 +46,6 @@ from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
 NUM_REPORTED_TRACES = 10
-TARGETS = "datasets/targets_by_depth"
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
 
@@ -269,8 +268,11 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
     return learner
 
 
-def score(run: Run, i: int, networks: Networks) -> None:
-    """Measure an iteration on held-out problems, log it as one event, and write the report."""
+def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = None) -> None:
+    """Measure an iteration on held-out problems, log it as one event, and write the report.
+
+    fit_log: of the run that fitted the networks, where that is another one.
+    """
     c, fns = run.config.evaluation, run.fns
     problems = getattr(run.task, c.split)[: c.num_problems]
     batches, num_too_long = encode(run, problems)
@@ -297,7 +299,7 @@ def score(run: Run, i: int, networks: Networks) -> None:
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
         }
-        metrics = measure(joined, read_baseline(run, i), run.task.answer_tokens)
+        metrics = measure(joined, read_baseline(fit_log or run.log, i), run.task.answer_tokens)
     require_some_ok(run, i, counts)
     # count as wrong
     trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
@@ -337,9 +339,9 @@ def measure(
     }
 
 
-def read_baseline(run: Run, i: int) -> evaluation.Baseline:
+def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     """Read from the log what the PRM's targets were on average, in all and at each depth."""
-    told = run.log.newest(TARGETS, i) or []
+    told = log.newest("datasets/targets_by_depth", i) or []
     num = sum(n for _, n in told)
     constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))

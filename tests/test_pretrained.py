@@ -318,11 +318,8 @@ def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
     assert main(["jaxtrain", "evaluate", "--workdir", str(root / "run"), *how]) == 0
     shutil.copytree(root / "run", tmp_path / "run")
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 0
-    noted = tmp_path / "run" / "checkpoints" / "0" / "_CHECKPOINT_METADATA"
-    told = json.loads(noted.read_text())
-    noted.write_text(
-        json.dumps(told | {"commit_timestamp_nsecs": told["commit_timestamp_nsecs"] + 1})
-    )
+    noted = tmp_path / "run" / "checkpoints" / "0" / "save.json"
+    noted.write_text(json.dumps("another save"))
     run_key = json.loads((tmp_path / "run" / "manifest.json").read_text())["run_key"]
     seal(noted.parent, about_checkpoint(run_key) | {"number": 0})
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 2

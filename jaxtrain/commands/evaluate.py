@@ -21,7 +21,7 @@ from jaxtrain.config import Config, check
 from jaxtrain.errors import UserError
 from jaxtrain.flags import override, read_flags
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import TARGETS, Run, score
+from jaxtrain.phases import Run, score
 from jaxtrain.progress import Progress
 from jaxtrain.runs import list_facts, open_run, open_task, summary
 from jaxtrain.tasks import Task, make_task
@@ -78,15 +78,13 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             abstract, base = started.abstract_state, started.init_base()
             networks = checkpoints.restore_networks(iteration, abstract, base)
             log.truncate(-1)
-            if (targets := MetricsLog(path).newest(TARGETS, iteration)) is not None:
-                log.append(iteration, {TARGETS: targets})
             if num_learnt:
                 notice = f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
             fns = build(config, learnt.tokenizer, progress)
             run = Run(config, task, fns, workdir, log, progress, checkpoints)
-            score(run, iteration, networks)
+            score(run, iteration, networks, MetricsLog(path))
             leaving.close()
     print(summary(workdir))
 
