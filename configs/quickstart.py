@@ -35,6 +35,8 @@ def get_config():
     config.search.temperature = 1.4
 
     config.datasets.traces_rounds = 4
+    # a round gives some 20,000 paths, and a fit of the PRM shows 32,000
+    config.datasets.paths_rounds = 1
 
     policy, prm = config.updates.policy, config.updates.prm
     policy.warm_start.num_updates = 5000  # to its plateau: 8,000 reach no more on dev

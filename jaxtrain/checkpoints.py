@@ -320,7 +320,7 @@ class FitCheckpoints:
     def __init__(
         self, folder: Path, is_on: bool, run_key: str = "", note_fn: NoteFn = lambda text: None
     ):
-        """Open the folder of a fit of the run `run_key`; nothing is read or written unless `is_on`."""
+        """Open the folder of a fit of a run; nothing is read or written unless `is_on`."""
         about = {
             "kind": "fit",
             "run": run_key,
@@ -337,7 +337,10 @@ class FitCheckpoints:
             self._store.close()
 
     def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
-        """Write the learner and what its updates told so far, [N] a key; on disk when this returns."""
+        """Write the learner and what its updates told so far, [N] a key.
+
+        It is on disk when this returns.
+        """
         if self._store:
             self._store.save(len(infos["loss"]), {"learner": learner, "infos": infos})
             for old in self._store.numbers()[:-1]:

@@ -126,7 +126,7 @@ class MetricsLog:
         return max((row["iteration"] for row in self._rows if _has(row, prefix)), default=-1)
 
     def newest(self, key: str, iteration: int) -> Any:
-        """Return the last value of a key in the iterations up to this one, None where it has none."""
+        """Return the last value of a key up to an iteration, None where it has none."""
         told = [row[key] for row in self._rows if row["iteration"] <= iteration and key in row]
         return told[-1] if told else None
 

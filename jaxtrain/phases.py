@@ -54,7 +54,7 @@ is_finite = jax.jit(updates.all_finite)
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works with besides its State: functions, the task, and where things are told."""
+    """What the loop works with besides its State."""
 
     config: Config
     task: Task
@@ -148,7 +148,7 @@ def networks_before(run: Run, i: int) -> Networks:
 
 
 def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
-    """Raise Diverged where every tree was set aside: then a network holds what overflows, or NaN."""
+    """Raise Diverged where every tree was set aside: a network holds what overflows, or NaN."""
     num_trees, num_set_aside = (
         sum(count[key] for count in counts) for key in ("num_trees", "num_set_aside")
     )
@@ -166,8 +166,8 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
         for name, learner in (("policy", learners.policy), ("prm", learners.prm))
     )
     return Diverged(
-        f"iteration {i}: {what}; the earlier checkpoints of {run.workdir.path} are as they were; begin in another "
-        f"--workdir with rates below {told}, or with other weights"
+        f"iteration {i}: {what}; the earlier checkpoints of {run.workdir.path} are as they were; "
+        f"begin in another --workdir with rates below {told}, or with other weights"
     )
 
 
@@ -196,7 +196,7 @@ def explore(
 
 
 def label(run: Run, i: int, purpose: Purpose, k: int, tree: Tree) -> Labels:
-    """Read what a batch of trees is worth, or ask the task about every finished trace and infer it."""
+    """Read what a batch of trees is worth, or ask the task about finished traces and infer it."""
     stored, kind, name = run.workdir.trees, run.config.labels.kind, purpose.name.lower()
     labelled = unless_damaged(run, partial(stored.load_labels, i, k, tree, kind, name))
     if labelled is None:

@@ -23,15 +23,17 @@ def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
     told = run.log.last("evaluation/")
     if newest is None and (told >= 0 or run.workdir.report.exists()):
         raise UserError(
-            f"{run.workdir.path}: metrics.jsonl or report.html tells of a checkpoint, and none is there; restore "
-            "checkpoints/ from a copy, or use another --workdir"
+            f"{run.workdir.path}: metrics.jsonl or report.html tells of a checkpoint, and none is "
+            "there; restore checkpoints/ from a copy, or use another --workdir"
         )
     if newest is not None:
         if told > newest:
-            yield f"the checkpoint of iteration {told} is gone; what came after iteration {newest} is done again"
+            gone = f"the checkpoint of iteration {told} is gone"
+            yield f"{gone}; what came after iteration {newest} is done again"
         yield f"resuming after iteration {newest} in {run.workdir.path}"
         if lacking := [i for i in range(newest + 1) if not is_whole(run.log, i, newest)]:
-            yield f"metrics.jsonl lacks rows of iterations {', '.join(map(str, lacking))}: what they told is lost"
+            numbers = ", ".join(map(str, lacking))
+            yield f"metrics.jsonl lacks rows of iterations {numbers}: what they told is lost"
     under_way = 0 if newest is None else newest + 1
     if run.log.last("") > under_way:
         yield f"rows of metrics.jsonl that tell of later iterations than {under_way} are cut"

@@ -35,7 +35,7 @@ def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dic
 
 
 def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
-    """Read the config and the manifest of a run that is there. Raises UserError where it is none."""
+    """Read config and manifest of a run that is there. Raises UserError where it is none."""
     values, manifest = read_old(path)
     for name, content in (("config.json", values), ("manifest.json", manifest)):
         if not content:

@@ -1,10 +1,12 @@
 """The run folder: config, manifest, lock, trees, and the names of all that a run leaves behind.
 
-    config.json     the resolved config          checkpoints/<iteration>/                    orbax
-    manifest.json   versions, devices, hashes    trees/<iteration>/<purpose>-<shard>.npz     see `trees.TreeFiles`
-    run.lock        who runs here now            labels/<iteration>/<purpose>-<shard>.<kind>.npz      likewise
-    damaged/        what was set aside           fits/<iteration>/<network>/<updates>/       orbax, while a fit lasts
-                                                 metrics.jsonl, tensorboard/, report.html
+    config.json     the resolved config                    run.lock   who runs here now
+    manifest.json   versions, devices, hashes              damaged/   what was set aside
+    checkpoints/<iteration>/                               orbax
+    fits/<iteration>/<network>/<updates>/                  orbax, while a fit lasts
+    trees/<iteration>/<purpose>-<shard>.npz                see `trees.TreeFiles`
+    labels/<iteration>/<purpose>-<shard>.<kind>.npz        likewise
+    metrics.jsonl, tensorboard/, report.html               what is told
 
 A run may be killed at any instant, so a file is complete or absent (`files.py`), and what does not
 hold what was saved is set aside and told. One run owns a folder at a time (the kernel drops the
@@ -123,17 +125,18 @@ def open_workdir(
     Args:
       path: a local folder, `~` for the home folder; made if it does not exist.
       config: the resolved config, nested dicts of JSON values, with `seed`.
-      facts: JSON values that the run depends on besides its config, such as hashes of its data files.
+      facts: JSON values that the run depends on besides its config, such as hashes of its files.
       command: what was typed, to be told in manifest.json.
 
     Raises:
-      UserError: another run is alive in the folder; it belongs to another config (any key but `FREE_KEYS`) or to
-        other facts; it holds files but no config.json, or a folder where a file belongs; it cannot be written to;
-        or it is no local folder at all.
+      UserError: another run is alive in the folder; it belongs to another config (any key but
+        `FREE_KEYS`) or to other facts; it holds files but no config.json, or a folder where a file
+        belongs; it cannot be written to; or it is no local folder at all.
     """
     if "://" in str(path):
         raise UserError(
-            f"workdir {path}: only a folder of this machine's file system will do; choose another --workdir"
+            f"workdir {path}: only a folder of this machine's file system will do; "
+            "choose another --workdir"
         )
     path = Path(path).expanduser()
     config, facts = _as_json(config), _as_json(facts)
@@ -165,7 +168,8 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         value = read_json(path / name)
         if not isinstance(value, dict):
             raise UserError(
-                f"{path / name} holds no JSON object; restore it from a copy, or use another --workdir"
+                f"{path / name} holds no JSON object; "
+                "restore it from a copy, or use another --workdir"
             )
         if wrong := [key for key, kind in needed.items() if type(value.get(key)) is not kind]:
             hint = ", or remove it" if name == "manifest.json" else ""
@@ -204,7 +208,7 @@ def _take_over(
         notices += [f"changed since the last start: {line}" for line in machine]
     elif old_config:
         notices.append(
-            "manifest.json was gone: data and model are not compared with those that the run began with"
+            "manifest.json was gone: data and model are not compared with those of the first start"
         )
     if old_config:
         told = changes(old_config, config, "evaluation", "sharding")
@@ -229,7 +233,8 @@ def _make_folder(path: Path) -> None:
     # A start killed before config.json was in place leaves these two at most.
     if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
         raise UserError(
-            f"workdir {path} holds files but no config.json, so it is no run; choose another --workdir"
+            f"workdir {path} holds files but no config.json, so it is no run; "
+            "choose another --workdir"
         )
     for name, is_folder in (
         *((name, False) for name in FILES),
@@ -293,8 +298,9 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
     if differing:
         more = f" and {len(differing) - MAX_SHOWN} more" if len(differing) > MAX_SHOWN else ""
         raise UserError(
-            f"workdir {path} belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}; choose another "
-            "--workdir, or go back to the old values (what is absent on one side is of another jaxtrain)"
+            f"workdir {path} belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}; "
+            "choose another --workdir, or go back to the old values (what is absent on one side is "
+            "of another jaxtrain)"
         )
 
 

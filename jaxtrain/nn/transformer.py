@@ -327,10 +327,10 @@ class Transformer(nn.Module):
         """Read `tokens` behind `segments`.
 
         tokens, positions: [b t] int32; mask: [b t] bool, True for real tokens. Tokens are causal
-        among themselves, in index order, and of those in one row only tokens with the same of
-        `segment_ids` [b t] int32 see each other, where these are given. With `into`, they continue the tokens of that segment
-        (rows = b) at index `at`, the same for all rows. Returns (hidden [b t width] after the final
-        norm, Segment of these tokens or `into` with them written).
+        among themselves, in index order; where `segment_ids` [b t] int32 are given, only tokens of
+        one id see each other. With `into`, they continue the tokens of that segment (rows = b) at
+        index `at`, the same for all rows. Returns (hidden [b t width] after the final norm, Segment
+        of these tokens or `into` with them written).
         """
         b, t = tokens.shape
         own = jnp.where(mask, positions, -1).astype(jnp.int32)
