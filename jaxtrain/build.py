@@ -25,8 +25,9 @@ from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
+from jaxtrain.nn.decode import make_sample_steps
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
-from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
+from jaxtrain.nn.reader import make_score_steps, recompute_reader
 from jaxtrain.nn.transformer import Transformer, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
@@ -74,8 +75,8 @@ def build(
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
     c, trace = config.search, config.trace
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
-    sample_steps = make_sample_steps(model, tables, trace.max_step_tokens, trace.step_tokens)
-    score_steps = make_score_steps(model)
+    sample_steps = make_sample_steps(model, tables, trace)
+    reader = recompute_reader(sample_steps, make_score_steps(model), trace)
     optimizer = (
         updates.make_optimizer(config.updates.policy),
         updates.make_optimizer(config.updates.prm),
@@ -139,7 +140,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, search_config: SearchConfig) -> Callable:
-        grow_fn = search.make_grow(search_config, trace, sample_steps, score_steps)
+        grow_fn = search.make_grow(search_config, trace.max_steps, reader)
 
         def grow(base: Params, policy_params: Params, prm_params: Params, *args):
             backbone = lora.merge(base, prm_params["backbone"])

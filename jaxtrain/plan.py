@@ -187,11 +187,10 @@ def search_bytes(config: Config, mesh: Any) -> tuple[float, float]:
     problems = config.prompts.batch_size / sharding.num_shards(mesh)
     per_token = kv_bytes(config, mesh)
     prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) * t.max_step_tokens
-    rollouts = c.mcts_star.rollout_depth(t.max_steps) * c.mcts_star.num_rollout_candidates
+    num_rounds, round_steps = c.mcts_star.rounds(t.max_steps)
+    rollouts = num_rounds * round_steps * c.mcts_star.num_rollout_candidates
     # in steps; of expansion or rollout
-    lanes = max(
-        c.num_candidates, c.mcts_star.round_steps(t.max_steps) * c.mcts_star.num_rollout_candidates
-    )
+    lanes = max(c.num_candidates, round_steps * c.mcts_star.num_rollout_candidates)
     kv = problems * per_token * (prefix + lanes * t.max_step_tokens)
     node = 4 * (prefix + (c.num_candidates + rollouts) * (t.max_step_tokens + 8))
     return kv, problems * c.num_simulations * node
@@ -310,17 +309,13 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
 def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Iterator[str]:
     """Bound the tokens, the FLOPs and the time of an iteration."""
     c, t, m, u = config.search, config.trace, config.model, config.updates
+    num_rounds, round_steps = c.mcts_star.rounds(t.max_steps)
     base, policy, _ = map(num_parameters, fns.abstract_state.networks)
     count = base + policy
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) / 2 * t.max_step_tokens
-    sampled = (
-        c.num_candidates
-        + c.mcts_star.rollout_depth(t.max_steps) * c.mcts_star.num_rollout_candidates
-    )
-    read = c.num_simulations * (
-        (1 + c.mcts_star.num_rounds(t.max_steps)) * prefix + sampled * t.max_step_tokens
-    )
+    sampled = c.num_candidates + num_rounds * round_steps * c.mcts_star.num_rollout_candidates
+    read = c.num_simulations * ((1 + num_rounds) * prefix + sampled * t.max_step_tokens)
     search_tokens = 2 * num_problems * read
     fit_tokens = {
         "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.max_length,
@@ -330,12 +325,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize
     batches = -(-num_problems // config.prompts.batch_size)
     # Decoding reads the weights once for every token of a step, the lanes of a batch together.
-    reads = (
-        batches
-        * c.num_simulations
-        * (1 + c.mcts_star.rollout_depth(t.max_steps))
-        * t.max_step_tokens
-    )
+    reads = batches * c.num_simulations * (1 + num_rounds * round_steps) * t.max_step_tokens
     decode = reads * count * size / mesh.shape["tp"] / chip.bandwidth
     seconds = {"search": max(2 * count * search_tokens / peak, decode)}
     seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}
@@ -352,11 +342,11 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
     c, t = config.search, config.trace
+    num_rounds, round_steps = c.mcts_star.rounds(t.max_steps)
     learners = (fns.abstract_state.policy, fns.abstract_state.prm)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(learners))
     rows = c.num_simulations * (
-        c.num_candidates
-        + c.mcts_star.rollout_depth(t.max_steps) * c.mcts_star.num_rollout_candidates
+        c.num_candidates + num_rounds * round_steps * c.mcts_star.num_rollout_candidates
     )
     trees = (
         (config.prompts.num_problems or config.prompts.batch_size)

@@ -6,7 +6,9 @@ Dimension key, used in every shape comment of the project:
     N  nodes that mctx expands          S  tokens of a step, at most
     A  candidate steps of a node        L  tokens of a sequence, at most (prompt and all steps)
     D  steps of a trace, at most        M  examples of an update
-    C  training rows                    P  tokens of a prompt, at most
+    W  prefixes of a problem at once    K  steps that a lane draws at once
+    C  rows of a node                   P  tokens of a prompt, at most
+    E  examples of a fit
 
 A *step* is a piece of reasoning, never a gradient step (that is an *update*). *Finished* means that
 the final answer has been given (an end token), *ended* that the branch cannot grow (finished, or
@@ -79,6 +81,48 @@ class Steps:
     is_ok: Array  # [...] bool, every logit was finite
 
 
+# Prefixes by address: the rows of their steps in the tree that holds them, [B W D] int32, last step
+# last, -1 before the first.
+Path = Array
+
+
+class Cost(NamedTuple):
+    """What was computed, in tokens."""
+
+    policy_tokens: Array  # [B] int32, prefixes and steps that the policy read, padding not
+    prm_tokens: Array  # [B] int32, those that the PRM read
+    lane_tokens: Array  # [B] int32, token slots held open, whether or not of use
+
+
+class Proposal(NamedTuple):
+    """Steps drawn behind W prefixes, A lanes each, K steps a lane, with the PRM's word on them."""
+
+    steps: Steps  # fields [B W A K ...]
+    score: Array  # [B W A K] float32, raw; 0 where not finite
+    is_ended: Array  # [B W A K] bool: finished, cut, or at the depth limit
+    is_ok: Array  # [B] bool, every logit and score was finite
+    cost: Cost
+
+
+Memory = Any  # what a Reader keeps of prompts and rows; opaque to search
+
+
+class Reader(NamedTuple):
+    """The sight of the networks that a search has. `params` is (policy, PRM).
+
+    open(params, prompts, num_rows) -> Memory for R rows a problem;
+    propose(params, memory, path, keys [B W 2] uint32, is_live [B W], temperature, num_lanes,
+    max_steps) -> Proposal, nothing drawn where a prefix is not live;
+    keep(memory, proposal, rows [B W A K]) -> Memory, the steps written where their rows are;
+    text(memory) -> [B R S] int32, tokens of every row.
+    """
+
+    open: Callable[[tuple[Params, Params], Prompts, int], Memory]
+    propose: Callable[..., Proposal]
+    keep: Callable[[Memory, Proposal, Array], Memory]
+    text: Callable[[Memory], Array]
+
+
 @struct.dataclass
 class Tree:
     """A finished search over one prompt, in rows that no engine's internals show through.
@@ -105,6 +149,10 @@ class Tree:
     prm_tokens: Array  # [B] int32, tokens the PRM computed
     # [B] int32, token slots held open, which depends on the batch; `length` summed were of use
     lane_tokens: Array
+
+
+# (policy params, PRM params, prompts, keys [B 2] uint32, temperature []) -> trees
+GrowFn = Callable[[Params, Params, Prompts, Array, Array], Tree]
 
 
 @struct.dataclass
@@ -134,14 +182,14 @@ class TokenRows:
     it.
     """
 
-    tokens: Array  # [C L] int32
-    position: Array  # [C L] int32, the place of a token in its own text
-    segment: Array  # [C L] int32, which text of the row: 1, 2, ...; 0 is padding
-    target: Array  # [C L] float32, a value; unread where no value is learnt
-    # [C L] float32, how much a token counts in the loss; 0 where nothing is learnt, and so at the
+    tokens: Array  # [E L] int32
+    position: Array  # [E L] int32, the place of a token in its own text
+    segment: Array  # [E L] int32, which text of the row: 1, 2, ...; 0 is padding
+    target: Array  # [E L] float32, a value; unread where no value is learnt
+    # [E L] float32, how much a token counts in the loss; 0 where nothing is learnt, and so at the
     # first token of a text
     weight: Array
-    group: Array  # [C] int32, rows of one number are compared by a loss; -1: with no other
+    group: Array  # [E] int32, rows of one number are compared by a loss; -1: with no other
 
 
 # (params, rows [M L]) -> what a network says at every token, float32: the policy's logits [M L V],
@@ -154,9 +202,9 @@ class Examples:
     """All rows that one network is fitted to, a text each, and where they came from."""
 
     rows: TokenRows
-    problem_id: Array  # [C] int32, -1: of no problem that is searched
-    iteration: Array  # [C] int32, the iteration that made the row
-    is_correct: Array  # [C] bool, the text is verified to end with a correct answer
+    problem_id: Array  # [E] int32, -1: of no problem that is searched
+    iteration: Array  # [E] int32, the iteration that made the row
+    is_correct: Array  # [E] bool, the text is verified to end with a correct answer
 
 
 @struct.dataclass

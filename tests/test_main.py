@@ -131,7 +131,7 @@ MISTAKES = {
     "negative seed": (["--config.seed=-1"], ["--config.seed=-1"]),
     "unknown method": (
         ["--config.search.method=mtcs"],
-        ["--config.search.method=mtcs", "mcts_star or sample"],
+        ["--config.search.method=mtcs", "mcts_star or sample or beam"],
     ),
     "no threshold": (
         ["--config.search.end_threshold=1.5"],

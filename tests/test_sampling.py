@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from tiny_models import MODEL, VOCAB, random_like, random_params, read_whole
 
-from jaxtrain.boundaries import make_tables
-from jaxtrain.nn.sampling import make_sample_steps, make_score_steps
+from jaxtrain.boundaries import TraceConfig, make_tables
+from jaxtrain.nn.decode import make_sample_steps
+from jaxtrain.nn.reader import make_score_steps
 from jaxtrain.nn.transformer import Segment
 from jaxtrain.structs import Prefix, Steps
 
@@ -53,9 +54,8 @@ TEXT = [b"", b"", b".\n", b"a", b"b", b"##", b"#d", b" e", b"f", b"g", b"h"]  # 
 
 
 def compiled(model, answer="end", step_tokens=None):
-    sample_steps = make_sample_steps(
-        model, make_tables(TEXT, [END], "\n", answer), SIZE, step_tokens
-    )
+    trace = TraceConfig(max_step_tokens=SIZE, step_tokens=step_tokens)
+    sample_steps = make_sample_steps(model, make_tables(TEXT, [END], "\n", answer), trace)
     return jax.jit(sample_steps, static_argnames=("num_lanes", "max_steps"))
 
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_mcts_star as oracle
 import pytest
-from toy_worlds import HEALTHY, callback_grow, hash_grow, make_prompts, score_steps
+from toy_worlds import HEALTHY, callback_grow, hash_grow, make_prompts, score_steps, toy_grow
 
 from jaxtrain.boundaries import TraceConfig
-from jaxtrain.search import SearchConfig, make_grow
+from jaxtrain.search import SearchConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.structs import Kind, Steps, Tree
 
@@ -401,7 +401,7 @@ def test_every_draw_has_a_key_of_its_own():
 
     config = replace(BASE, max_steps=5, num_rollout_steps=2, num_rollout_candidates=2)
     prompts = make_prompts(1, seed=0)
-    grow = jax.jit(make_grow(*config.configs, sample_fn, partial(score_steps, world=FINE)))
+    grow = jax.jit(toy_grow(*config.configs, sample_fn, partial(score_steps, world=FINE)))
     tree = jax.tree.map(
         np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1))
     )

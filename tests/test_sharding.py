@@ -326,7 +326,9 @@ def assert_trees_stay_in_place(
 
 
 def test_search_never_copies_whole_trees(grown_on_row):
+    """Neither what nodes hold nor the text of the 5 rows of each."""
     assert_trees_stay_in_place(grown_on_row[1], num_trees=2, num_nodes=5, num_candidates=3)
+    assert_trees_stay_in_place(grown_on_row[1], num_trees=2, num_nodes=5 * 5, num_candidates=3)
 
 
 @pytest.mark.parametrize("fault", ["copy", "select"])

@@ -12,8 +12,8 @@ import numpy as np
 import oracle_mcts_star as oracle
 
 from jaxtrain.boundaries import TraceConfig
+from jaxtrain.nn.reader import append, recompute_reader
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.search.expand import append
 from jaxtrain.structs import Prompts, Steps, Tree
 
 MAX_PROMPT_TOKENS = 3
@@ -121,6 +121,12 @@ def score_step(params, prefix, step, world):
     return jnp.where(is_poisoned, jnp.nan, score)
 
 
+def toy_grow(config: SearchConfig, trace: TraceConfig, sample_fn, score_fn):
+    """Make a search that draws and scores with two functions."""
+    reader = recompute_reader(sample_fn, score_fn, trace)
+    return make_grow(config, trace.max_steps, reader)
+
+
 @cache
 def hash_grow(
     config: SearchConfig, trace: TraceConfig, world: oracle.HashWorld, is_keyed: bool = False
@@ -128,7 +134,7 @@ def hash_grow(
     """Compile a search of a HashWorld, once for all tests that ask for the same."""
     sample_fn = partial(sample_steps, world=world, is_keyed=is_keyed)
     score_fn = partial(score_steps, world=world)
-    grow = jax.jit(make_grow(config, trace, sample_fn, score_fn))
+    grow = jax.jit(toy_grow(config, trace, sample_fn, score_fn))
 
     def run(prompts: Prompts, bad_logits=HEALTHY, bad_scores=HEALTHY) -> Tree:
         keys = np.stack([prompts.problem_id, prompts.problem_id + 1], axis=1).astype(np.uint32)
@@ -195,7 +201,7 @@ def callback_grow(config: SearchConfig, trace: TraceConfig, world: oracle.TableW
         shape = jax.ShapeDtypeStruct(letters.shape, jnp.float32)
         return jax.pure_callback(score, shape, prefix.tokens, prefix.length, letters)[..., None]
 
-    grow = jax.jit(make_grow(config, trace, sample_fn, score_fn))
+    grow = jax.jit(toy_grow(config, trace, sample_fn, score_fn))
     prompt = Prompts(np.array([[ord("?")]], np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
     return jax.tree.map(
         np.asarray, grow((), (), prompt, np.zeros((1, 2), np.uint32), np.float32(1))

@@ -1,41 +1,36 @@
 """Stage 2 of 7. Prompts in, Tree out.
 
 `make_grow` returns the one function of the stage, whatever the method: a pure function of arrays
-that grows a batch of trees. Search sees the PRM and never a gold answer: it is handed
-`sample_steps` and `score_steps`, no task.
+that grows a batch of trees. Search sees the PRM and never a gold answer: it is handed a Reader, no
+task. A method is a rule, and a loop runs it: `tree_loop` those that walk down a tree to choose what
+to expand, `frontier` those that go on from the best of what they drew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import chex
 
-from jaxtrain.boundaries import TraceConfig
-from jaxtrain.search.config import METHODS, SearchConfig
+from jaxtrain.search.config import RULES, SearchConfig
+from jaxtrain.search.frontier import FrontierRule, grow_frontier
+from jaxtrain.search.rows import Job
+from jaxtrain.search.tree_loop import grow_tree
+from jaxtrain.structs import GrowFn, Reader
 
 
-def make_grow(
-    config: SearchConfig, trace: TraceConfig, sample_steps: Callable, score_steps: Callable
-) -> Callable:
+def make_grow(config: SearchConfig, max_steps: int, reader: Reader) -> GrowFn:
     """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
 
-    sample_steps(params, prefix, keys, room, temperature, num_lanes, max_steps) -> (Steps, slots)
-    and score_steps(params, prefix, steps) -> [B lanes K] float32 are the only sight of the
-    networks.
+    max_steps is D, the depth at which the reader ends a branch.
     """
-    grow_fn = METHODS[config.method]
+    rule = RULES[config.method](config, max_steps)
 
     def grow(policy_params, prm_params, prompts, keys, temperature):
-        chex.assert_shape(keys, (prompts.length.shape[0], 2))
-
-        def sample(*args, **kwargs):
-            return sample_steps(policy_params, *args, **kwargs)
-
-        def score(*args):
-            return score_steps(prm_params, *args)
-
-        return grow_fn(config, trace, sample, score, prompts, keys, temperature)
+        num_problems = prompts.length.shape[0]
+        chex.assert_shape([prompts.tokens, keys], [(num_problems, None), (num_problems, 2)])
+        job = Job(prompts, keys, (policy_params, prm_params), temperature, reader, max_steps)
+        if isinstance(rule, FrontierRule):
+            return grow_frontier(rule, job)
+        return grow_tree(config, rule, job)
 
     return grow
 
