@@ -208,7 +208,7 @@ def run_test(arm: str, iteration: int, root: Path, seed: int) -> dict[int, dict]
         "--to",
         str(to),
     ]
-    how = ["--config.evaluation.split=test", "--config.evaluation.methods=greedy"]
+    how = ["--config.evaluation.split=test", "--config.evaluation.strategies=greedy"]
     subprocess.run([sys.executable, "-m", "jaxtrain.evaluate", *which, *how], check=True)
     return merge(to)
 

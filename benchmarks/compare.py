@@ -27,11 +27,11 @@ from jaxtrain import evaluation, labels
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import Answered
 from jaxtrain.intervals import mean_interval, wilson
-from jaxtrain.report.scores import METHODS
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Labels, Tree, Verdict
 from jaxtrain.tasks import Task
 
+SAMPLING = [s for s in evaluation.STRATEGIES.values() if s.trees == "samples"]
 Points = list[tuple[float, ...]]  # (tokens generated a problem, accuracy, low, high) each
 
 
@@ -86,12 +86,12 @@ def compare(root: Path, seed: int) -> Compared:
     # in common.
     costs = sampled.policy_tokens.mean(axis=0)
     points: dict[str, Points] = {
-        METHODS[key]: [tuple(point[:4]) for point in evaluation.curve(key, sampled, costs)]
-        for key in (*evaluation.SELECT_FNS, "pass_at_k")
+        s.label: [tuple(point[:4]) for point in evaluation.curve(s, sampled, costs)]
+        for s in SAMPLING
     }
-    solved = {key: evaluation.is_solved(key, sampled, len(costs)) for key in evaluation.SELECT_FNS}
+    solved = {s.name: evaluation.is_solved(s, sampled, len(costs)) for s in SAMPLING}
     solved_by_rule = evaluation.is_solved(
-        "self_consistency", keep_fewest(sampled, counted), len(costs)
+        evaluation.STRATEGIES["self_consistency"], keep_fewest(sampled, counted), len(costs)
     )
     points["vote, fewest false sums"] = [point(costs[-1], solved_by_rule)]
     points["MCTS"] = [point(tree.length.sum() / len(chosen), chosen)]
@@ -104,7 +104,9 @@ def compare(root: Path, seed: int) -> Compared:
         f"{policy[1]:,.0f}",
     ]
     lines += [
-        f"MCTS less {METHODS[key]}: {difference(chosen, theirs)}" for key, theirs in solved.items()
+        f"MCTS less {s.label}: {difference(chosen, solved[s.name])}"
+        for s in SAMPLING
+        if not s.is_oracle
     ]
     lines += [
         "vote, fewest false sums, less vote: "

@@ -47,7 +47,8 @@ def get_config():
     c.updates.prm.fit.num_updates = 20
 
     c.evaluation.num_problems = 128
-    c.evaluation.num_simulations = 2
-    c.evaluation.num_samples = 8
+    c.evaluation.search.num_simulations = 2
+    c.evaluation.search.temperature = 0.7
+    c.evaluation.samples.num_samples = 8
     c.loop.num_iterations = 2
     return c

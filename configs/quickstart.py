@@ -47,7 +47,8 @@ def get_config():
     prm.batch_size = 32
     prm.warm_start.learning_rate = prm.fit.learning_rate = 2e-3
 
-    config.evaluation.num_samples = 32
-    config.evaluation.num_simulations = 5
-    config.evaluation.num_candidates = 4
+    config.evaluation.samples.num_samples = 32
+    config.evaluation.search.num_simulations = 5
+    config.evaluation.search.num_candidates = 4
+    config.evaluation.search.temperature = 1.4
     return config

@@ -72,11 +72,12 @@ def get_config(size="gpu"):
     c.updates.policy.fit.max_epochs = 2.0
     c.updates.prm.fit.max_epochs = 3.0
     c.evaluation.split = "dev"
-    c.evaluation.methods = "greedy"
+    c.evaluation.strategies = ("greedy",)
     c.evaluation.num_problems = 512
-    c.evaluation.num_samples = 16
-    c.evaluation.num_simulations = 12
-    c.evaluation.num_candidates = 4
+    c.evaluation.samples.num_samples = 16
+    c.evaluation.search.num_simulations = 12
+    c.evaluation.search.num_candidates = 4
+    c.evaluation.search.mcts_star.num_rollout_steps = 7
     c.checkpoints.num_updates = 50
     c.loop.num_iterations = 2
     if size == "reduced":

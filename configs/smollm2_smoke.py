@@ -47,9 +47,9 @@ def get_config():
         learner.warm_start.learning_rate = learner.fit.learning_rate = 3e-5
 
     c.evaluation.num_problems = 32
-    c.evaluation.num_samples = 4
-    c.evaluation.num_simulations = 2
-    c.evaluation.num_candidates = 4
+    c.evaluation.samples.num_samples = 4
+    c.evaluation.search.num_simulations = 2
+    c.evaluation.search.num_candidates = 4
     c.checkpoints.num_updates = 16  # a fit that is done is not done again
     c.checkpoints.num_kept = 1
     c.loop.num_iterations = 1

@@ -59,7 +59,7 @@ def get_config(size="1.5b"):
         learner.warm_start.num_updates = 100
         learner.fit.num_updates = 200
     c.checkpoints.num_updates = 50
-    c.evaluation.num_samples = 16
+    c.evaluation.samples.num_samples = 16
     if size == "0.5b":
         c.hub.pretrained = "Qwen/Qwen2.5-0.5B-Instruct"
         c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_width = 24, 896, 14, 4864

@@ -6,7 +6,7 @@ only be told from several of them, from the devices or from the task's problems 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtrain import sharding
@@ -14,8 +14,8 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
-from jaxtrain.errors import UserError, require_at_least
-from jaxtrain.evaluation import EvaluationConfig
+from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
 from jaxtrain.nn.transformer import ModelConfig
@@ -24,6 +24,49 @@ from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, TasksConfig
 from jaxtrain.updates import UpdatesConfig
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What every iteration is scored on, and how it answers."""
+
+    split: str = "test"  # test: to report; dev: to tune
+    # the first ones of the split: the same for every iteration and strategy
+    num_problems: int = 512
+    # greedy, self_consistency, best_of_k, weighted_vote, search, pass_at_k; trees are grown for
+    # these alone, and greedy costs a small part of the rest
+    strategies: tuple[str, ...] = tuple(STRATEGIES)
+    # the traces that vote, best-of-k and pass@k choose from; greedy decoding is one at temperature 0
+    samples: SearchConfig = SearchConfig(method="sample", temperature=0.7)
+    # the search that answers; the trees that are learnt from are those of config.search
+    search: SearchConfig = SearchConfig()
+
+    def __post_init__(self):
+        require_one_of("evaluation", self, split=("test", "dev"))
+        require_at_least(1, "evaluation", self, "num_problems")
+        for name in self.strategies or ("",):
+            if name not in STRATEGIES:
+                told = f"--config.evaluation.strategies={','.join(self.strategies)}"
+                raise UserError(f"{told}: must be some of {','.join(STRATEGIES)}")
+        told = "--config.evaluation.samples"
+        if self.samples.method != "sample":
+            raise UserError(f"{told}.method={self.samples.method}: must be sample")
+        if not self.samples.temperature > 0:
+            temperature = self.samples.temperature
+            raise UserError(
+                f"{told}.temperature={temperature}: must be above 0, or all traces agree"
+            )
+
+    @property
+    def searches(self) -> dict[str, SearchConfig]:
+        """What grows the trees that the strategies read, by the kind of the trees."""
+        grown = {
+            "greedy": replace(self.samples, num_samples=1, temperature=0.0),
+            "samples": self.samples,
+            "search": self.search,
+        }
+        read = {STRATEGIES[name].trees for name in self.strategies}
+        return {name: grown[name] for name in TREES if name in read}
 
 
 @dataclass(frozen=True)

@@ -196,12 +196,17 @@ def read_config(values: Mapping[str, Any], cls: type = Config, section: str = "c
             raise UserError(
                 f"--{section}.{name} is missing from the config file; see configs/base.py"
             )
-    return cls(
-        **{
-            name: read_value(values[name], hint, f"{section}.{name}")
-            for name, hint in hints.items()
-        }
-    )
+    read = {
+        name: read_value(values[name], hint, f"{section}.{name}") for name, hint in hints.items()
+    }
+    try:
+        return cls(**read)
+    except UserError as error:
+        if str(error).startswith(f"--{section}."):
+            raise
+        # A class that makes several sections speaks of the first of them.
+        told = re.sub(r"^--config\.(\w+\.)*(?=\w+=)", f"--{section}.", str(error))
+        raise UserError(told) from error
 
 
 def read_value(value: Any, hint: Any, key: str) -> Any:

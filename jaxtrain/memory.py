@@ -21,7 +21,7 @@ LEAST_ADDRESS_SPACE = 3
 SHRINK = {
     "search": "prompts.batch_size, search.num_candidates, search.num_simulations, "
     "search.mcts_star.num_rollout_steps",
-    "sampling": "prompts.batch_size, evaluation.num_samples, trace.max_steps",
+    "sampling": "prompts.batch_size, evaluation.samples.num_samples, trace.max_steps",
     "policy update": "updates.policy.batch_size",
     "PRM update": "updates.prm.batch_size",
 }

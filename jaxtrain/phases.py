@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain import datasets, evaluation, labels, prompts, trees, updates
-from jaxtrain.build import Functions
+from jaxtrain import datasets, evaluation, labels, prompts, updates
+from jaxtrain.build import Functions, GrowFn
 from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
@@ -27,6 +27,7 @@ from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
+from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Examples,
@@ -38,14 +39,14 @@ from jaxtrain.structs import (
     Prompts,
     Shard,
     Tree,
-    Verdict,
 )
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Stored
 from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
-NUM_REPORTED_TRACES = 10
+# the draws and file names of the trees that answer, by their kind
+SCORED = {"greedy": Purpose.GREEDY, "samples": Purpose.SAMPLE, "search": Purpose.SOLVE}
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
 
@@ -127,7 +128,14 @@ def training_shard(
 ) -> tuple[Shard, bool]:
     """Read a shard of iteration i, or grow and label it. Returns it and whether it was read."""
     tree, is_restored = explore(
-        run, run.fns.grow, i, Purpose.SEARCH, k, batch, networks_fn, run.config.search.temperature
+        run,
+        run.fns.grow["train"],
+        i,
+        Purpose.SEARCH,
+        k,
+        batch,
+        networks_fn,
+        run.config.search.temperature,
     )
     return Shard(batch, tree, label(run, i, Purpose.SEARCH, k, tree)), is_restored
 
@@ -173,7 +181,7 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
 
 def explore(
     run: Run,
-    grow_fn: Callable,
+    grow_fn: GrowFn,
     i: int,
     purpose: Purpose,
     k: int,
@@ -273,41 +281,39 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
 
     fit_log: of the run that fitted the networks, where that is another one.
     """
-    c, fns = run.config.evaluation, run.fns
+    c = run.config.evaluation
     problems = getattr(run.task, c.split)[: c.num_problems]
     batches, num_too_long = encode(run, problems)
-    methods = {
-        "greedy": (fns.greedy, Purpose.GREEDY, 0.0),
-        "sample": (fns.sample, Purpose.SAMPLE, c.temperature),
-        "mcts": (fns.solve, Purpose.SOLVE, run.config.search.temperature),
-    }
-    if c.methods == "greedy":
-        methods = {"greedy": methods["greedy"]}
-    found: dict[str, list[Shard]] = {name: [] for name in methods}
+    found: dict[str, list[Shard]] = {name: [] for name in c.searches}
     counts = []
-    total = len(methods) * num_problems(batches)
+
+    # Grow and judge the trees that the strategies read.
+    total = len(found) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
-        for name, (grow_fn, purpose, temperature) in methods.items():
+        for name, search_config in c.searches.items():
+            how = run.fns.grow[name], i, SCORED[name]
             for k, batch in enumerate(batches):
                 tree, is_restored = explore(
-                    run, grow_fn, i, purpose, k, batch, lambda: networks, temperature
+                    run, *how, k, batch, lambda: networks, search_config.temperature
                 )
-                found[name].append(Shard(batch, tree, label(run, i, purpose, k, tree)))
+                found[name].append(Shard(batch, tree, label(run, i, SCORED[name], k, tree)))
                 counts.append(labels.counts(tree, found[name][-1].labels))
                 tally(phase, tree, counts[-1], is_restored)
         joined: dict[str, Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
         }
-        metrics = measure(joined, read_baseline(fit_log or run.log, i), run.task.answer_tokens)
+        baseline = read_baseline(fit_log or run.log, i)
+        metrics = evaluation.measure(joined, c.strategies, baseline, run.task.answer_tokens)
     require_some_ok(run, i, counts)
-    # count as wrong
+
+    # What was left out or failed counts as wrong, and is told.
     trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
-    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble}) | {
-        "time/evaluation": phase.seconds
-    }
-    shown = [name for name in ("mcts", "greedy") if name in joined]
-    samples = [trace for name in shown for trace in reported_traces(run, *joined[name], name)]
+    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble})
+    metrics["time/evaluation"] = phase.seconds
+    shown = [name for name in ("search", "greedy") if name in joined]
+    samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]
+
     # The report first: a kill in between scores the iteration again, and writes it again.
     rows = [*run.log.read(), {"iteration": i, **metrics}]
     page = render_report(asdict(run.config), rows, samples, run.workdir.manifest)
@@ -316,76 +322,12 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     run.progress.note(tell_accuracy(rows[-1]))
 
 
-def measure(
-    found: dict[str, Shard], baseline: evaluation.Baseline, answer_fn: evaluation.AnswerFn
-) -> evaluation.Metrics:
-    """Turn judged trees into the accuracy table, and those of a search into the PRM's report."""
-
-    def read_samples(name: str) -> evaluation.Answered:
-        prompt, tree, labelled = found[name]
-        return evaluation.read_samples(tree, labelled.verdict, prompt.length, answer_fn)
-
-    if "mcts" not in found:
-        return evaluation.accuracy_table(read_samples("greedy"))
-    _, solved, solve_labels = found["mcts"]
-    searched = evaluation.read_choice(solved, solve_labels.verdict, answer_fn)
-    sampled = read_samples("sample")
-    table = evaluation.accuracy_table(read_samples("greedy"), sampled, searched)
-    table["evaluation/mcts/in_tree"] = evaluation.share_in_tree(solved, solve_labels.verdict)
-    return {
-        **table,
-        **evaluation.prm_report(solved, solve_labels, baseline),
-        **evaluation.samples_report(sampled),
-    }
-
-
 def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     """Read from the log what the PRM's targets were on average, in all and at each depth."""
     told = log.newest("datasets/targets_by_depth", i) or []
     num = sum(n for _, n in told)
     constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
-
-
-def reported_traces(
-    run: Run, prompt: Prompts, tree: Tree, labelled: Labels, method: str
-) -> list[dict[str, Any]]:
-    """Take the answers to the first problems of the split for the report, each step with its score
-    and target.
-    """
-    samples = []
-    for b in np.flatnonzero(prompt.problem_id >= 0)[: NUM_REPORTED_TRACES // 2]:
-        problem = run.task.problems[int(prompt.problem_id[b])]
-        # The last step sampled where there is no answer; -1 where there is no step, which has no
-        # verdict either.
-        last = (
-            tree.chosen[b]
-            if tree.chosen[b] >= 0
-            else max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
-        )
-        rows = trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]
-        steps = [
-            {
-                "text": run.task.tokenizer.decode(
-                    tree.tokens[b, r, : tree.length[b, r]].tolist()
-                ).rstrip("\n"),
-                "score": float(tree.score[b, r]),
-                "value": float(tree.value[b, r]),
-                "target": float(labelled.target[b, r]) if labelled.is_labelled[b, r] else None,
-            }
-            for r in rows
-        ]
-        verdict = Verdict(int(labelled.verdict[b, last])).name.lower()
-        samples.append(
-            {
-                "problem": problem.prompt,
-                "gold": problem.gold,
-                "steps": steps,
-                "verdict": verdict,
-                "method": method,
-            }
-        )
-    return samples
 
 
 def search_totals(grown: Sequence[Tree]) -> dict[str, float]:

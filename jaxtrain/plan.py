@@ -233,16 +233,19 @@ def programs(
     size = config.prompts.batch_size
     prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
-    sampling = fns.sample if config.evaluation.methods == "all" else fns.greedy
+    grown = (*state.networks, prompts, keys, floats())
     calls = {
-        "search": (fns.grow, (*state.networks, prompts, keys, floats())),
-        "sampling": (sampling, (*state.networks, prompts, keys, floats())),
+        "search": (fns.grow["train"], grown),
         "policy update": (
             fns.update_policy,
             (state.base, state.policy, rows(u.policy.batch_size), floats()),
         ),
         "PRM update": (fns.update_prm, (state.base, state.prm, rows(u.prm.batch_size), floats())),
     }
+
+    for name in ("greedy", "samples"):  # the larger one last
+        if name in fns.grow:
+            calls["sampling"] = fns.grow[name], grown
 
     def measure(name: str) -> Program:
         fn, arguments = calls[name]
@@ -278,7 +281,8 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     lanes = config.prompts.batch_size / shards * config.search.num_candidates
     yield "search", Program(copies + 2 * kv + 3 * lanes * m.num_ids * 4 + tree, tree)
     lanes = config.prompts.batch_size / shards
-    lanes *= config.evaluation.num_samples if config.evaluation.methods == "all" else 1
+    samplers = [c for c in config.evaluation.searches.values() if c.method == "sample"]
+    lanes *= max((c.num_samples for c in samplers), default=1)
     # The cache of all tokens sampled is written anew with every token, and read by the PRM in one
     # piece.
     sampled = (

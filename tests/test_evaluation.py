@@ -9,13 +9,15 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from jaxtrain.config import EvaluationConfig
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import (
+    STRATEGIES,
+    TREES,
     Answered,
     Baseline,
-    EvaluationConfig,
+    Strategy,
     accuracy_table,
-    best_of_k,
     fit_baseline,
     prm_report,
     read_choice,
@@ -23,10 +25,10 @@ from jaxtrain.evaluation import (
     row_depth,
     samples_report,
     share_in_tree,
-    vote,
-    weighted_vote,
 )
+from jaxtrain.evaluation.strategies import best_of_k, vote, weighted_vote
 from jaxtrain.intervals import mean_interval
+from jaxtrain.report import render_report, scores
 from jaxtrain.structs import Kind, Labels, Tree, Verdict
 
 NONE, CORRECT, WRONG, UNPARSABLE, ERROR = Verdict
@@ -253,7 +255,7 @@ def test_ties_and_traces_without_an_answer():
 
 def test_a_vote_is_as_right_as_its_first_trace():
     answered = make_answered([["x", "x", "y"]] * 2, [[True, False, False], [False, True, False]])
-    assert accuracy_table(answered, answered)["evaluation/self_consistency/accuracy"] == 0.5
+    assert table_of(answered, answered)["evaluation/self_consistency/accuracy"] == 0.5
 
 
 TABLE_SAMPLES = make_answered(
@@ -271,6 +273,13 @@ GREEDY = make_answered(
 )
 
 
+def table_of(greedy, samples=None, search=None):
+    """Compare all strategies that read trees which are there."""
+    groups = {"greedy": greedy, "samples": samples, "search": search}
+    groups = {name: group for name, group in groups.items() if group is not None}
+    return accuracy_table(groups, [s.name for s in STRATEGIES.values() if s.trees in groups])
+
+
 def search_costing(policy, prm):
     return make_answered(
         [["a"]] * 4, [[True], [True], [False], [True]], policy=policy, prm=prm, prompt=0
@@ -278,7 +287,7 @@ def search_costing(policy, prm):
 
 
 def test_curves_by_hand():
-    table = accuracy_table(GREEDY, TABLE_SAMPLES)
+    table = table_of(GREEDY, TABLE_SAMPLES)
     curves = {m: table[f"evaluation/{m}/curve"] for m in
               ("self_consistency", "best_of_k", "weighted_vote", "pass_at_k")}  # fmt: skip
     assert [(row[0], row[1], row[4]) for row in curves["self_consistency"]] == [
@@ -305,19 +314,19 @@ def test_curves_by_hand():
 
 
 def test_the_curve_ends_at_k_that_is_no_power_of_two():
-    table = accuracy_table(GREEDY, random_answered(np.random.default_rng(3), num_problems=4))
+    table = table_of(GREEDY, random_answered(np.random.default_rng(3), num_problems=4))
     assert [row[4] for row in table["evaluation/best_of_k/curve"]] == [1, 2, 4, 8, 11]
 
 
 def test_greedy_pays_for_the_policy_and_search_for_both():
-    table = accuracy_table(GREEDY, TABLE_SAMPLES, search_costing(31, 14))
+    table = table_of(GREEDY, TABLE_SAMPLES, search_costing(31, 14))
     assert table["evaluation/greedy/tokens"] == 25
-    assert table["evaluation/mcts/tokens"] == 45
-    assert (table["evaluation/greedy/accuracy"], table["evaluation/mcts/accuracy"]) == (0.5, 0.75)
-    assert (table["evaluation/mcts/low"], table["evaluation/mcts/high"]) == pytest.approx(
+    assert table["evaluation/search/tokens"] == 45
+    assert (table["evaluation/greedy/accuracy"], table["evaluation/search/accuracy"]) == (0.5, 0.75)
+    assert (table["evaluation/search/low"], table["evaluation/search/high"]) == pytest.approx(
         (0.3006, 0.9544), abs=1e-4
     )
-    assert table["evaluation/mcts/num_problems"] == 4
+    assert table["evaluation/search/num_problems"] == 4
 
 
 @pytest.mark.parametrize(
@@ -336,7 +345,7 @@ def test_greedy_pays_for_the_policy_and_search_for_both():
 def test_the_headline_k_costs_what_search_costs(
     budget, vote_k, is_vote_short, best_k, is_best_short
 ):
-    table = accuracy_table(GREEDY, TABLE_SAMPLES, search_costing(budget - 1, 1))
+    table = table_of(GREEDY, TABLE_SAMPLES, search_costing(budget - 1, 1))
     for method, k, is_short in (
         ("self_consistency", vote_k, is_vote_short),
         ("best_of_k", best_k, is_best_short),
@@ -350,7 +359,7 @@ def test_the_headline_k_costs_what_search_costs(
 
 
 def test_without_search_every_sample_counts_and_search_has_no_keys():
-    table = accuracy_table(GREEDY, TABLE_SAMPLES)
+    table = table_of(GREEDY, TABLE_SAMPLES)
     row = ["accuracy", "low", "high", "num_problems", "tokens", "outcomes"]
     sampled = [f"{m}/{key}" for m in ("self_consistency", "best_of_k", "weighted_vote", "pass_at_k")
                for key in [*row, "k", "curve"]]  # fmt: skip
@@ -360,6 +369,34 @@ def test_without_search_every_sample_counts_and_search_has_no_keys():
     assert table["evaluation/weighted_vote/k"] == 4
 
 
+def last(answered, k):
+    return np.full(len(answered.answer), k - 1)
+
+
+def test_another_strategy_is_a_line_of_the_table(monkeypatch):
+    """Config, metrics and the report have it; only its own trees are grown."""
+    monkeypatch.setitem(STRATEGIES, "last", Strategy("last", "the last trace", "samples", last))
+    config = EvaluationConfig(strategies=("last",))
+    assert list(config.searches) == ["samples"]
+    table = table_of(GREEDY, TABLE_SAMPLES, search_costing(34, 1))
+    rows = [{"iteration": 0, **table}]
+    assert table["evaluation/last/outcomes"] == TABLE_SAMPLES.is_correct[:, 2].astype(int).tolist()
+    assert table["evaluation/search_minus_last"] == 0.25
+    assert "the last trace" in scores.tell_accuracy(rows[0])
+    assert "the last trace" in [line.name for line in scores.by_tokens(rows[0]).lines]
+    assert "the last trace" in render_report({}, rows, [], {})
+
+
+def test_no_tree_is_grown_that_nothing_reads():
+    for strategies, kinds in (
+        (("greedy",), ["greedy"]),
+        (("pass_at_k", "greedy"), ["greedy", "samples"]),
+        (("search",), ["search"]),
+    ):
+        assert list(EvaluationConfig(strategies=strategies).searches) == kinds
+    assert list(EvaluationConfig().searches) == list(TREES)
+
+
 def test_differences_are_paired():
     rng = np.random.default_rng(4)
     is_hard = rng.random(301) < 0.5
@@ -367,32 +404,30 @@ def test_differences_are_paired():
     ours, theirs = ~is_hard, ~is_hard & (rng.random(301) < 0.9)
     answer = [["a"]] * 301
     rival = make_answered(answer, theirs[:, None])
-    table = accuracy_table(rival, rival, make_answered(answer, ours[:, None]))
-    for name in ("evaluation/mcts_minus_self_consistency", "evaluation/mcts_minus_best_of_k"):
+    table = table_of(rival, rival, make_answered(answer, ours[:, None]))
+    for name in ("evaluation/search_minus_self_consistency", "evaluation/search_minus_best_of_k"):
         assert table[name] == pytest.approx(ours.mean() - theirs.mean())
         interval = mean_interval(ours.astype(float) - theirs, np.arange(301))
         assert (table[f"{name}_low"], table[f"{name}_high"]) == interval
         assert 0 < interval[0] < table[name] < interval[1]
     assert interval[1] - interval[0] < 0.7 * (
-        table["evaluation/mcts/high"] - table["evaluation/mcts/low"]
+        table["evaluation/search/high"] - table["evaluation/search/low"]
     )
 
 
 def test_other_problems_are_an_error():
     other = Answered(np.arange(4)[::-1], *(getattr(GREEDY, name) for name in
                      ("answer", "is_correct", "score", "policy_tokens", "prm_tokens")))  # fmt: skip
-    with pytest.raises(ValueError, match="greedy and the samples answer different problems"):
-        accuracy_table(other, TABLE_SAMPLES)
+    with pytest.raises(ValueError, match="greedy and samples answer different problems"):
+        table_of(other, TABLE_SAMPLES)
 
 
 def test_no_problems_give_nan():
     tree = make_tree([SAMPLES[0]], problem_id=np.array([-1]))
     nobody = read_samples(tree, verdicts([SAMPLE_VERDICTS[0]]), np.array([10]), read_answer)
-    table = accuracy_table(
-        nobody, nobody, read_choice(tree, verdicts([SAMPLE_VERDICTS[0]]), read_answer)
-    )
-    assert table["evaluation/mcts/num_problems"] == 0
-    for name in ("greedy/accuracy", "mcts/tokens", "best_of_k/low", "mcts_minus_best_of_k"):
+    table = table_of(nobody, nobody, read_choice(tree, verdicts([SAMPLE_VERDICTS[0]]), read_answer))
+    assert table["evaluation/search/num_problems"] == 0
+    for name in ("greedy/accuracy", "search/tokens", "best_of_k/low", "search_minus_best_of_k"):
         assert math.isnan(table[f"evaluation/{name}"])
 
 
@@ -666,14 +701,15 @@ def test_an_unfitted_baseline_is_nan_and_the_prm_is_not():
 
 
 def test_metrics_are_plain_json(random_report):
-    metrics = random_report[2] | accuracy_table(GREEDY, TABLE_SAMPLES, search_costing(30, 10))
+    metrics = random_report[2] | table_of(GREEDY, TABLE_SAMPLES, search_costing(30, 10))
     assert json.loads(json.dumps(metrics)) == metrics
 
 
 @pytest.mark.parametrize(
-    "field", [{"split": "train"}, {"num_samples": 0}, {"num_problems": -1}, {"temperature": 0.0}]
+    "field", [{"split": "train"}, {"num_problems": -1}, {"strategies": "mcts"}]
 )
 def test_a_setting_that_cannot_be_is_named(field):
     ((name, value),) = field.items()
+    field = {name: (value,) if name == "strategies" else value}
     with pytest.raises(UserError, match=f"--config.evaluation.{name}={value}: must be"):
         EvaluationConfig(**field)

@@ -49,9 +49,9 @@ TINY = {
     "updates.prm.fit.num_updates": 2,
     "updates.prm.warm_start.num_updates": 2,
     "evaluation.num_problems": 32,
-    "evaluation.num_simulations": 2,
-    "evaluation.num_candidates": 2,
-    "evaluation.num_samples": 2,
+    "evaluation.search.num_simulations": 2,
+    "evaluation.search.num_candidates": 2,
+    "evaluation.samples.num_samples": 2,
     "loop.num_iterations": 1,
 }
 OWN = {

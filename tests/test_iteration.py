@@ -20,9 +20,8 @@ from jaxtrain import datasets, iteration, phases
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
-from jaxtrain.config import Config, LoopConfig
+from jaxtrain.config import Config, EvaluationConfig, LoopConfig
 from jaxtrain.errors import Diverged, UserError
-from jaxtrain.evaluation import EvaluationConfig
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.progress import Progress
@@ -59,7 +58,11 @@ CONFIG = Config(
         ),
     ),
     checkpoints=CheckpointsConfig(num_kept=9),
-    evaluation=EvaluationConfig(num_problems=8, num_samples=2, num_simulations=3, num_candidates=2),
+    evaluation=EvaluationConfig(
+        num_problems=8,
+        samples=SearchConfig(method="sample", num_samples=2, temperature=0.7),
+        search=SearchConfig(num_simulations=3, num_candidates=2),
+    ),
     loop=LoopConfig(num_iterations=2),
 )
 
@@ -405,17 +408,17 @@ def test_what_cannot_be_scored_pushes_no_checkpoint_out(run_in, task, fns, folde
     """An overflow that shows in the evaluation only: the checkpoint before is still there."""
 
     def overflowing(*args):
-        tree = fns.greedy(*args)
+        tree = fns.grow["greedy"](*args)
         return tree.replace(is_ok=np.zeros_like(tree.is_ok))
 
     config = replace(
         CONFIG,
         checkpoints=CheckpointsConfig(num_kept=1),
-        evaluation=replace(CONFIG.evaluation, methods="greedy"),
+        evaluation=replace(CONFIG.evaluation, strategies=("greedy",)),
     )
     run_in(folder, task, replace(config, loop=LoopConfig(num_iterations=1)))
     with pytest.raises(Diverged, match="iteration 2: all 8 trees"):
-        run_in(folder, task, config, fns=replace(fns, greedy=overflowing))
+        run_in(folder, task, config, fns=replace(fns, grow={**fns.grow, "greedy": overflowing}))
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["0", "1", "2"]
 
 
@@ -541,7 +544,7 @@ METRICS = (  # names that scripts rely on
     "evaluation/self_consistency/accuracy",
     "evaluation/best_of_k/accuracy",
     "evaluation/weighted_vote/accuracy",
-    "evaluation/mcts/accuracy",
+    "evaluation/search/accuracy",
     "evaluation/pass_at_k/accuracy",
     "evaluation/prm/auroc",
     "evaluation/prm/squared_error",
@@ -728,9 +731,9 @@ def test_fewer_evaluation_problems_than_a_report_shows(run_in, task, tmp_path):
     )
     run_in(tmp_path, task, config)
     assert [
-        row["evaluation/mcts/num_problems"]
+        row["evaluation/search/num_problems"]
         for row in read_rows(tmp_path)
-        if "evaluation/mcts/num_problems" in row
+        if "evaluation/search/num_problems" in row
     ] == [3]
     assert (tmp_path / "report.html").read_text().count("<article>") == 6
 

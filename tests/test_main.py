@@ -166,7 +166,27 @@ MISTAKES = {
         ["--config.search.mcts_star.rollout_blend=1.5"],
         ["--config.search.mcts_star.rollout_blend=1.5", "between 0 and 1"],
     ),
-    "greedy votes": (["--config.evaluation.temperature=0"], ["--config.evaluation.temperature=0"]),
+    "greedy votes": (
+        ["--config.evaluation.samples.temperature=0"],
+        ["--config.evaluation.samples.temperature=0.0: must be above 0"],
+    ),
+    "unknown strategy": (
+        ["--config.evaluation.strategies=greedy,best_of_n"],
+        ["--config.evaluation.strategies=greedy,best_of_n: must be some of greedy,"],
+    ),
+    "no strategy": (["--config.evaluation.strategies="], ["--config.evaluation.strategies=: must"]),
+    "votes over trees": (
+        ["--config.evaluation.samples.method=mcts_star"],
+        ["--config.evaluation.samples.method=mcts_star: must be sample"],
+    ),
+    "no simulations of the search that answers": (
+        ["--config.evaluation.search.num_simulations=0"],
+        ["--config.evaluation.search.num_simulations=0: must be 1 or more"],
+    ),
+    "no rollout of the search that answers": (
+        ["--config.evaluation.search.mcts_star.num_rollout_steps=-1"],
+        ["--config.evaluation.search.mcts_star.num_rollout_steps=-1: must be 0 or more"],
+    ),
     "vocabulary": (
         ["--config.model.vocab_size=5"],
         ["--config.model.vocab_size=5", "the tokenizer has"],

@@ -69,7 +69,7 @@ def play(folder, stop_after):
             iteration,
             {
                 "evaluation/greedy/accuracy": 0.1 * iteration,
-                "evaluation/mcts/accuracy": 0.2 * iteration,
+                "evaluation/search/accuracy": 0.2 * iteration,
             },
         )
 

@@ -26,7 +26,7 @@ SMALL = {
     "updates.prm.warm_start.num_updates": 2,
     "updates.prm.fit.num_updates": 2,
     "evaluation.num_problems": 8,
-    "evaluation.num_samples": 2,
+    "evaluation.samples.num_samples": 2,
 }
 # Not the "/" of 3/8, and not that of a URL.
 ABSOLUTE_PATH = re.compile(r"(?<![\w<:/.])/\w+/\w|[A-Z]:\\\w")

@@ -47,9 +47,9 @@ FLAGS = {
     "updates.prm.fit.num_updates": 1,
     "updates.prm.warm_start.num_updates": 1,
     "evaluation.num_problems": 4,
-    "evaluation.num_simulations": 2,
-    "evaluation.num_candidates": 2,
-    "evaluation.num_samples": 2,
+    "evaluation.search.num_simulations": 2,
+    "evaluation.search.num_candidates": 2,
+    "evaluation.samples.num_samples": 2,
     "loop.num_iterations": 1,
 }
 
@@ -259,7 +259,7 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
         expected = {k: v for k, v in metrics_of(root)[0].items() if k.startswith("evaluation/")}
         assert {key: row[key] for key in expected} == expected
     assert "greedy accuracy" in capsys.readouterr().out
-    brief = [*arguments, "--to", str(tmp_path / "brief"), "--config.evaluation.methods=greedy"]
+    brief = [*arguments, "--to", str(tmp_path / "brief"), "--config.evaluation.strategies=greedy"]
     assert main(brief) == 0
     (row,) = map(json.loads, (tmp_path / "brief" / "metrics.jsonl").read_text().splitlines())
     scored = {key: value for key, value in row.items() if key.startswith("evaluation/")}
@@ -314,7 +314,13 @@ def test_a_folder_holds_what_is_found_of_one_checkpoint(root, tmp_path, capsys):
     """A run made anew has another policy under the same config and iteration; a copy of the first
     has the same.
     """
-    how = ["--to", str(tmp_path / "out"), "--iteration", "0", "--config.evaluation.methods=greedy"]
+    how = [
+        "--to",
+        str(tmp_path / "out"),
+        "--iteration",
+        "0",
+        "--config.evaluation.strategies=greedy",
+    ]
     assert main(["jaxtrain", "evaluate", "--workdir", str(root / "run"), *how]) == 0
     shutil.copytree(root / "run", tmp_path / "run")
     assert main(["jaxtrain", "evaluate", "--workdir", str(tmp_path / "run"), *how]) == 0

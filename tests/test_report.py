@@ -15,16 +15,17 @@ from jaxtrain import intervals
 from jaxtrain import iteration as iteration_lib
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions
-from jaxtrain.config import Config, LoopConfig
-from jaxtrain.evaluation import EvaluationConfig
+from jaxtrain.config import Config, EvaluationConfig, LoopConfig
+from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
 from jaxtrain.report import PAGES, render_report
 from jaxtrain.report.accounts import explain, tell_nothing_learnt
 from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
-from jaxtrain.report.scores import METHODS, paired, tell_accuracy
+from jaxtrain.report.scores import paired, tell_accuracy
 from jaxtrain.report.values import visible
+from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Kind, Learner, State, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import CountdownConfig, solutions
@@ -76,7 +77,7 @@ def evaluation_metrics(iteration):
     for method, gain in gains.items():
         curve = [(45.0 * k * 1.8 + 20, base + gain * math.log2(k) / 3, k) for k in (1, 2, 4, 8, 16)]
         metrics |= method_metrics(method, base + gain, curve[3][0], k=8, curve=curve)
-    metrics |= method_metrics("mcts", base + 0.064, 712.5)
+    metrics |= method_metrics("search", base + 0.064, 712.5)
     metrics |= {
         "evaluation/num_too_long": 2,
         "evaluation/self_consistency/is_budget_short": 0,
@@ -163,7 +164,7 @@ def make_samples():
                 "gold": str(31 + i),
                 "steps": steps,
                 "verdict": verdict,
-                "method": "mcts",
+                "method": "search",
             }
         )
     traces[1]["problem"] = HOSTILE
@@ -222,7 +223,7 @@ def stub_functions(task):
     return Functions(
         init_base=dict,
         **dict.fromkeys(("init_policy", "init_prm"), init),
-        **dict.fromkeys(("grow", "solve", "sample", "greedy"), grow),
+        grow=dict.fromkeys(("train", *TREES), grow),
         **dict.fromkeys(("update_policy", "update_prm"), update),
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
         abstract_state=State(np.zeros((), np.int32), {}, init(0), init(0)),
@@ -249,7 +250,9 @@ def run_folder(tmp_path_factory):
         ),
         trace=TraceConfig(max_steps=2, max_step_tokens=32),
         updates=UpdatesConfig(policy=learner, prm=replace(learner, fit=FitConfig(num_updates=2))),
-        evaluation=EvaluationConfig(num_problems=8, num_samples=4),
+        evaluation=EvaluationConfig(
+            num_problems=8, samples=SearchConfig(method="sample", num_samples=4, temperature=0.7)
+        ),
         loop=LoopConfig(num_iterations=2),
     )
     task, folder = make_task(config.tasks), tmp_path_factory.mktemp("run")
@@ -350,11 +353,15 @@ def test_made_up_rows_have_the_names_of_a_real_run(real_rows):
 def test_report_of_a_run_has_every_row_that_the_report_knows(run_folder):
     page = Page((run_folder / "report.html").read_text("utf-8"))
     shown = {key for _, key, _ in page.numbers}
-    assert {f"evaluation/{key}/accuracy" for key in METHODS} <= shown
+    assert {f"evaluation/{key}/accuracy" for key in STRATEGIES} <= shown
     prm_lines = PAGES.get_template("prm.html").make_module({"history": []}).lines
     assert len(prm_lines) > 9
     assert {f"evaluation/prm/{key}" for key, *_ in prm_lines} <= shown
-    assert {"evaluation/greedy/low", "evaluation/mcts/tokens", "evaluation/prm/auroc_low"} <= shown
+    assert {
+        "evaluation/greedy/low",
+        "evaluation/search/tokens",
+        "evaluation/prm/auroc_low",
+    } <= shown
     for heading in ("Losses", "Value targets, iteration 2", "Calibration, iteration 2"):
         assert heading in page.text
 
@@ -412,22 +419,22 @@ def outcomes_row(**solved):
 
 
 def test_best_method_is_named_with_its_interval_and_lead():
-    row = outcomes_row(greedy=20, self_consistency=30, best_of_k=60, mcts=40)
+    row = outcomes_row(greedy=20, self_consistency=30, best_of_k=60, search=40)
     text = Page(render_report({}, [row], [])).words
     low, high = wilson(0.6, 100)
     assert f"Best at equal tokens, iteration 1: best-of-k, 60.0% ({low:.1%} to {high:.1%})" in text
-    gain = paired(row["evaluation/best_of_k/outcomes"], row["evaluation/mcts/outcomes"])
-    assert f"MCTS: +20.0 points (+{100 * gain.low:.1f} to +{100 * gain.high:.1f})" in text
+    gain = paired(row["evaluation/best_of_k/outcomes"], row["evaluation/search/outcomes"])
+    assert f"search: +20.0 points (+{100 * gain.low:.1f} to +{100 * gain.high:.1f})" in text
     assert gain[1:] == pytest.approx((0.12, 0.28), abs=0.015)
     assert "no difference beyond noise" not in text
 
 
 def test_lead_within_noise_is_said_to_be_noise():
-    row = outcomes_row(greedy=20, self_consistency=30, best_of_k=60, mcts=59)
+    row = outcomes_row(greedy=20, self_consistency=30, best_of_k=60, search=59)
     text = Page(render_report({}, [row], [])).words
     assert "No method is best beyond noise; the highest at equal tokens, iteration 1: best" in text
     assert text.count(": no difference beyond noise") == 1
-    assert "MCTS: +1.0 points (+0.0 to +3.0): no difference beyond noise" in text
+    assert "search: +1.0 points (+0.0 to +3.0): no difference beyond noise" in text
 
 
 def test_gain_within_noise_is_said_to_be_noise():
@@ -437,7 +444,7 @@ def test_gain_within_noise_is_said_to_be_noise():
 
 
 def test_unequal_tokens_are_not_called_equal():
-    row = outcomes_row(best_of_k=60, mcts=40) | {"evaluation/best_of_k/is_budget_short": 1}
+    row = outcomes_row(best_of_k=60, search=40) | {"evaluation/best_of_k/is_budget_short": 1}
     assert "Best at tokens that are not all equal" in Page(render_report({}, [row], [])).words
 
 
@@ -462,7 +469,7 @@ def test_line_for_the_terminal_has_every_method_that_was_measured(run_folder):
     lines = [line for line in lines if ": greedy" in line]
     assert [line.split(":")[0] for line in lines] == ["iteration 0", "iteration 1", "iteration 2"]
     told = [part.rsplit(" ", 1)[0] for part in lines[-1].split(": ")[1].split(" | ")]
-    assert told == ["greedy", "self-consistency", "best-of-k", "weighted vote", "MCTS", "8"]
+    assert told == ["greedy", "self-consistency", "best-of-k", "weighted vote", "search", "8"]
 
 
 def fit_rows(*iterations):
@@ -625,13 +632,13 @@ def test_any_metric_may_be_missing(monkeypatch):
 
 def test_samples_show_verdict_score_and_gold(page):
     assert page.tags.count("article") == 10
-    assert "correct mcts reach 31 from 4 6 7 gold answer 31" in page.words
+    assert "correct search reach 31 from 4 6 7 gold answer 31" in page.words
     assert "24+7=31|31 0.910 0.960 1.000" in page.words
 
 
 def test_charts_keep_every_point_inside(page):
     rows = make_rows()
-    rows[-1] |= method_metrics("greedy", 1.0, 1.0) | method_metrics("mcts", 0.0, 3e6)
+    rows[-1] |= method_metrics("greedy", 1.0, 1.0) | method_metrics("search", 0.0, 3e6)
     extreme = Page(render_report(CONFIG, rows, []))
     for attributes in (page.attributes, extreme.attributes):
         xs = [float(value) for name, value in attributes if name in ("cx", "x1", "x2")]

@@ -19,7 +19,7 @@ from tiny_models import random_like
 
 from jaxtrain import build, sharding
 from jaxtrain.boundaries import TraceConfig
-from jaxtrain.build import Functions
+from jaxtrain.build import Announced, Functions
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.nn.transformer import ModelConfig
@@ -239,9 +239,10 @@ def grown(fns: Functions):
     length = rng.integers(1, 7, 16).astype(np.int32)
     tokens = rng.integers(2, VOCAB, (16, 6)).astype(np.int32)
     prompts = Prompts(tokens, length, np.arange(16, dtype=np.int32))
-    tree = fns.grow({}, *params, prompts, fns.problem_keys(0, 1, prompts.problem_id), np.float32(1))
-    (program,) = fns.grow._compiled.values()
-    return jax.device_get(tree), program.as_text()
+    grow, keys = fns.grow["train"], fns.problem_keys(0, 1, prompts.problem_id)
+    tree = grow({}, *params, prompts, keys, np.float32(1))
+    assert isinstance(grow, Announced)
+    return jax.device_get(tree), grow.text()
 
 
 @pytest.fixture(scope="module")

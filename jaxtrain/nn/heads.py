@@ -33,20 +33,20 @@ class ValueHead(nn.Module):
 HEAD: Network = ValueHead()
 
 
-def make_logits(model: Network) -> ReadFn:
-    """Make the function that reads the policy's logits at every token."""
+def make_logits(model: Network, key: Array | None = None) -> ReadFn:
+    """Make the function that reads the policy's logits at every token; key: see `read_rows`."""
 
-    def logits(params: Params, rows: TokenRows, key: Array | None = None) -> Array:
+    def logits(params: Params, rows: TokenRows) -> Array:
         hidden = read_rows(model, params, rows, key)
         return model.apply({"params": params}, hidden, method="logits")
 
     return logits
 
 
-def make_values(model: Network) -> ReadFn:
+def make_values(model: Network, key: Array | None = None) -> ReadFn:
     """Make the function that reads the PRM's value of the text up to every token."""
 
-    def values(params: Params, rows: TokenRows, key: Array | None = None) -> Array:
+    def values(params: Params, rows: TokenRows) -> Array:
         hidden = read_rows(model, params["backbone"], rows, key)
         return HEAD.apply({"params": params["head"]}, hidden)
 

@@ -7,20 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxtrain.evaluation.strategies import BUDGET, STRATEGIES
 from jaxtrain.intervals import mean_interval
 from jaxtrain.report.charts import Chart, Point, Series, log_ticks
 from jaxtrain.report.values import Row, is_number
 
-METHODS = {  # the key in the metrics, and the name, in the order of the page
-    "greedy": "greedy",
-    "self_consistency": "self-consistency",
-    "best_of_k": "best-of-k",
-    "weighted_vote": "weighted vote",
-    "mcts": "MCTS",
-    "pass_at_k": "pass@k (oracle)",
-}
-ORACLE = "pass_at_k"  # picks by the gold answer, which no method can: an upper bound, not a rival
-SEARCH = "mcts"  # its tokens are what the others are given
+SEARCH = BUDGET  # its tokens are what the others are given
+NUM_COLOURS = 6  # classes c0 to c5 of the page's style
 
 
 class Gain(NamedTuple):
@@ -38,9 +31,9 @@ class Gain(NamedTuple):
 def tell_accuracy(row: Row) -> str:
     """Return a line for the terminal: an iteration's accuracies as far as measured, no oracle's."""
     found = [
-        f"{name} {row[f'evaluation/{key}/accuracy']:.1%}"
-        for key, name in METHODS.items()
-        if key != ORACLE and _has(row, key)
+        f"{strategy.label} {row[f'evaluation/{key}/accuracy']:.1%}"
+        for key, strategy in STRATEGIES.items()
+        if not strategy.is_oracle and _has(row, key)
     ]
     if found:
         found.append(f"{row['evaluation/greedy/num_problems']:,} problems")
@@ -49,7 +42,7 @@ def tell_accuracy(row: Row) -> str:
 
 def scored(history: list[Row], *methods: str) -> list[Row]:
     """Return the iterations in which one of the methods was scored, or any."""
-    keys = [f"evaluation/{method}/accuracy" for method in methods or METHODS]
+    keys = [f"evaluation/{method}/accuracy" for method in methods or STRATEGIES]
     return [row for row in history if any(key in row for key in keys)]
 
 
@@ -78,7 +71,11 @@ def best(row: Row) -> dict[str, Any] | None:
     None without search, and where it has no rival. Greedy decoding costs less than the others, so
     it is none; the oracle is none either.
     """
-    solved = {key: row.get(f"evaluation/{key}/outcomes") for key in METHODS if key != ORACLE}
+    solved = {
+        key: row.get(f"evaluation/{key}/outcomes")
+        for key, s in STRATEGIES.items()
+        if not s.is_oracle
+    }
     solved = {key: outcomes for key, outcomes in solved.items() if outcomes}
     rivals = [key for key in solved if key != "greedy"]
     if len(rivals) < 2 or SEARCH not in rivals:
@@ -99,7 +96,7 @@ def by_iteration(rows: list[Row]) -> Chart:
     ticks = [(float(row["iteration"]), str(row["iteration"])) for row in rows]
     lines = [
         _line(key, [_point(row, key, row["iteration"]) for row in rows if _has(row, key)])
-        for key in METHODS
+        for key in STRATEGIES
     ]
     return Chart("iteration", "accuracy", ticks[:: 1 + len(rows) // 12], lines, is_percent=True)
 
@@ -107,10 +104,16 @@ def by_iteration(rows: list[Row]) -> Chart:
 def by_tokens(row: Row) -> Chart:
     """Return an iteration's accuracies against their cost, along k where there is one."""
     lines = []
-    for key, name in METHODS.items():
+    for key, strategy in STRATEGIES.items():
         curve, tokens = (row.get(f"evaluation/{key}/{what}") for what in ("curve", "tokens"))
         points = [
-            Point(x, y, low, high, f"{name}, k = {k:g}, {x:,.0f} tokens: {_told(y, low, high)}")
+            Point(
+                x,
+                y,
+                low,
+                high,
+                f"{strategy.label}, k = {k:g}, {x:,.0f} tokens: {_told(y, low, high)}",
+            )
             for x, y, low, high, k in curve or []
             if None not in (x, y, low, high, k) and x > 0
         ]
@@ -142,7 +145,7 @@ def calibration(bins: list[list[float]]) -> Chart:
 
 def colour(method: str) -> str:
     """Return a class of the page's style."""
-    return f"c{list(METHODS).index(method)}"
+    return f"c{list(STRATEGIES).index(method) % NUM_COLOURS}"
 
 
 def _has(row: Row, method: str) -> bool:
@@ -150,7 +153,8 @@ def _has(row: Row, method: str) -> bool:
 
 
 def _line(method: str, points: list[Point]) -> Series:
-    return Series(METHODS[method], colour(method), points, is_dashed=method == ORACLE)
+    strategy = STRATEGIES[method]
+    return Series(strategy.label, colour(method), points, strategy.is_oracle)
 
 
 def _point(row: Row, method: str, x: float) -> Point:
@@ -158,7 +162,9 @@ def _point(row: Row, method: str, x: float) -> Point:
     accuracy = row[f"{key}/accuracy"]
     ends = [row.get(f"{key}/{end}") for end in ("low", "high")]
     low, high = (accuracy if end is None else end for end in ends)
-    label = f"{METHODS[method]}, iteration {row['iteration']}: {_told(accuracy, low, high)}"
+    label = (
+        f"{STRATEGIES[method].label}, iteration {row['iteration']}: {_told(accuracy, low, high)}"
+    )
     return Point(x, accuracy, low, high, label)
 
 

@@ -1,0 +1,76 @@
+"""Stage 7 of 7. State in, accuracy against compute out.
+
+Two questions, answered on problems that nobody trained on. *Does search pay?* `accuracy_table` sets
+search beside what the same tokens buy otherwise: vote, best-of-k and weighted vote get as many
+samples as cost what search was measured to cost, on the same problems, with an interval on every
+share and on the paired differences. *Does the PRM know anything?* `prm_report` sets it beside
+predictors that have read no text, `samples_report` says how it ranks what best-of-k chooses from.
+
+The models stay outside. Trees come in, with the verdicts on them and a function that reads answers;
+metrics go out, as plain floats and lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jaxtrain.evaluation.prm import Baseline, fit_baseline, prm_report, row_depth, samples_report
+from jaxtrain.evaluation.strategies import (
+    STRATEGIES,
+    TREES,
+    Answered,
+    AnswerFn,
+    Strategy,
+    is_solved,
+    read_choice,
+    read_samples,
+    share_in_tree,
+)
+from jaxtrain.evaluation.table import Metrics, accuracy_table, curve
+from jaxtrain.structs import Shard
+
+
+def measure(
+    found: Mapping[str, Shard], strategies: Sequence[str], baseline: Baseline, answer_fn: AnswerFn
+) -> Metrics:
+    """Turn judged trees, by their kind, into the accuracy table and the PRM's report.
+
+    Its steps and leaves are those of the search that answers, or else of the samples.
+    """
+    answered = {
+        name: read_choice(tree, judged.verdict, answer_fn)
+        if name == "search"
+        else read_samples(tree, judged.verdict, prompt.length, answer_fn)
+        for name, (prompt, tree, judged) in found.items()
+    }
+    metrics = accuracy_table(answered, strategies)
+    if "samples" in found:
+        metrics |= samples_report(answered["samples"])
+    if "search" in found:
+        _, tree, judged = found["search"]
+        metrics["evaluation/search/in_tree"] = share_in_tree(tree, judged.verdict)
+    for name in [name for name in ("search", "samples") if name in found][:1]:
+        metrics |= prm_report(found[name].tree, found[name].labels, baseline)
+    return metrics
+
+
+__all__ = [
+    "STRATEGIES",
+    "TREES",
+    "AnswerFn",
+    "Answered",
+    "Baseline",
+    "Metrics",
+    "Strategy",
+    "accuracy_table",
+    "curve",
+    "fit_baseline",
+    "is_solved",
+    "measure",
+    "prm_report",
+    "read_choice",
+    "read_samples",
+    "row_depth",
+    "samples_report",
+    "share_in_tree",
+]

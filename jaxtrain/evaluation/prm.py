@@ -1,0 +1,159 @@
+"""Does the PRM know anything? Its scores beside predictors that have read no text.
+
+`prm_report` is about the steps and leaves of trees, `samples_report` about the independent traces
+that best-of-k chooses from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import chex
+import numpy as np
+
+from jaxtrain import trees
+from jaxtrain.evaluation.strategies import Answered, keep
+from jaxtrain.evaluation.table import Metrics, named, with_interval
+from jaxtrain.intervals import auroc, auroc_interval, mean
+from jaxtrain.structs import Array, Labels, Tree, Verdict
+
+CLOSE = 0.1  # a value this near to its target is right (Eq. 38 of the paper)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Two predictors of a step's value that read no text; what a PRM must beat to have learnt
+    anything.
+    """
+
+    constant: float  # the mean target, NaN if there was none
+    # [D] float, the mean target of the steps at a depth; the constant where there was none
+    by_depth: np.ndarray
+
+    def predict(self, depth: np.ndarray) -> np.ndarray:
+        """Return the mean target `[n]` at each `depth [n]`; the constant below the deepest one
+        fitted.
+        """
+        return np.append(self.by_depth, self.constant)[np.minimum(depth, len(self.by_depth))]
+
+
+def fit_baseline(target: np.ndarray, depth: np.ndarray) -> Baseline:
+    """Fit the baseline to training steps: `target [n]` float, `depth [n]` int, 0 for the first step
+    of a trace.
+    """
+    target, depth = np.asarray(target, float), np.asarray(depth, int)
+    constant, size = mean(target), np.bincount(depth)
+    return Baseline(
+        constant, np.where(size > 0, np.bincount(depth, target) / np.maximum(size, 1), constant)
+    )
+
+
+def row_depth(parent: Array) -> np.ndarray:
+    """Return the number of steps before each row `[B R]` int, 0 for a first step; `parent [B R]` as
+    in Tree.
+    """
+    parent = np.asarray(parent)
+    depth = np.zeros(parent.shape, int)
+    problem = np.arange(len(parent))
+    for row in range(parent.shape[1]):  # a parent precedes its children, so its own depth is known
+        depth[:, row] = np.where(parent[:, row] >= 0, depth[problem, parent[:, row]] + 1, 0)
+    return depth
+
+
+def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
+    """Measure the PRM's scores on held-out trees: as a ranking of finished leaves and as values of
+    labelled steps.
+
+    Keys `evaluation/prm/<name>`; x stands for a quantity with its _low and _high, bootstrapped over
+    problems: auroc (x) of correct against wrong leaves; auroc_within (x), the mean AUROC of the
+    num_mixed problems that have both, which easy and hard problems cannot lift; squared_error (x)
+    of the clipped score, squared_error_constant and _depth of the baseline; skill_constant and
+    skill_depth (x), baseline's squared error less the PRM's; within, within_constant and
+    within_depth, the share within 0.1 of the target (Eq. 38); calibration, a list of [mean
+    prediction, mean target, count] for the tenths of [0, 1] that occur; auroc_by_depth, a list of
+    [depth, AUROC, count] of labelled steps that reach a correct answer against those that do not,
+    at depths that have both; num_leaves, num_steps, num_trees. Unparsable leaves are wrong ones;
+    duplicates, verifier errors, padding and problems set aside are left out.
+    """
+    chex.assert_equal_shape([tree.kind, labels.target])
+    tree, labels = keep((np.asarray(tree.problem_id) >= 0) & np.asarray(tree.is_ok), (tree, labels))
+    problem = np.broadcast_to(tree.problem_id[:, None], tree.kind.shape)
+    is_usable = trees.is_usable(tree)
+    leaf = (
+        is_usable
+        & tree.is_finished
+        & np.isin(labels.verdict, (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE))
+    )
+    step = is_usable & labels.is_labelled
+    score, target = np.asarray(tree.score, float), np.asarray(labels.target, float)
+    is_correct = np.asarray(labels.verdict) == Verdict.CORRECT
+    leaf_metrics = _leaf_metrics(score[leaf], is_correct[leaf], problem[leaf])
+    value, depth = np.clip(score, 0, 1), row_depth(tree.parent)
+    step_metrics = _step_metrics(value[step], target[step], depth[step], problem[step], baseline)
+    by_depth = [(d, step & (depth == d)) for d in np.unique(depth[step])]
+    rows = [
+        [int(d), auroc(score[at], np.asarray(labels.is_correct)[at]), int(at.sum())]
+        for d, at in by_depth
+    ]
+    step_metrics["auroc_by_depth"] = [row for row in rows if np.isfinite(row[1])]
+    return named("prm", {**leaf_metrics, **step_metrics, "num_trees": len(tree.problem_id)})
+
+
+def samples_report(sampled: Answered) -> Metrics:
+    """Measure the PRM's scores of independent traces that give an answer, as a ranking: what
+    best-of-k goes by.
+
+    Keys `evaluation/prm/samples/<name>` with auroc (x), auroc_within (x), num_mixed and num_leaves
+    of `prm_report`.
+    """
+    has_answer = np.array([[text is not None for text in texts] for texts in sampled.answer], bool)
+    at = np.nonzero(has_answer.reshape(sampled.score.shape))
+    return named(
+        "prm/samples",
+        _leaf_metrics(sampled.score[at], sampled.is_correct[at], sampled.problem_id[at[0]]),
+    )
+
+
+def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray) -> Metrics:
+    low, high = auroc_interval(score, is_correct, problem)
+    within = {p: auroc(score[problem == p], is_correct[problem == p]) for p in np.unique(problem)}
+    mixed = {p: value for p, value in within.items() if np.isfinite(value)}
+    return {
+        "auroc": auroc(score, is_correct),
+        "auroc_low": low,
+        "auroc_high": high,
+        **with_interval("auroc_within", np.array(list(mixed.values())), np.array(list(mixed))),
+        "num_mixed": len(mixed),
+        "num_leaves": len(score),
+    }
+
+
+def _step_metrics(
+    value: np.ndarray,
+    target: np.ndarray,
+    depth: np.ndarray,
+    problem: np.ndarray,
+    baseline: Baseline,
+) -> Metrics:
+    error = (value - target) ** 2
+    metrics: Metrics = with_interval("squared_error", error, problem)
+    metrics["within"] = _share_close(value, target)
+    for name, guess in (
+        ("constant", np.full(target.shape, baseline.constant)),
+        ("depth", baseline.predict(depth)),
+    ):
+        guess_error = (guess - target) ** 2
+        metrics[f"squared_error_{name}"] = mean(guess_error)
+        metrics |= with_interval(f"skill_{name}", guess_error - error, problem)
+        metrics[f"within_{name}"] = _share_close(guess, target)
+    tenth = np.minimum((value * 10).astype(int), 9)
+    rows = [(value[tenth == i], target[tenth == i]) for i in np.unique(tenth)]
+    metrics["calibration"] = [[mean(v), mean(t), len(v)] for v, t in rows]
+    metrics["num_steps"] = len(target)
+    return metrics
+
+
+def _share_close(value: np.ndarray, target: np.ndarray) -> float:
+    # Scores and targets are float32: 0.9 against 0.8 must be within 0.1.
+    return mean(np.abs(value - target) <= CLOSE + 1e-6) if np.isfinite(value).all() else math.nan

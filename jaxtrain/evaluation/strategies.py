@@ -1,0 +1,232 @@
+"""How a problem can be answered: one table that evaluation, report, plan and benchmarks read.
+
+A strategy reads trees of one kind and chooses among the traces in them: `greedy` trees hold one
+trace, `samples` independent ones, `search` whatever the search that answers has grown. Another
+strategy is another line of the table; its trees are grown wherever a config asks for it.
+
+Host numpy throughout: the arrays are small and the votes are over strings. A problem set aside
+(`is_ok` False) or left without an answer counts as wrong: it stays in the denominator, so all
+strategies are judged on the same problems.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from jaxtrain import trees
+from jaxtrain.intervals import mean
+from jaxtrain.structs import Array, Kind, Tree, Verdict
+
+# problem id, tokens of a finished trace -> what it answers
+AnswerFn = Callable[[int, np.ndarray], str | None]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a method made of B problems: K traces each, in the order sampled.
+
+    Greedy and search have K = 1.
+    """
+
+    problem_id: np.ndarray  # [B] int
+    answer: list[list[str | None]]  # [B][K], None: unfinished or unparsable
+    is_correct: np.ndarray  # [B K] bool
+    score: np.ndarray  # [B K] float, the PRM's value at the last step
+    policy_tokens: np.ndarray  # [B K] int, tokens the policy computed for the first k + 1 traces
+    prm_tokens: np.ndarray  # [B K] int, tokens the PRM computes to score them
+
+
+# answered, k -> the trace [B] int that is chosen among the first k, -1 for none
+SelectFn = Callable[[Answered, int], np.ndarray]
+
+
+def first(answered: Answered, k: int) -> np.ndarray:
+    """Return the first trace `[B]` int: the only one, or the one that the search has chosen."""
+    return np.zeros(len(answered.answer), int)
+
+
+def first_correct(answered: Answered, k: int) -> np.ndarray:
+    """Return the first of k traces `[B]` int that is right, -1 without any."""
+    is_correct = answered.is_correct[:, :k]
+    return np.where(is_correct.any(axis=1), np.argmax(is_correct, axis=1), -1)
+
+
+def vote(answered: Answered, k: int) -> np.ndarray:
+    """Return the trace `[B]` int with the commonest answer among the first k (self-consistency), -1
+    without any.
+
+    Of the traces that give the winning answer it is the first; a tie goes to the answer seen first.
+    """
+    return np.array([_plurality(answer[:k], np.ones(k)) for answer in answered.answer], int)
+
+
+def weighted_vote(answered: Answered, k: int) -> np.ndarray:
+    """Vote as `vote` does, each trace with the weight of its last-step value, clipped to [0, 1]."""
+    weight = np.clip(answered.score[:, :k], 0, 1)
+    return np.array(
+        [_plurality(answer[:k], w) for answer, w in zip(answered.answer, weight, strict=True)], int
+    )
+
+
+def best_of_k(answered: Answered, k: int) -> np.ndarray:
+    """Return the trace `[B]` int that answers with the highest last-step value among the first k,
+    -1 without any.
+
+    A tie goes to the earlier trace. The value is not clipped here: it only ranks, and clipping
+    would tie the best.
+    """
+    has_answer = np.array(
+        [[a is not None for a in answer[:k]] for answer in answered.answer]
+    ).reshape(-1, k)
+    best = np.argmax(np.where(has_answer, answered.score[:, :k], -np.inf), axis=1)
+    return np.where(has_answer.any(axis=1), best, -1)
+
+
+def _plurality(answers: Sequence[str | None], weight: np.ndarray) -> int:
+    """The index of the first trace whose answer has most weight, -1 if none has an answer."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for answer, w in zip(answers, weight, strict=True):
+        if answer is not None:
+            total[answer] += float(w)
+    # A dict keeps the order of insertion and `max` the first of equals: ties go to the answer seen
+    # first.
+    return answers.index(max(total, key=total.__getitem__)) if total else -1
+
+
+class Strategy(NamedTuple):
+    """One way to answer."""
+
+    name: str  # in the names of metrics
+    label: str  # on pages
+    trees: str  # the kind of trees that it reads
+    select: SelectFn
+    pays_prm: bool = False  # the others never call the PRM and do not pay for it
+    is_oracle: bool = False  # it chooses by the gold answer, which none can: a bound, not a rival
+
+
+TABLE = (
+    Strategy("greedy", "greedy", "greedy", first),
+    Strategy("self_consistency", "self-consistency", "samples", vote),
+    Strategy("best_of_k", "best-of-k", "samples", best_of_k, pays_prm=True),
+    Strategy("weighted_vote", "weighted vote", "samples", weighted_vote, pays_prm=True),
+    Strategy("search", "search", "search", first, pays_prm=True),
+    Strategy("pass_at_k", "pass@k (oracle)", "samples", first_correct, is_oracle=True),
+)
+STRATEGIES = {strategy.name: strategy for strategy in TABLE}
+TREES = ("greedy", "samples", "search")  # the kinds of trees, in the order in which they are grown
+BUDGET = "search"  # the strategy whose mean cost those that sample are given
+
+
+def is_solved(strategy: Strategy, answered: Answered, k: int) -> np.ndarray:
+    """Say whether a strategy is right on each problem `[B]` with the first k traces."""
+    selected = strategy.select(answered, k)
+    is_correct = answered.is_correct[np.arange(len(selected)), selected]
+    return np.where(selected >= 0, is_correct, False)
+
+
+def mean_costs(strategy: Strategy, answered: Answered) -> np.ndarray:
+    """Return the mean tokens per problem `[K]` float that a strategy spends with k = 1..K.
+
+    A token counts once for each network that computed it, the prompt included.
+    """
+    tokens = answered.policy_tokens + (answered.prm_tokens if strategy.pays_prm else 0)
+    return np.array([mean(column) for column in tokens.T])
+
+
+def read_samples(tree: Tree, verdict: Array, prompt_length: Array, answer_fn: AnswerFn) -> Answered:
+    """Take the independent traces out of a tree of method `sample`.
+
+    `verdict [B R]` int, a Verdict for every row; `prompt_length [B]` int. A trace is a chain of
+    rows, and traces are ordered by their first rows. Both networks read the prompt once and every
+    trace. Padding problems (id -1) are dropped; a problem with fewer than K traces is filled up
+    with unanswered ones that cost nothing.
+    """
+    chex.assert_equal_shape([tree.kind, verdict])
+    chex.assert_equal_shape([tree.problem_id, prompt_length])
+    tree, verdict, prompt_length = keep(
+        np.asarray(tree.problem_id) >= 0, (tree, verdict, prompt_length)
+    )
+    rows = [_last_rows(parent, kind) for parent, kind in zip(tree.parent, tree.kind, strict=True)]
+    last = np.full((len(rows), max([1, *map(len, rows)])), -1)
+    for lanes, lane_rows in zip(last, rows, strict=True):
+        lanes[: len(lane_rows)] = lane_rows
+    answer, is_correct, score, length = _read(tree, verdict, last, answer_fn)
+    num_tokens = np.asarray(prompt_length)[:, None] + np.cumsum(length, axis=1)
+    return Answered(np.asarray(tree.problem_id), answer, is_correct, score, num_tokens, num_tokens)
+
+
+def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
+    """Take the answer of a search, its `chosen` row, and the tokens the search was measured to
+    cost.
+
+    `verdict [B R]` int, a Verdict for every row. Padding problems (id -1) are dropped.
+    """
+    chex.assert_equal_shape([tree.kind, verdict])
+    tree, verdict = keep(np.asarray(tree.problem_id) >= 0, (tree, verdict))
+    answer, is_correct, score, _ = _read(tree, verdict, np.asarray(tree.chosen)[:, None], answer_fn)
+    policy_tokens, prm_tokens = (
+        np.reshape(x, (-1, 1)) for x in (tree.policy_tokens, tree.prm_tokens)
+    )
+    return Answered(
+        np.asarray(tree.problem_id), answer, is_correct, score, policy_tokens, prm_tokens
+    )
+
+
+def share_in_tree(tree: Tree, verdict: Array) -> float:
+    """Return the share of problems whose tree holds a correct answer anywhere, NaN where there is
+    no problem.
+
+    What search misses here, no better PRM would find. `verdict [B R]` int; padding problems (id -1)
+    are dropped.
+    """
+    verdict = keep(np.asarray(tree.problem_id) >= 0, verdict)
+    return float((verdict == Verdict.CORRECT).any(axis=1).mean()) if len(verdict) else math.nan
+
+
+def keep(is_kept: np.ndarray, arrays):
+    """Bring a pytree with leading axis B to the host and keep the problems of `is_kept [B]`."""
+    return jax.tree.map(lambda x: np.asarray(x)[is_kept], arrays)
+
+
+def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
+    """The last row of every trace of one problem, traces ordered by their first rows."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for row in np.flatnonzero(kind != Kind.EMPTY).tolist():
+        above = int(parent[row])
+        first[row] = row if above < 0 else first[above]
+        # a parent precedes its child, so the last one written is the deepest
+        last[first[row]] = row
+    return list(last.values())
+
+
+def _read(
+    tree: Tree, verdict: Array, last: np.ndarray, answer_fn: AnswerFn
+) -> tuple[list[list[str | None]], np.ndarray, np.ndarray, np.ndarray]:
+    """Answer, correctness, score and length in tokens of the traces that end in the rows `last [B
+    K]`, -1 for none.
+    """
+    problem, lane = np.nonzero(last >= 0)
+    row = last[problem, lane]
+    tokens, num_tokens, _ = trees.sequences(
+        tree, problem, trees.row_paths(tree.parent, problem, row)
+    )
+    is_ok = np.asarray(tree.is_ok)[problem]
+    is_correct, score, length = (np.zeros(last.shape, dtype) for dtype in (bool, float, int))
+    is_correct[problem, lane] = is_ok & (np.asarray(verdict)[problem, row] == Verdict.CORRECT)
+    score[problem, lane] = tree.score[problem, row]
+    length[problem, lane] = num_tokens
+    answer: list[list[str | None]] = [[None] * last.shape[1] for _ in last]
+    for i in np.flatnonzero(is_ok & tree.is_finished[problem, row]):
+        answer[problem[i]][lane[i]] = answer_fn(
+            int(tree.problem_id[problem[i]]), tokens[i, : num_tokens[i]]
+        )
+    return answer, is_correct, score, length
