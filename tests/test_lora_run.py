@@ -23,7 +23,7 @@ from jaxtrain.runs import open_run
 from jaxtrain.updates import LoraConfig, UpdatesConfig
 
 LORA = {
-    "evaluation.methods": "greedy",
+    "evaluation.strategies": "greedy",
     "updates.lora.rank": 4,
     "updates.lora.targets": "wq,wo,up,down",
     "updates.lora.dropout": 0.1,
