@@ -43,11 +43,13 @@ class TraceConfig:
         require_one_of("trace", self, answer=ANSWERS)
         if len(self.boundary.encode()) > MAX_BOUNDARY:
             raise UserError(
-                f"--config.trace.boundary={self.boundary[:20]!r}...: has more than {MAX_BOUNDARY} bytes"
+                f"--config.trace.boundary={self.boundary[:20]!r}...: "
+                f"has more than {MAX_BOUNDARY} bytes"
             )
         if not self.boundary and self.step_tokens is None:
             raise UserError(
-                "--config.trace.boundary='': nothing ends a step; set it, or --config.trace.step_tokens"
+                "--config.trace.boundary='': nothing ends a step; "
+                "set it, or --config.trace.step_tokens"
             )
 
 

@@ -31,12 +31,9 @@ from jaxtrain.nn.reader import make_score_steps, recompute_reader
 from jaxtrain.nn.transformer import Transformer, abstract_params, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Array, Learner, Params, State, TokenRows, Tree
+from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, TokenRows
+from jaxtrain.updates import UpdateFn
 
-# base, policy params, PRM params, prompts, keys [B 2], temperature [] -> Tree
-GrowFn = Callable[..., Tree]
-# base, learner, rows, learning rate [] -> (Learner, what the update tells)
-UpdateFn = Callable[..., tuple[Learner, dict[str, Array]]]
 # what the terminal calls the searches that answer
 GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
 
@@ -51,7 +48,7 @@ class Functions:
     # policy params -> Learner, the PRM starting from the policy's weights
     init_prm: Callable[[Params], Any]
     # "train": the trees that are learnt from; the others answer: evaluation.TREES
-    grow: Mapping[str, GrowFn]
+    grow: Mapping[str, GrowOverFn]
     update_policy: UpdateFn
     update_prm: UpdateFn
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
@@ -200,7 +197,7 @@ def loaders(
     return {"policy": policy} | ({"prm": prm} if pretrained.prm else {})
 
 
-def make_grow(config: Config, grow_fn: Callable, mesh: Any) -> GrowFn:
+def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
     """Lay both networks over their base, in the dtype they compute in, for a search by shards."""
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
@@ -260,6 +257,10 @@ class Announced:
     def lower(self, *args):
         """Lower for arguments that may be abstract, without compiling."""
         return self._jitted.lower(*args)
+
+    def eval_shape(self, *args):
+        """Return what comes of abstract arguments, abstract."""
+        return self._jitted.eval_shape(*args)
 
     def text(self) -> str:
         """Return what the compiler made of the first arguments."""

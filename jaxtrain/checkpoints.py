@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -74,10 +74,8 @@ def about_checkpoint(run_key: str) -> dict[str, str]:
 class Store:
     """Sealed folders `<number>/` below a folder of a run, in each an orbax folder for every item.
 
-    An item is a tree of arrays that can be restored alone.
-
-    `about` says in JSON values what they all are: a folder of another kind or number counts as
-    damaged.
+    An item is a tree of arrays that can be restored alone. `about` says in JSON values what the
+    folders all are: one of another kind or number counts as damaged.
     """
 
     def __init__(
@@ -97,9 +95,11 @@ class Store:
             for leftover in filter(LEFTOVER.fullmatch, os.listdir(self.folder)):
                 remove(self.folder / leftover)
 
-    def close(self) -> None:
-        """Give orbax's threads back."""
-        self._orbax.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orbax.close()  # gives its threads back
 
     def numbers(self) -> list[int]:
         """Return the numbers on disk, good or not, in order."""
@@ -112,7 +112,7 @@ class Store:
         """Say what is wrong with a number, "" where it is as it was saved."""
         return files.fault(self.folder / str(number), self._about | {"number": number})
 
-    def newest(self) -> tuple[int | None, dict[int, str]]:
+    def newest_good(self) -> tuple[int | None, dict[int, str]]:
         """Return (the newest number that is as it was saved, None without any; what is wrong with
         the newer ones).
         """
@@ -135,7 +135,7 @@ class Store:
                 place = f"set aside in {to.relative_to(self._run)}"
             self._note(f"{fault}; it is {place}, and {instead}")
 
-    def save(self, number: int, items: Mapping[str, Any]) -> None:
+    def write(self, number: int, items: Mapping[str, Any]) -> None:
         """Write items; they are on disk, sealed, when this returns.
 
         Raises UserError for a disk too full.
@@ -151,12 +151,12 @@ class Store:
             files.set_aside(path, self._run)
         files.rename(temporary, path)
 
-    def require_space(self, tree: Any, what: str) -> None:
+    def require_space(self, tree: Any, what: str = "a checkpoint") -> None:
         """Refuse to begin where the disk has no room for a tree of arrays. Raises UserError."""
         num_bytes = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
         files.require_space(self.folder, int(ROOM * num_bytes), what)
 
-    def restore(self, number: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, number: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Read some items of a number onto the shapes, dtypes and shardings of `abstract`."""
         restores = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
@@ -182,7 +182,7 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-class Checkpoints:
+class Checkpoints(Store):
     """The folder `checkpoints/<iteration>/` of a run."""
 
     def __init__(
@@ -199,13 +199,7 @@ class Checkpoints:
         counts as damaged.
         """
         self._num_kept = config.num_kept
-        self._store = Store(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._store.close()
+        super().__init__(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
 
     def newest(self) -> int | None:
         """Return the newest good iteration, None where there is no checkpoint at all.
@@ -213,68 +207,56 @@ class Checkpoints:
         Damaged newer ones are set aside and told. Raises UserError where checkpoints are there and
         none is good.
         """
-        number, faults = self._store.newest()
+        number, faults = self.newest_good()
         if number is None and faults:
             raise UserError(
                 f"no checkpoint is good: {'; '.join(faults.values())}; "
-                f"restore {self._store.folder} from a copy, or begin again in another --workdir"
+                f"restore {self.folder} from a copy, or begin again in another --workdir"
             )
-        self._store.set_aside(faults, f"iteration {number} is used")
+        self.set_aside(faults, f"iteration {number} is used")
         return number
-
-    def all(self) -> list[int]:
-        """Return the iterations on disk."""
-        return self._store.numbers()
 
     def choose(self, iteration: int | None) -> int:
         """Return `iteration`, or the newest good one for None.
 
         Raises UserError where it is not there or damaged.
         """
-        there = self.all()
+        there = self.numbers()
         if not there:
             raise UserError(
-                f"{self._store.folder} has no checkpoint yet; run until the first one is there"
+                f"{self.folder} has no checkpoint yet; run until the first one is there"
             )
         chosen = self.newest() if iteration is None else iteration
         if chosen not in there:
             known = ", ".join(map(str, there))
             raise UserError(
-                f"--iteration {iteration}: {self._store.folder} has checkpoints {known}; choose one"
+                f"--iteration {iteration}: {self.folder} has checkpoints {known}; choose one"
             )
-        if iteration is not None and (fault := self._store.fault(iteration)):
+        if iteration is not None and (fault := self.fault(iteration)):
             raise UserError(
                 f"--iteration {iteration}: {fault}; choose another one, or leave --iteration out"
             )
         return chosen
-
-    def require_space(self, abstract: State) -> None:
-        """Refuse to begin where the disk has no room for one more checkpoint. Raises UserError."""
-        self._store.require_space(as_items(abstract), "a checkpoint")
 
     def save(self, state: State) -> None:
         """Write a checkpoint; it is on disk when this returns.
 
         Raises UserError for a disk too full.
         """
-        self._store.save(int(state.iteration), as_items(state))
+        self.write(int(state.iteration), as_items(state))
 
     def prune(self) -> None:
         """Delete what need not be kept."""
-        for old in self._store.numbers()[: -self._num_kept]:
+        for old in self.numbers()[: -self._num_kept]:
             if old != 0:
-                self._store.remove(old)
-
-    def fault(self, iteration: int) -> str:
-        """Say what is wrong with a checkpoint, "" where it is as it was saved."""
-        return self._store.fault(iteration)
+                self.remove(old)
 
     def restore(self, iteration: int, abstract: State, base: Params | None = None) -> State:
         """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct.
 
         base: what lies under the parameters of a run that trains less than all.
         """
-        found = self._store.restore(iteration, as_items(abstract))
+        found = self.read(iteration, as_items(abstract))
         learners = {
             name: Learner(params=found[name], **found[f"{name}_optimizer"]) for name in NETWORKS
         }
@@ -285,12 +267,12 @@ class Checkpoints:
     ) -> Networks:
         """Read the parameters of both networks, and nothing of their optimizers."""
         params = {name: getattr(abstract.networks, name) for name in NETWORKS}
-        return Networks(base or {}, **self._store.restore(iteration, params))
+        return Networks(base or {}, **self.read(iteration, params))
 
     def restore_params(self, iteration: int, network: str, abstract: State) -> Params:
         """Read the parameters of one network, `policy` or `prm`, and nothing else."""
         params = getattr(abstract.networks, network)
-        return self._store.restore(iteration, {network: params})[network]
+        return self.read(iteration, {network: params})[network]
 
 
 def as_items(state: State) -> dict[str, Any]:
@@ -334,7 +316,7 @@ class FitCheckpoints:
 
     def __exit__(self, *_: object) -> None:
         if self._store:
-            self._store.close()
+            self._store.__exit__()
 
     def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
         """Write the learner and what its updates told so far, [N] a key.
@@ -342,7 +324,7 @@ class FitCheckpoints:
         It is on disk when this returns.
         """
         if self._store:
-            self._store.save(len(infos["loss"]), {"learner": learner, "infos": infos})
+            self._store.write(len(infos["loss"]), {"learner": learner, "infos": infos})
             for old in self._store.numbers()[:-1]:
                 self._store.remove(old)
 
@@ -354,7 +336,7 @@ class FitCheckpoints:
         """
         if self._store is None:
             return learner, infos
-        num_updates, faults = self._store.newest()
+        num_updates, faults = self._store.newest_good()
         self._store.set_aside(faults, f"the fit goes on from update {num_updates or 0}")
         if num_updates is None:
             return learner, infos
@@ -364,5 +346,5 @@ class FitCheckpoints:
             "infos": saved,
         }
         jax.tree.map(lambda x: x.delete(), learner)  # an update donates it as well
-        fit = self._store.restore(num_updates, abstract)
+        fit = self._store.read(num_updates, abstract)
         return fit["learner"], jax.device_get(fit["infos"])

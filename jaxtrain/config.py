@@ -36,7 +36,7 @@ class EvaluationConfig:
     # greedy, self_consistency, best_of_k, weighted_vote, search, pass_at_k; trees are grown for
     # these alone, and greedy costs a small part of the rest
     strategies: tuple[str, ...] = tuple(STRATEGIES)
-    # the traces that vote, best-of-k and pass@k choose from; greedy decoding is one at temperature 0
+    # the traces that vote, best-of-k and pass@k choose from; greedy is one of temperature 0
     samples: SearchConfig = SearchConfig(method="sample", temperature=0.7)
     # the search that answers; the trees that are learnt from are those of config.search
     search: SearchConfig = SearchConfig()

@@ -94,13 +94,14 @@ def run_loop(
 
         # where the run folder stands, and that its disk has room
         newest = checkpoints.newest()
-        checkpoints.require_space(fns.abstract_state)
+        abstract = fns.abstract_state
+        checkpoints.require_space((abstract.policy, abstract.prm))
         for notice in tell_resume(run, newest):
             progress.note(notice)
         is_scored = log.truncate(-1 if newest is None else newest, is_told=workdir.report.exists())
         base, state = fns.init_base(), None
         if newest is not None:
-            state = checkpoints.restore(newest, fns.abstract_state, base)
+            state = checkpoints.restore(newest, abstract, base)
             workdir.remove_fits(int(state.iteration))
             if not is_scored:
                 score(run, int(state.iteration), state.networks)

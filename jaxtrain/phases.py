@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxtrain import datasets, evaluation, labels, prompts, updates
-from jaxtrain.build import Functions, GrowFn
+from jaxtrain.build import Functions
 from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
@@ -31,6 +31,7 @@ from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Examples,
+    GrowOverFn,
     Kind,
     Labels,
     Learner,
@@ -41,7 +42,7 @@ from jaxtrain.structs import (
     Tree,
 )
 from jaxtrain.tasks import Demonstration, Task
-from jaxtrain.trees import Damaged, Stored
+from jaxtrain.trees import Damaged, Place, Stored
 from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
@@ -181,7 +182,7 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
 
 def explore(
     run: Run,
-    grow_fn: GrowFn,
+    grow_fn: GrowOverFn,
     i: int,
     purpose: Purpose,
     k: int,
@@ -193,23 +194,24 @@ def explore(
 
     Returns (host arrays, which also lie on disk; whether they lay there already).
     """
-    stored, name = run.workdir.trees, purpose.name.lower()
-    if (tree := unless_damaged(run, partial(stored.load, i, k, name))) is not None:
+    stored, place = run.workdir.trees, Place(i, k, purpose.name.lower())
+    if (tree := unless_damaged(run, partial(stored.load, place))) is not None:
         return tree, True
     keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
     grown = grow_fn(*networks_fn(), batch, keys, np.float32(temperature))
     tree = jax.device_get(grown)
-    stored.save(i, k, tree, name)
+    stored.save(place, tree)
     return tree, False
 
 
 def label(run: Run, i: int, purpose: Purpose, k: int, tree: Tree) -> Labels:
     """Read what a batch of trees is worth, or ask the task about finished traces and infer it."""
-    stored, kind, name = run.workdir.trees, run.config.labels.kind, purpose.name.lower()
-    labelled = unless_damaged(run, partial(stored.load_labels, i, k, tree, kind, name))
+    stored, place = run.workdir.trees, Place(i, k, purpose.name.lower())
+    kind = run.config.labels.kind
+    labelled = unless_damaged(run, partial(stored.load_labels, place, tree, kind))
     if labelled is None:
         labelled = labels.label(tree, labels.judge(tree, run.task.verify_tokens), kind)
-        stored.save_labels(i, k, tree, labelled, kind, name)
+        stored.save_labels(place, tree, labelled, kind)
     return labelled
 
 

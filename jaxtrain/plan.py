@@ -2,8 +2,9 @@
 
 For a TPU topology the four heavy programs are compiled for it, without one, by libtpu's compiler,
 whose memory figures are those of the real thing. For the devices here they are compiled as they
-would be. For a GPU that is not here, memory comes from shapes alone and is labelled so. Times are
-rooflines: nothing runs faster, real runs take several times as long.
+would be. For a GPU that is not here, memory comes from shapes alone and is labelled so. FLOPs are
+formulas: a compiler counts the body of a loop once, and decoding and scanned layers are loops.
+Times are rooflines: nothing runs faster, real runs take several times as long.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,9 @@ from jaxtrain.config import Config, check_batches
 from jaxtrain.errors import UserError
 from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
+from jaxtrain.search import SearchConfig
+from jaxtrain.search.config import RULES
+from jaxtrain.search.frontier import FrontierRule
 from jaxtrain.structs import Prompts, TokenRows
 
 
@@ -71,7 +75,8 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     yield ""
     yield from parameters(config, fns)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    yield f"devices         {mesh.size} of {config.sharding.topology or 'this machine'}, mesh {shape}"
+    where = config.sharding.topology or "this machine"
+    yield f"devices         {mesh.size} of {where}, mesh {shape}"
     yield ""
 
     state = state_bytes(fns)
@@ -83,8 +88,9 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     if base:
         yield f"  {'base, of both':34}{base / GIB:10.3f}"
     resident = base + sum(state.values())
-    kv, tree = search_bytes(config, mesh)
-    yield f"  KV caches of a search, both networks one after the other {kv / GIB:.3f}, trees {tree / GIB:.3f}"
+    kv, tree = search_bytes(config, fns, mesh)
+    caches = "KV caches of a search, both networks one after the other"
+    yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
 
     worst = ("", 0.0)
@@ -93,12 +99,14 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     for name, program in programs(config, fns, mesh, is_compiled):
         total = resident + program.temporaries + program.results
         worst = max(worst, (name, total), key=lambda pair: pair[1])
-        yield f"  {name:14}{program.temporaries / GIB:10.3f}{program.results / GIB:10.3f}{total / GIB:10.3f}"
+        row = (program.temporaries, program.results, total)
+        yield f"  {name:14}" + "".join(f"{size / GIB:10.3f}" for size in row)
     yield ""
     yield from iteration_cost(config, fns, mesh, chip)
     yield from disk(config, fns)
     if chip.memory:
-        yield f"memory          {worst[1] / GIB:.2f} GiB needed ({worst[0]}), {chip.memory:.2f} GiB there per device"
+        needed = f"{worst[1] / GIB:.2f} GiB needed ({worst[0]})"
+        yield f"memory          {needed}, {chip.memory:.2f} GiB there per device"
     if chip.memory and worst[1] > chip.memory * GIB:
         raise too_large(worst[0], worst[1] / GIB, chip.memory)
 
@@ -117,7 +125,8 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         )
     if kind not in CHIPS or kind == "cpu":
         raise UserError(
-            f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1"
+            f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, "
+            "as in v4:2x2x1"
         )
     if kind not in TPUS:
         if not size.isdecimal() or int(size) == 0:
@@ -145,7 +154,8 @@ def stand_in(config: Config) -> Any:
     size = config.model.vocab_size
     if not size:
         raise UserError(
-            "--config.model.vocab_size=none: a plan needs the size of the vocabulary, or the pretrained model"
+            "--config.model.vocab_size=none: a plan needs the size of the vocabulary, or the "
+            "pretrained model"
         )
     return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
 
@@ -181,19 +191,49 @@ def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
     }
 
 
-def search_bytes(config: Config, mesh: Any) -> tuple[float, float]:
-    """Count the KV caches of one expansion, and the trees, on one device."""
-    c, t = config.search, config.trace
-    problems = config.prompts.batch_size / sharding.num_shards(mesh)
-    per_token = kv_bytes(config, mesh)
+class Work(NamedTuple):
+    """What a search does for one problem, at most."""
+
+    num_prefixes: int  # that are opened
+    num_rows: int  # steps that are sampled
+    num_turns: int  # steps that are sampled one after another
+    width: int  # prefixes that are open at once
+    num_lanes: int  # steps sampled behind them at once
+    num_held: int  # steps whose keys and values are held at once
+
+
+def work_of(c: SearchConfig, max_steps: int) -> Work:
+    """Count what a method does."""
+    rule = RULES[c.method](c, max_steps)
+    if isinstance(rule, FrontierRule):
+        num_prefixes = 1 + rule.width * (-(-max_steps // rule.num_steps) - 1)
+        lanes = rule.width * rule.num_lanes
+        num_rows = num_prefixes * rule.num_lanes * rule.num_steps
+        return Work(num_prefixes, num_rows, max_steps, rule.width, lanes, lanes * rule.num_steps)
+    t, (num_rounds, num_steps) = c.num_simulations, c.mcts_star.rounds(max_steps)
+    return Work(
+        num_prefixes=t * (1 + num_rounds),
+        num_rows=t * (c.num_candidates + rule.num_extra_rows),
+        num_turns=t * (1 + num_rounds * num_steps),
+        width=1,
+        num_lanes=c.num_candidates,
+        num_held=max(c.num_candidates, num_steps * c.mcts_star.num_rollout_candidates),
+    )
+
+
+def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
+    """Count the KV caches of one expansion, and the trees of a batch, on one device."""
+    t, work = config.trace, work_of(config.search, config.trace.max_steps)
+    shards = sharding.num_shards(mesh)
     prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) * t.max_step_tokens
-    num_rounds, round_steps = c.mcts_star.rounds(t.max_steps)
-    rollouts = num_rounds * round_steps * c.mcts_star.num_rollout_candidates
-    # in steps; of expansion or rollout
-    lanes = max(c.num_candidates, round_steps * c.mcts_star.num_rollout_candidates)
-    kv = problems * per_token * (prefix + lanes * t.max_step_tokens)
-    node = 4 * (prefix + (c.num_candidates + rollouts) * (t.max_step_tokens + 8))
-    return kv, problems * c.num_simulations * node
+    tokens = work.width * prefix + work.num_held * t.max_step_tokens
+    kv = config.prompts.batch_size / shards * kv_bytes(config, mesh) * tokens
+    return kv, num_bytes(shapes_of_trees(config, fns)) / shards
+
+
+def num_bytes(tree: Any) -> int:
+    """Count the bytes of abstract arrays, whatever devices hold them."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def kv_bytes(config: Config, mesh: Any) -> float:
@@ -211,14 +251,9 @@ def kv_bytes(config: Config, mesh: Any) -> float:
     )
 
 
-def programs(
-    config: Config, fns: Functions, mesh: Any, is_compiled: bool
-) -> Iterator[tuple[str, Program]]:
-    """Measure the four heavy programs, by compiling them or from shapes."""
-    if not is_compiled:
-        yield from estimate(config, fns, mesh)
-        return
-    state, u = fns.abstract_state, config.updates
+def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """List the four heavy programs, each with abstract arguments."""
+    state, u, size = fns.abstract_state, config.updates, config.prompts.batch_size
 
     def ints(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -230,22 +265,35 @@ def programs(
         whole, values = ints(size, config.max_length), floats(size, config.max_length)
         return TokenRows(whole, whole, whole, values, values, ints(size))
 
-    size = config.prompts.batch_size
     prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
     grown = (*state.networks, prompts, keys, floats())
-    calls = {
-        "search": (fns.grow["train"], grown),
-        "policy update": (
-            fns.update_policy,
-            (state.base, state.policy, rows(u.policy.batch_size), floats()),
-        ),
-        "PRM update": (fns.update_prm, (state.base, state.prm, rows(u.prm.batch_size), floats())),
+    # Of the programs that sample, the larger one.
+    sampling = [fns.grow[name] for name in ("samples", "greedy") if name in fns.grow][:1]
+    calls: dict[str, Any] = {"search": (fns.grow["train"], grown)}
+    if sampling:
+        calls["sampling"] = sampling[0], grown
+    policy_rows, prm_rows = rows(u.policy.batch_size), rows(u.prm.batch_size)
+    return calls | {
+        "policy update": (fns.update_policy, (state.base, state.policy, policy_rows, floats())),
+        "PRM update": (fns.update_prm, (state.base, state.prm, prm_rows, floats())),
     }
 
-    for name in ("greedy", "samples"):  # the larger one last
-        if name in fns.grow:
-            calls["sampling"] = fns.grow[name], grown
+
+def shapes_of_trees(config: Config, fns: Functions) -> Any:
+    """Return the trees of one batch, abstract."""
+    fn, arguments = calls_of(config, fns)["search"]
+    return fn.eval_shape(*arguments)
+
+
+def programs(
+    config: Config, fns: Functions, mesh: Any, is_compiled: bool
+) -> Iterator[tuple[str, Program]]:
+    """Measure the four heavy programs, by compiling them or from shapes."""
+    if not is_compiled:
+        yield from estimate(config, fns, mesh)
+        return
+    calls = calls_of(config, fns)
 
     def measure(name: str) -> Program:
         fn, arguments = calls[name]
@@ -272,13 +320,14 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
     trained = num_parameters(fns.abstract_state.policy.params)
-    count = num_parameters(fns.abstract_state.base) + trained
-    kv, tree = search_bytes(config, mesh)
+    base = num_parameters(fns.abstract_state.base)
+    kv, tree = search_bytes(config, fns, mesh)
     # A base that is shared lies there as it is computed with, unless it is split.
     is_copied = item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1
     copies = 2 * trained * item / tp if is_copied else 0
-    copies += (count - trained) * item / tp if mesh.shape["fsdp"] > 1 else 0
-    lanes = config.prompts.batch_size / shards * config.search.num_candidates
+    copies += base * item / tp if mesh.shape["fsdp"] > 1 else 0
+    work = work_of(config.search, config.trace.max_steps)
+    lanes = config.prompts.batch_size / shards * work.num_lanes
     yield "search", Program(copies + 2 * kv + 3 * lanes * m.num_ids * 4 + tree, tree)
     lanes = config.prompts.batch_size / shards
     samplers = [c for c in config.evaluation.searches.values() if c.method == "sample"]
@@ -312,14 +361,14 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
 
 def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Iterator[str]:
     """Bound the tokens, the FLOPs and the time of an iteration."""
-    c, t, m, u = config.search, config.trace, config.model, config.updates
-    num_rounds, round_steps = c.mcts_star.rounds(t.max_steps)
+    t, m, u = config.trace, config.model, config.updates
+    work = work_of(config.search, t.max_steps)
     base, policy, _ = map(num_parameters, fns.abstract_state.networks)
     count = base + policy
     num_problems = config.prompts.num_problems or config.prompts.batch_size
-    prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) / 2 * t.max_step_tokens
-    sampled = c.num_candidates + num_rounds * round_steps * c.mcts_star.num_rollout_candidates
-    read = c.num_simulations * ((1 + num_rounds) * prefix + sampled * t.max_step_tokens)
+    # Every prefix is read with the prompt, and half of the steps that it may have.
+    steps = work.num_rows + (t.max_steps - 1) / 2 * (work.num_prefixes - 1)
+    read = work.num_prefixes * config.prompts.max_prompt_tokens + steps * t.max_step_tokens
     search_tokens = 2 * num_problems * read
     fit_tokens = {
         "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.max_length,
@@ -329,12 +378,15 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize
     batches = -(-num_problems // config.prompts.batch_size)
     # Decoding reads the weights once for every token of a step, the lanes of a batch together.
-    reads = batches * c.num_simulations * (1 + num_rounds * round_steps) * t.max_step_tokens
+    reads = batches * work.num_turns * t.max_step_tokens
     decode = reads * count * size / mesh.shape["tp"] / chip.bandwidth
     seconds = {"search": max(2 * count * search_tokens / peak, decode)}
     seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}
     if not config.prompts.num_problems:
-        yield "an iteration takes all problems of the task; the figures for search and trees are those of one batch"
+        yield (
+            "an iteration takes all problems of the task; the figures for search and trees are "
+            "those of one batch"
+        )
     yield f"iteration       {'tokens':>14}{'FLOPs':>12}{'seconds':>10}   at most, at most, at least"
     for name, tokens in {"search": search_tokens, **fit_tokens}.items():
         flops = (2 if name == "search" else per_token) * count * tokens
@@ -345,19 +397,9 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
-    c, t = config.search, config.trace
-    num_rounds, round_steps = c.mcts_star.rounds(t.max_steps)
-    learners = (fns.abstract_state.policy, fns.abstract_state.prm)
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(learners))
-    rows = c.num_simulations * (
-        c.num_candidates + num_rounds * round_steps * c.mcts_star.num_rollout_candidates
-    )
-    trees = (
-        (config.prompts.num_problems or config.prompts.batch_size)
-        * rows
-        * (t.max_step_tokens + 10)
-        * 4
-    )
+    state = num_bytes((fns.abstract_state.policy, fns.abstract_state.prm))
+    num_batches = (config.prompts.num_problems or 0) / config.prompts.batch_size or 1
+    trees = num_batches * num_bytes(shapes_of_trees(config, fns))
     kept = config.checkpoints.num_kept + 1
     fits = (
         f"{state / GIB:.2f} GiB more while fits are saved; "
@@ -365,7 +407,8 @@ def disk(config: Config, fns: Functions) -> Iterator[str]:
         else ""
     )
     yield (
-        f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: {kept * state / GIB:.2f} GiB; {fits}"
+        f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: "
+        f"{kept * state / GIB:.2f} GiB; {fits}"
         f"at most {trees / GIB:.3f} GiB of trees an iteration, before compression"
     )
 
@@ -373,6 +416,7 @@ def disk(config: Config, fns: Functions) -> Iterator[str]:
 def too_large(program: str, needed: float, there: float) -> UserError:
     """Say by how much a config does not fit, and what would help."""
     return UserError(
-        f"the {program} needs {needed:.2f} GiB per device, and there are {there:.2f}: lower {shrink(program)} or "
-        "--config.prompts.max_prompt_tokens, or raise --config.sharding.fsdp or .tp over more devices"
+        f"the {program} needs {needed:.2f} GiB per device, and there are {there:.2f}: lower "
+        f"{shrink(program)} or --config.prompts.max_prompt_tokens, or raise --config.sharding.fsdp "
+        "or .tp over more devices"
     )

@@ -143,7 +143,8 @@ class Tree:
     is_finished: Array  # [B R] bool
     chosen: Array  # [B] int32, the row that the search answers with, -1 if it has no finished one
     is_ok: Array  # [B] bool, False: a logit or a score was not finite and the problem is set aside
-    num_simulations: Array  # [B] int32, expansions and re-visits of ended leaves
+    # [B] int32, expansions and re-visits of ended leaves; lanes opened, where no tree is walked
+    num_simulations: Array
     num_wasted: Array  # [B] int32, simulations spent on leaves that had ended
     policy_tokens: Array  # [B] int32, tokens the policy computed (prefill and samples, padding not)
     prm_tokens: Array  # [B] int32, tokens the PRM computed
@@ -153,6 +154,8 @@ class Tree:
 
 # (policy params, PRM params, prompts, keys [B 2] uint32, temperature []) -> trees
 GrowFn = Callable[[Params, Params, Prompts, Array, Array], Tree]
+# the same over a base that both networks share, which comes first
+GrowOverFn = Callable[[Params, Params, Params, Prompts, Array, Array], Tree]
 
 
 @struct.dataclass

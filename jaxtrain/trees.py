@@ -13,7 +13,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,14 @@ TRAINING = "search"  # the purpose of trees that are learnt from
 
 class Damaged(Exception):
     """Say in one line what is wrong with a file that was believed, and where it lies now."""
+
+
+class Place(NamedTuple):
+    """Which shard of trees."""
+
+    iteration: int
+    shard: int
+    purpose: str = TRAINING  # a word of lower-case letters and underscores
 
 
 @dataclass(frozen=True)
@@ -42,77 +50,56 @@ class TreeFiles:
     run_key: str  # what training trees depend on
     solve_key: str  # what the trees of evaluations depend on
 
-    def path(self, iteration: int, shard: int, purpose: str = TRAINING, kind: str = "") -> Path:
-        """Name the file of a shard: `trees/<iteration>/<purpose>-<shard>.npz`, or that of its
-        labels of a kind, `labels/<iteration>/<purpose>-<shard>.<kind>.npz`.
-
-        purpose and kind are words of lower-case letters and underscores.
+    def path(self, place: Place, kind: str = "") -> Path:
+        """Name a file: `trees/<iteration>/<purpose>-<shard>.npz`, or that of its labels of a kind,
+        `labels/<iteration>/<purpose>-<shard>.<kind>.npz`.
         """
-        for word in (purpose, kind or purpose):
+        for word in (place.purpose, kind or TRAINING):
             if not re.fullmatch(r"[a-z_]+", word):
                 raise ValueError(f"{word!r} is not a word of lower-case letters and underscores")
         folder, end = ("labels", f".{kind}") if kind else ("trees", "")
-        return self.run / folder / str(iteration) / f"{purpose}-{shard:05d}{end}.npz"
+        name = f"{place.purpose}-{place.shard:05d}{end}.npz"
+        return self.run / folder / str(place.iteration) / name
 
-    def training(self) -> list[tuple[int, int]]:
-        """List the shards of training trees that are there: (iteration, shard) each, in order."""
+    def training(self) -> list[Place]:
+        """List the shards of training trees that are there, in order."""
         paths = (self.run / "trees").glob(f"*/{TRAINING}-*.npz")
-        return sorted((int(p.parent.name), int(p.stem.rpartition("-")[2])) for p in paths)
+        return sorted(Place(int(p.parent.name), int(p.stem.rpartition("-")[2])) for p in paths)
 
-    def save(self, iteration: int, shard: int, tree: Tree, purpose: str = TRAINING) -> None:
+    def save(self, place: Place, tree: Tree) -> None:
         """Write one shard of finished trees."""
-        about = self._about(iteration, shard, purpose)
-        self._write(self.path(iteration, shard, purpose), tree, about)
+        self._write(self.path(place), tree, self._about(place))
 
-    def load(self, iteration: int, shard: int, purpose: str = TRAINING) -> Tree | None:
+    def load(self, place: Place) -> Tree | None:
         """Read a shard back as numpy arrays; None where it is absent.
 
         Raises Damaged where it is not what was saved here, or was made by another run or under
         other settings: it is set aside, to be grown again.
         """
-        about, path = self._about(iteration, shard, purpose), self.path(iteration, shard, purpose)
-        return self._read(path, Tree, about, "its trees are grown again")
+        about = self._about(place)
+        return self._read(self.path(place), Tree, about, "its trees are grown again")
 
-    def save_labels(
-        self,
-        iteration: int,
-        shard: int,
-        tree: Tree,
-        labels: Labels,
-        kind: str,
-        purpose: str = TRAINING,
-    ) -> None:
+    def save_labels(self, place: Place, tree: Tree, labels: Labels, kind: str) -> None:
         """Write what a shard of trees is worth by one kind of label."""
-        about = self._about(iteration, shard, purpose, tree, kind)
-        self._write(self.path(iteration, shard, purpose, kind), labels, about)
+        self._write(self.path(place, kind), labels, self._about(place, tree, kind))
 
-    def load_labels(
-        self, iteration: int, shard: int, tree: Tree, kind: str, purpose: str = TRAINING
-    ) -> Labels | None:
+    def load_labels(self, place: Place, tree: Tree, kind: str) -> Labels | None:
         """Read the labels of a shard back, as `load` does; those of other trees are Damaged too."""
-        about = self._about(iteration, shard, purpose, tree, kind)
-        path = self.path(iteration, shard, purpose, kind)
-        return self._read(path, Labels, about, "its trees are judged again")
+        about = self._about(place, tree, kind)
+        return self._read(self.path(place, kind), Labels, about, "its trees are judged again")
 
     def adopt(self, source: TreeFiles, iteration: int, kind: str) -> None:
         """Copy the training trees of an iteration, and their labels of a kind, from another run."""
-        for shard in (shard for i, shard in source.training() if i == iteration):
-            if (tree := source.load(iteration, shard)) is not None:
-                self.save(iteration, shard, tree)
-                if (labels := source.load_labels(iteration, shard, tree, kind)) is not None:
-                    self.save_labels(iteration, shard, tree, labels, kind)
+        for place in (place for place in source.training() if place.iteration == iteration):
+            if (tree := source.load(place)) is not None:
+                self.save(place, tree)
+                if (labels := source.load_labels(place, tree, kind)) is not None:
+                    self.save_labels(place, tree, labels, kind)
 
-    def _about(
-        self,
-        iteration: int,
-        shard: int,
-        purpose: str,
-        tree: Tree | None = None,
-        kind: str = "",
-    ) -> str:
+    def _about(self, place: Place, tree: Tree | None = None, kind: str = "") -> str:
         """Say what a file is: labels are of one tree."""
-        key = self.run_key if purpose == TRAINING else self.solve_key
-        about = f"{key} {iteration} {shard} {purpose}"
+        key = self.run_key if place.purpose == TRAINING else self.solve_key
+        about = f"{key} {place.iteration} {place.shard} {place.purpose}"
         return about if tree is None else f"{about} {kind} {_digest(vars(tree), about)}"
 
     def _write(self, path: Path, value: Tree | Labels, about: str) -> None:

@@ -26,11 +26,13 @@ import optax
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, ReadFn, TokenRows
 
-TARGETS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # what can have an adapter
-NOT_WEIGHTS = {"scale", "bias", "bq", "bk", "bv"}  # of norms, the value head, attention
-
 # (params that are trained, base, rows, number of updates before) -> loss, [] float32
 LossFn = Callable[[Params, Params, Any, Array], Array]
+# (base, learner, batch, learning rate) -> (learner, {loss, grad_norm, is_skipped})
+UpdateFn = Callable[[Params, Learner, Any, Array], tuple[Learner, dict[str, Array]]]
+
+TARGETS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # what can have an adapter
+NOT_WEIGHTS = {"scale", "bias", "bq", "bk", "bv"}  # of norms, the value head, attention
 
 # What no updates tell.
 NO_INFOS = {
@@ -165,12 +167,8 @@ def init_learner(params: Params, optimizer: optax.GradientTransformation) -> Lea
     return Learner(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Callable:
-    """Make the pure update; jit it with shardings.
-
-    Returns `update(base, learner, batch, learning_rate)` -> (learner, {loss, grad_norm,
-    is_skipped}).
-    """
+def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> UpdateFn:
+    """Make the pure update; jit it with shardings."""
 
     def update(
         base: Params, learner: Learner, batch: Any, learning_rate: Array
@@ -179,7 +177,8 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Cal
         loss, grads = grad_fn(learner.params, base, batch, learner.num_updates)
         norm = optax.tree.norm(grads)
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, learner.params, direction)
+        steps = optax.tree.scale(-learning_rate, direction)
+        params = optax.apply_updates(learner.params, steps)
         new = Learner(params, opt_state, learner.num_updates + 1)
         is_ok = all_finite((loss, norm, learner.params, learner.opt_state))
         learner = jax.tree.map(partial(jnp.where, is_ok), new, learner)
@@ -210,7 +209,7 @@ def learning_rates(config: FitConfig, num_updates: int) -> np.ndarray:
 
 
 def fit(
-    update: Callable,
+    update: Callable[[Learner, Any, Array], tuple[Learner, dict[str, Array]]],
     learner: Learner,
     batches: Iterable[Any],
     rates: np.ndarray,

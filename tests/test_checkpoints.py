@@ -227,7 +227,7 @@ def test_a_name_that_is_no_number_is_nobodys(tmp_path, name):
     with Checkpoints(tmp_path, CheckpointsConfig(num_kept=1)) as checkpoints:
         checkpoints.save(state_on(ONE, 1)[0])
         shutil.copytree(tmp_path / "1", tmp_path / name)
-        assert (checkpoints.newest(), checkpoints.all()) == (1, [1])
+        assert (checkpoints.newest(), checkpoints.numbers()) == (1, [1])
         checkpoints.prune()
     assert on_disk(tmp_path) == sorted(["1", name])
 
@@ -310,7 +310,7 @@ def test_reading_alone_warns_of_nothing(tmp_path):
         "import sys; from pathlib import Path; from jaxtrain.checkpoints import Checkpoints, "
         "CheckpointsConfig\n"
         "with Checkpoints(Path(sys.argv[1]), CheckpointsConfig(), is_read_only=True) as found: "
-        "print(found.all())"
+        "print(found.numbers())"
     )
     told = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True

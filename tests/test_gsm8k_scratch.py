@@ -144,15 +144,15 @@ class Run:
         files = TreeFiles(self.workdir, key, "")
         encode = prompts.make_encode(c.prompts, self.task.tokenizer, ())
         rounds: dict[int, list[Shard]] = {i: [] for i in range(newest + 1)}
-        for i, shard in files.training():
-            tree = files.load(i, shard)
+        for place in files.training():
+            tree = files.load(place)
             assert tree is not None
-            made = files.load_labels(i, shard, tree, c.labels.kind)
+            made = files.load_labels(place, tree, c.labels.kind)
             assert made is not None
             problems = [self.task.problems[k] for k in tree.problem_id if k >= 0]
             size = len(tree.problem_id)
             (batch,), _ = prompts.encode(problems, encode, c.prompts.max_prompt_tokens, size)
-            rounds[i].append(Shard(batch, tree, made))
+            rounds[place.iteration].append(Shard(batch, tree, made))
         return datasets.collect(rounds, c.datasets, c.max_length, c.seed)[:2]
 
 

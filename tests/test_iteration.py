@@ -30,7 +30,7 @@ from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Examples, Kind, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
 from jaxtrain.tasks.countdown import CountdownConfig, solutions
-from jaxtrain.trees import TreeFiles
+from jaxtrain.trees import Place, TreeFiles
 from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir, run_key
 
@@ -509,9 +509,9 @@ def test_finished_shards_are_not_grown_again(run_in, task, folder, monkeypatch):
     grown = Counter()
     save = TreeFiles.save
 
-    def counting(files, i, k, tree, purpose):
-        grown[i, purpose] += 1
-        save(files, i, k, tree, purpose)
+    def counting(files, place, tree):
+        grown[place.iteration, place.purpose] += 1
+        save(files, place, tree)
 
     monkeypatch.setattr(TreeFiles, "save", counting)
     with pytest.raises(Interrupted):
@@ -640,7 +640,7 @@ def test_trees_on_disk_are_those_of_the_config(straight):
     _, folder = straight
     c = CONFIG.search
     with open_workdir(folder, {"seed": 0}, {}) as workdir:
-        tree = workdir.trees.load(2, 1)
+        tree = workdir.trees.load(Place(2, 1))
     assert tree is not None
     assert tree.kind.shape == (8, c.num_simulations * (c.num_candidates + 1))
     assert (tree.num_simulations == c.num_simulations).all()

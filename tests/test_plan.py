@@ -20,8 +20,10 @@ from jaxtrain.main import main
 from jaxtrain.memory import machine_memory
 from jaxtrain.plan import plan, stand_in
 from jaxtrain.progress import Progress
+from jaxtrain.search import SearchConfig
 
 TINY = ["main", "--config", "configs/tpu_v4.py:tiny", "--config.hub.pretrained="]
+GPU = ["--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"]
 HERE = [
     *TINY,
     "--config.sharding.topology=cpu",
@@ -82,6 +84,29 @@ def test_every_program_is_measured_and_every_stage_bounded(here):
         assert any(line.strip().startswith(start) for line in lines), start
 
 
+@pytest.mark.parametrize(
+    ("method", "num_prefixes", "num_rows", "num_turns", "num_lanes"),
+    [
+        # 9 expansions of 8 candidates, each with a rollout of one step
+        ("mcts_star", 18, 81, 18, 8),
+        ("sample", 1, 32, 2, 16),  # 16 traces of two steps, all at once
+        ("beam", 5, 40, 2, 32),  # the prompt, then four prefixes, with 8 candidates each
+    ],
+)
+def test_every_method_has_a_plan_of_its_own(method, num_prefixes, num_rows, num_turns, num_lanes):
+    config = SearchConfig(method, num_simulations=9, num_candidates=8, num_samples=16)
+    work = plan_lib.work_of(config, max_steps=2)
+    found = (work.num_prefixes, work.num_rows, work.num_turns, work.num_lanes)
+    assert found == (num_prefixes, num_rows, num_turns, num_lanes)
+
+
+def test_tokens_of_samples_are_those_of_one_prefix_and_its_traces():
+    lines = told(config_of(TINY, *GPU, "--config.search.method=sample"))
+    # 2048 problems, both networks: a prompt of 256 and 16 traces of two steps of 64
+    start = next(i for i, line in enumerate(lines) if line.startswith("iteration"))
+    assert figures(lines[start:], "search")[0] == 2 * 2048 * (256 + 16 * 2 * 64)
+
+
 def test_what_devices_of_this_machine_share_is_its_memory(here):
     needed, there = figures(here[1], "memory")
     assert 0 < needed < there == pytest.approx(machine_memory() / 2**30 / 8, abs=0.01)
@@ -105,7 +130,7 @@ def test_a_plan_larger_than_this_machine_is_refused(monkeypatch):
 
 
 def test_a_gpu_is_planned_from_shapes():
-    lines = told(config_of(TINY, "--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"))
+    lines = told(config_of(TINY, *GPU))
     assert any("from shapes, not compiled" in line for line in lines)
     assert figures(lines, "memory")[1] == pytest.approx(74.51)
 
@@ -154,10 +179,7 @@ def test_a_mesh_that_is_not_the_topology_is_refused():
 
 def test_a_model_that_is_not_here_is_planned_by_its_shape(capsys):
     """The command, with the hub id that nobody has fetched."""
-    assert (
-        main([*TINY[:3], "--plan", "--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"])
-        == 0
-    )
+    assert main([*TINY[:3], "--plan", *GPU]) == 0
     assert "from shapes" in capsys.readouterr().out
 
 

@@ -18,7 +18,7 @@ from jaxtrain import manifest as manifest_lib
 from jaxtrain.errors import UserError
 from jaxtrain.files import read_json, write_atomic
 from jaxtrain.structs import Labels, Tree
-from jaxtrain.trees import Damaged
+from jaxtrain.trees import Damaged, Place
 from jaxtrain.workdir import open_workdir
 
 CONFIG = {
@@ -282,18 +282,18 @@ def test_trees_come_back_bit_equal_by_iteration_shard_and_purpose(tmp_path):
         ]
         trees = {place: make_tree(seed=seed) for seed, place in enumerate(places)}
         for (iteration, shard, purpose), tree in trees.items():
-            workdir.trees.save(iteration, shard, tree, purpose=purpose)
+            workdir.trees.save(Place(iteration, shard, purpose), tree)
         for place, tree in trees.items():
-            loaded = workdir.trees.load(*place[:2], purpose=place[2])
+            loaded = workdir.trees.load(Place(*place))
             assert loaded is not None and equal(loaded, tree)
-        assert workdir.trees.load(2, 0) is None
+        assert workdir.trees.load(Place(2, 0)) is None
     assert (tmp_path / "trees" / "1" / "evaluation-00007.npz").exists()
 
 
 def test_trees_are_read_by_plain_numpy(tmp_path):
     tree = make_tree()
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.trees.save(1, 0, tree)
+        workdir.trees.save(Place(1, 0), tree)
     with np.load(tmp_path / "trees" / "1" / "search-00000.npz", allow_pickle=False) as arrays:
         assert sorted(arrays.files) == sorted(field.name for field in fields(Tree))
         assert np.array_equal(arrays["tokens"], tree.tokens)
@@ -302,7 +302,7 @@ def test_trees_are_read_by_plain_numpy(tmp_path):
 def load_or_none(workdir, *place) -> Tree | None:
     """Load a shard; None where it is set aside."""
     try:
-        return workdir.trees.load(*place)
+        return workdir.trees.load(Place(*place))
     except Damaged:
         return None
 
@@ -311,8 +311,8 @@ def test_damaged_shard_is_never_believed(tmp_path):
     """Every single flipped byte and every truncation is found, or leaves the very same tree."""
     tree = make_tree(num_problems=1)
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.trees.save(1, 0, tree)
-        path = workdir.trees.path(1, 0)
+        workdir.trees.save(Place(1, 0), tree)
+        path = workdir.trees.path(Place(1, 0))
         whole = path.read_bytes()
         rng = np.random.default_rng(0)
         for position in rng.permutation(len(whole))[:600]:
@@ -339,8 +339,8 @@ def leave_out(arrays):
 @pytest.mark.parametrize("spoil", [alter, leave_out])
 def test_an_altered_or_partial_shard_is_set_aside_and_told(tmp_path, spoil):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.trees.save(1, 0, make_tree())
-        path = workdir.trees.path(1, 0)
+        workdir.trees.save(Place(1, 0), make_tree())
+        path = workdir.trees.path(Place(1, 0))
         with np.load(path) as arrays:
             with zipfile.ZipFile(path) as file:
                 comment = file.comment
@@ -350,14 +350,14 @@ def test_an_altered_or_partial_shard_is_set_aside_and_told(tmp_path, spoil):
         with pytest.raises(
             Damaged, match=r"set aside in damaged/trees-1-search-00000.npz, and its trees are grown"
         ):
-            workdir.trees.load(1, 0)
+            workdir.trees.load(Place(1, 0))
         assert (tmp_path / "damaged" / "trees-1-search-00000.npz").exists()
-        assert workdir.trees.load(1, 0) is None
+        assert workdir.trees.load(Place(1, 0)) is None
 
 
 def test_a_folder_in_the_place_of_a_shard_is_set_aside(tmp_path):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.trees.path(1, 0).mkdir(parents=True)
+        workdir.trees.path(Place(1, 0)).mkdir(parents=True)
         assert load_or_none(workdir, 1, 0) is None
         assert (tmp_path / "damaged" / "trees-1-search-00000.npz").is_dir()
 
@@ -365,9 +365,9 @@ def test_a_folder_in_the_place_of_a_shard_is_set_aside(tmp_path):
 @pytest.mark.parametrize("place", [(2, 0, "search"), (1, 1, "search"), (1, 0, "solve")])
 def test_a_shard_in_the_place_of_another_is_set_aside(tmp_path, place):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.trees.save(1, 0, make_tree())
-        workdir.trees.save(*place[:2], make_tree(), place[2])
-        shutil.copy(workdir.trees.path(1, 0), workdir.trees.path(*place))
+        workdir.trees.save(Place(1, 0), make_tree())
+        workdir.trees.save(Place(*place), make_tree())
+        shutil.copy(workdir.trees.path(Place(1, 0)), workdir.trees.path(Place(*place)))
         assert load_or_none(workdir, 1, 0) is not None
         assert load_or_none(workdir, *place) is None
 
@@ -379,15 +379,15 @@ def test_a_shard_of_other_settings_is_set_aside(tmp_path):
     config = CONFIG | {"evaluation": {"num_samples": 16}}
     with open_workdir(tmp_path, config, FACTS) as workdir:
         for purpose in ("search", "sample"):
-            workdir.trees.save(1, 0, make_tree(), purpose)
+            workdir.trees.save(Place(1, 0, purpose), make_tree())
     with open_workdir(tmp_path, change(config, "loop.num_iterations", 9), FACTS) as workdir:
         assert all(load_or_none(workdir, 1, 0, purpose) for purpose in ("search", "sample"))
     with open_workdir(tmp_path, change(config, "evaluation.num_samples", 32), FACTS) as workdir:
         assert load_or_none(workdir, 1, 0, "search") is not None
         assert load_or_none(workdir, 1, 0, "sample") is None
     with open_workdir(tmp_path / "other", change(config, "seed", 4), FACTS) as other:
-        other.trees.path(1, 0).parent.mkdir(parents=True)
-        shutil.copy(tmp_path / "trees" / "1" / "search-00000.npz", other.trees.path(1, 0))
+        other.trees.path(Place(1, 0)).parent.mkdir(parents=True)
+        shutil.copy(tmp_path / "trees" / "1" / "search-00000.npz", other.trees.path(Place(1, 0)))
         assert load_or_none(other, 1, 0) is None
 
 
@@ -408,36 +408,36 @@ def test_labels_come_back_by_kind_and_for_their_trees_alone(tmp_path):
         files = workdir.trees
         made = {kind: make_labels(tree, seed) for seed, kind in enumerate(("quality", "soft"))}
         for kind, labels in made.items():
-            files.save_labels(1, 0, tree, labels, kind)
+            files.save_labels(Place(1, 0), tree, labels, kind)
         for kind, labels in made.items():
-            loaded = files.load_labels(1, 0, tree, kind)
+            loaded = files.load_labels(Place(1, 0), tree, kind)
             assert loaded is not None and vars(loaded).keys() == vars(labels).keys()
             for name, array in vars(labels).items():
                 np.testing.assert_array_equal(getattr(loaded, name), array, strict=True)
-        assert files.load_labels(1, 1, tree, "quality") is None
+        assert files.load_labels(Place(1, 1), tree, "quality") is None
         assert not list((tmp_path / "trees").glob("*/*")), "a reader of trees meets no labels"
 
         # those of other trees, or of another kind, are not taken
         with pytest.raises(Damaged, match="set aside in damaged/labels-1-search-00000.quality.npz"):
-            files.load_labels(1, 0, other, "quality")
-        shutil.copy(files.path(1, 0, kind="soft"), files.path(1, 0, kind="quality"))
+            files.load_labels(Place(1, 0), other, "quality")
+        shutil.copy(files.path(Place(1, 0), kind="soft"), files.path(Place(1, 0), kind="quality"))
         with pytest.raises(Damaged, match="its trees are judged again"):
-            files.load_labels(1, 0, tree, "quality")
-        assert files.load_labels(1, 0, tree, "soft") is not None
+            files.load_labels(Place(1, 0), tree, "quality")
+        assert files.load_labels(Place(1, 0), tree, "soft") is not None
 
 
 def test_trees_are_adopted_with_their_labels(tmp_path):
     tree = make_tree()
     with open_workdir(tmp_path / "one", CONFIG, FACTS) as source:
         for i in (0, 1):
-            source.trees.save(i, 0, tree)
-            source.trees.save_labels(i, 0, tree, make_labels(tree), "quality")
+            source.trees.save(Place(i, 0), tree)
+            source.trees.save_labels(Place(i, 0), tree, make_labels(tree), "quality")
         with open_workdir(tmp_path / "other", change(CONFIG, "seed", 4), FACTS) as workdir:
             workdir.trees.adopt(source.trees, 0, "quality")
-            assert workdir.trees.training() == [(0, 0)]
-            adopted = workdir.trees.load(0, 0)
+            assert workdir.trees.training() == [Place(0, 0)]
+            adopted = workdir.trees.load(Place(0, 0))
             assert adopted is not None and equal(adopted, tree)
-            assert workdir.trees.load_labels(0, 0, tree, "quality") is not None
+            assert workdir.trees.load_labels(Place(0, 0), tree, "quality") is not None
 
 
 def test_purpose_cannot_leave_the_folder(tmp_path):
@@ -445,12 +445,12 @@ def test_purpose_cannot_leave_the_folder(tmp_path):
         open_workdir(tmp_path, CONFIG, FACTS) as workdir,
         pytest.raises(ValueError, match="is not a word"),
     ):
-        workdir.trees.save(1, 0, make_tree(), purpose="../x")
+        workdir.trees.save(Place(1, 0, "../x"), make_tree())
 
 
 def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
-        workdir.trees.save(1, 0, make_tree())
+        workdir.trees.save(Place(1, 0), make_tree())
     leftovers = [tmp_path / "metrics.jsonl.tmp", tmp_path / "trees" / "1" / "search-00001.npz.tmp"]
     for leftover in leftovers:
         leftover.write_bytes(b"half")
@@ -460,7 +460,7 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
         assert not any(leftover.exists() for leftover in leftovers)
         assert (tmp_path / "notes.tmp").is_dir()
         assert (tmp_path / "damaged" / "report.html.tmp").is_dir()
-        assert workdir.trees.load(1, 0) is not None
+        assert workdir.trees.load(Place(1, 0)) is not None
 
 
 def test_failed_write_keeps_the_old_content(tmp_path, monkeypatch):

@@ -79,7 +79,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             networks = checkpoints.restore_networks(iteration, abstract, base)
             log.truncate(-1)
             if num_learnt:
-                notice = f"{num_learnt} {config.evaluation.split} problems are left out: the run trained on them"
+                split = config.evaluation.split
+                notice = f"{num_learnt} {split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
             fns = build(config, learnt.tokenizer, progress)
@@ -107,7 +108,8 @@ def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
     )
     if problems and not kept:
         raise UserError(
-            f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose others"
+            f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose "
+            "others"
         )
     return replace(task, **{split: kept}), len(problems) - len(kept)
 
@@ -122,13 +124,15 @@ def change(ran: Config, overrides: Sequence[str]) -> Config:
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):
             raise UserError(
-                f"--config.{section}: is the run's own; an evaluation may differ in {', '.join(FREE)}"
+                f"--config.{section}: is the run's own; an evaluation may differ in "
+                f"{', '.join(FREE)}"
             )
     kinds = [replace(c.tasks.reasoning_gym, is_unseen=True) for c in (config, ran)]
     is_redrawn = kinds[0] != kinds[1] or config.tasks.seed != ran.tasks.seed
     if config.tasks.reasoning_gym.is_unseen and is_redrawn:
         raise UserError(
-            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out with another "
-            "dataset, unseen_share or tasks.seed than the run's; leave these three as they are"
+            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out with "
+            "another dataset, unseen_share or tasks.seed than the run's; leave these three as they "
+            "are"
         )
     return config

@@ -1,4 +1,4 @@
-"""The command: `jaxtrain plan --config configs/tpu_v4.py`, or `--plan` anywhere in a run's command."""
+"""The command: `jaxtrain plan --config configs/tpu_v4.py`, or `--plan` in a run's command."""
 
 from __future__ import annotations
 

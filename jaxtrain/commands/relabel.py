@@ -30,20 +30,19 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
 
     # each shard by itself: a run may have been stopped in the midst of a round
     num_done, left_out = 0, []
-    for i, shard in files.training():
-        if options.iteration not in (None, i):
+    for place in files.training():
+        if options.iteration not in (None, place.iteration):
             continue
         try:
-            tree = files.load(i, shard)
-            known = tree and files.load_labels(i, shard, tree, config.labels.kind)
+            tree = files.load(place)
+            known = tree and files.load_labels(place, tree, config.labels.kind)
         except Damaged as damage:
             left_out.append(str(damage))
             continue
         if tree is None or known is None:
-            left_out.append(f"{files.path(i, shard)} is not judged yet")
+            left_out.append(f"{files.path(place)} is not judged yet")
             continue
-        made = labels.label(tree, known.verdict, kind)
-        files.save_labels(i, shard, tree, made, kind)
+        files.save_labels(place, tree, labels.label(tree, known.verdict, kind), kind)
         num_done += 1
 
     for line in left_out:

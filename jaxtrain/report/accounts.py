@@ -17,6 +17,7 @@ STAGES = ("prompts", "tasks", "search", "labels", "datasets", "updates", "checkp
 TROUBLE = re.compile(r"(^|[_/])(skipped|set_aside|non_?finite|errors?|failed)($|_)")
 
 NETWORKS = {"policy": ("policy", "c2"), "prm": ("PRM", "c4")}  # key: name, colour class
+SHORT = "all samples of {method} together cost over 5% less than search, so tokens are not equal"
 NUM_LOSSES = 60  # points of a loss curve, about
 TOLD = tomllib.loads((Path(__file__).parent / "templates" / "meanings.toml").read_text("utf-8"))
 TOLD["tasks"] |= {reason: f"lines dropped: {told}" for reason, told in REASONS.items()}
@@ -60,13 +61,7 @@ def notices(history: list[Row]) -> Iterator[tuple[Row, str, str]]:
             if name.endswith("notice") and value:
                 yield row, f"{stage}: {value}", ""
             elif name.endswith("/is_budget_short") and value:
-                method = first.replace("_", "-")
-                yield (
-                    row,
-                    f"evaluation: all samples of {method} together cost over 5% less than search, "
-                    "so tokens are not equal",
-                    "",
-                )
+                yield row, f"{stage}: {SHORT.format(method=first.replace('_', '-'))}", ""
             elif name.endswith("/is_skipped_fit") and value:
                 yield row, f"{stage}: the {first} had no data, its fit was skipped", ""
             elif stage == "evaluation" and not name.startswith("num_"):

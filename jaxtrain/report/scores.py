@@ -57,14 +57,6 @@ def paired(ours: Sequence[int] | None, theirs: Sequence[int] | None) -> Gain | N
     return Gain(float(difference.mean()), *mean_interval(difference, np.arange(len(difference))))
 
 
-def gain_of_greedy(history: list[Row]) -> tuple[Gain, Row] | None:
-    """Return what greedy decoding gained since the first iteration that has it, and that one."""
-    rows = scored(history, "greedy")
-    outcomes = [row.get("evaluation/greedy/outcomes") for row in rows]
-    gain = paired(outcomes[-1], outcomes[0]) if len(rows) > 1 else None
-    return (gain, rows[0]) if gain else None
-
-
 def best(row: Row) -> dict[str, Any] | None:
     """Return which method is best at equal tokens, and by how much on the same problems.
 
@@ -126,16 +118,12 @@ def by_tokens(row: Row) -> Chart:
     return Chart(x_label, "accuracy", ticks, lines, is_log_x=True, is_percent=True)
 
 
-def full_bins(row: Row) -> list[list[float]]:
-    """Return the bins of the calibration that hold a step: prediction, target, steps."""
-    return [item for item in row["evaluation/prm/calibration"] if item[2] and None not in item]
-
-
 def calibration(bins: list[list[float]]) -> Chart:
-    """Return the mean target of each bin of predictions."""
+    """Return the mean target of each bin [prediction, target, steps] that holds a step."""
     points = [
         Point(x, y, y, y, f"predicted {x:.3f}, target {y:.3f}, {count:,.0f} steps")
         for x, y, count in bins
+        if count and None not in (x, y)
     ]
     ideal = [Point(x, x, x, x) for x in (0.0, 1.0)]
     lines = [Series("perfectly calibrated", "c5", ideal, True), Series("PRM", "c4", points)]

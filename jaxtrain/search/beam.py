@@ -34,4 +34,10 @@ def make_beam(config: BeamConfig, num_candidates: int) -> FrontierRule:
         scores = jnp.where(frontier.is_there, frontier.score, -jnp.inf)
         return jax.lax.top_k(scores, config.width)[1]
 
-    return FrontierRule(config.width, num_candidates, 1, True, choose)
+    return FrontierRule(
+        width=config.width,
+        num_lanes=num_candidates,
+        num_steps=1,
+        is_distinct=True,
+        choose=choose,
+    )

@@ -13,7 +13,7 @@ from jaxtrain.search.tree_loop import TreeRule
 
 # Each makes its method's rule, for traces of D steps.
 RULES: dict[str, Callable[[SearchConfig, int], TreeRule | FrontierRule]] = {
-    "mcts_star": lambda c, max_steps: make_mcts_star(c.mcts_star, c.num_candidates, max_steps),
+    "mcts_star": lambda c, max_steps: make_mcts_star(c.mcts_star, max_steps),
     "sample": lambda c, max_steps: make_sample(c.num_samples, max_steps),
     "beam": lambda c, _: make_beam(c.beam, c.num_candidates),
 }

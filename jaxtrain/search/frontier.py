@@ -59,7 +59,13 @@ def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
     The generator of ReST-EM, and of greedy decoding (one trace, temperature 0), self-consistency,
     best-of-k and weighted vote. Traces that repeat each other all count, and none goes on.
     """
-    return FrontierRule(1, num_samples, max_steps, False, lambda f: jnp.argmax(f.score, 1)[:, None])
+    return FrontierRule(
+        width=1,
+        num_lanes=num_samples,
+        num_steps=max_steps,
+        is_distinct=False,
+        choose=lambda frontier: jnp.zeros((len(frontier.score), 1), jnp.int32),
+    )
 
 
 def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
@@ -79,11 +85,10 @@ def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
         number = turn * width + jnp.arange(width)[:, None]
         keys = jnp.where(number > 0, fold_in(job.keys[:, None], number[:, 0]), job.keys[:, None])
 
+        # [B W A K]
         depth = turn * rule.num_steps + jnp.arange(rule.num_steps)
         lane = jnp.arange(width * num_lanes).reshape(width, num_lanes, 1)
-        row = jnp.broadcast_to(
-            depth * lane.size + lane, (num_problems, *lane.shape[:2], len(depth))
-        )
+        row = jnp.tile(depth * lane.size + lane, (num_problems, 1, 1, 1))
         path, is_open = growth.frontier.path, growth.is_open
         drawn = draw(job, growth.memory, path, keys, is_open, row, rule.is_distinct)
         return turn + 1, advance(rule, growth, drawn, row)

@@ -55,27 +55,25 @@ class MctsStarConfig:
         return (depth, 1) if self.num_rollout_candidates > 1 else (min(depth, 1), depth)
 
 
-def make_mcts_star(config: MctsStarConfig, num_candidates: int, max_steps: int) -> TreeRule:
-    """Make the rule, for nodes of A candidates and traces of D steps."""
+def make_mcts_star(config: MctsStarConfig, max_steps: int) -> TreeRule:
+    """Make the rule, for traces of D steps."""
     num_rounds, steps = config.rounds(max_steps)
     return TreeRule(
         num_extra_rows=num_rounds * steps * config.num_rollout_candidates,
-        select=partial(select_candidate, config, num_candidates),
+        select=partial(select_candidate, config),
         roll_out=partial(roll_out, config),
         open=partial(open_node, config),
         back_up=back_up,
     )
 
 
-def select_candidate(
-    config: MctsStarConfig, num_candidates: int, tree: MctxTree, node: Array
-) -> Array:
+def select_candidate(config: MctsStarConfig, tree: MctxTree, node: Array) -> Array:
     """Choose among a node's candidates by UCB1 (Eq. 33). `tree` is unbatched. Returns [] int32."""
     values, visits = tree.children_values[node], tree.children_visits[node]
     log_parent = jnp.log(jnp.maximum(tree.node_visits[node], 1).astype(jnp.float32))
     explore = config.exploration * jnp.sqrt(log_parent / jnp.maximum(visits, 1))
     ucb = values + jnp.where(visits > 0, explore, config.unvisited_bonus)
-    is_valid = tree.extra_data.rows.kind[node, :num_candidates] == Kind.CANDIDATE
+    is_valid = tree.extra_data.rows.kind[node, : len(visits)] == Kind.CANDIDATE
     return jnp.argmax(jnp.where(is_valid, ucb, -jnp.inf)).astype(jnp.int32)
 
 
