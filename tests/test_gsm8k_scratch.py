@@ -32,8 +32,8 @@ CONFIG = Path(__file__).parents[1] / "configs" / "gsm8k_scratch.py"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 TINY = {
     "prompts.batch_size": 8,
-    "prompts.num_problems": 0,
-    "prompts.num_first_problems": 0,
+    "prompts.num_problems": "none",
+    "prompts.num_first_problems": "none",
     "prompts.max_prompt_tokens": 192,
     "model.width": 16,
     "model.mlp_width": 32,
@@ -57,6 +57,7 @@ TINY = {
 OWN = {
     "tasks.num_dev": 0,
     "tasks.num_demonstrations": 8,
+    "tasks.num_test": "none",
     "tasks.jsonl.max_bad_share": 0.2,
 }
 REAL = {
