@@ -7,9 +7,9 @@ Hardware: 2 CPU cores, 2 GB, no network; 7 minutes, the first report after 3. Ex
 on 512 test problems to go from 9-13 % after the warm start to about 30 % after three iterations
 (README, Results).
 
-D_S0 is the play of a weak player (tasks.countdown.demonstration_skill): whole and legal games that mostly
-miss the target. Tuned on the dev split (--config.evaluation.split=dev); the test split is scored,
-and nothing is chosen by it.
+D_S0 is the play of a weak player (tasks.countdown.demonstration_skill): whole and legal games that
+mostly miss the target. Tuned on the dev split (--config.evaluation.split=dev); the test split is
+scored, and nothing is chosen by it.
 """
 
 from jaxtrain.configs.base import get_config as base

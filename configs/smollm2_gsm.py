@@ -12,8 +12,8 @@ Both were run with one seed; README.md and RESULTS.md tell what came of it. Ever
   compile time, and bfloat16 on a GPU; on a CPU neither: with 96 lanes a token takes 0.28 s instead
   of 0.57.
 - Problems: the 85 templates that reasoning-gym takes for sound. 25 of them, chosen by hash, are in
-  no set (`unseen_share`); `jaxtrain.evaluate --config.tasks.reasoning_gym.is_unseen=True` scores on them. Train,
-  dev and test share templates, but never template, numbers and gold at once.
+  no set (`unseen_share`); `jaxtrain.evaluate --config.tasks.reasoning_gym.is_unseen=True` scores on
+  them. Train, dev and test share templates, but never template, numbers and gold at once.
 - Warm start (D_S0): 400 reference solutions (reduced: 600), meant to solve 15 to 40 % of dev. Six
   epochs solve 14 % of dev and 17 % of test (reduced, 1.9 epochs: 16 and 13 %).
 - Limits: 92 % of the train prompts have at most 128 tokens, 95 % of the steps at most 40, of the

@@ -54,8 +54,8 @@ def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> A
     if min(sizes) < 1 or math.prod(sizes) != total:
         raise UserError(
             f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not "
-            f"make {total} devices; set --config.sharding.data, .fsdp and .tp so that their product "
-            "does (none is the rest)"
+            f"make {total} devices; set --config.sharding.data, .fsdp and .tp so that their "
+            "product does (none is the rest)"
         )
     axes, types = ("data", "fsdp", "tp"), (AxisType.Auto,) * 3
     if devices is not None and not hasattr(devices[0], "platform"):

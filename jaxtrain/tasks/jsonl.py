@@ -224,7 +224,8 @@ def _read_lines(path: str, key: str) -> list[bytes]:
     except OSError as error:
         why = error.strerror if path else "no file is named"
         raise UserError(
-            f"cannot read '{path}': {why}; name a JSON-lines file with --config.tasks.jsonl.{key}=..."
+            f"cannot read '{path}': {why}; name a JSON-lines file with "
+            f"--config.tasks.jsonl.{key}=..."
         ) from None
     # Not splitlines: a line of JSON may hold other line separators.
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
