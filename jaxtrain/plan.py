@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,7 @@ from jaxtrain.config import Config, check_batches
 from jaxtrain.errors import UserError
 from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
-from jaxtrain.search import SearchConfig
-from jaxtrain.search.config import RULES
-from jaxtrain.search.frontier import FrontierRule
+from jaxtrain.search.work import work_of
 from jaxtrain.structs import Prompts, TokenRows
 
 
@@ -189,36 +187,6 @@ def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
         for name, learner in learners.items()
         for part, tree in (("parameters", learner.params), ("optimizer", learner.opt_state))
     }
-
-
-class Work(NamedTuple):
-    """What a search does for one problem, at most."""
-
-    num_prefixes: int  # that are opened
-    num_rows: int  # steps that are sampled
-    num_turns: int  # steps that are sampled one after another
-    width: int  # prefixes that are open at once
-    num_lanes: int  # steps sampled behind them at once
-    num_held: int  # steps whose keys and values are held at once
-
-
-def work_of(c: SearchConfig, max_steps: int) -> Work:
-    """Count what a method does."""
-    rule = RULES[c.method](c, max_steps)
-    if isinstance(rule, FrontierRule):
-        num_prefixes = 1 + rule.width * (-(-max_steps // rule.num_steps) - 1)
-        lanes = rule.width * rule.num_lanes
-        num_rows = num_prefixes * rule.num_lanes * rule.num_steps
-        return Work(num_prefixes, num_rows, max_steps, rule.width, lanes, lanes * rule.num_steps)
-    t, (num_rounds, num_steps) = c.num_simulations, c.mcts_star.rounds(max_steps)
-    return Work(
-        num_prefixes=t * (1 + num_rounds),
-        num_rows=t * (c.num_candidates + rule.num_extra_rows),
-        num_turns=t * (1 + num_rounds * num_steps),
-        width=1,
-        num_lanes=c.num_candidates,
-        num_held=max(c.num_candidates, num_steps * c.mcts_star.num_rollout_candidates),
-    )
 
 
 def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:

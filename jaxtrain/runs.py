@@ -84,8 +84,7 @@ def open_task(
     if digest(task) != facts["tasks.problems.sha256"]:
         raise UserError(
             f"--workdir {path}: its config no longer makes the problems that it trained on, so "
-            "none can be told to be "
-            "held out; take the jaxtrain and the data of its manifest.json"
+            "none can be told to be held out; take the jaxtrain and the data of its manifest.json"
         )
     return task
 

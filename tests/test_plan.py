@@ -21,6 +21,7 @@ from jaxtrain.memory import machine_memory
 from jaxtrain.plan import plan, stand_in
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
+from jaxtrain.search.work import work_of
 
 TINY = ["main", "--config", "configs/tpu_v4.py:tiny", "--config.hub.pretrained="]
 GPU = ["--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"]
@@ -95,7 +96,7 @@ def test_every_program_is_measured_and_every_stage_bounded(here):
 )
 def test_every_method_has_a_plan_of_its_own(method, num_prefixes, num_rows, num_turns, num_lanes):
     config = SearchConfig(method, num_simulations=9, num_candidates=8, num_samples=16)
-    work = plan_lib.work_of(config, max_steps=2)
+    work = work_of(config, max_steps=2)
     found = (work.num_prefixes, work.num_rows, work.num_turns, work.num_lanes)
     assert found == (num_prefixes, num_rows, num_turns, num_lanes)
 

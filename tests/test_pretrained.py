@@ -375,7 +375,7 @@ def test_a_run_whose_problems_cannot_be_made_again_is_not_scored(root, tmp_path,
         (
             "evaluate",
             ["--config.tasks.reasoning_gym.is_unseen=True", "--config.tasks.seed=1"],
-            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out",
+            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out with",
         ),
         ("evaluate", ["--num", "8"], "--num is unknown"),
         ("evaluate", ["--it", "0"], "--it is unknown"),

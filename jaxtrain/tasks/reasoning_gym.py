@@ -106,8 +106,8 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
         )
     if c.dataset in UNSOUND:
         raise UserError(
-            f"--config.tasks.reasoning_gym.dataset={c.dataset}: its scorer takes wrong answers "
-            "for right ones; choose another"
+            f"--config.tasks.reasoning_gym.dataset={c.dataset}: its scorer takes wrong answers for "
+            "right ones; choose another"
         )
     if c.is_unseen and not c.unseen_share:
         raise UserError(
@@ -139,8 +139,8 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningG
     )
     if shown and not passing:
         raise UserError(
-            f"--config.tasks.reasoning_gym.dataset={c.dataset}: none of its own answers passes "
-            f"its scorer behind {MARKER} or in a box; choose another dataset"
+            f"--config.tasks.reasoning_gym.dataset={c.dataset}: none of its own answers passes its "
+            f"scorer behind {MARKER} or in a box; choose another dataset"
         )
     # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
     numbers = [problem for problem, _ in shown if read_number(problem.gold) is not None]
