@@ -226,6 +226,7 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
 
 def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: Examples) -> Learner:
     """Fit one network to its examples, from where an interrupted fit was last saved."""
+    # What this fit is: its updates, their rates and batches.
     update = partial(getattr(run.fns, f"update_{name}"), base)
     learner_config: LearnerConfig = getattr(run.config.updates, name)
     c, d = learner_config.fit_of(i), run.config.datasets
@@ -256,6 +257,7 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
                     f"{limit} updates of the {name} in a row were not finite, so they were skipped",
                 )
 
+        # Part by part; a part that is done is saved.
         done = sum(1 for _ in islice(batches, len(infos["loss"])))
         phase.advance(done, is_restored=True)
         while done < num_updates:
@@ -270,6 +272,8 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
             infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
             done = len(infos["loss"])
             saved.save(learner, infos)
+
+    # What is told of it.
     info = updates.summarise(infos)
     if info["is_skipped_fit"]:
         run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
