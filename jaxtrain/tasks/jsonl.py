@@ -129,10 +129,10 @@ class JsonlTask(Task):
 def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
     """Make the task that a config describes from its one or two files.
 
-    Bytes are the tokens unless told otherwise. Train rows whose question is in the test file are dropped and counted. A problem's id is its
-    row's place in the file (the test file's follow the train file's), the demonstrations are the
-    reference solutions of rows kept for them. Raises UserError for a missing file, too many bad
-    rows, or fewer rows than the sets ask for.
+    Bytes are the tokens unless told otherwise. Train rows whose question is in the test file are
+    dropped and counted. A problem's id is its row's place in the file (the test file's follow the
+    train file's), the demonstrations are the reference solutions of rows kept for them. Raises
+    UserError for a missing file, too many bad rows, or fewer rows than the sets ask for.
     """
     # Read the files; what is in the test file is no train row.
     c = config.jsonl
