@@ -226,7 +226,7 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
 
 def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: Examples) -> Learner:
     """Fit one network to its examples, from where an interrupted fit was last saved."""
-    # What this fit is: its updates, their rates and batches.
+    # the whole fit is laid out before it begins
     update = partial(getattr(run.fns, f"update_{name}"), base)
     learner_config: LearnerConfig = getattr(run.config.updates, name)
     c, d = learner_config.fit_of(i), run.config.datasets
@@ -251,13 +251,10 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
             phase.advance(loss=loss)
             num_skipped = num_skipped + 1 if is_skipped else 0
             if num_skipped == limit:
-                raise diverged(
-                    run,
-                    i,
-                    f"{limit} updates of the {name} in a row were not finite, so they were skipped",
-                )
+                what = f"{limit} updates of the {name} in a row were not finite"
+                raise diverged(run, i, f"{what}, so they were skipped")
 
-        # Part by part; a part that is done is saved.
+        # part by part, each saved when it is done
         done = sum(1 for _ in islice(batches, len(infos["loss"])))
         phase.advance(done, is_restored=True)
         while done < num_updates:
@@ -266,14 +263,13 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
             if not len(told["loss"]):
                 break
             if not is_finite(learner):
-                raise diverged(
-                    run, i, f"parameters or moments of the {name} are not finite after its updates"
-                )
+                what = f"parameters or moments of the {name}"
+                raise diverged(run, i, f"{what} are not finite after its updates")
             infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
             done = len(infos["loss"])
             saved.save(learner, infos)
 
-    # What is told of it.
+    # what there is to tell of it
     info = updates.summarise(infos)
     if info["is_skipped_fit"]:
         run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")

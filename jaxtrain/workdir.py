@@ -236,23 +236,19 @@ def _make_folder(path: Path) -> None:
             f"workdir {path} holds files but no config.json, so it is no run; "
             "choose another --workdir"
         )
-    for name, is_folder in (
-        *((name, False) for name in FILES),
-        *((name, True) for name in FOLDERS),
-    ):
-        entry = path / name
-        if os.path.lexists(entry) and not (entry.is_dir() if is_folder else entry.is_file()):
-            kind = (
-                "a folder"
-                if entry.is_dir()
-                else "a file"
-                if entry.is_file()
-                else "a link that leads nowhere"
-            )
-            belongs = "a folder" if is_folder else "a file"
+    forms = {**dict.fromkeys(FILES, "a file"), **dict.fromkeys(FOLDERS, "a folder")}
+    for name, belongs in forms.items():
+        if (found := _form(path / name)) not in ("", belongs):
             raise UserError(
-                f"{entry} is {kind} where {belongs} belongs; put it right, then start again"
+                f"{path / name} is {found} where {belongs} belongs; put it right, then start again"
             )
+
+
+def _form(path: Path) -> str:
+    """Say what lies there, "" for nothing."""
+    if path.is_dir() or path.is_file():
+        return "a folder" if path.is_dir() else "a file"
+    return "a link that leads nowhere" if os.path.lexists(path) else ""
 
 
 def acquire(path: Path) -> IO[str]:

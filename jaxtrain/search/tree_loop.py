@@ -72,6 +72,7 @@ class TreeGrowth(NamedTuple):
 
     @property
     def is_active(self) -> Array:
+        """Which trees still search, [B] bool."""
         return self.is_ok & (self.decided < 0)
 
 
