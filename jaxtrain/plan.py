@@ -77,6 +77,7 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     yield f"devices         {mesh.size} of {where}, mesh {shape}"
     yield ""
 
+    # What lies there all the time.
     state = state_bytes(fns)
     yield f"per device      {'policy':>10}{'PRM':>10}{'together':>10}   GiB"
     for name in ("parameters", "optimizer"):
@@ -91,6 +92,7 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
 
+    # What each program takes besides, and whether the largest fits.
     worst = ("", 0.0)
     how = "compiled" if is_compiled else "from shapes, not compiled"
     yield f"program         {'temporary':>10}{'results':>10}{'in all':>10}   GiB per device, {how}"
@@ -132,6 +134,7 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
                 f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8"
             )
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
+    # libtpu describes, and compiles for, TPUs that are not here.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
