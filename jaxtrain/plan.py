@@ -77,17 +77,22 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     yield f"devices         {mesh.size} of {where}, mesh {shape}"
     yield ""
 
+    # What lies there all the time.
     state = state_bytes(fns)
     yield f"per device      {'policy':>10}{'PRM':>10}{'together':>10}   GiB"
     for name in ("parameters", "optimizer"):
         both = [state[network, name] / GIB for network in ("policy", "prm")]
         yield f"  {name:14}{both[0]:10.3f}{both[1]:10.3f}{sum(both):10.3f}"
-    resident = sum(state.values())
+    base = sum(map(on_device, jax.tree.leaves(fns.abstract_state.base)))
+    if base:
+        yield f"  {'base, of both':34}{base / GIB:10.3f}"
+    resident = base + sum(state.values())
     kv, tree = search_bytes(config, fns, mesh)
     caches = "KV caches of a search, both networks one after the other"
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
 
+    # What each program takes besides, and whether the largest fits.
     worst = ("", 0.0)
     how = "compiled" if is_compiled else "from shapes, not compiled"
     yield f"program         {'temporary':>10}{'results':>10}{'in all':>10}   GiB per device, {how}"
@@ -129,6 +134,7 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
                 f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8"
             )
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
+    # libtpu describes, and compiles for, TPUs that are not here.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
@@ -157,9 +163,16 @@ def stand_in(config: Config) -> Any:
 
 def parameters(config: Config, fns: Functions) -> Iterator[str]:
     """Count parameters."""
-    for name, learner in (("policy", fns.abstract_state.policy), ("PRM", fns.abstract_state.prm)):
-        count = sum(x.size for x in jax.tree.leaves(learner.params))
-        yield f"{name:16}{count:,} parameters"
+    base, policy, prm = map(num_parameters, fns.abstract_state.networks)
+    if base:
+        yield f"{'base':16}{base:,} parameters, shared by both networks and not trained"
+    yield f"{'policy':16}{policy:,} parameters"
+    yield f"{'PRM':16}{prm:,} parameters"
+
+
+def num_parameters(params: Any) -> int:
+    """Count the numbers of a tree of arrays."""
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def on_device(x: Any) -> float:
@@ -225,15 +238,16 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
 
     prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
-    grown = (state.policy.params, state.prm.params, prompts, keys, floats())
+    grown = (*state.networks, prompts, keys, floats())
     # Of the programs that sample, the larger one.
     sampling = [fns.grow[name] for name in ("samples", "greedy") if name in fns.grow][:1]
     calls: dict[str, Any] = {"search": (fns.grow["train"], grown)}
     if sampling:
         calls["sampling"] = sampling[0], grown
+    policy_rows, prm_rows = rows(u.policy.batch_size), rows(u.prm.batch_size)
     return calls | {
-        "policy update": (fns.update_policy, (state.policy, rows(u.policy.batch_size), floats())),
-        "PRM update": (fns.update_prm, (state.prm, rows(u.prm.batch_size), floats())),
+        "policy update": (fns.update_policy, (state.base, state.policy, policy_rows, floats())),
+        "PRM update": (fns.update_prm, (state.base, state.prm, prm_rows, floats())),
     }
 
 
@@ -276,9 +290,13 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     """
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
-    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    trained = num_parameters(fns.abstract_state.policy.params)
+    base = num_parameters(fns.abstract_state.base)
     kv, tree = search_bytes(config, fns, mesh)
-    copies = 2 * count * item / tp if item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1 else 0
+    # A base that is shared lies there as it is computed with, unless it is split.
+    is_copied = item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1
+    copies = 2 * trained * item / tp if is_copied else 0
+    copies += base * item / tp if mesh.shape["fsdp"] > 1 else 0
     work = work_of(config.search, config.trace.max_steps)
     lanes = config.prompts.batch_size / shards * work.num_lanes
     yield "search", Program(copies + 2 * kv + 3 * lanes * m.num_ids * 4 + tree, tree)
@@ -296,7 +314,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
         ("PRM update", config.updates.prm, False),
     ):
         tokens = fit.batch_size / shards * config.max_length
-        grads = count * 4 / (mesh.shape["fsdp"] * tp)
+        grads = trained * 4 / (mesh.shape["fsdp"] * tp)
         # Kept for the backward pass: a block's inputs, norms, q k v, scores, mixed, gate, up and
         # their product.
         block = tokens * (6 * m.width + 4 * m.mlp_width / tp) * item
@@ -308,7 +326,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
             else m.num_layers * block
         )
         logits = 3 * tokens * m.num_ids * 4 / tp if is_policy else 0
-        weights = count * item / tp if item < 4 or m.is_scanned else 0
+        weights = trained * item / tp if item < 4 or m.is_scanned else 0
         yield name, Program(2 * grads + kept + logits + weights, 0)
 
 
@@ -316,7 +334,8 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     """Bound the tokens, the FLOPs and the time of an iteration."""
     t, m, u = config.trace, config.model, config.updates
     work = work_of(config.search, t.max_steps)
-    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    base, policy, _ = map(num_parameters, fns.abstract_state.networks)
+    count = base + policy
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     # Every prefix is read with the prompt, and half of the steps that it may have.
     steps = work.num_rows + (t.max_steps - 1) / 2 * (work.num_prefixes - 1)
@@ -349,7 +368,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
-    state = num_bytes(fns.abstract_state)
+    state = num_bytes((fns.abstract_state.policy, fns.abstract_state.prm))
     num_batches = (config.prompts.num_problems or 0) / config.prompts.batch_size or 1
     trees = num_batches * num_bytes(shapes_of_trees(config, fns))
     kept = config.checkpoints.num_kept + 1
