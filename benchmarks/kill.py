@@ -1,8 +1,9 @@
 """Kill -9 in the middle of each phase, start again by the same command, and compare with an
 undisturbed run.
 
-    python -m benchmarks.kill        # the quickstart in reduced size; prints a table, exit code 1
-    on any difference
+    python -m benchmarks.kill        # the quickstart in reduced size
+
+It prints a table, and its exit code is 1 on any difference.
 
 Final parameters and optimizers are compared bit for bit, the metrics log line by line, but
 for what clocks say.

@@ -147,7 +147,8 @@ def disk_fault(error: Exception) -> str:
     if any(os.strerror(number) in str(error) for number in FULL):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        # of a rename, it is the new name that something lies in the way of
+        return f"{error.filename2 or error.filename}: {error.strerror}"
     return ""
 
 

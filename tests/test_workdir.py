@@ -16,7 +16,7 @@ import pytest
 
 from jaxtrain import manifest as manifest_lib
 from jaxtrain.errors import UserError
-from jaxtrain.files import read_json, write_atomic
+from jaxtrain.files import disk_fault, read_json, write_atomic
 from jaxtrain.structs import Labels, Tree
 from jaxtrain.trees import Damaged, Place
 from jaxtrain.workdir import open_workdir
@@ -444,6 +444,13 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
         assert not any(leftover.exists() for leftover in leftovers)
         assert (tmp_path / "notes.tmp").is_dir()
         assert workdir.trees.load(Place(1, 0)) is not None
+
+
+def test_a_folder_in_the_way_of_a_file_is_named(tmp_path):
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomic(tmp_path / "report.html", b"")
+    assert disk_fault(caught.value) == f"{tmp_path / 'report.html'}: Is a directory"
 
 
 def test_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
