@@ -71,7 +71,8 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     fns = build(config, stand_in(config), progress, mesh=mesh)
     yield json.dumps(asdict(config), indent=2)
     yield ""
-    yield from parameters(config, fns)
+    for name, learner in (("policy", fns.abstract_state.policy), ("PRM", fns.abstract_state.prm)):
+        yield f"{name:16}{num_parameters(learner.params):,} parameters"
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     where = config.sharding.topology or "this machine"
     yield f"devices         {mesh.size} of {where}, mesh {shape}"
@@ -103,7 +104,11 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
         needed = f"{worst[1] / GIB:.2f} GiB needed ({worst[0]})"
         yield f"memory          {needed}, {chip.memory:.2f} GiB there per device"
     if chip.memory and worst[1] > chip.memory * GIB:
-        raise too_large(worst[0], worst[1] / GIB, chip.memory)
+        raise UserError(
+            f"the {worst[0]} needs {worst[1] / GIB:.2f} GiB per device, and there are "
+            f"{chip.memory:.2f}: lower {shrink(worst[0])} or --config.prompts.max_prompt_tokens, "
+            "or raise --config.sharding.fsdp or .tp over more devices"
+        )
 
 
 def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
@@ -113,11 +118,8 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
     if not topology:
         name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
-        return (
-            None,
-            next((chip for kind, chip in CHIPS.items() if kind in name), CHIPS["cpu"]),
-            True,
-        )
+        known = (chip for kind, chip in CHIPS.items() if kind in name)
+        return None, next(known, CHIPS["cpu"]), True
     if kind not in CHIPS or kind == "cpu":
         raise UserError(
             f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, "
@@ -155,28 +157,24 @@ def stand_in(config: Config) -> Any:
     return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
 
 
-def parameters(config: Config, fns: Functions) -> Iterator[str]:
-    """Count parameters."""
-    for name, learner in (("policy", fns.abstract_state.policy), ("PRM", fns.abstract_state.prm)):
-        count = sum(x.size for x in jax.tree.leaves(learner.params))
-        yield f"{name:16}{count:,} parameters"
-
-
-def on_device(x: Any) -> float:
-    """Count the bytes of an abstract array that one device holds."""
-    shape = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
-    return float(np.prod(shape)) * x.dtype.itemsize
+def num_parameters(params: Any) -> int:
+    """Count the numbers in abstract arrays."""
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
     """Count what parameters and optimizers take on one device."""
-    state = fns.abstract_state
-    learners = {"policy": state.policy, "prm": state.prm}
-    return {
-        (name, part): sum(map(on_device, jax.tree.leaves(tree)))
-        for name, learner in learners.items()
-        for part, tree in (("parameters", learner.params), ("optimizer", learner.opt_state))
-    }
+
+    def on_device(tree: Any) -> float:
+        shards = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
+        return sum(float(np.prod(shape)) * dtype.itemsize for shape, dtype in shards)
+
+    found = {}
+    for name in ("policy", "prm"):
+        learner = getattr(fns.abstract_state, name)
+        found[name, "parameters"] = on_device(learner.params)
+        found[name, "optimizer"] = on_device(learner.opt_state)
+    return found
 
 
 def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
@@ -199,14 +197,8 @@ def kv_bytes(config: Config, mesh: Any) -> float:
     everywhere.
     """
     m, tp = config.model, mesh.shape["tp"]
-    return (
-        2
-        * m.num_layers
-        * m.num_kv_heads
-        * m.head
-        * jnp.dtype(m.dtype).itemsize
-        / (1 if m.num_kv_heads % tp else tp)
-    )
+    num_heads = m.num_kv_heads / (1 if m.num_kv_heads % tp else tp)
+    return 2 * m.num_layers * num_heads * m.head * jnp.dtype(m.dtype).itemsize
 
 
 def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -275,8 +267,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     activations, logits.
     """
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
-    item = jnp.dtype(m.dtype).itemsize
-    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    item, count = jnp.dtype(m.dtype).itemsize, num_parameters(fns.abstract_state.policy.params)
     kv, tree = search_bytes(config, fns, mesh)
     copies = 2 * count * item / tp if item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1 else 0
     work = work_of(config.search, config.trace.max_steps)
@@ -316,7 +307,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     """Bound the tokens, the FLOPs and the time of an iteration."""
     t, m, u = config.trace, config.model, config.updates
     work = work_of(config.search, t.max_steps)
-    count = sum(x.size for x in jax.tree.leaves(fns.abstract_state.policy.params))
+    count = num_parameters(fns.abstract_state.policy.params)
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     # Every prefix is read with the prompt, and half of the steps that it may have.
     steps = work.num_rows + (t.max_steps - 1) / 2 * (work.num_prefixes - 1)
@@ -349,26 +340,11 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
-    state = num_bytes(fns.abstract_state)
+    state, kept = num_bytes(fns.abstract_state) / GIB, config.checkpoints.num_kept + 1
     num_batches = (config.prompts.num_problems or 0) / config.prompts.batch_size or 1
     trees = num_batches * num_bytes(shapes_of_trees(config, fns))
-    kept = config.checkpoints.num_kept + 1
-    fits = (
-        f"{state / GIB:.2f} GiB more while fits are saved; "
-        if config.checkpoints.num_updates
-        else ""
-    )
+    fits = f"{state:.2f} GiB more while fits are saved; " if config.checkpoints.num_updates else ""
     yield (
-        f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: "
-        f"{kept * state / GIB:.2f} GiB; {fits}"
+        f"disk            {state:.2f} GiB a checkpoint, {kept} kept: {kept * state:.2f} GiB; {fits}"
         f"at most {trees / GIB:.3f} GiB of trees an iteration, before compression"
-    )
-
-
-def too_large(program: str, needed: float, there: float) -> UserError:
-    """Say by how much a config does not fit, and what would help."""
-    return UserError(
-        f"the {program} needs {needed:.2f} GiB per device, and there are {there:.2f}: lower "
-        f"{shrink(program)} or --config.prompts.max_prompt_tokens, or raise --config.sharding.fsdp "
-        "or .tp over more devices"
     )

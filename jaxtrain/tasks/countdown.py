@@ -121,9 +121,9 @@ def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
     return CountdownTask(
         name="countdown",
         tokenizer=tokenizer or character_tokenizer(ALPHABET),
-        train=tuple(sets.train),
-        dev=tuple(sets.dev),
-        test=tuple(sets.test),
+        train=sets.train,
+        dev=sets.dev,
+        test=sets.test,
         demonstrations=tuple(demonstrations[:num_demonstrations]),
         counts={"solvable": len(problems)},
     )
