@@ -88,7 +88,8 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
     ):
         fns = build(config, task.tokenizer, progress, model)
         run = Run(config, task, fns, workdir, log, progress, checkpoints)
-        state = checkpoints.restore(checkpoints.choose(None), fns.abstract_state)
+        newest = checkpoints.choose(None)
+        state = checkpoints.restore(newest, fns.abstract_state, fns.init_base())
         if not log.truncate(int(state.iteration)):
             score(run, int(state.iteration), state.networks)
         for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
@@ -107,7 +108,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
             run_i = replace(
                 run, config=replace(config, updates=replace(config.updates, policy=how))
             )
-            policy = fit(run_i, i, "policy", fns.update_policy, state.policy, rows)
+            policy = fit(run_i, i, "policy", state.base, state.policy, rows)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
             workdir.remove_fits(i)

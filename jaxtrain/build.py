@@ -2,15 +2,15 @@
 iteration.
 
 Every function is pure and knows its shardings: search runs per shard of the batch on whole weights,
-updates run over the whole mesh. Closures capture config and modules, never arrays. Each is compiled
-at its first call, and the compilation is announced.
+updates run over the whole mesh. Closures capture config and modules, and no arrays but a base that
+never changes. Each is compiled at its first call, and the compilation is announced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -22,15 +22,17 @@ from jaxtrain import hub, search, sharding, updates
 from jaxtrain.boundaries import make_tables
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
-from jaxtrain.keys import problem_keys
+from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.memory import give_back
+from jaxtrain.nn import lora
 from jaxtrain.nn.decode import make_sample_steps
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
 from jaxtrain.nn.reader import make_score_steps, recompute_reader
-from jaxtrain.nn.transformer import Transformer, cast_weights, init_params
+from jaxtrain.nn.transformer import Transformer, abstract_params, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Array, GrowFn, Params, State
+from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, TokenRows
+from jaxtrain.updates import UpdateFn
 
 # what the terminal calls the searches that answer
 GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
@@ -40,13 +42,15 @@ GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving 
 class Functions:
     """The compiled functions of a run."""
 
+    # () -> what both networks share and no update changes; {} where all weights are trained
+    init_base: Callable[[], Params]
     init_policy: Callable[[Array], Any]  # key data [2] -> Learner
     # policy params -> Learner, the PRM starting from the policy's weights
     init_prm: Callable[[Params], Any]
     # "train": the trees that are learnt from; the others answer: evaluation.TREES
-    grow: Mapping[str, GrowFn]
-    update_policy: Callable
-    update_prm: Callable
+    grow: Mapping[str, GrowOverFn]
+    update_policy: UpdateFn
+    update_prm: UpdateFn
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
     abstract_state: State  # shapes, dtypes and shardings
 
@@ -62,107 +66,185 @@ def build(
 
     Raises UserError where the mesh does not fit the devices.
     """
+    # The networks, and how a search sees them.
     mesh = mesh or sharding.make_mesh(config.sharding)
-    whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
-    model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size)
-    trace = config.trace
+    adapters, trace = config.updates.lora, config.trace
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
     sample_steps = make_sample_steps(model, tables, trace)
     reader = recompute_reader(sample_steps, make_score_steps(model), trace)
-    optimizer = (
-        updates.make_optimizer(config.updates.policy),
-        updates.make_optimizer(config.updates.prm),
-    )
 
-    def new_policy(key: Array):
-        return updates.init_learner(init_params(model, jax.random.wrap_key_data(key)), optimizer[0])
-
-    def new_prm(policy_params: Params):
-        head_params = HEAD.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]
-        return updates.init_learner({"backbone": policy_params, "head": head_params}, optimizer[1])
-
-    policy = jax.eval_shape(new_policy, jax.ShapeDtypeStruct((2,), jnp.uint32))
-    prm = jax.eval_shape(new_prm, policy.params)
-    placed = sharding.tree_shardings(mesh, policy), sharding.tree_shardings(mesh, prm)
-
-    def load(source: Pretrained, which: int, load_fn: Callable):
-        progress.note(f"loading {source.where}")
-        params = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            (policy, prm)[which].params,
-            placed[which].params,
-        )
-        wrap = jax.jit(
-            lambda params: updates.init_learner(params, optimizer[which]),
-            out_shardings=placed[which],
-            donate_argnums=0,
-        )
-        return wrap(load_fn(source, params))
-
-    def load_policy(_: Array):
-        assert pretrained is not None
-        return load(pretrained, 0, hub.load_params)
-
-    def import_prm(policy_params: Params):
-        assert pretrained is not None and pretrained.prm is not None
-        return load(
-            pretrained.prm, 1, partial(hub.load_prm, unembedding=policy_params.get("unembedding"))
-        )
+    # Where everything lies.
+    state = abstract_state(config, model, mesh)
+    at, networks = placed(state), placed(state.networks)
+    whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
 
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
-    def grower(name: str, search_config: SearchConfig) -> Callable:
-        grow_fn = search.make_grow(search_config, trace.max_steps, reader)
-        per_shard = sharding.per_shard(grow_fn, mesh, num_params=2, num_batched=2)
+    def grower(name: str, searching: SearchConfig) -> Callable:
+        fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
+        return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
-        def fn(policy_params: Params, prm_params: Params, *args):
-            backbone = cast_weights(config.model, prm_params["backbone"])
-            return per_shard(
-                cast_weights(config.model, policy_params),
-                prm_params | {"backbone": backbone},
-                *args,
-            )
+    def updater(name: str, fn: Callable, learner: Any) -> Callable:
+        how = {"in_shardings": (at.base, learner, split, whole), "donate_argnums": 1}
+        return compiled(name, fn, out_shardings=(learner, whole), **how)
 
-        return compiled(
-            name, fn, in_shardings=(placed[0].params, placed[1].params, split, split, whole)
-        )
-
-    def updater(name: str, loss: Callable, which: int) -> Callable:
-        update = updates.make_update(loss, optimizer[which])
-        learner = placed[which]
-        return compiled(
-            name,
-            update,
-            in_shardings=(learner, split, whole),
-            out_shardings=(learner, whole),
-            donate_argnums=0,
-        )
-
-    abstract = State(
-        iteration=np.zeros((), np.int32),
-        policy=policy,
-        prm=prm,
-    )
-    shardings = State(whole, *placed)
-    return Functions(
-        init_policy=load_policy
-        if pretrained
-        else compiled("policy init", new_policy, out_shardings=placed[0]),
-        init_prm=import_prm
-        if pretrained and pretrained.prm
-        else compiled(
-            "PRM init", new_prm, in_shardings=(placed[0].params,), out_shardings=placed[1]
+    # What starts from random weights, and what is read from a folder instead.
+    inits = {
+        "base": compiled("base init", partial(new_base, config, model), out_shardings=at.base),
+        "policy": compiled(
+            "policy init", partial(new_policy, config, model), out_shardings=at.policy
         ),
+        "prm": compiled(
+            "PRM init",
+            partial(new_prm, config),
+            in_shardings=(at.policy.params,),
+            out_shardings=at.prm,
+        ),
+    }
+    if pretrained is not None:
+        inits |= loaders(config, pretrained, state, progress)
+
+    @cache  # every caller shares it
+    def init_base() -> Params:
+        key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
+        return inits["base"](key) if state.base else {}
+
+    return Functions(
+        init_base=init_base,
+        init_policy=inits["policy"],
+        init_prm=inits["prm"],
         grow={"train": grower("search", config.search)}
         | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
-        update_policy=updater("policy update", partial(updates.policy_loss, make_logits(model)), 0),
-        update_prm=updater("PRM update", partial(updates.prm_loss, make_values(model)), 1),
+        update_policy=updater("policy update", policy_update(config, model), at.policy),
+        update_prm=updater("PRM update", prm_update(config, model), at.prm),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
-        abstract_state=jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-        ),
+        abstract_state=state,
     )
+
+
+def new_base(config: Config, model: Transformer, key: Array) -> Params:
+    """Draw what is not trained, in the dtype that it is computed in; key: data [2]."""
+    if config.updates.lora.rank is None:
+        return {}
+    return cast_weights(config.model, init_params(model, jax.random.wrap_key_data(key)))
+
+
+def new_policy(config: Config, model: Transformer, key: Array) -> Learner:
+    """Draw what is trained of the policy; key: data [2]."""
+    adapters, typed = config.updates.lora, jax.random.wrap_key_data(key)
+    if adapters.rank is None:
+        params = init_params(model, typed)
+    else:
+        shapes, lora_key = abstract_params(model), jax.random.fold_in(typed, 1)
+        params = lora.init(shapes, lora_key, adapters.rank, adapters.targets)
+    return updates.init_learner(params, updates.make_optimizer(config.updates.policy))
+
+
+def new_prm(config: Config, policy_params: Params) -> Learner:
+    """Start the PRM from the policy, with a head that says 0.5."""
+    head = HEAD.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]
+    params = {"backbone": policy_params, "head": head}
+    return updates.init_learner(params, updates.make_optimizer(config.updates.prm))
+
+
+def abstract_state(config: Config, model: Transformer, mesh: Any) -> State:
+    """Return the shapes, dtypes and shardings of a State."""
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    base = jax.eval_shape(partial(new_base, config, model), key)
+    policy = jax.eval_shape(partial(new_policy, config, model), key)
+    prm = jax.eval_shape(partial(new_prm, config), policy.params)
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), base, policy, prm)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        state,
+        sharding.tree_shardings(mesh, state),
+    )
+
+
+def placed(abstract: Any) -> Any:
+    """Return the shardings of a tree of abstract arrays."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def loaders(
+    config: Config, pretrained: Pretrained, state: State, progress: Progress
+) -> dict[str, Callable]:
+    """Make the functions that read from folders what starts there."""
+
+    def load(source: Pretrained, load_fn: Callable, abstract: Params) -> Params:
+        progress.note(f"loading {source.where}")
+        return load_fn(source, abstract)
+
+    def learner(name: str, params: Params) -> Learner:
+        optimizer = updates.make_optimizer(getattr(config.updates, name))
+        fresh = partial(updates.init_learner, optimizer=optimizer)
+        out = placed(getattr(state, name))
+        return jax.jit(fresh, out_shardings=out, donate_argnums=0)(params)
+
+    def policy(_: Array) -> Learner:
+        return learner("policy", load(pretrained, hub.load_params, state.policy.params))
+
+    def prm(policy_params: Params) -> Learner:
+        assert pretrained.prm is not None
+        load_fn = partial(hub.load_prm, unembedding=policy_params.get("unembedding"))
+        return learner("prm", load(pretrained.prm, load_fn, state.prm.params))
+
+    if state.base:
+        return {"base": lambda _: load(pretrained, hub.load_params, state.base)}
+    return {"policy": policy} | ({"prm": prm} if pretrained.prm else {})
+
+
+def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
+    """Lay both networks over their base, in the dtype they compute in, for a search by shards."""
+
+    def grow(base: Params, policy_params: Params, prm_params: Params, *args):
+        backbone = lora.merge(base, prm_params["backbone"])
+        return grow_fn(lora.merge(base, policy_params), prm_params | {"backbone": backbone}, *args)
+
+    per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)
+
+    def cast_and_grow(base: Params, policy_params: Params, prm_params: Params, *args):
+        cast = partial(cast_weights, config.model)
+        prm_params = prm_params | {"backbone": cast(prm_params["backbone"])}
+        return per_shard(cast(base), cast(policy_params), prm_params, *args)
+
+    return cast_and_grow
+
+
+def policy_update(config: Config, model: Transformer) -> UpdateFn:
+    """Make the policy's update."""
+    key_of = dropout_key(config, Purpose.FIT_POLICY)
+
+    def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
+        merged = lora.merge(base, params)
+        return updates.policy_loss(make_logits(model, key_of(num_updates)), merged, rows)
+
+    return updates.make_update(loss, updates.make_optimizer(config.updates.policy))
+
+
+def prm_update(config: Config, model: Transformer) -> UpdateFn:
+    """Make the PRM's update."""
+    key_of = dropout_key(config, Purpose.FIT_PRM)
+
+    def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
+        merged = params | {"backbone": lora.merge(base, params["backbone"])}
+        return updates.prm_loss(make_values(model, key_of(num_updates)), merged, rows)
+
+    return updates.make_update(loss, updates.make_optimizer(config.updates.prm))
+
+
+def dropout_key(config: Config, purpose: Purpose) -> Callable[[Array], Array | None]:
+    """Make the function from the number of updates before to an update's key, data [2] or None.
+
+    A learner counts its updates through all fits, so the number tells the iteration too.
+    """
+    adapters = config.updates.lora
+    if adapters.rank is None or not adapters.dropout:
+        return lambda num_updates: None
+    return lambda num_updates: problem_keys(config.seed, 0, purpose, num_updates)
 
 
 class Announced:

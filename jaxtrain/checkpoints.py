@@ -251,17 +251,23 @@ class Checkpoints(Store):
             if old != 0:
                 self.remove(old)
 
-    def restore(self, iteration: int, abstract: State) -> State:
-        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct."""
+    def restore(self, iteration: int, abstract: State, base: Params | None = None) -> State:
+        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct.
+
+        base: what lies under the parameters of a run that trains less than all.
+        """
         found = self.read(iteration, as_items(abstract))
         learners = {
             name: Learner(params=found[name], **found[f"{name}_optimizer"]) for name in NETWORKS
         }
-        return State(np.asarray(iteration, np.int32), **learners)
+        return State(np.asarray(iteration, np.int32), base or {}, **learners)
 
-    def restore_networks(self, iteration: int, abstract: State) -> Networks:
+    def restore_networks(
+        self, iteration: int, abstract: State, base: Params | None = None
+    ) -> Networks:
         """Read the parameters of both networks, and nothing of their optimizers."""
-        return Networks(**self.read(iteration, abstract.networks._asdict()))
+        params = {name: getattr(abstract.networks, name) for name in NETWORKS}
+        return Networks(base or {}, **self.read(iteration, params))
 
     def restore_params(self, iteration: int, network: str, abstract: State) -> Params:
         """Read the parameters of one network, `policy` or `prm`, and nothing else."""
@@ -272,7 +278,8 @@ class Checkpoints(Store):
 def as_items(state: State) -> dict[str, Any]:
     """Name the parts of a State, or of shapes for one, that can be restored alone.
 
-    Its iteration is none of them: the number of the checkpoint says it.
+    Its iteration is none of them: the number of the checkpoint says it. Nor is its base, which is
+    what the run started from.
     """
     items = {}
     for name in NETWORKS:

@@ -104,6 +104,11 @@ class Config:
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--config.seed={self.seed}: must lie between 0 and 2**31 - 1")
+        if self.hub.prm and self.updates.lora.rank is not None:
+            raise UserError(
+                f"--config.hub.prm={self.hub.prm}: has weights of its own, and with "
+                "--config.updates.lora.rank both networks share one base; leave one of them out"
+            )
 
     @property
     def max_length(self) -> int:

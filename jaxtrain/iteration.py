@@ -30,7 +30,7 @@ from jaxtrain.phases import (
 )
 from jaxtrain.progress import Progress
 from jaxtrain.resume import tell_resume
-from jaxtrain.structs import Networks, State
+from jaxtrain.structs import Networks, Params, State
 from jaxtrain.tasks import Task
 from jaxtrain.workdir import Workdir
 
@@ -40,29 +40,29 @@ def iterate(state: State, run: Run) -> State:
 
     Checkpoint and evaluation are `run_loop`'s.
     """
-    i, c, fns = int(state.iteration) + 1, run.config, run.fns
+    i, c = int(state.iteration) + 1, run.config
     batches, num_too_long = draw(run, i)
     shards = grow(run, i, batches, state.networks)
     rounds = {**earlier_rounds(run, i), i: shards}
     traces, paths, counts = datasets.collect(rounds, c.datasets, c.max_length, c.seed)
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", counts)})
-    policy = fit(run, i, "policy", fns.update_policy, state.policy, traces)
-    prm = fit(run, i, "prm", fns.update_prm, state.prm, paths)
-    return State(np.asarray(i, np.int32), policy, prm)
+    policy = fit(run, i, "policy", state.base, state.policy, traces)
+    prm = fit(run, i, "prm", state.base, state.prm, paths)
+    return State(np.asarray(i, np.int32), state.base, policy, prm)
 
 
-def warm_start(run: Run) -> State:
+def warm_start(run: Run, base: Params) -> State:
     """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's
     first trees (D_V0).
     """
     c, fns = run.config, run.fns
     shown, num_demonstrations_too_long = encode_demonstrations(run, run.task.demonstrations)
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
-    policy = fit(run, 0, "policy", fns.update_policy, fns.init_policy(key), shown)
+    policy = fit(run, 0, "policy", base, fns.init_policy(key), shown)
     prm = fns.init_prm(policy.params)
 
     batches, num_too_long = draw(run, 0)
-    shards = grow(run, 0, batches, Networks(policy.params, prm.params))
+    shards = grow(run, 0, batches, Networks(base, policy.params, prm.params))
     _, paths, counts = datasets.collect({0: shards}, c.datasets, c.max_length, c.seed)
     told = {
         "prompts/num_too_long": num_too_long,
@@ -71,8 +71,8 @@ def warm_start(run: Run) -> State:
         **named("datasets", counts),
     }
     run.log.append(0, told)
-    prm = fit(run, 0, "prm", fns.update_prm, prm, paths)
-    return State(np.asarray(0, np.int32), policy, prm)
+    prm = fit(run, 0, "prm", base, prm, paths)
+    return State(np.asarray(0, np.int32), base, policy, prm)
 
 
 def run_loop(
@@ -94,18 +94,20 @@ def run_loop(
 
         # where the run folder stands, and that its disk has room
         newest = checkpoints.newest()
-        checkpoints.require_space(fns.abstract_state)
+        abstract = fns.abstract_state
+        checkpoints.require_space((abstract.policy, abstract.prm))
         for notice in tell_resume(run, newest):
             progress.note(notice)
         is_scored = log.truncate(-1 if newest is None else newest, is_told=workdir.report.exists())
-        state = None if newest is None else checkpoints.restore(newest, fns.abstract_state)
-        if state is not None:
+        base, state = fns.init_base(), None
+        if newest is not None:
+            state = checkpoints.restore(newest, abstract, base)
             workdir.remove_fits(int(state.iteration))
             if not is_scored:
                 score(run, int(state.iteration), state.networks)
 
         while state is None or int(state.iteration) < config.loop.num_iterations:
-            state = warm_start(run) if state is None else iterate(state, run)
+            state = warm_start(run, base) if state is None else iterate(state, run)
             checkpoints.save(state)
             workdir.remove_fits(int(state.iteration))
             give_back()

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in arguments:
         print(f"jaxtrain {__version__}")
         return 0
+
+    # Whatever ends a command is told in one line.
     try:
         check_address_space()
         with contextlib.ExitStack() as leaving, leave_at_signal(command, leaving.close):

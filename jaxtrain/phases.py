@@ -31,18 +31,19 @@ from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import (
     Examples,
-    GrowFn,
+    GrowOverFn,
     Kind,
     Labels,
     Learner,
     Networks,
+    Params,
     Prompts,
     Shard,
     Tree,
 )
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Place, Stored
-from jaxtrain.updates import LearnerConfig, UpdateFn
+from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
 # the draws and file names of the trees that answer, by their kind
@@ -142,7 +143,7 @@ def training_shard(
 
 def networks_before(run: Run, i: int) -> Networks:
     """Restore the networks that grew the trees of iteration i. Raises UserError."""
-    before, abstract = max(i - 1, 0), run.fns.abstract_state
+    before, abstract, base = max(i - 1, 0), run.fns.abstract_state, run.fns.init_base()
     if fault := run.checkpoints.fault(before):
         raise UserError(
             f"{run.workdir.path}: trees of iteration {i} are still learnt from, and some are gone "
@@ -151,8 +152,8 @@ def networks_before(run: Run, i: int) -> Networks:
         )
     if i == 0:  # its trees were grown before the PRM's first fit
         policy = run.checkpoints.restore_params(before, "policy", abstract)
-        return Networks(policy, run.fns.init_prm(policy).params)
-    return run.checkpoints.restore_networks(before, abstract)
+        return Networks(base, policy, run.fns.init_prm(policy).params)
+    return run.checkpoints.restore_networks(before, abstract, base)
 
 
 def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
@@ -181,7 +182,7 @@ def diverged(run: Run, i: int, what: str) -> Diverged:
 
 def explore(
     run: Run,
-    grow_fn: GrowFn,
+    grow_fn: GrowOverFn,
     i: int,
     purpose: Purpose,
     k: int,
@@ -223,11 +224,10 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
         return None
 
 
-def fit(
-    run: Run, i: int, name: str, update: UpdateFn, learner: Learner, examples: Examples
-) -> Learner:
+def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: Examples) -> Learner:
     """Fit one network to its examples, from where an interrupted fit was last saved."""
     # the whole fit is laid out before it begins
+    update = partial(getattr(run.fns, f"update_{name}"), base)
     learner_config: LearnerConfig = getattr(run.config.updates, name)
     c, d = learner_config.fit_of(i), run.config.datasets
     size, rng = learner_config.batch_size, host_rng(run.config.seed, FITS[name], i)

@@ -71,24 +71,27 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     fns = build(config, stand_in(config), progress, mesh=mesh)
     yield json.dumps(asdict(config), indent=2)
     yield ""
-    for name, learner in (("policy", fns.abstract_state.policy), ("PRM", fns.abstract_state.prm)):
-        yield f"{name:16}{num_parameters(learner.params):,} parameters"
+    yield from parameters(config, fns)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     where = config.sharding.topology or "this machine"
     yield f"devices         {mesh.size} of {where}, mesh {shape}"
     yield ""
 
+    # What lies there all the time.
     state = state_bytes(fns)
     yield f"per device      {'policy':>10}{'PRM':>10}{'together':>10}   GiB"
     for name in ("parameters", "optimizer"):
         both = [state[network, name] / GIB for network in ("policy", "prm")]
         yield f"  {name:14}{both[0]:10.3f}{both[1]:10.3f}{sum(both):10.3f}"
+    if base := state["base", "parameters"]:
+        yield f"  {'base, of both':34}{base / GIB:10.3f}"
     resident = sum(state.values())
     kv, tree = search_bytes(config, fns, mesh)
     caches = "KV caches of a search, both networks one after the other"
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
 
+    # What each program takes besides, and whether the largest fits.
     worst = ("", 0.0)
     how = "compiled" if is_compiled else "from shapes, not compiled"
     yield f"program         {'temporary':>10}{'results':>10}{'in all':>10}   GiB per device, {how}"
@@ -113,6 +116,7 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
 
 def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     """Find what to compile for. Returns (devices, chip, whether programs can be compiled)."""
+    # The devices here.
     kind, _, size = topology.partition(":")
     if topology == "cpu" or not topology and jax.default_backend() == "cpu":
         return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
@@ -131,6 +135,7 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
                 f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8"
             )
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
+    # libtpu describes, and compiles for, TPUs that are not here.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
@@ -157,19 +162,28 @@ def stand_in(config: Config) -> Any:
     return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
 
 
+def parameters(config: Config, fns: Functions) -> Iterator[str]:
+    """Count parameters."""
+    base, policy, prm = map(num_parameters, fns.abstract_state.networks)
+    if base:
+        yield f"{'base':16}{base:,} parameters, shared by both networks and not trained"
+    yield f"{'policy':16}{policy:,} parameters"
+    yield f"{'PRM':16}{prm:,} parameters"
+
+
 def num_parameters(params: Any) -> int:
-    """Count the numbers in abstract arrays."""
+    """Count the numbers of a tree of arrays."""
     return sum(x.size for x in jax.tree.leaves(params))
 
 
 def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
-    """Count what parameters and optimizers take on one device."""
+    """Count what base, parameters and optimizers take on one device."""
 
     def on_device(tree: Any) -> float:
         shards = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
         return sum(float(np.prod(shape)) * dtype.itemsize for shape, dtype in shards)
 
-    found = {}
+    found = {("base", "parameters"): on_device(fns.abstract_state.base)}
     for name in ("policy", "prm"):
         learner = getattr(fns.abstract_state, name)
         found[name, "parameters"] = on_device(learner.params)
@@ -217,15 +231,16 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
 
     prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
-    grown = (state.policy.params, state.prm.params, prompts, keys, floats())
+    grown = (*state.networks, prompts, keys, floats())
     # Of the programs that sample, the larger one.
     sampling = [fns.grow[name] for name in ("samples", "greedy") if name in fns.grow][:1]
     calls: dict[str, Any] = {"search": (fns.grow["train"], grown)}
     if sampling:
         calls["sampling"] = sampling[0], grown
+    policy_rows, prm_rows = rows(u.policy.batch_size), rows(u.prm.batch_size)
     return calls | {
-        "policy update": (fns.update_policy, (state.policy, rows(u.policy.batch_size), floats())),
-        "PRM update": (fns.update_prm, (state.prm, rows(u.prm.batch_size), floats())),
+        "policy update": (fns.update_policy, (state.base, state.policy, policy_rows, floats())),
+        "PRM update": (fns.update_prm, (state.base, state.prm, prm_rows, floats())),
     }
 
 
@@ -267,9 +282,13 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     activations, logits.
     """
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
-    item, count = jnp.dtype(m.dtype).itemsize, num_parameters(fns.abstract_state.policy.params)
+    item = jnp.dtype(m.dtype).itemsize
+    base, trained, _ = map(num_parameters, fns.abstract_state.networks)
     kv, tree = search_bytes(config, fns, mesh)
-    copies = 2 * count * item / tp if item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1 else 0
+    # A base that is shared lies there as it is computed with, unless it is split.
+    is_copied = item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1
+    copies = 2 * trained * item / tp if is_copied else 0
+    copies += base * item / tp if mesh.shape["fsdp"] > 1 else 0
     work = work_of(config.search, config.trace.max_steps)
     lanes = config.prompts.batch_size / shards * work.num_lanes
     yield "search", Program(copies + 2 * kv + 3 * lanes * m.num_ids * 4 + tree, tree)
@@ -287,7 +306,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
         ("PRM update", config.updates.prm, False),
     ):
         tokens = fit.batch_size / shards * config.max_length
-        grads = count * 4 / (mesh.shape["fsdp"] * tp)
+        grads = trained * 4 / (mesh.shape["fsdp"] * tp)
         # Kept for the backward pass: a block's inputs, norms, q k v, scores, mixed, gate, up and
         # their product.
         block = tokens * (6 * m.width + 4 * m.mlp_width / tp) * item
@@ -299,7 +318,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
             else m.num_layers * block
         )
         logits = 3 * tokens * m.num_ids * 4 / tp if is_policy else 0
-        weights = count * item / tp if item < 4 or m.is_scanned else 0
+        weights = trained * item / tp if item < 4 or m.is_scanned else 0
         yield name, Program(2 * grads + kept + logits + weights, 0)
 
 
@@ -307,7 +326,8 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     """Bound the tokens, the FLOPs and the time of an iteration."""
     t, m, u = config.trace, config.model, config.updates
     work = work_of(config.search, t.max_steps)
-    count = num_parameters(fns.abstract_state.policy.params)
+    base, policy, _ = map(num_parameters, fns.abstract_state.networks)
+    count = base + policy
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     # Every prefix is read with the prompt, and half of the steps that it may have.
     steps = work.num_rows + (t.max_steps - 1) / 2 * (work.num_prefixes - 1)
@@ -340,7 +360,8 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
-    state, kept = num_bytes(fns.abstract_state) / GIB, config.checkpoints.num_kept + 1
+    both = fns.abstract_state.policy, fns.abstract_state.prm
+    state, kept = num_bytes(both) / GIB, config.checkpoints.num_kept + 1
     num_batches = (config.prompts.num_problems or 0) / config.prompts.batch_size or 1
     trees = num_batches * num_bytes(shapes_of_trees(config, fns))
     fits = f"{state:.2f} GiB more while fits are saved; " if config.checkpoints.num_updates else ""

@@ -154,6 +154,8 @@ class Tree:
 
 # (policy params, PRM params, prompts, keys [B 2] uint32, temperature []) -> trees
 GrowFn = Callable[[Params, Params, Prompts, Array, Array], Tree]
+# the same over a base that both networks share, which comes first
+GrowOverFn = Callable[[Params, Params, Params, Prompts, Array, Array], Tree]
 
 
 @struct.dataclass
@@ -218,8 +220,9 @@ class Learner:
 
 
 class Networks(NamedTuple):
-    """The parameters that search reads."""
+    """The parameters that search reads: what is trained of both networks lies over their base."""
 
+    base: Params
     policy: Params
     prm: Params
 
@@ -229,9 +232,10 @@ class State:
     """All that an iteration hands to the next one, besides the trees on disk."""
 
     iteration: Array  # [] int32
+    base: Params  # shared by both networks and never trained; {} where all weights are trained
     policy: Learner
     prm: Learner
 
     @property
     def networks(self) -> Networks:
-        return Networks(self.policy.params, self.prm.params)
+        return Networks(self.base, self.policy.params, self.prm.params)

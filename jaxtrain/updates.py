@@ -1,7 +1,8 @@
 """Stage 5 of 7. Batches in, Learner out.
 
 A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one
-jitted, pure step `(learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh. The
+jitted, pure step `(base, learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh;
+only what the learner holds is trained, over a base that stays as it is. The
 learning rate is an argument and its schedule spans exactly one fit, so the warm start and every
 later fit have a horizon of their own while Adam's moments live on. An update leaves the learner as
 it was, and is counted, where its loss, its gradient, a parameter or a moment is not finite. What an
@@ -25,10 +26,12 @@ import optax
 from jaxtrain.errors import UserError, require_at_least, require_share
 from jaxtrain.structs import Array, Learner, Params, ReadFn, TokenRows
 
-LossFn = Callable[[Params, Any], Array]  # (params, batch) -> [] float32
-# (learner, batch, learning rate) -> (learner, {loss, grad_norm, is_skipped})
-UpdateFn = Callable[[Learner, Any, Array], tuple[Learner, dict[str, Array]]]
+# (params that are trained, base, rows, number of updates before) -> loss, [] float32
+LossFn = Callable[[Params, Params, Any, Array], Array]
+# (base, learner, batch, learning rate) -> (learner, {loss, grad_norm, is_skipped})
+UpdateFn = Callable[[Params, Learner, Any, Array], tuple[Learner, dict[str, Array]]]
 
+TARGETS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # what can have an adapter
 NOT_WEIGHTS = {"scale", "bias", "bq", "bk", "bv"}  # of norms, the value head, attention
 
 # What no updates tell.
@@ -71,16 +74,41 @@ class LearnerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters of low rank, trained over weights that stay as they are."""
+
+    rank: int | None = None  # of the adapters; none: all weights are trained instead
+    # the matrices of a block that have an adapter: wq, wk, wv, wo, gate, up, down
+    targets: tuple[str, ...] = TARGETS
+    alpha: float = 16.0  # what adapters give is multiplied by alpha / rank
+    dropout: float = 0.0  # share of their inputs that an update leaves out
+
+    @property
+    def scale(self) -> float:
+        """What adapters give is multiplied by."""
+        return self.alpha / (self.rank or 1)
+
+
+@dataclass(frozen=True)
 class UpdatesConfig:
     """Fits of the two networks."""
 
     policy: LearnerConfig = LearnerConfig()
     prm: LearnerConfig = LearnerConfig()
+    lora: LoraConfig = LoraConfig()
     # updates in a row that are not finite, and so are skipped, before the run stops
     max_skipped: int = 20
 
     def __post_init__(self):
         require_at_least(1, "updates", self, "max_skipped")
+        require_at_least(1, "updates.lora", self.lora, "rank")
+        require_at_least(0, "updates.lora", self.lora, "alpha", "dropout")
+        targets = self.lora.targets
+        if not targets or not set(targets) <= set(TARGETS):
+            told = f"--config.updates.lora.targets={','.join(targets)}"
+            raise UserError(f"{told}: must be some of {', '.join(TARGETS)}")
+        if not self.lora.dropout < 1:
+            raise UserError(f"--config.updates.lora.dropout={self.lora.dropout}: must be below 1")
         for name in ("policy", "prm"):
             learner, section = getattr(self, name), f"updates.{name}"
             require_at_least(1, section, learner, "batch_size")
@@ -143,9 +171,10 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Upd
     """Make the pure update; jit it with shardings."""
 
     def update(
-        learner: Learner, batch: Any, learning_rate: Array
+        base: Params, learner: Learner, batch: Any, learning_rate: Array
     ) -> tuple[Learner, dict[str, Array]]:
-        loss, grads = jax.value_and_grad(loss_fn)(learner.params, batch)
+        grad_fn = jax.value_and_grad(loss_fn)
+        loss, grads = grad_fn(learner.params, base, batch, learner.num_updates)
         norm = optax.tree.norm(grads)
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         steps = optax.tree.scale(-learning_rate, direction)
@@ -180,7 +209,7 @@ def learning_rates(config: FitConfig, num_updates: int) -> np.ndarray:
 
 
 def fit(
-    update: UpdateFn,
+    update: Callable[[Learner, Any, Array], tuple[Learner, dict[str, Array]]],
     learner: Learner,
     batches: Iterable[Any],
     rates: np.ndarray,

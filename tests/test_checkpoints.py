@@ -44,11 +44,13 @@ def state_on(sizes, iteration=0):
     }
     state = State(
         np.int32(iteration),
+        {},
         learner(backbone),
         learner({"backbone": backbone, "head": random(16)}),
     )
     shardings = State(
         whole,
+        {},
         tree_shardings(mesh, state.policy),
         tree_shardings(mesh, state.prm),
     )

@@ -65,13 +65,13 @@ def turn():
         ids = np.arange(8, dtype=np.int32)
         prompts = Prompts(rng.integers(0, 24, (8, size), np.int32), np.full(8, size, np.int32), ids)
         keys = rng.integers(0, 2**32, (8, 2), np.uint32)
-        tree = fns.grow["train"](policy.params, prm.params, prompts, keys, np.float32(1))
+        tree = fns.grow["train"]({}, policy.params, prm.params, prompts, keys, np.float32(1))
         tokens = rng.integers(0, 24, (8, length), np.int32)
         place = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         ones, weight = np.ones_like(tokens), (place >= size).astype(np.float32)
         batch = TokenRows(tokens, place, ones, weight, weight, -ones[:, 0])
         for _ in range(3):
-            policy, told = fns.update_policy(policy, batch, np.float32(1e-3))
+            policy, told = fns.update_policy({}, policy, batch, np.float32(1e-3))
     return jax.tree.map(np.asarray, jax.tree.leaves((tree, policy, prm, told)))
 
 

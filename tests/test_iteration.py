@@ -249,9 +249,9 @@ def test_a_fit_saved_on_its_way_goes_on_from_there(run_in, task, tmp_path, strai
 def test_a_fit_keeps_to_its_rates_and_epochs(run_in, task, fns, tmp_path):
     rates = []
 
-    def update(learner, batch, rate):
+    def update(base, learner, batch, rate):
         rates.append(float(rate))
-        return fns.update_policy(learner, batch, rate)
+        return fns.update_policy(base, learner, batch, rate)
 
     later_fits = FitConfig(num_updates=4, learning_rate=0.01, max_epochs=1.5)
     policy = replace(CONFIG.updates.policy, fit=later_fits)
@@ -393,8 +393,8 @@ def test_a_checkpoint_of_another_run_is_not_taken(run_in, task, straight, tmp_pa
 
 
 def test_a_fit_that_ends_beyond_all_numbers_is_not_saved(run_in, task, fns, folder):
-    def overflowing(learner, batch, rate):
-        learner, info = fns.update_prm(learner, batch, rate)
+    def overflowing(base, learner, batch, rate):
+        learner, info = fns.update_prm(base, learner, batch, rate)
         return learner.replace(params=jax.tree.map(lambda x: x / 0, learner.params)), info
 
     with pytest.raises(

@@ -26,7 +26,7 @@ from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
 from jaxtrain.report.scores import paired, tell_accuracy
 from jaxtrain.report.values import visible
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Kind, Learner, Tree
+from jaxtrain.structs import Kind, Learner, State, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import CountdownConfig, solutions
 from jaxtrain.tasks.jsonl import REASONS
@@ -176,7 +176,7 @@ def make_samples():
 def stub_functions(task):
     """Networks that learn nothing and solve every other problem in two ways."""
 
-    def grow(policy, prm, prompts, keys, temperature):
+    def grow(base, policy, prm, prompts, keys, temperature):
         num_problems, num_rows, num_tokens = len(prompts.problem_id), 4, 32
         zeros, shape = np.zeros(num_problems, np.int32), (num_problems, num_rows)
         tokens, length = np.zeros((*shape, num_tokens), np.int32), np.zeros(shape, np.int32)
@@ -206,7 +206,7 @@ def stub_functions(task):
             lane_tokens=zeros + 9,
         )
 
-    def update(learner, batch, rate):
+    def update(base, learner, batch, rate):
         info = {"loss": np.float32(0.12345678), "grad_norm": np.float32(1)}
         return learner, info | {"is_skipped": np.bool_(False)}
 
@@ -221,11 +221,12 @@ def stub_functions(task):
         lost = [game for t in range(1, 13) if t != target for game in solutions(numbers, t)]
         games[problem.id] = [*solutions(numbers, target)[:2], *lost[:2], "+", "1"]
     return Functions(
+        init_base=dict,
         **dict.fromkeys(("init_policy", "init_prm"), init),
         grow=dict.fromkeys(("train", *TREES), grow),
         **dict.fromkeys(("update_policy", "update_prm"), update),
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
-        abstract_state=None,
+        abstract_state=State(np.zeros((), np.int32), {}, init(0), init(0)),
     )
 
 

@@ -188,7 +188,7 @@ def assert_both_learn_alike(one: Functions, other: Functions, which: str, num_up
     for fns in (one, other):
         learner, found = start(fns, which), []
         for batch in UPDATES[which](num_updates):
-            learner, info = getattr(fns, f"update_{which}")(learner, batch, np.float32(0.01))
+            learner, info = getattr(fns, f"update_{which}")({}, learner, batch, np.float32(0.01))
             found.append(float(info["loss"]))
         losses.append(found)
         learners.append(jax.device_get(learner))
@@ -219,7 +219,7 @@ def test_what_lies_past_a_length_is_never_learnt(one, which):
     past = batch.segment == 0
     garbled = batch.replace(tokens=np.where(past, (batch.tokens + 3) % VOCAB, batch.tokens))
     update = getattr(one, f"update_{which}")
-    learners = [update(start(one, which), b, np.float32(0.01))[0] for b in (batch, garbled)]
+    learners = [update({}, start(one, which), b, np.float32(0.01))[0] for b in (batch, garbled)]
     jax.tree.map(np.testing.assert_array_equal, *learners)
 
 
@@ -240,7 +240,7 @@ def grown(fns: Functions):
     tokens = rng.integers(2, VOCAB, (16, 6)).astype(np.int32)
     prompts = Prompts(tokens, length, np.arange(16, dtype=np.int32))
     grow, keys = fns.grow["train"], fns.problem_keys(0, 1, prompts.problem_id)
-    tree = grow(*params, prompts, keys, np.float32(1))
+    tree = grow({}, *params, prompts, keys, np.float32(1))
     assert isinstance(grow, Announced)
     return jax.device_get(tree), grow.text()
 

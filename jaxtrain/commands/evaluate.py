@@ -73,10 +73,10 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             for line in (*told, *workdir.notices):
                 progress.note(line)
             # The shapes of a State are the run's; the problems may have others.
-            abstract = build(
-                replace(ran, sharding=config.sharding), learnt.tokenizer, progress
-            ).abstract_state
-            networks = checkpoints.restore_networks(iteration, abstract)
+            here = replace(ran, sharding=config.sharding)
+            started = build(here, learnt.tokenizer, progress, pretrained)
+            abstract, base = started.abstract_state, started.init_base()
+            networks = checkpoints.restore_networks(iteration, abstract, base)
             log.truncate(-1)
             if num_learnt:
                 split = config.evaluation.split

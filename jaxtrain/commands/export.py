@@ -1,22 +1,25 @@
 """The command: `python -m jaxtrain.export --workdir W --to DIR [--iteration K] [--network
-policy|prm]`.
+policy|prm] [--adapter]`.
 
 Takes a network out of a run as a Hugging Face folder, tokenizer and all; see `hub/export.py` for
-what is in it.
+what is in it. What LoRA trained is added into the weights, or leaves alone for PEFT, by --adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.commands import Parser
+from jaxtrain.errors import UserError
 from jaxtrain.hub.card import model_card
-from jaxtrain.hub.export import write_network
+from jaxtrain.hub.export import write_adapter, write_network
 from jaxtrain.metrics import MetricsLog
+from jaxtrain.nn import lora
 from jaxtrain.progress import Progress
 from jaxtrain.runs import open_run
 from jaxtrain.tasks import make_task
@@ -26,16 +29,27 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     """Export one network of one checkpoint. Raises UserError."""
     parser = Parser(__doc__, to="the folder to write; it must not exist")
     parser.add_argument("--network", choices=("policy", "prm"), default="policy")
+    parser.add_argument("--adapter", action="store_true", help="what LoRA trained, for PEFT")
     options = parser.parse_args(arguments)
-    export(options.workdir, options.to, options.iteration, options.network, leaving)
+    how = options.network, options.adapter
+    export(options.workdir, options.to, options.iteration, *how, leaving)
     print(options.to)
 
 
 def export(
-    workdir: Path, to: Path, iteration: int | None, network: str, leaving: ExitStack
+    workdir: Path,
+    to: Path,
+    iteration: int | None,
+    network: str,
+    is_adapter: bool,
+    leaving: ExitStack,
 ) -> None:
     """Write one network. Raises UserError for a folder that is no run, or lacks the checkpoint."""
     config, manifest, pretrained = open_run(workdir)
+    trained = config.updates.lora
+    if is_adapter and (trained.rank is None or pretrained is None):
+        why = "trained all weights" if trained.rank is None else "started from random weights"
+        raise UserError(f"--adapter: {workdir} {why}; leave --adapter out")
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
     progress = leaving.enter_context(Progress(0))
     folder, key = workdir / "checkpoints", manifest["run_key"]
@@ -43,9 +57,20 @@ def export(
         folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note
     ) as checkpoints:
         iteration = checkpoints.choose(iteration)
-        abstract = build(config, tokenizer, progress).abstract_state
-        params = checkpoints.restore_params(iteration, network, abstract)
+        fns = build(config, tokenizer, progress, pretrained)
+        params = checkpoints.restore_params(iteration, network, fns.abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
-    card = model_card(network, iteration, manifest, rows, config.trace.boundary, pretrained)
+    told = (network, iteration, manifest, rows, config.trace.boundary, pretrained)
+    card = model_card(*told, is_adapter)
+    if is_adapter:
+        assert pretrained is not None
+        write_adapter(to, network, params, tokenizer, card, pretrained, **asdict(trained))
+        return
+
+    # What other programs load knows no adapters.
+    if trained.rank is not None:
+        laid = lora.merge(fns.init_base(), params.get("backbone", params))
+        weights = lora.fold(laid, trained.scale)
+        params = weights if network == "policy" else params | {"backbone": weights}
     how = (config.model, tokenizer, config.max_length, card, pretrained)
     write_network(to, network, params, *how)

@@ -40,7 +40,19 @@ FAMILIES = {  # by name, what else is read
     "Qwen2ForCausalLM": QWEN,
     "Qwen3ForCausalLM": QWEN,
 }
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Their keys and ours, where both mean the same.
+SIZES = {
+    "hidden_size": "width",
+    "intermediate_size": "mlp_width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+}
+LLAMA3 = {
+    "factor": "rope_factor",
+    "low_freq_factor": "rope_low",
+    "high_freq_factor": "rope_high",
+    "original_max_position_embeddings": "rope_length",
+}
 
 TOP = {
     "embedding": "model.embed_tokens.weight",
@@ -66,11 +78,10 @@ BLOCK = {
 
 
 def read_model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
-    """Turn the content of a config.json into a ModelConfig. Raises UserError for what we do not
-    compute.
+    """Turn the content of a config.json into a ModelConfig.
 
     Both forms are read: rotary settings under `rope_parameters` (transformers 5) and beside the
-    rest (before).
+    rest (before). Raises UserError for what we do not compute.
     """
     with explained(f"{where}: holds a value of the wrong kind"):
         fields = read_fields(data, where)
@@ -116,14 +127,12 @@ def read_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     eps = need("rms_norm_eps", float)
     if not 0 < eps < math.inf:
         refuse(where, family, "rms_norm_eps", eps, "a number above 0")
-    num_heads, width = need("num_attention_heads"), need("hidden_size")
+    sizes = {ours: need(key) for key, ours in SIZES.items()}
+    num_heads, width = sizes["num_heads"], sizes["width"]
     head = read("head_dim", 128 if family == "Qwen3ForCausalLM" else width // num_heads)
     return {
-        "num_layers": need("num_hidden_layers"),
-        "width": width,
-        "num_heads": num_heads,
+        **sizes,
         "num_kv_heads": read("num_key_value_heads", num_heads),
-        "mlp_width": need("intermediate_size"),
         "head_width": None if head * num_heads == width else head,
         "vocab_size": need("vocab_size"),
         "is_tied": read("tie_word_embeddings", False),
@@ -182,14 +191,8 @@ def read_rope(data: Mapping[str, Any], family: str, where: str) -> dict[str, Any
     missing = [key for key in LLAMA3 if key not in rope]
     if missing:
         raise UserError(f"{where}: rope_type llama3 without {', '.join(missing)}")
-    factor, low, high, length = (float(rope[key]) for key in LLAMA3)
-    return {
-        "rope_theta": theta,
-        "rope_factor": factor,
-        "rope_low": low,
-        "rope_high": high,
-        "rope_length": int(length),
-    }
+    scaling = {ours: float(rope[key]) for key, ours in LLAMA3.items()}
+    return {"rope_theta": theta, **scaling, "rope_length": int(scaling["rope_length"])}
 
 
 def refuse(where: str, family: str, key: str, value: object, known: object) -> NoReturn:
@@ -221,21 +224,13 @@ def write_model_config(config: ModelConfig, vocab_size: int, max_positions: int)
     family = family_of(config)
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_factor != 1.0:
-        rope = {
-            "rope_type": "llama3",
-            "factor": config.rope_factor,
-            "low_freq_factor": config.rope_low,
-            "high_freq_factor": config.rope_high,
-            "original_max_position_embeddings": config.rope_length,
-        }
+        scaling = {key: getattr(config, ours) for key, ours in LLAMA3.items()}
+        rope = {"rope_type": "llama3", **scaling}
     data: dict[str, Any] = {
         "architectures": [family],
         "model_type": family.removesuffix("ForCausalLM").lower(),
         "hidden_act": "silu",
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{key: getattr(config, ours) for key, ours in SIZES.items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head,
         "vocab_size": vocab_size,

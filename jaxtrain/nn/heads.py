@@ -6,6 +6,7 @@ from typing import Any
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxtrain.structs import Array, Params, ReadFn, TokenRows
@@ -32,30 +33,38 @@ class ValueHead(nn.Module):
 HEAD: Network = ValueHead()
 
 
-def make_logits(model: Network) -> ReadFn:
-    """Make the function that reads the policy's logits at every token."""
+def make_logits(model: Network, key: Array | None = None) -> ReadFn:
+    """Make the function that reads the policy's logits at every token; key: see `read_rows`."""
 
     def logits(params: Params, rows: TokenRows) -> Array:
-        hidden = read_rows(model, params, rows)
+        hidden = read_rows(model, params, rows, key)
         return model.apply({"params": params}, hidden, method="logits")
 
     return logits
 
 
-def make_values(model: Network) -> ReadFn:
+def make_values(model: Network, key: Array | None = None) -> ReadFn:
     """Make the function that reads the PRM's value of the text up to every token."""
 
     def values(params: Params, rows: TokenRows) -> Array:
-        hidden = read_rows(model, params["backbone"], rows)
+        hidden = read_rows(model, params["backbone"], rows, key)
         return HEAD.apply({"params": params["head"]}, hidden)
 
     return values
 
 
-def read_rows(model: Network, params: Params, rows: TokenRows) -> Array:
-    """Read whole rows; a text sees itself alone. Returns hidden states [M L width]."""
+def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None) -> Array:
+    """Read whole rows; a text sees itself alone. Returns hidden states [M L width].
+
+    With a key (uint32 [2]), adapters drop some of their inputs.
+    """
     chex.assert_equal_shape([rows.tokens, rows.position, rows.segment])
-    is_token = rows.segment > 0
+    rngs = None if key is None else {"dropout": jax.random.wrap_key_data(key)}
     return model.apply(
-        {"params": params}, rows.tokens, rows.position, is_token, segment_ids=rows.segment
+        {"params": params},
+        rows.tokens,
+        rows.position,
+        rows.segment > 0,
+        segment_ids=rows.segment,
+        rngs=rngs,
     )[0]

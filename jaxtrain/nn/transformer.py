@@ -332,33 +332,25 @@ class Transformer(nn.Module):
         index `at`, the same for all rows. Returns (hidden [b t width] after the final norm, Segment
         of these tokens or `into` with them written).
         """
+        # What each token sees: of these tokens those before it, of the segments all in reach.
         b, t = tokens.shape
         own = jnp.where(mask, positions, -1).astype(jnp.int32)
-        own = (
-            own
-            if into is None
-            else jax.lax.dynamic_update_slice_in_dim(into.position, own, at, axis=1)
-        )
+        if into is not None:
+            own = jax.lax.dynamic_update_slice_in_dim(into.position, own, at, axis=1)
         is_before = jnp.arange(own.shape[1]) <= at + jnp.arange(t)[:, None]
         is_visible = is_before & self.is_visible(own, positions)
         if segment_ids is not None:  # of several texts packed in one row
             is_visible &= segment_ids[:, :, None] == segment_ids[:, None, :]
         own_mask = is_visible[:, None, None]
-        past_masks = [
-            self.is_visible(jnp.repeat(s.position, b // s.position.shape[0], axis=0), positions)[
-                :, None, None
-            ]
-            for s in segments
-        ]
+        past = [jnp.repeat(s.position, b // s.position.shape[0], axis=0) for s in segments]
+        past_masks = [self.is_visible(p, positions)[:, None, None] for p in past]
         x = self.embedding[tokens].astype(jnp.dtype(self.config.dtype))
 
+        # Layer after layer, scanned or unrolled.
         shared = (positions, past_masks, at, own_mask)
         if self.config.is_scanned:
-            past, written = (
-                [(s.k, s.v) for s in segments],
-                None if into is None else (into.k, into.v),
-            )
-            x, (keys, values) = self.blocks(x, past, written, *shared)
+            written = None if into is None else (into.k, into.v)
+            x, (keys, values) = self.blocks(x, [(s.k, s.v) for s in segments], written, *shared)
             return self.final_norm(x), Segment(keys, values, own)
         keys, values = [], []
         for i, block in enumerate(self.blocks):

@@ -127,14 +127,14 @@ class JsonlTask(Task):
 
 
 def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
-    """Make the task that a config describes from its one or two files; bytes are the tokens unless
-    told otherwise.
+    """Make the task that a config describes from its one or two files.
 
-    Train rows whose question is in the test file are dropped and counted. A problem's id is its
-    row's place in the file (the test file's follow the train file's), the demonstrations are the
-    reference solutions of rows kept for them. Raises UserError for a missing file, too many bad
-    rows, or fewer rows than the sets ask for.
+    Bytes are the tokens unless told otherwise. Train rows whose question is in the test file are
+    dropped and counted. A problem's id is its row's place in the file (the test file's follow the
+    train file's), the demonstrations are the reference solutions of rows kept for them. Raises
+    UserError for a missing file, too many bad rows, or fewer rows than the sets ask for.
     """
+    # Read the files; what is in the test file is no train row.
     c = config.jsonl
     rows, num_lines, counts, skipped = _read_rows("path", c)
     test_rows, num_in_test = [], 0
@@ -144,10 +144,10 @@ def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
         test_keys = {row.key for row in test_rows}
         num_in_test = sum(row.key in test_keys for row in rows)
         rows = [row for row in rows if row.key not in test_keys]
-        test_rows = _draw_test(
-            [replace(row, line=num_lines + row.line) for row in test_rows], config
-        )
+        behind = [replace(row, line=num_lines + row.line) for row in test_rows]
+        test_rows = _draw_test(behind, config)
 
+    # Draw the sets.
     num_test, num_dev, num_demonstrations = close_sizes(config, len(rows))
     sizes = (0 if c.test_path else num_test, num_dev, num_demonstrations, config.num_train)
     what = f"good rows of {c.path} that are not in the test file"
