@@ -1,8 +1,8 @@
 """Self-training by search against what else the same warm start could have been given.
 
-    python -m benchmarks.arms --seeds 3                                     # the quickstart against
-    its control python -m benchmarks.arms --config configs/smollm2_gsm.py --arms search
-    demonstrations sample reference --test
+    python -m benchmarks.arms --seeds 3     # the quickstart against its control
+    python -m benchmarks.arms --config configs/smollm2_gsm.py \\
+        --arms search demonstrations sample reference --test
 
 Runs whatever is not on disk yet in runs/arms/<config>/<arm>_<seed>, then prints the table; with
 --test also that of the last policies on the test split, scored into runs/arms/<config>/test. The

@@ -2,9 +2,9 @@
 [--plan] [--help]
 
 FILE is a Python file, or the name of a config of ours, such as quickstart. The same command
-resumes, after any interruption. --plan says what the run would need, without running; jaxtrain
-evaluate --help and jaxtrain export --help tell of finished runs. Whatever you can put right ends as
-one line and exit code 2, before anything is written.
+resumes, after any interruption. --plan says what the run would need, without running. jaxtrain
+evaluate, relabel and export work on runs that are there; each has a --help. Whatever you can put
+right ends as one line and exit code 2, before anything is written.
 """
 
 from __future__ import annotations

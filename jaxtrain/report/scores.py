@@ -65,7 +65,7 @@ def best(row: Row) -> dict[str, Any] | None:
         if not s.is_oracle
     }
     solved = {key: outcomes for key, outcomes in solved.items() if outcomes}
-    rivals = [key for key in solved if key != "greedy"]
+    rivals = [key for key in solved if STRATEGIES[key].trees != "greedy"]
     if len(rivals) < 2 or SEARCH not in rivals:
         return None
     first = max(rivals, key=lambda key: np.mean(solved[key]))
