@@ -69,10 +69,7 @@ class Prefix:
 
 @struct.dataclass
 class Steps:
-    """Steps sampled from the policy; `...` is `[B lanes K]`, K steps one after another.
-
-    Tokens past `length` are 0.
-    """
+    """Steps sampled from the policy, `...` being `[B lanes K]`; tokens past `length` are 0."""
 
     tokens: Array  # [... S] int32, the terminator included
     length: Array  # [...] int32, 0 where the lane was not live

@@ -124,21 +124,14 @@ class UpdatesConfig:
 
 
 def policy_loss(logits_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
-    """Mean negative log-likelihood of the tokens that have a weight, each told by the one before
-    it.
-
-    Returns [] float32.
-    """
+    """Mean negative log-likelihood of the tokens with a weight, told by those before: float32."""
     logits, weight = logits_fn(params, rows)[:, :-1], rows.weight[:, 1:]
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, rows.tokens[:, 1:])
     return jnp.sum(loss * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def prm_loss(values_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
-    """Mean squared error of the raw values where there is a weight, at step ends (Eq. 37).
-
-    Returns [] float32.
-    """
+    """Mean squared error of raw values where there is a weight, at step ends (Eq. 37): float32."""
     values = values_fn(params, rows)
     # The mask stands inside: an unread position may hold anything, and 0 * inf is NaN.
     error = jnp.where(rows.weight > 0, values - rows.target, 0.0)
