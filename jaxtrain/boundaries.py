@@ -145,5 +145,5 @@ def over_tokens(by_byte: np.ndarray, token_bytes: Sequence[bytes]) -> np.ndarray
     table = np.repeat(np.arange(len(by_byte), dtype=np.int8)[:, None], len(lengths), axis=1)
     for at in range(lengths.max()):
         longer = np.flatnonzero(lengths > at)
-        table[:, longer] = by_byte[table[:, longer], [token_bytes[i][at] for i in longer]]
+        table[:, longer] = by_byte[table[:, longer], [token_bytes[i][at] for i in longer.tolist()]]
     return table

@@ -28,6 +28,10 @@ from flax import struct
 Array = Any
 Params = Any  # nested dict of arrays
 
+# where layers are scanned: the parameters of all of them, the layer as leading axis
+STACKED = "blocks"
+PROJECTIONS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # the matrices of a block, [in out]
+
 
 class Kind(IntEnum):
     """What a row of a tree is."""

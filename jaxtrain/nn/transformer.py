@@ -21,13 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.errors import require, require_at_least, require_one_of
 from jaxtrain.nn import lora
 from jaxtrain.structs import Array, Params
-
-# where layers are scanned: the parameters of all of them, the layer as leading axis
-STACKED = "blocks"
-PROJECTIONS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # the matrices of a block, [in out]
 
 
 @dataclass(frozen=True)
@@ -67,21 +63,14 @@ class ModelConfig:
         require_one_of("model", self, dtype=("float32", "bfloat16"))
         pairs = [("width", "num_heads"), ("num_heads", "num_kv_heads")]
         for whole, part in pairs[1:] if self.head_width else pairs:
-            if getattr(self, whole) % getattr(self, part):
-                raise UserError(
-                    f"--config.model.{whole}={getattr(self, whole)}: must be a multiple of "
-                    f"{part}={getattr(self, part)}"
-                )
-        if self.head % 2:
-            raise UserError(f"--config.model.width={self.width}: a head ({self.head}) must be even")
-        if self.is_rematerialised and not self.is_scanned:
-            raise UserError(
-                "--config.model.is_rematerialised=True: needs --config.model.is_scanned=True"
-            )
-        if not self.rope_low < self.rope_high:
-            raise UserError(
-                f"--config.model.rope_low={self.rope_low}: must be below rope_high={self.rope_high}"
-            )
+            size = getattr(self, part)
+            is_multiple = getattr(self, whole) % size == 0
+            require(is_multiple, "model", self, whole, f"must be a multiple of {part}={size}")
+        require(self.head % 2 == 0, "model", self, "width", f"a head ({self.head}) must be even")
+        is_met = self.is_scanned or not self.is_rematerialised
+        require(is_met, "model", self, "is_rematerialised", "needs --config.model.is_scanned=True")
+        is_met, why = self.rope_low < self.rope_high, f"must be below rope_high={self.rope_high}"
+        require(is_met, "model", self, "rope_low", why)
 
     @property
     def head(self) -> int:
