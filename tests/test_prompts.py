@@ -53,7 +53,7 @@ def test_every_problem_is_drawn_equally_often(total, num_problems):
     assert set(counts.values()) == {num_problems} and len(counts) == total
 
 
-@pytest.mark.parametrize("num_problems", [0, 10, 11, 1000])
+@pytest.mark.parametrize("num_problems", [None, 10, 11, 1000])
 def test_all_problems_are_drawn_where_no_fewer_are_asked_for(num_problems):
     for iteration in range(3):
         assert sorted(drawn(10, num_problems, iteration)) == ids(problems_of(10))
