@@ -247,7 +247,7 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
 def shapes_of_trees(config: Config, fns: Functions) -> Any:
     """Return the trees of one batch, abstract."""
     fn, arguments = calls_of(config, fns)["search"]
-    return fn.eval_shape(*arguments)
+    return fn.jitted.eval_shape(*arguments)
 
 
 def programs(
@@ -262,7 +262,7 @@ def programs(
     def measure(name: str) -> Program:
         fn, arguments = calls[name]
         try:
-            memory = fn.lower(*arguments).compile().memory_analysis()
+            memory = fn.jitted.lower(*arguments).compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             if not is_exhausted(error):
                 raise

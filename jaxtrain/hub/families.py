@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jaxtrain.errors import UserError, explained
-from jaxtrain.nn.transformer import PROJECTIONS, STACKED, ModelConfig
+from jaxtrain.nn.transformer import ModelConfig
+from jaxtrain.structs import PROJECTIONS, STACKED
 
 # computed from the config, written by old versions
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
