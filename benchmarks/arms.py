@@ -1,6 +1,6 @@
 """Self-training by search against what else the same warm start could have been given.
 
-    python -m benchmarks.arms --seeds 3         # the quickstart against its control
+    python -m benchmarks.arms --seeds 3     # the quickstart against its control
     python -m benchmarks.arms --config configs/smollm2_gsm.py \\
         --arms search demonstrations sample reference --test
 

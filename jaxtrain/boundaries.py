@@ -22,7 +22,6 @@ NO_ANSWER, FINISHED, COMPLETE = 0, 1, 2
 BOX = b"\\boxed{"
 HASH = b"####"
 MAX_DEPTH = 8  # braces inside a box; deeper ones are not counted
-ANSWERS = ("end", "hash", "boxed")
 MAX_BOUNDARY = 60  # bytes
 
 
@@ -40,7 +39,7 @@ class TraceConfig:
 
     def __post_init__(self):
         require_at_least(1, "trace", self, "max_steps", "max_step_tokens", "step_tokens")
-        require_one_of("trace", self, answer=ANSWERS)
+        require_one_of("trace", self, answer=tuple(ANSWERS))
         if len(self.boundary.encode()) > MAX_BOUNDARY:
             raise UserError(
                 f"--config.trace.boundary={self.boundary[:20]!r}...: "
@@ -69,24 +68,15 @@ def make_tables(
     answer: what finishes a trace besides an end token, one of ANSWERS: `end` nothing, `hash` the
     line of `####`, `boxed` the line in which `\\boxed{...}` closes.
     """
-    step = over_tokens(
-        explore([(False, b""), OVER], step_automaton(boundary.encode())), token_bytes
-    )
-    first = [(b"", 0), FINISHED, COMPLETE]
-    following = {
-        "end": lambda state, byte: state,
-        "hash": hash_automaton,
-        "boxed": boxed_automaton,
-    }[answer]
-    answers = over_tokens(explore(first, following), token_bytes)
+    steps = tabulate([(False, b""), OVER], step_automaton(boundary.encode()))
+    answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
+    step, answers = over_tokens(steps, token_bytes), over_tokens(answers, token_bytes)
     answers[:, list(end_ids)] = FINISHED
     return Tables(step, answers)
 
 
 def step_automaton(boundary: bytes) -> Callable:
-    """Make the automaton of a step; a state is (is there text?, how much of the boundary was just
-    read).
-    """
+    """Make the automaton of a step; a state: (is there text?, what was read of the boundary)."""
 
     def following(state: Hashable, byte: int) -> Hashable:
         if not isinstance(state, tuple) or not boundary:
@@ -101,9 +91,7 @@ def step_automaton(boundary: bytes) -> Callable:
 
 
 def hash_automaton(state: Hashable, byte: int) -> Hashable:
-    """Read `####`, then the rest of its line; a state is (how much of the marker was read,
-    inside?).
-    """
+    """Read `####`, then the rest of its line; a state: (what was read of the marker, inside?)."""
     if not isinstance(state, tuple):
         return state
     read, is_inside = state
@@ -114,9 +102,7 @@ def hash_automaton(state: Hashable, byte: int) -> Hashable:
 
 
 def boxed_automaton(state: Hashable, byte: int) -> Hashable:
-    """Read `\\boxed{`, then to its closing brace; a state is (how much of the marker was read, open
-    braces).
-    """
+    """Read `\\boxed{`, then to its brace; a state: (what was read of the marker, open braces)."""
     if state == COMPLETE:
         return FINISHED if byte == ord("\n") else COMPLETE
     if not isinstance(state, tuple):
@@ -135,10 +121,16 @@ def longest_start(read: bytes, text: bytes) -> bytes:
     return next(end for end in ends if text.startswith(end) and end != text)
 
 
-def explore(states: list[Hashable], following: Callable) -> np.ndarray:
-    """Number the states reachable from the first, the given ones first, and tabulate: [states 256]
-    int8.
-    """
+# What finishes a trace besides an end token: the next state of each automaton.
+ANSWERS: dict[str, Callable[[Hashable, int], Hashable]] = {
+    "end": lambda state, byte: state,
+    "hash": hash_automaton,
+    "boxed": boxed_automaton,
+}
+
+
+def tabulate(states: list[Hashable], following: Callable) -> np.ndarray:
+    """Number the states that are reached, the given ones first, and tabulate: [states 256] int8."""
     states, rows = list(states), []
     for state in states:  # grows while it is walked
         row = [following(state, byte) for byte in range(256)]
@@ -149,16 +141,9 @@ def explore(states: list[Hashable], following: Callable) -> np.ndarray:
 
 def over_tokens(by_byte: np.ndarray, token_bytes: Sequence[bytes]) -> np.ndarray:
     """Turn a table over bytes into one over tokens: [states V] int8."""
-    order = np.argsort([-len(token) for token in token_bytes], kind="stable")
-    lengths = np.array([len(token_bytes[i]) for i in order])
-    padded = np.zeros((len(order), max(int(lengths[0]), 1)), np.uint8)
-    for row, i in enumerate(order):
-        padded[row, : lengths[row]] = np.frombuffer(token_bytes[i], np.uint8)
-    table = np.zeros((len(by_byte), len(order)), np.int8)
-    for state in range(len(by_byte)):
-        reached = np.full(len(order), state, np.int8)
-        for at in range(int(lengths[0])):
-            num_longer = int(np.searchsorted(-lengths, -at, side="left"))
-            reached[:num_longer] = by_byte[reached[:num_longer], padded[:num_longer, at]]
-        table[state, order] = reached
+    lengths = np.array([len(token) for token in token_bytes])
+    table = np.repeat(np.arange(len(by_byte), dtype=np.int8)[:, None], len(lengths), axis=1)
+    for at in range(lengths.max()):
+        longer = np.flatnonzero(lengths > at)
+        table[:, longer] = by_byte[table[:, longer], [token_bytes[i][at] for i in longer.tolist()]]
     return table

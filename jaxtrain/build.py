@@ -251,16 +251,8 @@ class Announced:
     """A jitted function that says when it compiles: once for all shapes and dtypes of arguments."""
 
     def __init__(self, name: str, jitted: Any, progress: Progress):
-        self._name, self._jitted, self._progress = name, jitted, progress
+        self._name, self.jitted, self._progress = name, jitted, progress
         self._compiled: dict[Any, Any] = {}
-
-    def lower(self, *args):
-        """Lower for arguments that may be abstract, without compiling."""
-        return self._jitted.lower(*args)
-
-    def eval_shape(self, *args):
-        """Return what comes of abstract arguments, abstract."""
-        return self._jitted.eval_shape(*args)
 
     def text(self) -> str:
         """Return what the compiler made of the first arguments."""
@@ -272,6 +264,6 @@ class Announced:
         )
         if kinds not in self._compiled:
             with self._progress.compiling(self._name):
-                self._compiled[kinds] = self._jitted.lower(*args).compile()
+                self._compiled[kinds] = self.jitted.lower(*args).compile()
             give_back()
         return self._compiled[kinds](*args)

@@ -1,7 +1,8 @@
 """The whole Config, and what is checked of it before anything is written. Stands above the stages.
 
-Every section is a frozen dataclass beside the code that it governs, which checks it alone. What can
-only be told from several of them, from the devices or from the task's problems is checked here.
+Every section is a frozen dataclass beside the code that it governs, which checks it alone; those of
+evaluation and loop stand here, since they speak of several stages. What can only be told from
+several sections, from the devices or from the task's problems is checked here.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ class EvaluationConfig:
     split: str = "test"  # test: to report; dev: to tune
     # the first ones of the split: the same for every iteration and strategy
     num_problems: int = 512
-    # greedy, self_consistency, best_of_k, weighted_vote, search, pass_at_k; trees are grown for
-    # these alone, and greedy costs a small part of the rest
+    # how problems are answered; trees are grown for these alone, and greedy costs a small part
     strategies: tuple[str, ...] = tuple(STRATEGIES)
     # the traces that vote, best-of-k and pass@k choose from; greedy is one of temperature 0
     samples: SearchConfig = SearchConfig(method="sample", temperature=0.7)
@@ -48,14 +48,10 @@ class EvaluationConfig:
             if name not in STRATEGIES:
                 told = f"--config.evaluation.strategies={','.join(self.strategies)}"
                 raise UserError(f"{told}: must be some of {','.join(STRATEGIES)}")
-        told = "--config.evaluation.samples"
-        if self.samples.method != "sample":
-            raise UserError(f"{told}.method={self.samples.method}: must be sample")
+        require_one_of("evaluation.samples", self.samples, method=("sample",))
         if not self.samples.temperature > 0:
-            temperature = self.samples.temperature
-            raise UserError(
-                f"{told}.temperature={temperature}: must be above 0, or all traces agree"
-            )
+            told = f"--config.evaluation.samples.temperature={self.samples.temperature}"
+            raise UserError(f"{told}: must be above 0, or all traces agree")
 
     @property
     def searches(self) -> dict[str, SearchConfig]:

@@ -33,32 +33,30 @@ def explained(what: str, then: str = "fetch the model again") -> Iterator[None]:
         raise UserError(f"{what} ({told}); {then}") from error
 
 
-def require_at_least(least: float, section: str, config: object, *names: str) -> None:
-    """Refuse fields of a config below a bound, in the same words for every section; None passes.
+def require(is_met: bool, section: str, config: object, name: str, why: str) -> None:
+    """Refuse a field of a config, in the same words for every section. Raises UserError."""
+    if not is_met:
+        raise UserError(f"--config.{section}.{name}={getattr(config, name)}: {why}")
 
-    Raises UserError.
-    """
+
+def require_at_least(least: float, section: str, config: object, *names: str) -> None:
+    """Refuse fields of a config below a bound; None passes. Raises UserError."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise UserError(
-                f"--config.{section}.{name}={getattr(config, name)}: must be {least} or more"
-            )
+        is_met = value is None or value >= least
+        require(is_met, section, config, name, f"must be {least} or more")
 
 
 def require_share(section: str, config: object, *names: str) -> None:
     """Refuse fields of a config outside [0, 1]; None passes. Raises UserError."""
     for name in names:
-        if getattr(config, name) is not None and not 0 <= getattr(config, name) <= 1:
-            raise UserError(
-                f"--config.{section}.{name}={getattr(config, name)}: must lie between 0 and 1"
-            )
+        value = getattr(config, name)
+        is_met = value is None or 0 <= value <= 1
+        require(is_met, section, config, name, "must lie between 0 and 1")
 
 
 def require_one_of(section: str, config: object, **choices: tuple[str, ...]) -> None:
     """Refuse fields of a config that are none of their choices. Raises UserError."""
     for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise UserError(
-                f"--config.{section}.{name}={getattr(config, name)}: must be {' or '.join(known)}"
-            )
+        is_met = getattr(config, name) in known
+        require(is_met, section, config, name, f"must be {' or '.join(known)}")

@@ -61,7 +61,7 @@ def read_flags(arguments: Sequence[str]) -> dict[str, str]:
             )
         if name not in ("config", "workdir"):
             find_key(name)
-        if not equals and (text := next(rest, None)) is None:
+        if not equals and ((text := next(rest, "--")).startswith("--")):
             raise UserError(f"--{name}: write --{name}=VALUE; --help lists all keys")
         values[name] = text
     return values

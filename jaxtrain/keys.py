@@ -42,10 +42,7 @@ def host_rng(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
 
 
 def fold_in(keys: Array, data: Array | int) -> Array:
-    """Fold integers into keys.
-
-    uint32 [... 2] and int [...], broadcast against each other, give uint32 [... 2].
-    """
+    """Fold int [...] into uint32 [... 2], broadcast against each other: uint32 [... 2]."""
     fold = jnp.vectorize(
         lambda key, n: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), n)),
         signature="(k),()->(k)",

@@ -1,5 +1,5 @@
 """The door: `python -m jaxtrain.main --config configs/quickstart.py`, or `jaxtrain
-[run|plan|evaluate|export] ...`.
+[run|plan|evaluate|relabel|export] ...`.
 
 Every command goes through `main`, which alone turns what happens into a line and an exit code. It
 imports next to nothing, so that signals are heard from the start: a command, and jax with it, takes

@@ -43,10 +43,7 @@ def machine_memory() -> float:
 
 
 def check_address_space() -> None:
-    """Refuse a limit within which the compiler would abort, which no one can catch.
-
-    Raises UserError.
-    """
+    """Raise UserError for a limit within which the compiler would abort, which none can catch."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_ADDRESS_SPACE * GIB:
         raise UserError(

@@ -83,10 +83,9 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     for name in ("parameters", "optimizer"):
         both = [state[network, name] / GIB for network in ("policy", "prm")]
         yield f"  {name:14}{both[0]:10.3f}{both[1]:10.3f}{sum(both):10.3f}"
-    base = sum(map(on_device, jax.tree.leaves(fns.abstract_state.base)))
-    if base:
+    if base := state["base", "parameters"]:
         yield f"  {'base, of both':34}{base / GIB:10.3f}"
-    resident = base + sum(state.values())
+    resident = sum(state.values())
     kv, tree = search_bytes(config, fns, mesh)
     caches = "KV caches of a search, both networks one after the other"
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
@@ -108,21 +107,23 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
         needed = f"{worst[1] / GIB:.2f} GiB needed ({worst[0]})"
         yield f"memory          {needed}, {chip.memory:.2f} GiB there per device"
     if chip.memory and worst[1] > chip.memory * GIB:
-        raise too_large(worst[0], worst[1] / GIB, chip.memory)
+        raise UserError(
+            f"the {worst[0]} needs {worst[1] / GIB:.2f} GiB per device, and there are "
+            f"{chip.memory:.2f}: lower {shrink(worst[0])} or --config.prompts.max_prompt_tokens, "
+            "or raise --config.sharding.fsdp or .tp over more devices"
+        )
 
 
 def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     """Find what to compile for. Returns (devices, chip, whether programs can be compiled)."""
+    # The devices here.
     kind, _, size = topology.partition(":")
     if topology == "cpu" or not topology and jax.default_backend() == "cpu":
         return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
     if not topology:
         name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
-        return (
-            None,
-            next((chip for kind, chip in CHIPS.items() if kind in name), CHIPS["cpu"]),
-            True,
-        )
+        known = (chip for kind, chip in CHIPS.items() if kind in name)
+        return None, next(known, CHIPS["cpu"]), True
     if kind not in CHIPS or kind == "cpu":
         raise UserError(
             f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, "
@@ -175,21 +176,19 @@ def num_parameters(params: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def on_device(x: Any) -> float:
-    """Count the bytes of an abstract array that one device holds."""
-    shape = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
-    return float(np.prod(shape)) * x.dtype.itemsize
-
-
 def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
-    """Count what parameters and optimizers take on one device."""
-    state = fns.abstract_state
-    learners = {"policy": state.policy, "prm": state.prm}
-    return {
-        (name, part): sum(map(on_device, jax.tree.leaves(tree)))
-        for name, learner in learners.items()
-        for part, tree in (("parameters", learner.params), ("optimizer", learner.opt_state))
-    }
+    """Count what base, parameters and optimizers take on one device."""
+
+    def on_device(tree: Any) -> float:
+        shards = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
+        return sum(float(np.prod(shape)) * dtype.itemsize for shape, dtype in shards)
+
+    found = {("base", "parameters"): on_device(fns.abstract_state.base)}
+    for name in ("policy", "prm"):
+        learner = getattr(fns.abstract_state, name)
+        found[name, "parameters"] = on_device(learner.params)
+        found[name, "optimizer"] = on_device(learner.opt_state)
+    return found
 
 
 def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
@@ -212,14 +211,8 @@ def kv_bytes(config: Config, mesh: Any) -> float:
     everywhere.
     """
     m, tp = config.model, mesh.shape["tp"]
-    return (
-        2
-        * m.num_layers
-        * m.num_kv_heads
-        * m.head
-        * jnp.dtype(m.dtype).itemsize
-        / (1 if m.num_kv_heads % tp else tp)
-    )
+    num_heads = m.num_kv_heads / (1 if m.num_kv_heads % tp else tp)
+    return 2 * m.num_layers * num_heads * m.head * jnp.dtype(m.dtype).itemsize
 
 
 def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -254,7 +247,7 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
 def shapes_of_trees(config: Config, fns: Functions) -> Any:
     """Return the trees of one batch, abstract."""
     fn, arguments = calls_of(config, fns)["search"]
-    return fn.eval_shape(*arguments)
+    return fn.jitted.eval_shape(*arguments)
 
 
 def programs(
@@ -269,7 +262,7 @@ def programs(
     def measure(name: str) -> Program:
         fn, arguments = calls[name]
         try:
-            memory = fn.lower(*arguments).compile().memory_analysis()
+            memory = fn.jitted.lower(*arguments).compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             if not is_exhausted(error):
                 raise
@@ -290,8 +283,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     """
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
-    trained = num_parameters(fns.abstract_state.policy.params)
-    base = num_parameters(fns.abstract_state.base)
+    base, trained, _ = map(num_parameters, fns.abstract_state.networks)
     kv, tree = search_bytes(config, fns, mesh)
     # A base that is shared lies there as it is computed with, unless it is split.
     is_copied = item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1
@@ -368,26 +360,12 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
 
 def disk(config: Config, fns: Functions) -> Iterator[str]:
     """Bound what a run writes."""
-    state = num_bytes((fns.abstract_state.policy, fns.abstract_state.prm))
+    both = fns.abstract_state.policy, fns.abstract_state.prm
+    state, kept = num_bytes(both) / GIB, config.checkpoints.num_kept + 1
     num_batches = (config.prompts.num_problems or 0) / config.prompts.batch_size or 1
     trees = num_batches * num_bytes(shapes_of_trees(config, fns))
-    kept = config.checkpoints.num_kept + 1
-    fits = (
-        f"{state / GIB:.2f} GiB more while fits are saved; "
-        if config.checkpoints.num_updates
-        else ""
-    )
+    fits = f"{state:.2f} GiB more while fits are saved; " if config.checkpoints.num_updates else ""
     yield (
-        f"disk            {state / GIB:.2f} GiB a checkpoint, {kept} kept: "
-        f"{kept * state / GIB:.2f} GiB; {fits}"
+        f"disk            {state:.2f} GiB a checkpoint, {kept} kept: {kept * state:.2f} GiB; {fits}"
         f"at most {trees / GIB:.3f} GiB of trees an iteration, before compression"
-    )
-
-
-def too_large(program: str, needed: float, there: float) -> UserError:
-    """Say by how much a config does not fit, and what would help."""
-    return UserError(
-        f"the {program} needs {needed:.2f} GiB per device, and there are {there:.2f}: lower "
-        f"{shrink(program)} or --config.prompts.max_prompt_tokens, or raise --config.sharding.fsdp "
-        "or .tp over more devices"
     )

@@ -17,6 +17,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtrain.errors import UserError
+from jaxtrain.structs import STACKED
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -71,7 +72,7 @@ def num_shards(mesh: Mesh) -> int:
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Look up a parameter. A dimension that an axis does not divide stays whole, as layers do."""
     parts = path.split("/")
-    layers = (None,) if "blocks" in parts else ()  # nn.transformer.STACKED
+    layers = (None,) if STACKED in parts else ()
     for pattern, spec in TABLE:
         if re.fullmatch(pattern, parts[-1]) and len(layers + spec) == len(shape):
             wanted = zip(layers + spec, shape, strict=True)

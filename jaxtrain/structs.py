@@ -28,6 +28,10 @@ from flax import struct
 Array = Any
 Params = Any  # nested dict of arrays
 
+# where layers are scanned: the parameters of all of them, the layer as leading axis
+STACKED = "blocks"
+PROJECTIONS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # the matrices of a block, [in out]
+
 
 class Kind(IntEnum):
     """What a row of a tree is."""
@@ -72,10 +76,7 @@ class Prefix:
 
 @struct.dataclass
 class Steps:
-    """Steps sampled from the policy; `...` is `[B lanes K]`, K steps one after another.
-
-    Tokens past `length` are 0.
-    """
+    """Steps sampled from the policy, `...` being `[B lanes K]`; tokens past `length` are 0."""
 
     tokens: Array  # [... S] int32, the terminator included
     length: Array  # [...] int32, 0 where the lane was not live

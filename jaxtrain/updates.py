@@ -23,15 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxtrain.errors import UserError, require_at_least, require_share
-from jaxtrain.structs import Array, Learner, Params, ReadFn, TokenRows
+from jaxtrain.errors import UserError, require, require_at_least, require_share
+from jaxtrain.structs import PROJECTIONS, Array, Learner, Params, ReadFn, TokenRows
 
 # (params that are trained, base, rows, number of updates before) -> loss, [] float32
 LossFn = Callable[[Params, Params, Any, Array], Array]
 # (base, learner, batch, learning rate) -> (learner, {loss, grad_norm, is_skipped})
 UpdateFn = Callable[[Params, Learner, Any, Array], tuple[Learner, dict[str, Array]]]
 
-TARGETS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # what can have an adapter
 NOT_WEIGHTS = {"scale", "bias", "bq", "bk", "bv"}  # of norms, the value head, attention
 
 # What no updates tell.
@@ -79,7 +78,7 @@ class LoraConfig:
 
     rank: int | None = None  # of the adapters; none: all weights are trained instead
     # the matrices of a block that have an adapter: wq, wk, wv, wo, gate, up, down
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = PROJECTIONS
     alpha: float = 16.0  # what adapters give is multiplied by alpha / rank
     dropout: float = 0.0  # share of their inputs that an update leaves out
 
@@ -104,19 +103,16 @@ class UpdatesConfig:
         require_at_least(1, "updates.lora", self.lora, "rank")
         require_at_least(0, "updates.lora", self.lora, "alpha", "dropout")
         targets = self.lora.targets
-        if not targets or not set(targets) <= set(TARGETS):
+        if not targets or not set(targets) <= set(PROJECTIONS):
             told = f"--config.updates.lora.targets={','.join(targets)}"
-            raise UserError(f"{told}: must be some of {', '.join(TARGETS)}")
-        if not self.lora.dropout < 1:
-            raise UserError(f"--config.updates.lora.dropout={self.lora.dropout}: must be below 1")
+            raise UserError(f"{told}: must be some of {', '.join(PROJECTIONS)}")
+        require(self.lora.dropout < 1, "updates.lora", self.lora, "dropout", "must be below 1")
         for name in ("policy", "prm"):
             learner, section = getattr(self, name), f"updates.{name}"
             require_at_least(1, section, learner, "batch_size")
             require_at_least(0, section, learner, "weight_decay")
             require_share(section, learner, "b1", "b2")
-            if not learner.clip_norm > 0:
-                told = f"--config.{section}.clip_norm={learner.clip_norm}"
-                raise UserError(f"{told}: must be above 0")
+            require(learner.clip_norm > 0, section, learner, "clip_norm", "must be above 0")
             for part in ("warm_start", "fit"):
                 fit, keys = getattr(learner, part), f"{section}.{part}"
                 require_at_least(0, keys, fit, "num_updates", "max_epochs", "learning_rate")
@@ -124,21 +120,14 @@ class UpdatesConfig:
 
 
 def policy_loss(logits_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
-    """Mean negative log-likelihood of the tokens that have a weight, each told by the one before
-    it.
-
-    Returns [] float32.
-    """
+    """Mean negative log-likelihood of the tokens with a weight, told by those before: float32."""
     logits, weight = logits_fn(params, rows)[:, :-1], rows.weight[:, 1:]
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, rows.tokens[:, 1:])
     return jnp.sum(loss * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def prm_loss(values_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
-    """Mean squared error of the raw values where there is a weight, at step ends (Eq. 37).
-
-    Returns [] float32.
-    """
+    """Mean squared error of raw values where there is a weight, at step ends (Eq. 37): float32."""
     values = values_fn(params, rows)
     # The mask stands inside: an unread position may hold anything, and 0 * inf is NaN.
     error = jnp.where(rows.weight > 0, values - rows.target, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import oracle_mcts_star as oracle
 import pytest
@@ -12,7 +13,7 @@ from toy_worlds import hash_grow, make_prompts
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.beam import BeamConfig
-from jaxtrain.structs import Kind, Tree
+from jaxtrain.structs import Kind, Prompts, Tree
 
 NUM_TREES, NUM_CANDIDATES, MAX_STEPS = 96, 3, 4
 
@@ -88,3 +89,29 @@ def test_beam_equals_plain_python(width, grid):
         assert tree.chosen[b] == (min(answers)[1] if answers else -1), f"tree {b}: chosen"
         num_kept += any(row[4] for n, row in rows.items() if n < max(rows) - width * NUM_CANDIDATES)
     assert tree.is_ok.all() and num_kept > NUM_TREES // 8, "some must finish before others"
+
+
+def test_a_beam_does_not_depend_on_its_neighbours():
+    """Neither on their draws, nor on those that are padding or meet a logit that is not finite."""
+    world, config = oracle.HashWorld(), SearchConfig("beam", num_candidates=3, beam=BeamConfig(2))
+    grow = hash_grow(config, TraceConfig(MAX_STEPS, world.max_step_tokens), world, is_keyed=True)
+    prompts = make_prompts(NUM_TREES, seed=0)
+    trees = grow(prompts)
+
+    def assert_same(one: Tree, other: Tree) -> None:
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    def take(tree: Tree | Prompts, rows):
+        return jax.tree.map(lambda x: x[rows], tree)
+
+    order = np.random.default_rng(1).permutation(NUM_TREES)
+    assert_same(grow(take(prompts, order)), take(trees, order))
+    is_padding = np.arange(NUM_TREES) % 3 == 0
+    tree = grow(prompts.replace(problem_id=np.where(is_padding, -1, prompts.problem_id)))
+    assert_same(take(tree, ~is_padding), take(trees, ~is_padding))
+    assert not tree.kind[is_padding].any() and not tree.policy_tokens[is_padding].any()
+    faults = [(grow(prompts, bad_logits=prompts.tokens[b, 0]), b) for b in range(24)]
+    for tree, b in faults:
+        others = np.arange(NUM_TREES) != b
+        assert_same(take(tree, others), take(trees, others))
+    assert {bool(tree.is_ok[b]) for tree, b in faults} == {True, False}

@@ -18,16 +18,17 @@ from jaxtrain.evaluation import (
     Baseline,
     Strategy,
     accuracy_table,
-    fit_baseline,
     prm_report,
     read_choice,
     read_samples,
-    row_depth,
     samples_report,
     share_in_tree,
 )
+from jaxtrain.evaluation.prm import row_depth
 from jaxtrain.evaluation.strategies import best_of_k, vote, weighted_vote
 from jaxtrain.intervals import mean_interval
+from jaxtrain.metrics import MetricsLog
+from jaxtrain.phases import read_baseline
 from jaxtrain.report import render_report, scores
 from jaxtrain.structs import Kind, Labels, Tree, Verdict
 
@@ -70,9 +71,9 @@ def verdicts(rows, num_rows=8):
     return np.array([row + [NONE] * (num_rows - len(row)) for row in rows], np.int32)
 
 
-def read_answer(problem_id, tokens):
-    """Answer with problem and tokens; token 0 at the end makes it unparsable."""
-    return None if tokens[-1] == 0 else f"{problem_id}:" + ",".join(map(str, tokens))
+def read_answer(tokens):
+    """Answer with the tokens; token 0 at the end makes it unparsable."""
+    return None if tokens[-1] == 0 else ",".join(map(str, tokens))
 
 
 # Three lanes a problem. The first is laid out depth by depth, the second with lanes and depths
@@ -106,7 +107,7 @@ def test_samples_are_the_paths_to_childless_rows_in_lane_order():
         make_tree(SAMPLES), verdicts(SAMPLE_VERDICTS), np.array([10, 20]), read_answer
     )
     assert read.problem_id.tolist() == [100, 101]
-    assert read.answer == [["100:1,2,5", "100:3", None], ["101:1,2,3", None, "101:6,6"]]
+    assert read.answer == [["1,2,5", "3", None], ["1,2,3", None, "6,6"]]
     assert read.is_correct.tolist() == [[True, False, False], [False, False, True]]
     np.testing.assert_allclose(read.score, [[0.7, 0.9, 0.3], [0.5, 0.6, 0.8]])
 
@@ -127,7 +128,7 @@ def test_a_problem_with_fewer_traces_is_filled_up():
     read = read_samples(
         tree, verdicts([SAMPLE_VERDICTS[0], [CORRECT], []]), np.array([10, 20, 30]), read_answer
     )
-    assert read.answer[1:] == [["101:1,2", None, None], [None, None, None]]
+    assert read.answer[1:] == [["1,2", None, None], [None, None, None]]
     assert read.is_correct[1:].tolist() == [[True, False, False], [False, False, False]]
     assert read.policy_tokens[1:].tolist() == [[22, 22, 22], [30, 30, 30]]
 
@@ -166,7 +167,7 @@ def test_a_choice_is_the_chosen_row_at_the_measured_cost():
     )
     verdict = verdicts([[NONE, NONE, CORRECT, WRONG, CORRECT]] * 4, num_rows=5)
     read = read_choice(tree, verdict, read_answer)
-    assert read.answer == [["100:1,3,4"], ["101:2,5"], [None], [None]]
+    assert read.answer == [["1,3,4"], ["2,5"], [None], [None]]
     assert read.is_correct.tolist() == [[True], [False], [False], [False]]
     assert read.policy_tokens.tolist() == [[50], [60], [70], [80]]
     assert read.prm_tokens.tolist() == [[40], [41], [42], [43]]
@@ -431,8 +432,11 @@ def test_no_problems_give_nan():
         assert math.isnan(table[f"evaluation/{name}"])
 
 
-def test_baseline_is_the_mean_target_and_the_mean_of_a_depth():
-    baseline = fit_baseline(np.array([0.0, 0.5, 1.0, 0.3]), np.array([0, 0, 1, 3]))
+def test_baseline_is_the_mean_target_and_the_mean_of_a_depth(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.truncate(-1)
+        log.append(0, {"datasets/targets_by_depth": [[0.25, 2], [1.0, 1], [None, 0], [0.3, 1]]})
+        baseline = read_baseline(log, 1)
     assert baseline.constant == pytest.approx(0.45)
     np.testing.assert_allclose(
         baseline.predict(np.array([0, 1, 2, 3, 4, 9])), [0.25, 1.0, 0.45, 0.3, 0.45, 0.45]
@@ -486,6 +490,7 @@ def random_trees(rng, num_trees, num_rows=24):
 
 
 BASELINE = Baseline(0.4, np.array([0.3, 0.5, 0.6]))
+UNFITTED = Baseline(math.nan, np.zeros(0))
 
 
 @pytest.fixture(scope="module")
@@ -654,9 +659,7 @@ def test_prm_intervals_shrink_with_trees():
 
 def test_nothing_to_measure_is_nan():
     tree = make_tree([SAMPLES[0], SAMPLES[1]], is_ok=np.array([False, False]))
-    report = prm_report(
-        tree, make_labels(tree, verdicts(SAMPLE_VERDICTS)), fit_baseline(np.array([]), np.array([]))
-    )
+    report = prm_report(tree, make_labels(tree, verdicts(SAMPLE_VERDICTS)), UNFITTED)
     counts = {"num_leaves": 0, "num_steps": 0, "num_trees": 0, "num_mixed": 0, "calibration": []}
     counts["auroc_by_depth"] = []
     for name, value in report.items():
@@ -688,7 +691,7 @@ def test_one_class_has_no_auroc():
 
 def test_an_unfitted_baseline_is_nan_and_the_prm_is_not():
     tree, labels = random_trees(np.random.default_rng(7), 10)
-    report = prm_report(tree, labels, fit_baseline(np.array([]), np.array([])))
+    report = prm_report(tree, labels, UNFITTED)
     for name in (
         "squared_error_constant",
         "squared_error_depth",

@@ -12,7 +12,8 @@ import pytest
 from tiny_models import CONFIG, VOCAB, random_like, random_params
 
 from jaxtrain.nn import lora
-from jaxtrain.nn.transformer import STACKED, Transformer
+from jaxtrain.nn.transformer import Transformer
+from jaxtrain.structs import STACKED
 
 RANK, SCALE = 3, 0.5
 ALL = ("wq", "wk", "wv", "wo", "gate", "up", "down")

@@ -179,6 +179,14 @@ MISTAKES = {
         ["--config.evaluation.samples.method=mcts_star"],
         ["--config.evaluation.samples.method=mcts_star: must be sample"],
     ),
+    "no value before the next flag": (
+        ["--config.model.is_scanned", "--config.seed=3"],
+        ["write --config.model.is_scanned=VALUE"],
+    ),
+    "parameters that are no JSON": (
+        ["--config.tasks.params={"],
+        ["--config.tasks.params={: no JSON"],
+    ),
     "no simulations of the search that answers": (
         ["--config.evaluation.search.num_simulations=0"],
         ["--config.evaluation.search.num_simulations=0: must be 1 or more"],

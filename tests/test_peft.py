@@ -19,7 +19,8 @@ from jaxtrain.hub.card import model_card
 from jaxtrain.hub.export import write_adapter, write_network
 from jaxtrain.hub.families import BLOCK
 from jaxtrain.nn import lora
-from jaxtrain.nn.transformer import PROJECTIONS, Transformer, abstract_params
+from jaxtrain.nn.transformer import Transformer, abstract_params
+from jaxtrain.structs import PROJECTIONS
 
 LORA = {"rank": 3, "alpha": 6.0, "dropout": 0.1}
 SCALE = LORA["alpha"] / LORA["rank"]

@@ -465,11 +465,14 @@ def test_losses_of_a_run_are_logged_update_by_update(real_rows):
 def test_line_for_the_terminal_has_every_method_that_was_measured(run_folder):
     assert tell_accuracy(outcomes_row(greedy=20)) == "iteration 1: greedy 20.0% | 100 problems"
     assert tell_accuracy({"iteration": 3}) == "iteration 3: no problem was scored"
+    lone = {"iteration": 2, "evaluation/pass_at_k/accuracy": 0.5}
+    lone["evaluation/pass_at_k/num_problems"] = 8
+    assert tell_accuracy(lone) == "iteration 2: pass@k (oracle) 50.0% | 8 problems"
     lines = (run_folder / "terminal.txt").read_text().splitlines()
     lines = [line for line in lines if ": greedy" in line]
     assert [line.split(":")[0] for line in lines] == ["iteration 0", "iteration 1", "iteration 2"]
     told = [part.rsplit(" ", 1)[0] for part in lines[-1].split(": ")[1].split(" | ")]
-    assert told == ["greedy", "self-consistency", "best-of-k", "weighted vote", "search", "8"]
+    assert told[:-1] == [strategy.label for strategy in STRATEGIES.values()] and told[-1] == "8"
 
 
 def fit_rows(*iterations):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
@@ -26,25 +25,14 @@ from jaxtrain.tasks import make_task
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
-    """Export one network of one checkpoint. Raises UserError."""
+    """Export one network of one checkpoint. Raises UserError for what is no run, or lacks it."""
     parser = Parser(__doc__, to="the folder to write; it must not exist")
     parser.add_argument("--network", choices=("policy", "prm"), default="policy")
     parser.add_argument("--adapter", action="store_true", help="what LoRA trained, for PEFT")
     options = parser.parse_args(arguments)
-    how = options.network, options.adapter
-    export(options.workdir, options.to, options.iteration, *how, leaving)
-    print(options.to)
+    workdir, network, is_adapter = options.workdir, options.network, options.adapter
 
-
-def export(
-    workdir: Path,
-    to: Path,
-    iteration: int | None,
-    network: str,
-    is_adapter: bool,
-    leaving: ExitStack,
-) -> None:
-    """Write one network. Raises UserError for a folder that is no run, or lacks the checkpoint."""
+    # The network of the checkpoint.
     config, manifest, pretrained = open_run(workdir)
     trained = config.updates.lora
     if is_adapter and (trained.rank is None or pretrained is None):
@@ -56,21 +44,23 @@ def export(
     with Checkpoints(
         folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note
     ) as checkpoints:
-        iteration = checkpoints.choose(iteration)
+        iteration = checkpoints.choose(options.iteration)
         fns = build(config, tokenizer, progress, pretrained)
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
     told = (network, iteration, manifest, rows, config.trace.boundary, pretrained)
     card = model_card(*told, is_adapter)
+
+    # Adapters alone, or whole weights: what other programs load knows no adapters.
     if is_adapter:
         assert pretrained is not None
-        write_adapter(to, network, params, tokenizer, card, pretrained, **asdict(trained))
-        return
-
-    # What other programs load knows no adapters.
-    if trained.rank is not None:
-        laid = lora.merge(fns.init_base(), params.get("backbone", params))
-        weights = lora.fold(laid, trained.scale)
-        params = weights if network == "policy" else params | {"backbone": weights}
-    how = (config.model, tokenizer, config.max_length, card, pretrained)
-    write_network(to, network, params, *how)
+        told = (params, tokenizer, card, pretrained)
+        write_adapter(options.to, network, *told, **asdict(trained))
+    else:
+        if trained.rank is not None:
+            laid = lora.merge(fns.init_base(), params.get("backbone", params))
+            weights = lora.fold(laid, trained.scale)
+            params = weights if network == "policy" else params | {"backbone": weights}
+        how = (config.model, tokenizer, config.max_length, card, pretrained)
+        write_network(options.to, network, params, *how)
+    print(options.to)

@@ -2,9 +2,9 @@
 [--plan] [--help]
 
 FILE is a Python file, or the name of a config of ours, such as quickstart. The same command
-resumes, after any interruption. --plan says what the run would need, without running; jaxtrain
-evaluate --help and jaxtrain export --help tell of finished runs. Whatever you can put right ends as
-one line and exit code 2, before anything is written.
+resumes, after any interruption. --plan says what the run would need, without running. jaxtrain
+evaluate, relabel and export work on runs that are there; each has a --help. Whatever you can put
+right ends as one line and exit code 2, before anything is written.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jaxtrain.iteration import run_loop
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import fix_date
 from jaxtrain.runs import list_facts, open_model, summary
-from jaxtrain.tasks import Task, make_task
-from jaxtrain.workdir import Workdir, open_workdir, read_old
+from jaxtrain.tasks import make_task
+from jaxtrain.workdir import open_workdir, read_old
 
 HELP = ("--help", "-help", "-h")
 
@@ -44,8 +44,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     cache, facts = keep_compiled(config.compilation), list_facts(config, task, pretrained)
     with open_workdir(path, asdict(config), facts, command_line("run", arguments)) as workdir:
         progress = leaving.enter_context(Progress(config.loop.num_iterations))
-        tell_what_is_odd(task, workdir, progress)
-        progress.note(cache)
+        # what changed since the last start or is missing, the rows that were skipped, the cache
+        for notice in filter(None, (*workdir.notices, task.notice, cache)):
+            progress.note(notice)
         run_loop(config, task, workdir, progress, pretrained)
         leaving.close()
     print(summary(workdir))
@@ -64,13 +65,3 @@ def tell_usage(arguments: Sequence[str]) -> bool:
     config = parse(["jaxtrain", *others])[0] if others else Config()
     print(*list_keys(config), "", inspect.cleandoc(__doc__ or ""), sep="\n")
     return True
-
-
-def tell_what_is_odd(task: Task, workdir: Workdir, progress: Progress) -> None:
-    """Note what changed since the last start or is missing, and the rows of the data that were
-    skipped.
-    """
-    for notice in workdir.notices:
-        progress.note(notice)
-    if task.notice:
-        progress.note(task.notice)

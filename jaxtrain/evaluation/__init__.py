@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jaxtrain.evaluation.prm import Baseline, fit_baseline, prm_report, row_depth, samples_report
+from jaxtrain.evaluation.prm import Baseline, prm_report, samples_report
 from jaxtrain.evaluation.strategies import (
     STRATEGIES,
     TREES,
@@ -64,13 +64,11 @@ __all__ = [
     "Strategy",
     "accuracy_table",
     "curve",
-    "fit_baseline",
     "is_solved",
     "measure",
     "prm_report",
     "read_choice",
     "read_samples",
-    "row_depth",
     "samples_report",
     "share_in_tree",
 ]

@@ -38,27 +38,12 @@ class Baseline:
         return np.append(self.by_depth, self.constant)[np.minimum(depth, len(self.by_depth))]
 
 
-def fit_baseline(target: np.ndarray, depth: np.ndarray) -> Baseline:
-    """Fit the baseline to training steps: `target [n]` float, `depth [n]` int, 0 for the first step
-    of a trace.
-    """
-    target, depth = np.asarray(target, float), np.asarray(depth, int)
-    constant, size = mean(target), np.bincount(depth)
-    return Baseline(
-        constant, np.where(size > 0, np.bincount(depth, target) / np.maximum(size, 1), constant)
-    )
-
-
 def row_depth(parent: Array) -> np.ndarray:
     """Return the number of steps before each row `[B R]` int, 0 for a first step; `parent [B R]` as
     in Tree.
     """
-    parent = np.asarray(parent)
-    depth = np.zeros(parent.shape, int)
-    problem = np.arange(len(parent))
-    for row in range(parent.shape[1]):  # a parent precedes its children, so its own depth is known
-        depth[:, row] = np.where(parent[:, row] >= 0, depth[problem, parent[:, row]] + 1, 0)
-    return depth
+    problem, row = np.indices(np.shape(parent)).reshape(2, -1)
+    return (trees.row_paths(parent, problem, row) >= 0).sum(axis=1).reshape(np.shape(parent)) - 1
 
 
 def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:

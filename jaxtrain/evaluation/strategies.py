@@ -25,8 +25,8 @@ from jaxtrain import trees
 from jaxtrain.intervals import mean
 from jaxtrain.structs import Array, Kind, Tree, Verdict
 
-# problem id, tokens of a finished trace -> what it answers
-AnswerFn = Callable[[int, np.ndarray], str | None]
+# tokens of a finished trace -> what it answers
+AnswerFn = Callable[[np.ndarray], str | None]
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def read_samples(tree: Tree, verdict: Array, prompt_length: Array, answer_fn: An
     for lanes, lane_rows in zip(last, rows, strict=True):
         lanes[: len(lane_rows)] = lane_rows
     answer, is_correct, score, length = _read(tree, verdict, last, answer_fn)
-    num_tokens = np.asarray(prompt_length)[:, None] + np.cumsum(length, axis=1)
-    return Answered(np.asarray(tree.problem_id), answer, is_correct, score, num_tokens, num_tokens)
+    num_tokens = prompt_length[:, None] + np.cumsum(length, axis=1)
+    return Answered(tree.problem_id, answer, is_correct, score, num_tokens, num_tokens)
 
 
 def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
@@ -171,13 +171,9 @@ def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
     """
     chex.assert_equal_shape([tree.kind, verdict])
     tree, verdict = keep(np.asarray(tree.problem_id) >= 0, (tree, verdict))
-    answer, is_correct, score, _ = _read(tree, verdict, np.asarray(tree.chosen)[:, None], answer_fn)
-    policy_tokens, prm_tokens = (
-        np.reshape(x, (-1, 1)) for x in (tree.policy_tokens, tree.prm_tokens)
-    )
-    return Answered(
-        np.asarray(tree.problem_id), answer, is_correct, score, policy_tokens, prm_tokens
-    )
+    answer, is_correct, score, _ = _read(tree, verdict, tree.chosen[:, None], answer_fn)
+    costs = (tokens[:, None] for tokens in (tree.policy_tokens, tree.prm_tokens))
+    return Answered(tree.problem_id, answer, is_correct, score, *costs)
 
 
 def share_in_tree(tree: Tree, verdict: Array) -> float:
@@ -226,7 +222,5 @@ def _read(
     length[problem, lane] = num_tokens
     answer: list[list[str | None]] = [[None] * last.shape[1] for _ in last]
     for i in np.flatnonzero(is_ok & tree.is_finished[problem, row]):
-        answer[problem[i]][lane[i]] = answer_fn(
-            int(tree.problem_id[problem[i]]), tokens[i, : num_tokens[i]]
-        )
+        answer[problem[i]][lane[i]] = answer_fn(tokens[i, : num_tokens[i]])
     return answer, is_correct, score, length

@@ -39,25 +39,25 @@ def accuracy_table(answered: Mapping[str, Answered], strategies: Sequence[str]) 
     problems = [group.problem_id for group in answered.values()]
     if not all(np.array_equal(problems[0], others) for others in problems):
         raise ValueError(f"{' and '.join(answered)} answer different problems")
-    asked = [STRATEGIES[name] for name in strategies]
-    budgets = [mean_costs(s, answered[s.trees])[0] for s in asked if s.name == BUDGET]
+    asked = {name: STRATEGIES[name] for name in strategies}
+    costs = {name: mean_costs(s, answered[s.trees]) for name, s in asked.items()}
+    rivals = [name for name, s in asked.items() if s.trees == "samples" and not s.is_oracle]
     metrics: Metrics = {}
     solved = {}
-    for strategy in asked:
-        group, name = answered[strategy.trees], strategy.name
-        costs = mean_costs(strategy, group)
-        k, is_rival = len(costs), strategy.trees == "samples" and not strategy.is_oracle
-        if budgets and is_rival:
-            k = _matched_k(costs, budgets[0])
-            is_short = costs[-1] < budgets[0] * (1 - BUDGET_TOLERANCE)
+    for name, strategy in asked.items():
+        group, k = answered[strategy.trees], len(costs[name])
+        if name in rivals and BUDGET in asked:
+            budget = costs[BUDGET][0]
+            k = _matched_k(costs[name], budget)
+            is_short = costs[name][-1] < budget * (1 - BUDGET_TOLERANCE)
             metrics |= named(name, {"is_budget_short": int(is_short)})
         solved[name] = is_solved(strategy, group, k)
-        metrics |= named(name, _row(solved[name], costs[k - 1]))
+        metrics |= named(name, _row(solved[name], costs[name][k - 1]))
         if strategy.trees == "samples":
-            metrics |= named(name, {"k": k, "curve": curve(strategy, group, costs)})
-    for rival in (s for s in asked if budgets and s.trees == "samples" and not s.is_oracle):
-        gain = solved[BUDGET].astype(float) - solved[rival.name]
-        metrics |= with_interval(f"evaluation/{BUDGET}_minus_{rival.name}", gain, problems[0])
+            metrics |= named(name, {"k": k, "curve": curve(strategy, group, costs[name])})
+    for rival in rivals if BUDGET in asked else ():
+        gain = solved[BUDGET].astype(float) - solved[rival]
+        metrics |= with_interval(f"evaluation/{BUDGET}_minus_{rival}", gain, problems[0])
     return metrics
 
 

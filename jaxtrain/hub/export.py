@@ -54,7 +54,10 @@ def write_network(
     """
     is_prm = network == "prm"
     backbone = params["backbone"] if is_prm else params
-    data = config_json(backbone, config, max_length, base)
+    if base and base.given:
+        data = dict(base.given["config.json"])
+    else:
+        data = families.write_model_config(config, len(backbone["embedding"]), max_length)
     texts, tensors = {"config.json": data}, named_tensors(backbone, base)
 
     # The PRM has no unembedding and writes no text; its one label is the value.
@@ -116,15 +119,6 @@ def head_tensors(params: Params) -> Tensors:
     """Yield the tensors of the PRM's head."""
     for name in ("weight", "bias"):
         yield f"score.{name}", np.asarray(params["head"][name])[None]
-
-
-def config_json(
-    params: Params, config: ModelConfig, max_length: int, base: Pretrained | None
-) -> dict[str, Any]:
-    """Return the content of a config.json: the base's own, or that of a network from scratch."""
-    if base and base.given:
-        return dict(base.given["config.json"])
-    return families.write_model_config(config, len(params["embedding"]), max_length)
 
 
 def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jaxtrain.errors import UserError, explained
-from jaxtrain.nn.transformer import PROJECTIONS, STACKED, ModelConfig
+from jaxtrain.nn.transformer import ModelConfig
+from jaxtrain.structs import PROJECTIONS, STACKED
 
 # computed from the config, written by old versions
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
@@ -273,6 +274,12 @@ def their_name(path: str) -> str:
     """Name a parameter as they do: "block_3/wq" is "model.layers.3.self_attn.q_proj.weight"."""
     match = re.fullmatch(r"block_(\d+)/(.*)", path)
     return f"model.layers.{match[1]}.{BLOCK[match[2]]}" if match else TOP[path]
+
+
+def their_names(num_layers: int) -> list[str]:
+    """List all tensors that a network of so many layers may hold, by their names."""
+    blocks = [f"model.layers.{i}.{name}" for i in range(num_layers) for name in BLOCK.values()]
+    return [*TOP.values(), *blocks]
 
 
 def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,24 +15,9 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.errors import UserError, explained
+from jaxtrain.hub import families
 from jaxtrain.nn.transformer import ModelConfig
 
-TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 CONTROL = 3  # the type of a token that is no text
 
 # Metadata of the family that is read here; any other that is set is refused.
@@ -138,15 +123,18 @@ def list_tensors(
 
     Raises UserError for a tensor that is there twice, or of a type that cannot be dequantized.
     """
-    from gguf import dequantize  # pyright: ignore[reportMissingImports]
+    from gguf import (  # pyright: ignore[reportMissingImports]
+        MODEL_ARCH,
+        dequantize,
+        get_tensor_name_map,
+    )
 
+    name_map, known = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_layers), {}
+    for theirs in families.their_names(config.num_layers):
+        known[name_map.get_name(theirs, (".weight",))] = theirs
     tensors = {}
     for tensor in reader.tensors:
-        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
-        if match and match[2] in BLOCK:
-            name = f"model.layers.{match[1]}.{BLOCK[match[2]]}.weight"
-        else:
-            name = TOP.get(tensor.name, tensor.name)
+        name = known.get(tensor.name, tensor.name)
         if name in tensors:
             raise UserError(f"{where}: tensor {tensor.name} is there twice; fetch the file again")
         try:

@@ -21,8 +21,8 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import SEAL, sha256
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
-from jaxtrain.nn.transformer import STACKED, ModelConfig, Transformer, abstract_params
-from jaxtrain.structs import Params
+from jaxtrain.nn.transformer import ModelConfig, Transformer, abstract_params
+from jaxtrain.structs import STACKED, Params
 
 EMBEDDING, OUTPUT = families.TOP["embedding"], families.TOP["unembedding"]
 CONFIGS = ("config.json", "generation_config.json")

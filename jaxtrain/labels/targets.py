@@ -30,7 +30,7 @@ def quality(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a tree without a correct trace has no labels at all. For the rest, with g the gap 1 - v,
 
         m = fewest further steps to a correct trace; that of the parent where none is reached
-        g = min(1, g_parent * (m + 2 r) / (m + 1)),   g of the prompt = 1,
+        g = min(1, g_parent * (m + 2 r) / (m + 1)),   g of the prompt = 1
         r = 1 where none is reached, else 0
 
     The paper's r is the probability that a step is *wrong*; its text has it both ways.

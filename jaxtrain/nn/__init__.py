@@ -1,3 +1,1 @@
-"""Networks as pure functions of (params, arrays): one transformer, its value head, and how steps
-are drawn from it.
-"""
+"""Networks as pure functions of (params, arrays): a transformer, its heads, steps from it."""

@@ -10,6 +10,7 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -49,7 +50,8 @@ class _Lanes(NamedTuple):
 
 def _open(segment: Segment, keys: Array, room: Array, max_steps: int, size: int) -> _Lanes:
     """Lanes that have written nothing behind `segment`; those without room [b] are not live."""
-    b, most = room.shape[0], max_steps * size
+    b, most, none = len(room), max_steps * size, jnp.zeros_like(room)
+    no = jnp.zeros((b, max_steps), bool)
     # [rows kv T h], behind a layer axis where layers are scanned.
     empty = jax.tree.map(
         lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k
@@ -58,25 +60,22 @@ def _open(segment: Segment, keys: Array, room: Array, max_steps: int, size: int)
         keys=keys,
         room=room,
         num_tokens=jnp.zeros((), jnp.int32),
-        token=jnp.zeros(b, jnp.int32),
+        token=none,
         is_live=room > 0,
         is_ok=jnp.ones(b, bool),
-        step=jnp.zeros(b, jnp.int32),
-        step_state=jnp.zeros(b, jnp.int32),
-        answer_state=jnp.zeros(b, jnp.int32),
+        step=none,
+        step_state=none,
+        answer_state=none,
         tokens=jnp.zeros((b, max_steps, size), jnp.int32),
         length=jnp.zeros((b, max_steps), jnp.int32),
-        is_finished=jnp.zeros((b, max_steps), bool),
-        is_cut=jnp.zeros((b, max_steps), bool),
+        is_finished=no,
+        is_cut=no,
         own=Segment(empty, empty, jnp.full((b, most), -1)),
     )
 
 
 def read(model: Network, params: Params, prefix: Prefix) -> tuple[Segment, Array]:
-    """Read prefixes [B L].
-
-    Returns (their segment, hidden state at each one's last token [B width]).
-    """
+    """Read prefixes [B L]: (their segment, hidden state at each one's last token [B width])."""
     positions = jnp.broadcast_to(jnp.arange(prefix.tokens.shape[1]), prefix.tokens.shape)
     mask = positions < prefix.length[:, None]
     hidden, segment = model.apply({"params": params}, prefix.tokens, positions, mask)
@@ -85,10 +84,7 @@ def read(model: Network, params: Params, prefix: Prefix) -> tuple[Segment, Array
 
 
 def draw(logits: Array, keys: Array, temperature: Array) -> Array:
-    """Draw a token a lane: logits [b V] float32, keys uint32 [b 2].
-
-    Temperature 0 takes the most likely.
-    """
+    """Draw a token a lane, or take the likeliest: logits [b V] float32, keys uint32 [b 2]."""
     warm = logits / jnp.maximum(temperature, 1e-6)
     drawn = jax.vmap(jax.random.categorical)(jax.random.wrap_key_data(keys), warm)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
@@ -151,26 +147,21 @@ def make_sample_steps(model: Network, tables: Tables, trace: TraceConfig) -> Sam
     ):
         num_prefixes, most = prefix.length.shape[0], max_steps * trace.max_step_tokens
         chex.assert_shape([keys, room], [(num_prefixes, 2), (num_prefixes,)])
-        b = num_prefixes * num_lanes
+        b, network = num_prefixes * num_lanes, partial(model.apply, {"params": params})
 
         # The prefix is read once for all lanes behind it.
         segment, hidden = read(model, params, prefix)
-        logits = jnp.repeat(
-            model.apply({"params": params}, hidden, method="logits"), num_lanes, axis=0
-        )
+        logits = jnp.repeat(network(hidden, method="logits"), num_lanes, axis=0)
         # Folded twice: nodes fold an action into the same key, and a lane must not draw with the
         # key of a child node.
         lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
         room, start = jnp.repeat(room, num_lanes), jnp.repeat(prefix.length, num_lanes)
 
         def next_token(lanes: _Lanes) -> _Lanes:
-            at = lanes.num_tokens - 1
-            mask = jnp.ones((b, 1), bool)
-            positions = (start + at)[:, None]
-            hidden, own = model.apply(
-                {"params": params}, lanes.token[:, None], positions, mask, (segment,), lanes.own, at
-            )
-            logits = model.apply({"params": params}, hidden[:, 0], method="logits")
+            at, mask = lanes.num_tokens - 1, jnp.ones((b, 1), bool)
+            newest, positions = lanes.token[:, None], (start + at)[:, None]
+            hidden, own = network(newest, positions, mask, (segment,), lanes.own, at)
+            logits = network(hidden[:, 0], method="logits")
             return record(trace, tables, lanes._replace(own=own), logits, temperature)
 
         lanes = _open(segment, lane_keys, room, max_steps, trace.max_step_tokens)

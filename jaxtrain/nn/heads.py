@@ -17,10 +17,7 @@ Network = Any
 
 
 class ValueHead(nn.Module):
-    """Linear in float32, zero weights and bias 0.5 at the start.
-
-    The raw output is fitted; clip it where it is used.
-    """
+    """Linear in float32, 0.5 at the start. The raw output is fitted: clip it where it is used."""
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:

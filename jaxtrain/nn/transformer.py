@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,13 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.errors import require, require_at_least, require_one_of
 from jaxtrain.nn import lora
 from jaxtrain.structs import Array, Params
-
-# where layers are scanned: the parameters of all of them, the layer as leading axis
-STACKED = "blocks"
-PROJECTIONS = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # the matrices of a block, [in out]
 
 
 @dataclass(frozen=True)
@@ -60,33 +56,21 @@ class ModelConfig:
     is_rematerialised: bool = False
 
     def __post_init__(self):
-        require_at_least(
-            1, "model", self, "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width"
-        )
-        require_at_least(1, "model", self, "head_width", "vocab_size", "window")
+        sizes = "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width", "head_width"
+        require_at_least(1, "model", self, *sizes, "vocab_size", "window")
         require_at_least(0, "model", self, "rope_theta", "norm_eps")
         require_at_least(1, "model", self, "rope_factor", "rope_length")
         require_one_of("model", self, dtype=("float32", "bfloat16"))
-        pairs = [
-            *([] if self.head_width else [("width", "num_heads")]),
-            ("num_heads", "num_kv_heads"),
-        ]
-        for whole, part in pairs:
-            if getattr(self, whole) % getattr(self, part):
-                raise UserError(
-                    f"--config.model.{whole}={getattr(self, whole)}: must be a multiple of "
-                    f"{part}={getattr(self, part)}"
-                )
-        if self.head % 2:
-            raise UserError(f"--config.model.width={self.width}: a head ({self.head}) must be even")
-        if self.is_rematerialised and not self.is_scanned:
-            raise UserError(
-                "--config.model.is_rematerialised=True: needs --config.model.is_scanned=True"
-            )
-        if not self.rope_low < self.rope_high:
-            raise UserError(
-                f"--config.model.rope_low={self.rope_low}: must be below rope_high={self.rope_high}"
-            )
+        pairs = [("width", "num_heads"), ("num_heads", "num_kv_heads")]
+        for whole, part in pairs[1:] if self.head_width else pairs:
+            size = getattr(self, part)
+            is_multiple = getattr(self, whole) % size == 0
+            require(is_multiple, "model", self, whole, f"must be a multiple of {part}={size}")
+        require(self.head % 2 == 0, "model", self, "width", f"a head ({self.head}) must be even")
+        is_met = self.is_scanned or not self.is_rematerialised
+        require(is_met, "model", self, "is_rematerialised", "needs --config.model.is_scanned=True")
+        is_met, why = self.rope_low < self.rope_high, f"must be below rope_high={self.rope_high}"
+        require(is_met, "model", self, "rope_low", why)
 
     @property
     def head(self) -> int:
@@ -101,10 +85,7 @@ class ModelConfig:
 
 
 class Segment(NamedTuple):
-    """Keys and values of tokens read before.
-
-    Row b serves the queries [b * n, (b + 1) * n), n = batch / rows.
-    """
+    """Keys and values of tokens read before; a row serves a run of batch / rows queries."""
 
     # a layer: [rows kv_heads T head]; all layers: a tuple, or one array where they are scanned
     k: Any
@@ -122,16 +103,12 @@ def frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def rotate(x: Array, positions: Array, frequency: np.ndarray) -> Array:
-    """Apply rotary position embedding (Su et al.
-
-    2021, half-split form) to `x` [b t heads h] at `positions` [b t].
-    """
+    """Rotate x [b t heads h] by its positions [b t] (Su et al. 2021, half-split form)."""
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def attend(
@@ -154,21 +131,12 @@ def attend(
         x = x.reshape(x.shape[0], kv, b // x.shape[0], groups * t, x.shape[-1])
         return jnp.swapaxes(x, 1, 2).reshape(b, kv, groups, t, x.shape[-1])
 
-    scores = [
-        by_query(
-            jnp.einsum(
-                "bkqh,bksh->bkqs", by_row(q, k.shape[0]), k, preferred_element_type=jnp.float32
-            )
-        )
-        for k in keys
-    ]
-    masked = [
-        jnp.where(mask, score * h**-0.5, -1e30) for score, mask in zip(scores, masks, strict=True)
-    ]
-    tops = [jnp.max(score, axis=-1, keepdims=True) for score in masked]
-    top = jax.lax.stop_gradient(reduce(jnp.maximum, tops))
-    weights = [jnp.exp(score - top) for score in masked]
-    total = reduce(jnp.add, [jnp.sum(weight, axis=-1, keepdims=True) for weight in weights])
+    dot = partial(jnp.einsum, "bkqh,bksh->bkqs", preferred_element_type=jnp.float32)
+    scores = [by_query(dot(by_row(q, k.shape[0]), k)) * h**-0.5 for k in keys]
+    scores = [jnp.where(mask, x, -1e30) for mask, x in zip(masks, scores, strict=True)]
+    top = reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in scores])
+    weights = [jnp.exp(x - jax.lax.stop_gradient(top)) for x in scores]
+    total = reduce(jnp.add, [jnp.sum(x, axis=-1, keepdims=True) for x in weights])
     mixed = [
         by_query(jnp.einsum("bkqs,bksh->bkqh", by_row(weight.astype(v.dtype), v.shape[0]), v))
         for weight, v in zip(weights, values, strict=True)
@@ -185,9 +153,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
-        return (
-            x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps) * scale
-        ).astype(x.dtype)
+        inverse = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse * scale).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -231,27 +198,21 @@ class Block(nn.Module):
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
             return projected + lora.low_rank(y, down, up, self.scale, self.dropout, key)
 
-        def heads(y: Array, name: str, num_heads: int) -> Array:
+        def heads(y: Array, name: str) -> Array:
+            num_heads = c.num_heads if name == "q" else c.num_kv_heads
             y = project(y, f"w{name}", width, num_heads, head).reshape(b, t, num_heads, head)
             if c.has_qkv_bias:
-                y = y + self.param(f"b{name}", nn.initializers.zeros, (num_heads, head)).astype(
-                    dtype
-                )
+                bias = self.param(f"b{name}", nn.initializers.zeros, (num_heads, head))
+                y = y + bias.astype(dtype)
             if c.has_qk_norm and name != "v":
                 y = RMSNorm(c.norm_eps, name=f"{name}_norm")(y)
             return y
 
+        # Attention over what was read before and what is read now.
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        q, k, v = (
-            heads(y, "q", c.num_heads),
-            heads(y, "k", c.num_kv_heads),
-            heads(y, "v", c.num_kv_heads),
-        )
-        q = (
-            rotate(q, positions, frequency)
-            .reshape(b, t, c.num_kv_heads, -1, head)
-            .transpose(0, 2, 3, 1, 4)
-        )
+        q, k, v = heads(y, "q"), heads(y, "k"), heads(y, "v")
+        q = rotate(q, positions, frequency).reshape(b, t, c.num_kv_heads, -1, head)
+        q = q.transpose(0, 2, 3, 1, 4)
         k, v = rotate(k, positions, frequency).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if own is not None:
             k = jax.lax.dynamic_update_slice_in_dim(own[0], k, at, axis=2)
@@ -266,8 +227,7 @@ class Block(nn.Module):
 
 
 def cast_weights(config: ModelConfig, params: Params) -> Params:
-    """Cast the weights to the dtype of the activations; a program that calls the network often does
-    so once.
+    """Cast the weights to the dtype of the activations, once for a program of many calls.
 
     The scales of norms stay float32, as they are computed with.
     """
@@ -277,9 +237,7 @@ def cast_weights(config: ModelConfig, params: Params) -> Params:
 
 
 def scan_blocks(config: ModelConfig, *adapters: float) -> Any:
-    """Make one block that stands for all layers: their parameters, past and own have the layer as
-    leading axis.
-    """
+    """Make one block for all layers: the layer leads in their parameters, past and own."""
     by_layer: Any = (0, 0, *(nn.broadcast,) * 4)  # flax's own annotation knows of an int alone
     return nn.scan(
         nn.remat(Block, prevent_cse=False) if config.is_rematerialised else Block,
@@ -300,9 +258,8 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.embedding = self.param(
-            "embedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
-        )
+        init, shape = nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
+        self.embedding = self.param("embedding", init, shape)
         adapters = (self.scale, self.dropout)
         if c.is_scanned:
             self.blocks: Any = scan_blocks(c, *adapters)
@@ -310,9 +267,7 @@ class Transformer(nn.Module):
             self.blocks = [Block(c, *adapters, name=f"block_{i}") for i in range(c.num_layers)]
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.is_tied:
-            self.unembedding = self.param(
-                "unembedding", nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
-            )
+            self.unembedding = self.param("unembedding", init, shape)
 
     def __call__(
         self,
@@ -361,10 +316,7 @@ class Transformer(nn.Module):
         return self.final_norm(x), Segment(tuple(keys), tuple(values), own)
 
     def is_visible(self, position: Array, positions: Array) -> Array:
-        """Say which keys at `position` [b s] the queries at `positions` [b t] may see.
-
-        Returns [b 1 or t s].
-        """
+        """Say which keys at `position` [b s] queries at `positions` [b t] may see: [b 1|t s]."""
         is_token = position[:, None] >= 0
         if self.config.window is None:
             return is_token

@@ -29,14 +29,10 @@ class Gain(NamedTuple):
 
 
 def tell_accuracy(row: Row) -> str:
-    """Return a line for the terminal: an iteration's accuracies as far as measured, no oracle's."""
-    found = [
-        f"{strategy.label} {row[f'evaluation/{key}/accuracy']:.1%}"
-        for key, strategy in STRATEGIES.items()
-        if not strategy.is_oracle and _has(row, key)
-    ]
-    if found:
-        found.append(f"{row['evaluation/greedy/num_problems']:,} problems")
+    """Return a line for the terminal: an iteration's accuracies as far as measured."""
+    keys = [key for key in STRATEGIES if _has(row, key)]
+    found = [f"{STRATEGIES[key].label} {row[f'evaluation/{key}/accuracy']:.1%}" for key in keys]
+    found += [f"{row[f'evaluation/{key}/num_problems']:,} problems" for key in keys[:1]]
     return f"iteration {row['iteration']}: {' | '.join(found) or 'no problem was scored'}"
 
 
@@ -69,7 +65,7 @@ def best(row: Row) -> dict[str, Any] | None:
         if not s.is_oracle
     }
     solved = {key: outcomes for key, outcomes in solved.items() if outcomes}
-    rivals = [key for key in solved if key != "greedy"]
+    rivals = [key for key in solved if STRATEGIES[key].trees != "greedy"]
     if len(rivals) < 2 or SEARCH not in rivals:
         return None
     first = max(rivals, key=lambda key: np.mean(solved[key]))

@@ -57,9 +57,11 @@ class MctsStarConfig:
 
 def make_mcts_star(config: MctsStarConfig, max_steps: int) -> TreeRule:
     """Make the rule, for traces of D steps."""
-    num_rounds, steps = config.rounds(max_steps)
+    num_rounds, num_steps = config.rounds(max_steps)
     return TreeRule(
-        num_extra_rows=num_rounds * steps * config.num_rollout_candidates,
+        num_rounds=num_rounds,
+        num_lanes=config.num_rollout_candidates,
+        num_steps=num_steps,
         select=partial(select_candidate, config),
         roll_out=partial(roll_out, config),
         open=partial(open_node, config),

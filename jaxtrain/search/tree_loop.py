@@ -48,13 +48,21 @@ class Node(NamedTuple):
 class TreeRule(NamedTuple):
     """A method: how it selects, what it draws beside the candidates, how it values."""
 
-    num_extra_rows: int  # of a node, behind its A candidates
+    # What `roll_out` draws behind a node's A candidates: rounds, lanes of each, steps of a lane.
+    num_rounds: int
+    num_lanes: int
+    num_steps: int
     select: Callable[[MctxTree, Array], Array]  # (unbatched, node) -> its candidate, [] int32
     roll_out: Callable[[Job, Node], Node]  # adds the extra rows
     # (tree, node [B]) -> its candidates have their first statistics, where it is live
     open: Callable[[MctxTree, Array, Node], MctxTree]
     # (tree, node [B]) -> tree after a visit from the node up to the root; -1: as it was
     back_up: Callable[[MctxTree, Array], MctxTree]
+
+    @property
+    def num_extra_rows(self) -> int:
+        """Rows of a node behind its candidates."""
+        return self.num_rounds * self.num_lanes * self.num_steps
 
 
 class TreeGrowth(NamedTuple):
@@ -168,13 +176,13 @@ def settle(
     )
 
     # Topology is mctx's where a candidate got a node; the statistics are the rule's.
-    def taken(mine: Array, theirs: Array) -> Array:
-        return jnp.where(is_child.reshape(-1, *[1] * (mine.ndim - 1)), theirs, mine)
+    def taken(name: str) -> Array:
+        return jax.vmap(jnp.where)(is_child, getattr(new, name), getattr(old, name))
 
     tree = old.replace(
-        parents=taken(old.parents, new.parents),
-        action_from_parent=taken(old.action_from_parent, new.action_from_parent),
-        children_index=taken(old.children_index, new.children_index),
+        parents=taken("parents"),
+        action_from_parent=taken("action_from_parent"),
+        children_index=taken("children_index"),
         children_visits=old.children_visits.at[trees, parent, action].add(is_wasted),
         node_visits=old.node_visits.at[trees, slot].set(visits),
         node_values=old.node_values.at[trees, slot].set(value),

@@ -27,12 +27,11 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
         lanes = rule.width * rule.num_lanes
         num_rows = num_prefixes * rule.num_lanes * rule.num_steps
         return Work(num_prefixes, num_rows, max_steps, rule.width, lanes, lanes * rule.num_steps)
-    t, (num_rounds, num_steps) = c.num_simulations, c.mcts_star.rounds(max_steps)
     return Work(
-        num_prefixes=t * (1 + num_rounds),
-        num_rows=t * (c.num_candidates + rule.num_extra_rows),
-        num_turns=t * (1 + num_rounds * num_steps),
+        num_prefixes=c.num_simulations * (1 + rule.num_rounds),
+        num_rows=c.num_simulations * (c.num_candidates + rule.num_extra_rows),
+        num_turns=c.num_simulations * (1 + rule.num_rounds * rule.num_steps),
         width=1,
         num_lanes=c.num_candidates,
-        num_held=max(c.num_candidates, num_steps * c.mcts_star.num_rollout_candidates),
+        num_held=max(c.num_candidates, rule.num_lanes * rule.num_steps),
     )

@@ -60,20 +60,14 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
 
     Raises UserError for one that cannot be read.
     """
-    hashes = {}
-    files = {
-        "name": config.file,
-        "jsonl.path": config.jsonl.path,
-        "jsonl.test_path": config.jsonl.test_path,
-    }
-    for key, path in files.items():
-        if path:
-            try:
-                hashes[f"tasks.{key}.sha256"] = sha256(Path(path))
-            except OSError as error:
-                raise UserError(
-                    f"--config.tasks.{key}={path}: cannot be read ({error.strerror})"
-                ) from error
+    hashes, files = {}, config.jsonl
+    named = {"name": config.file, "jsonl.path": files.path, "jsonl.test_path": files.test_path}
+    for key, path in named.items():
+        try:
+            hashes |= {f"tasks.{key}.sha256": sha256(Path(path))} if path else {}
+        except OSError as error:
+            told = f"--config.tasks.{key}={path}: cannot be read ({error.strerror})"
+            raise UserError(told) from error
     return hashes
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -93,7 +94,7 @@ class Task:
         """Judge a finished response of tokens [n] int to the problem of an id; see `verify`."""
         return self.verify(self.problems[problem_id], self.tokenizer.decode(tokens.tolist()))
 
-    def answer_tokens(self, problem_id: int, tokens: np.ndarray) -> str | None:
+    def answer_tokens(self, tokens: np.ndarray) -> str | None:
         """Return what votes are counted over of a response of tokens [n] int; see `answer`."""
         return self.answer(self.tokenizer.decode(tokens.tolist()))
 
@@ -122,10 +123,10 @@ def close_sizes(config: TasksConfig, num_rows: int | None = None) -> tuple[int, 
 
 
 class Sets(NamedTuple):
-    test: Sequence
-    dev: Sequence
-    demonstrations: Sequence
-    train: Sequence
+    test: tuple
+    dev: tuple
+    demonstrations: tuple
+    train: tuple
 
 
 def draw_sets(
@@ -147,11 +148,5 @@ def draw_sets(
         )
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
-    dev, demonstrations = num_test + num_dev, num_test + num_dev + num_demonstrations
-    end = len(rows) if num_train is None else demonstrations + num_train
-    return Sets(
-        shuffled[:num_test],
-        shuffled[num_test:dev],
-        shuffled[dev:demonstrations],
-        shuffled[demonstrations:end],
-    )
+    rest = iter(shuffled)
+    return Sets(*(tuple(islice(rest, size)) for size in sizes))

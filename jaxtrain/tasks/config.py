@@ -36,6 +36,7 @@ class TasksConfig:
     def __post_init__(self):
         if self.file:  # found again from any folder
             object.__setattr__(self, "name", os.path.abspath(self.name))
+        self.read_params()
         require_at_least(1, "tasks", self, "num_train")
         require_at_least(0, "tasks", self, "num_dev", "num_test", "num_demonstrations")
 

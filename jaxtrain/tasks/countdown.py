@@ -24,7 +24,7 @@ from functools import cache
 from itertools import combinations_with_replacement, permutations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxtrain.errors import UserError, require_at_least, require_share
+from jaxtrain.errors import require, require_at_least, require_share
 from jaxtrain.structs import Verdict
 from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import character_tokenizer
@@ -55,11 +55,8 @@ class CountdownConfig:
         at_least_one = ("demonstrations_per_problem", "max_number", "max_target")
         require_at_least(1, "tasks.countdown", self, *at_least_one)
         require_share("tasks.countdown", self, "demonstration_skill")
-        if self.max_number > MAX_NUMBER:
-            raise UserError(
-                f"--config.tasks.countdown.max_number={self.max_number}: countdown goes up to "
-                f"{MAX_NUMBER}"
-            )
+        is_met, why = self.max_number <= MAX_NUMBER, f"countdown goes up to {MAX_NUMBER}"
+        require(is_met, "tasks.countdown", self, "max_number", why)
 
 
 class Move(NamedTuple):
@@ -121,9 +118,9 @@ def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
     return CountdownTask(
         name="countdown",
         tokenizer=tokenizer or character_tokenizer(ALPHABET),
-        train=tuple(sets.train),
-        dev=tuple(sets.dev),
-        test=tuple(sets.test),
+        train=sets.train,
+        dev=sets.dev,
+        test=sets.test,
         demonstrations=tuple(demonstrations[:num_demonstrations]),
         counts={"solvable": len(problems)},
     )
