@@ -32,7 +32,7 @@ class FrontierRule(NamedTuple):
 
     width: int  # W: prefixes opened in a turn
     num_lanes: int  # A: continuations of each
-    num_steps: int  # K: steps of a continuation, before the next choice
+    num_steps: int  # K: steps of a continuation: 1, or D where nothing is chosen between
     is_distinct: bool  # whether a lane that repeats another is a duplicate, and never chosen
     choose: Callable[[Frontier], Array]  # which of n go on: [B W] int32
 
