@@ -80,6 +80,7 @@ def build(
     at, networks = placed(state), placed(state.networks)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
 
+    # How each kind of function is compiled.
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
@@ -112,6 +113,7 @@ def build(
         key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
         return inits["base"](key) if state.base else {}
 
+    # All that a run will call.
     return Functions(
         init_base=init_base,
         init_policy=inits["policy"],
@@ -127,6 +129,7 @@ def build(
 
 def new_base(config: Config, model: Transformer, key: Array) -> Params:
     """Draw what is not trained, in the dtype that it is computed in; key: data [2]."""
+    # All weights are trained: there is nothing below them.
     if config.updates.lora.rank is None:
         return {}
     return cast_weights(config.model, init_params(model, jax.random.wrap_key_data(key)))
@@ -153,6 +156,7 @@ def new_prm(config: Config, policy_params: Params) -> Learner:
 def abstract_state(config: Config, model: Transformer, mesh: Any) -> State:
     """Return the shapes, dtypes and shardings of a State."""
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    # Shapes alone: nothing is computed or held.
     base = jax.eval_shape(partial(new_base, config, model), key)
     policy = jax.eval_shape(partial(new_policy, config, model), key)
     prm = jax.eval_shape(partial(new_prm, config), policy.params)
@@ -192,6 +196,7 @@ def loaders(
         load_fn = partial(hub.load_prm, unembedding=policy_params.get("unembedding"))
         return learner("prm", load(pretrained.prm, load_fn, state.prm.params))
 
+    # With adapters the pretrained weights are the base, and both learners start fresh.
     if state.base:
         return {"base": lambda _: load(pretrained, hub.load_params, state.base)}
     return {"policy": policy} | ({"prm": prm} if pretrained.prm else {})
@@ -204,6 +209,7 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
         backbone = lora.merge(base, prm_params["backbone"])
         return grow_fn(lora.merge(base, policy_params), prm_params | {"backbone": backbone}, *args)
 
+    # Trees do not know each other: a device grows its own.
     per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)
 
     def cast_and_grow(base: Params, policy_params: Params, prm_params: Params, *args):
@@ -259,6 +265,7 @@ class Announced:
         return next(iter(self._compiled.values())).as_text()
 
     def __call__(self, *args):
+        # Abstract or not, what has a shape and a dtype is told apart by them.
         kinds = tuple(
             (np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in jax.tree.leaves(args)
         )

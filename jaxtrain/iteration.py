@@ -41,11 +41,14 @@ def iterate(state: State, run: Run) -> State:
     Checkpoint and evaluation are `run_loop`'s.
     """
     i, c = int(state.iteration) + 1, run.config
+    # prompts and search
     batches, num_too_long = draw(run, i)
     shards = grow(run, i, batches, state.networks)
+    # what is learnt from, of this iteration and those before
     rounds = {**earlier_rounds(run, i), i: shards}
     traces, paths, counts = datasets.collect(rounds, c.datasets, c.max_length, c.seed)
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", counts)})
+    # updates
     policy = fit(run, i, "policy", state.base, state.policy, traces)
     prm = fit(run, i, "prm", state.base, state.prm, paths)
     return State(np.asarray(i, np.int32), state.base, policy, prm)
@@ -56,11 +59,13 @@ def warm_start(run: Run, base: Params) -> State:
     first trees (D_V0).
     """
     c, fns = run.config, run.fns
+    # the policy, from demonstrations
     shown, num_demonstrations_too_long = encode_demonstrations(run, run.task.demonstrations)
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
     policy = fit(run, 0, "policy", base, fns.init_policy(key), shown)
     prm = fns.init_prm(policy.params)
 
+    # the PRM, from the first trees of that policy
     batches, num_too_long = draw(run, 0)
     shards = grow(run, 0, batches, Networks(base, policy.params, prm.params))
     _, paths, counts = datasets.collect({0: shards}, c.datasets, c.max_length, c.seed)

@@ -64,6 +64,7 @@ class Run:
 def encode(run: Run, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
     """Encode problems into batches. Returns them and the number of prompts over the limit."""
     c, task = run.config.prompts, run.task
+    # demonstrations serve as shots, where the style asks for them
     encode_fn = prompts.make_encode(c, task.tokenizer, task.demonstrations)
     return prompts.encode(problems, encode_fn, c.max_prompt_tokens, c.batch_size)
 
@@ -91,6 +92,7 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
             shard, is_restored = make_shard(run, "train", i, k, batch, lambda: networks)
             shards.append(shard)
             counts.append(tally(phase, shard, is_restored))
+    # what there is to tell of them
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     require_some_ok(run, i, counts)
     metrics = {
@@ -103,6 +105,7 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
 
 def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
     """Read the labelled trees of the iterations before i that are still learnt from."""
+    # as far back as either dataset reaches
     first = max(0, i - datasets.num_rounds(run.config.datasets) + 1)
     return {j: read_round(run, j) for j in range(first, i)}
 
@@ -208,6 +211,7 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
         examples, num_updates, size, rng, d.balance_outcomes, d.group_by_length
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
+    # where it stood when it was interrupted, if it was
     with (
         FitCheckpoints(folder, not every, run.workdir.run_key, run.progress.note) as saved,
         run.progress.phase(
@@ -217,6 +221,7 @@ def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: E
         learner, infos = saved.restore(learner, updates.NO_INFOS)
         num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
 
+        # a run of updates that are not finite ends the run
         def on_update(loss: float, is_skipped: bool) -> None:
             nonlocal num_skipped
             phase.advance(loss=loss)
@@ -255,6 +260,7 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
 
     fit_log: of the run that fitted the networks, where that is another one.
     """
+    # the first problems of the split, the same ones every time
     c = run.config.evaluation
     problems = getattr(run.task, c.split)[: c.num_problems]
     batches, num_too_long = encode(run, problems)
@@ -269,6 +275,7 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
                 shard, is_restored = make_shard(run, name, i, k, batch, lambda: networks)
                 found[name].append(shard)
                 counts.append(tally(phase, shard, is_restored))
+        # What the strategies make of them.
         joined: dict[str, Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
             for name, shards in found.items()
@@ -281,6 +288,7 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
     metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble})
     metrics["time/evaluation"] = phase.seconds
+    # A few traces to read.
     shown = [name for name in ("search", "greedy") if name in joined]
     samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]
 
@@ -294,6 +302,7 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
 
 def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     """Read from the log what the PRM's targets were on average, in all and at each depth."""
+    # [mean, count] for steps 1, 2, ...
     told = log.newest("datasets/targets_by_depth", i) or []
     num = sum(n for _, n in told)
     constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
@@ -304,10 +313,12 @@ def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
     """Count what a search cost and how much of it was of use."""
     if not grown:
         return {}
+    # what the trees counted themselves
     names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
     totals: dict[str, float] = {
         name: int(sum(getattr(t, name).sum() for t in grown)) for name in names
     }
+    # what their rows are
     rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
     num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
     useful = sum(int(t.length.sum()) for t in grown)

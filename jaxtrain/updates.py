@@ -164,6 +164,7 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Upd
     ) -> tuple[Learner, dict[str, Array]]:
         grad_fn = jax.value_and_grad(loss_fn)
         loss, grads = grad_fn(learner.params, base, batch, learner.num_updates)
+        # What the update would be.
         norm = optax.tree.norm(grads)
         direction, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         steps = optax.tree.scale(-learning_rate, direction)

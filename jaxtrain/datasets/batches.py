@@ -32,11 +32,13 @@ def batches(
     from the other. With group_by_length, every POOL batches are sorted by length, split anew and
     shuffled, across the ends of epochs too; balanced halves are sorted each by itself.
     """
+    # The kinds of rows, and how many of a batch are of each.
     is_correct = examples.is_correct
     kinds, sizes = [np.arange(len(is_correct))], [batch_size]
     if balance_outcomes and is_correct.any() and not is_correct.all():
         kinds = [np.flatnonzero(is_correct), np.flatnonzero(~is_correct)]
         sizes = [batch_size // 2, batch_size - batch_size // 2]
+    # Each kind comes in an order of its own.
     streams = [
         _epochs(rows, num_updates, size, rng) for rows, size in zip(kinds, sizes, strict=True)
     ]
@@ -53,6 +55,7 @@ def _epochs(
         while len(waiting) < batch_size:
             waiting = np.concatenate([waiting, rng.permutation(rows)])
         yield waiting[:batch_size]
+        # What is left over begins the next batch.
         waiting = waiting[batch_size:]
 
 
@@ -66,6 +69,7 @@ def _joined(
     """
     joined = zip(*streams, strict=True)
     while pool := list(islice(joined, POOL)):
+        # Sorted by length, the rows of a pool are dealt out anew, and its batches shuffled.
         order = np.arange(len(pool))
         if length is not None:
             rows = [np.concatenate(parts) for parts in zip(*pool, strict=True)]

@@ -94,8 +94,10 @@ def collect(
     for prompts, tree, labels in chain.from_iterable(rounds.values()):
         chex.assert_equal_shape([tree.parent, labels.verdict, labels.target])
         chex.assert_trees_all_equal(prompts.problem_id, tree.problem_id)
+    # Both views of the same trees.
     traces, trace_counts = _collect_traces(rounds, config, max_length)
     paths, path_counts = _collect_paths(rounds, config, max_length, seed)
+    # What the newest trees said, learnt or not.
     labelled = [shard.labels.target[shard.labels.is_labelled] for shard in rounds[max(rounds)]]
     labelled = np.concatenate([*labelled, np.zeros(0)])
     return (
@@ -134,9 +136,11 @@ def _collect_traces(
     rows, counts, seen, num_renewed = [], {}, set(), 0
     for i in _newest(rounds, config.traces_rounds):
         found, num_leaves = _read(rounds[i], is_path=False, max_length=max_length)
+        # The likeliest first; between equals the shorter one.
         found.sort(key=lambda text: (-text.score, len(text.tokens), text.key))
         groups = _distinct(found)
         chosen = _interleave(groups, config.max_traces_per_problem)
+        # What a newer round has given already is not given again.
         fresh = [text for text in chosen if text.key not in seen]
         rows += [(i, text, *_response(text)) for text in fresh]
         seen |= {text.key for text in fresh}
@@ -156,8 +160,10 @@ def _collect_paths(
     rows, learnt, counts = [], {}, {}
     for i in _newest(rounds, config.paths_rounds):
         found, num_leaves = _read(rounds[i], is_path=True, max_length=max_length)
+        # Which paths of a problem stay is chance.
         groups = [_shuffle(group, i, seed) for group in _distinct(found)]
         chosen = _interleave(groups, config.max_paths_per_problem)
+        # A step that paths share is learnt on the first of them.
         for text in chosen:
             steps = [step for step in text.steps if (i, step.row) not in learnt]
             learnt |= {(i, step.row): step for step in steps}
@@ -185,6 +191,7 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
     """
     found, num_leaves = [], 0
     for number, (prompts, tree, labels) in enumerate(shards):
+        # Where the texts end.
         is_leaf = labels.verdict == Verdict.CORRECT
         if is_path:
             is_leaf = labels.is_labelled.copy()
@@ -192,6 +199,7 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
             is_leaf[above[0], tree.parent[above]] = False
         problem, row = np.nonzero(is_leaf)
         num_leaves += len(row)
+        # Their rows and tokens, all at once.
         rows = trees.row_paths(tree.parent, problem, row)
         tokens, length, step_end = trees.sequences(tree, problem, rows, prompts)
 
@@ -269,10 +277,12 @@ def _response(text: Text) -> tuple[slice, float]:
 
 def _examples(rows: Sequence[tuple[int, Text, Any, Any]], max_length: int) -> Examples:
     """Make rows of one text each, of (iteration, text, places that are learnt, targets there)."""
+    # One segment a row, from its first column on.
     length = np.array([len(text.tokens) for _, text, *_ in rows], np.int32)
     place = np.broadcast_to(np.arange(max_length, dtype=np.int32), (len(rows), max_length))
     is_token = place < length[:, None]
     tokens = np.zeros(place.shape, np.int32)
+    # Where nothing is learnt the weight is 0.
     target, weight = np.zeros(place.shape, np.float32), np.zeros(place.shape, np.float32)
     for k, (_, text, places, targets) in enumerate(rows):
         tokens[k, : length[k]] = text.tokens

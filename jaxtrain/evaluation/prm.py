@@ -63,15 +63,18 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     """
     chex.assert_equal_shape([tree.kind, labels.target])
     tree, labels = keep((np.asarray(tree.problem_id) >= 0) & np.asarray(tree.is_ok), (tree, labels))
+    # The rows that can be measured: finished leaves, and steps with a label.
     problem = np.broadcast_to(tree.problem_id[:, None], tree.kind.shape)
     is_usable = trees.is_usable(tree)
     leaf = is_usable & tree.is_finished & np.isin(labels.verdict, JUDGED)
     step = is_usable & labels.is_labelled
     score, target = np.asarray(tree.score, float), np.asarray(labels.target, float)
     is_correct = np.asarray(labels.verdict) == Verdict.CORRECT
+    # As a ranking of leaves, then as values of steps.
     leaf_metrics = _leaf_metrics(score[leaf], is_correct[leaf], problem[leaf])
     value, depth = np.clip(score, 0, 1), row_depth(tree.parent)
     step_metrics = _step_metrics(value[step], target[step], depth[step], problem[step], baseline)
+    # How it ranks at each depth.
     by_depth = [(d, step & (depth == d)) for d in np.unique(depth[step])]
     rows = [
         [int(d), auroc(score[at], np.asarray(labels.is_correct)[at]), int(at.sum())]
@@ -98,6 +101,7 @@ def samples_report(sampled: Answered) -> Metrics:
 
 def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray) -> Metrics:
     low, high = auroc_interval(score, is_correct, problem)
+    # Within a problem; one that has both kinds of leaves says something.
     within = {p: auroc(score[problem == p], is_correct[problem == p]) for p in np.unique(problem)}
     mixed = {p: value for p, value in within.items() if np.isfinite(value)}
     return {
@@ -120,6 +124,7 @@ def _step_metrics(
     error = (value - target) ** 2
     metrics: Metrics = with_interval("squared_error", error, problem)
     metrics["within"] = _share_close(value, target)
+    # Against those that read no text.
     for name, guess in (
         ("constant", np.full(target.shape, baseline.constant)),
         ("depth", baseline.predict(depth)),
@@ -128,6 +133,7 @@ def _step_metrics(
         metrics[f"squared_error_{name}"] = mean(guess_error)
         metrics |= with_interval(f"skill_{name}", guess_error - error, problem)
         metrics[f"within_{name}"] = _share_close(guess, target)
+    # Is a score of 0.7 worth 0.7?
     tenth = np.minimum((value * 10).astype(int), 9)
     rows = [(value[tenth == i], target[tenth == i]) for i in np.unique(tenth)]
     metrics["calibration"] = [[mean(v), mean(t), len(v)] for v, t in rows]

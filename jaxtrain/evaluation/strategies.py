@@ -154,6 +154,7 @@ def read_samples(tree: Tree, verdict: Array, prompt_length: Array, answer_fn: An
     tree, verdict, prompt_length = keep(
         np.asarray(tree.problem_id) >= 0, (tree, verdict, prompt_length)
     )
+    # The last row of every trace, -1 where a problem has fewer.
     rows = [_last_rows(parent, kind) for parent, kind in zip(tree.parent, tree.kind, strict=True)]
     last = np.full((len(rows), max([1, *map(len, rows)])), -1)
     for lanes, lane_rows in zip(last, rows, strict=True):
@@ -210,16 +211,19 @@ def _read(
     """Answer, correctness, score and length in tokens of the traces that end in the rows `last [B
     K]`, -1 for none.
     """
+    # Read the traces that are there.
     problem, lane = np.nonzero(last >= 0)
     row = last[problem, lane]
     tokens, num_tokens, _ = trees.sequences(
         tree, problem, trees.row_paths(tree.parent, problem, row)
     )
     is_ok = np.asarray(tree.is_ok)[problem]
+    # A tree that was set aside has no right answer.
     is_correct, score, length = (np.zeros(last.shape, dtype) for dtype in (bool, float, int))
     is_correct[problem, lane] = is_ok & (np.asarray(verdict)[problem, row] == Verdict.CORRECT)
     score[problem, lane] = tree.score[problem, row]
     length[problem, lane] = num_tokens
+    # Only what is finished can be read as an answer.
     answer: list[list[str | None]] = [[None] * last.shape[1] for _ in last]
     for i in np.flatnonzero(is_ok & tree.is_finished[problem, row]):
         answer[problem[i]][lane[i]] = answer_fn(tokens[i, : num_tokens[i]])

@@ -36,14 +36,17 @@ def accuracy_table(answered: Mapping[str, Answered], strategies: Sequence[str]) 
     accuracy, bootstrapped over problems. Raises ValueError where the trees are not of the same
     problems in the same order.
     """
+    # All strategies answer the same problems.
     problems = [group.problem_id for group in answered.values()]
     if not all(np.array_equal(problems[0], others) for others in problems):
         raise ValueError(f"{' and '.join(answered)} answer different problems")
+    # What each costs, and who is compared with search.
     asked = {name: STRATEGIES[name] for name in strategies}
     costs = {name: mean_costs(s, answered[s.trees]) for name, s in asked.items()}
     rivals = [name for name, s in asked.items() if s.trees == "samples" and not s.is_oracle]
     metrics: Metrics = {}
     solved = {}
+    # Each strategy, with the k that search's tokens pay for.
     for name, strategy in asked.items():
         group, k = answered[strategy.trees], len(costs[name])
         if name in rivals and BUDGET in asked:
@@ -55,6 +58,7 @@ def accuracy_table(answered: Mapping[str, Answered], strategies: Sequence[str]) 
         metrics |= named(name, _row(solved[name], costs[name][k - 1]))
         if strategy.trees == "samples":
             metrics |= named(name, {"k": k, "curve": curve(strategy, group, costs[name])})
+    # Search against each of them, problem by problem.
     for rival in rivals if BUDGET in asked else ():
         gain = solved[BUDGET].astype(float) - solved[rival]
         metrics |= with_interval(f"evaluation/{BUDGET}_minus_{rival}", gain, problems[0])

@@ -91,10 +91,12 @@ def label(tree: Tree, verdict: np.ndarray, kind: str) -> Labels:
     """
     tree = jax.device_get(tree)
     chex.assert_equal_shape([tree.parent, tree.kind, verdict])
+    # Rows that are no steps of their own say nothing.
     usable = trees.is_usable(tree)
     verdict = np.where(usable, verdict, Verdict.NONE).astype(np.int32)
     target, is_labelled = TARGETS[kind](tree, verdict)
     chex.assert_equal_shape([tree.parent, target, is_labelled])
+    # Nor are they told anything.
     is_labelled = is_labelled & usable
     is_reached = fold_up(tree.parent, verdict == Verdict.CORRECT, False, np.logical_or)[:, :-1]
     return Labels(

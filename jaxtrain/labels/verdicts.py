@@ -27,16 +27,19 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     """
     tree = jax.device_get(tree)
     verdict = np.full(tree.parent.shape, Verdict.NONE, np.int32)
+    # Every finished trace, and its text.
     problem, row = np.nonzero(trees.is_usable(tree) & tree.is_finished)
     tokens, length, _ = trees.sequences(tree, problem, trees.row_paths(tree.parent, problem, row))
     known: dict[tuple[int, bytes], Verdict] = {}
     failures: list[Exception] = []
+    # A text is judged once, however often it was found.
     for k, (b, r) in enumerate(zip(problem, row, strict=True)):
         problem_id, response = int(tree.problem_id[b]), tokens[k, : length[k]]
         key = problem_id, response.tobytes()
         if key not in known:
             known[key] = _ask(verify_fn, problem_id, response, failures)
         verdict[b, r] = known[key]
+    # Did the answers fail, or the verifier?
     if len(failures) == len(known) > 1:
         raise failures[0]
     if failures:

@@ -112,6 +112,7 @@ def record(
     is_end = step_state == boundaries.OVER
     if trace.step_tokens is not None:
         is_end = is_end | (at + 1 >= trace.step_tokens)
+    # A step that is over makes room for the next one; one that is full is cut.
     is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & is_end
     is_cut = is_live & ~is_finished & ~is_over & is_full
     is_last = lanes.step + 1 >= lanes.room
@@ -164,6 +165,7 @@ def make_sample_steps(model: Network, tables: Tables, trace: TraceConfig) -> Sam
             logits = network(hidden[:, 0], method="logits")
             return record(trace, tables, lanes._replace(own=own), logits, temperature)
 
+        # Token by token, until no lane writes any more.
         lanes = _open(segment, lane_keys, room, max_steps, trace.max_step_tokens)
         lanes = record(trace, tables, lanes, logits, temperature)
         lanes = jax.lax.while_loop(

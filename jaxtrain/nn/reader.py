@@ -44,10 +44,12 @@ def recompute_reader(
     def propose(params, text, path, keys, is_live, temperature, num_lanes, max_steps) -> Proposal:
         num_problems, width, _ = path.shape
         chex.assert_shape([keys, is_live], [(num_problems, width, 2), (num_problems, width)])
+        # The text of the prefixes, and how many steps still fit behind them.
         prefix, depth = read_path(text, path), jnp.sum(path >= 0, axis=2)
         room = jnp.where(is_live, jnp.clip(trace.max_steps - depth, 0, max_steps), 0).reshape(-1)
         keys = keys.reshape(-1, 2)
 
+        # Both networks, one after the other.
         def ask():
             limits = num_lanes, max_steps
             steps, slots = sample_steps(params[0], prefix, keys, room, temperature, *limits)
@@ -67,6 +69,7 @@ def recompute_reader(
         is_step, is_finite = steps.length > 0, jnp.isfinite(score)
         depths = depth[..., None, None] + 1 + jnp.arange(max_steps)
         is_deepest = is_step & (depths >= trace.max_steps)
+        # Each network reads a prefix once, and every token behind it.
         num_tokens = jnp.sum(steps.length, axis=(2, 3)) + prefix.length.reshape(depth.shape)
         num_tokens = jnp.sum(jnp.where(is_live, num_tokens, 0), axis=1)
         lane_tokens = jnp.broadcast_to(slots * width, (num_problems,))
@@ -96,6 +99,7 @@ def read_path(text: Text, path: Path) -> Prefix:
     tokens = text.tokens[problem, path].reshape(num_problems * width, depth, size)
     length = jnp.where(path >= 0, text.length[problem, path], 0)
     length = length.reshape(num_problems * width, depth)
+    # Step by step behind the prompt.
     prompt = jnp.repeat(jnp.pad(text.prompt, ((0, 0), (0, depth * size))), width, axis=0)
     prefix = Prefix(prompt, jnp.repeat(text.prompt_length, width))
     for d in range(depth):
@@ -122,12 +126,15 @@ def make_score_steps(model: Network) -> ScoreStepsFn:
     def score_steps(params: Params, prefix: Prefix, steps: Steps) -> Array:
         num_problems, num_lanes, max_steps, size = steps.tokens.shape
         b = num_problems * num_lanes
+        # The prefix is read once for all lanes.
         segment, _ = read(model, params["backbone"], prefix)
         length = steps.length.reshape(b, max_steps)
+        # The steps of a lane are one text with gaps, which the mask leaves out.
         mask = (jnp.arange(size) < length[..., None]).reshape(b, max_steps * size)
         positions = jnp.repeat(prefix.length, num_lanes)[:, None] + jnp.cumsum(mask, axis=1) - 1
         tokens = steps.tokens.reshape(b, max_steps * size)
         hidden, _ = model.apply({"params": params["backbone"]}, tokens, positions, mask, (segment,))
+        # Values stand at the last tokens of steps.
         ends = jnp.arange(max_steps) * size + jnp.maximum(length - 1, 0)
         at_ends = jnp.take_along_axis(hidden, ends[..., None], axis=1)
         values = HEAD.apply({"params": params["head"]}, at_ends)

@@ -74,6 +74,7 @@ def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
     num_rows = job.max_steps * width * num_lanes
     none = jnp.zeros(num_problems, jnp.int32)
 
+    # Over when traces are as deep as they may be, or when no prefix goes on.
     def is_active(carry: tuple[Array, FrontierGrowth]) -> Array:
         turn, growth = carry
         return (turn * rule.num_steps < job.max_steps) & jnp.any(growth.is_open)
@@ -85,7 +86,7 @@ def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
         number = turn * width + jnp.arange(width)[:, None]
         keys = jnp.where(number > 0, fold_in(job.keys[:, None], number[:, 0]), job.keys[:, None])
 
-        # [B W A K]
+        # The rows of the turn, [B W A K].
         depth = turn * rule.num_steps + jnp.arange(rule.num_steps)
         lane = jnp.arange(width * num_lanes).reshape(width, num_lanes, 1)
         row = jnp.tile(depth * lane.size + lane, (num_problems, 1, 1, 1))
@@ -94,6 +95,7 @@ def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
         return turn + 1, advance(rule, growth, drawn, row)
 
     shape, is_real = (num_problems, width), job.prompts.problem_id >= 0
+    # At first every place of the frontier is the prompt.
     growth = FrontierGrowth(
         frontier=Frontier(
             path=jnp.full((*shape, job.max_steps - rule.num_steps), -1, jnp.int32),
@@ -107,6 +109,7 @@ def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
         cost=Cost(none, none, none),
         memory=job.reader.open(job.params, job.prompts, num_rows),
     )
+    # Search, and hand the rows on.
     _, growth = jax.lax.while_loop(is_active, take_turn, (jnp.int32(0), growth))
     return make_tree(
         job,
@@ -141,6 +144,7 @@ def advance(rule: FrontierRule, growth: FrontierGrowth, drawn: Drawn, row: Array
         is_there=last.kind == Kind.CANDIDATE,
         is_ended=last.is_ended,
     )
+    # What had ended stays in the race, as it was.
     kept = old._replace(is_there=old.is_there & old.is_ended)
     both: Frontier = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), kept, new)
     chosen = rule.choose(both)

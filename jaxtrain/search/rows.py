@@ -66,10 +66,12 @@ def draw(
     keys [B W 2]; nothing is drawn where a prefix is not live [B W]. With is_distinct, a lane that
     repeats an earlier one behind the same prefix is a duplicate.
     """
+    # Ask the reader.
     ask, (lanes, steps) = job.reader.propose, row.shape[2:]
     proposal = ask(job.params, memory, path, keys, is_live, job.temperature, lanes, steps)
     length, score = proposal.steps.length, proposal.score
     chex.assert_equal_shape([row, length, score, proposal.is_ended, proposal.steps.is_finished])
+    # What each row is.
     is_step = length > 0
     kind = jnp.where(is_step, int(Kind.CANDIDATE), int(Kind.EMPTY))
     if is_distinct:
@@ -81,6 +83,7 @@ def draw(
     parent = jnp.where(is_step, jnp.concatenate([first, row[..., :-1]], axis=-1), -1)
     score = jnp.where(is_step, score, 0.0)
     rows = Rows(parent, kind, length, score, proposal.steps.is_finished, proposal.is_ended)
+    # The reader keeps the text under the same numbers.
     memory = job.reader.keep(memory, proposal, row)
     return Drawn(rows, proposal.is_ok, proposal.cost, memory)
 
@@ -88,9 +91,11 @@ def draw(
 def is_repeated(path: Path, steps: Steps) -> Array:
     """Mark the lanes [B W A 1] that say what an earlier lane behind an equal prefix says."""
     num_problems, width, num_lanes = steps.length.shape[:3]
+    # A lane says its prefix, its length and its tokens.
     text = jnp.concatenate([steps.length[..., None], steps.tokens], axis=-1)
     text = text.reshape(num_problems, width * num_lanes, -1)
     text = jnp.concatenate([jnp.repeat(path, num_lanes, axis=1), text], axis=-1)
+    # Compare each lane with those before it.
     is_same = jnp.all(text[:, :, None] == text[:, None], axis=-1)
     return jnp.any(jnp.tril(is_same, k=-1), axis=-1).reshape(num_problems, width, num_lanes, 1)
 

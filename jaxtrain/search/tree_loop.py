@@ -91,9 +91,11 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
     zeros, none = jnp.zeros(num_trees), jnp.zeros(num_trees, jnp.int32)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_trees, width)))
 
+    # mctx expands nothing itself: the loop does, when it knows what the turn is.
     def recurrent_fn(*_):
         return mctx.RecurrentFnOutput(reward=zeros, discount=zeros, **unused), ()
 
+    # One rule of selection, at the root as below it.
     def select(rng_key, tree: MctxTree, node: Array, depth=None) -> Array:
         del rng_key, depth  # selection draws no noise
         return rule.select(tree, node)
@@ -101,10 +103,12 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
     def loop_fn(lo, hi, body, carry):
         del lo, hi  # mctx does not count the first turn
 
+        # Over when the budget is spent, or when no tree is still searching.
         def is_active(carry):
             turn, (_, tree), _ = carry
             return (turn < num_nodes) & jnp.any(tree.extra_data.is_active)
 
+        # The reader's memory travels beside mctx's tree, which knows nothing of it.
         def take_turn(carry):
             turn, (key, old), memory = carry
             key, new = body(old.extra_data.slot, (key, old))
@@ -115,6 +119,7 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
         _, (key, tree), memory = jax.lax.while_loop(is_active, take_turn, (0, carry, memory))
         return key, tree.replace(extra_data=(tree.extra_data, job.reader.text(memory)))
 
+    # mctx lends its selection and its topology; the statistics are the rule's.
     tree = mctx.search(
         params=(),
         rng_key=jax.random.key(0),  # split by mctx, read by nobody
@@ -151,6 +156,7 @@ def settle(
     growth: TreeGrowth = old.extra_data
     trees, slot = jnp.arange(len(growth.slot)), growth.slot + 1
     parent, action = new.parents[trees, slot], new.action_from_parent[trees, slot]
+    # The statistics of the leaf as they were, before mctx backed anything up.
     visits = old.children_visits[trees, parent, action]
     value = old.children_values[trees, parent, action]
     leaf = parent * growth.rows.kind.shape[2] + action
@@ -198,6 +204,7 @@ def settle(
             cost=jax.tree.map(jnp.add, growth.cost, node.drawn.cost),
         ),
     )
+    # A visit walks up from the new node, or from the parent of a leaf that had ended.
     start = jnp.where(is_live, slot, jnp.where(is_wasted, parent, -1))
     return rule.back_up(rule.open(tree, slot, node), start), node.drawn.memory
 
@@ -214,10 +221,12 @@ def expand(
     """Draw the candidates of each leaf [B]. Trees that are not live [B] get no lanes."""
     slot, num_rows = growth.slot + 1, growth.rows.kind.shape[2]
     is_first = slot == 0
+    # Where the leaf stands.
     path = extend(pick(growth.path, parent), jnp.where(is_first, -1, parent * num_rows + action))
     # A node's key is its parent's with the candidate's number folded in, whatever the batch.
     key = fold_in(pick(growth.key, parent), action)
     key = jnp.where(is_first[:, None], job.keys, key)
+    # Its rows are a block of their own; the candidates come first.
     row = slot[:, None] * num_rows + jnp.arange(num_rows)
     candidates = row[:, : config.num_candidates, None]
     drawn = draw_behind(job, memory, path, key, is_live, candidates, is_distinct=True)
@@ -237,6 +246,7 @@ def to_tree(job: Job, tree: MctxTree) -> Tree:
     growth, tokens = tree.extra_data
     num_trees, num_nodes, num_rows = growth.rows.kind.shape
     width = tree.children_values.shape[2]
+    # The order of a Tree, and where each row goes in it.
     blocks = np.arange(num_nodes * num_rows).reshape(num_nodes, num_rows)
     order = np.concatenate([blocks[:, :width].ravel(), blocks[:, width:].ravel()])
     place = jnp.append(np.argsort(order), -1)  # of a row in that order; -1 stays
@@ -244,6 +254,7 @@ def to_tree(job: Job, tree: MctxTree) -> Tree:
     def listed(x: Array) -> Array:
         return x.reshape(num_trees, -1)[:, order]
 
+    # A rule's own rows were never selected: no visits, and their scores for values.
     rows = jax.tree.map(listed, growth.rows)
     return make_tree(
         job,
