@@ -31,7 +31,7 @@ from jaxtrain.nn.reader import make_score_steps, recompute_reader
 from jaxtrain.nn.transformer import Transformer, abstract_params, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, TokenRows
+from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
 from jaxtrain.updates import UpdateFn
 
 # what the terminal calls the searches that answer
@@ -57,7 +57,7 @@ class Functions:
 
 def build(
     config: Config,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     progress: Progress,
     pretrained: Pretrained | None = None,
     mesh: Any = None,

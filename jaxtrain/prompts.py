@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of
 from jaxtrain.keys import Purpose, host_rng
-from jaxtrain.structs import Prompts
+from jaxtrain.structs import Prompts, Tokenizer
 
 
 class Problem(Protocol):
@@ -39,13 +39,6 @@ class Demonstration(Protocol):
     def question(self) -> str: ...
     @property
     def response(self) -> str: ...
-
-
-class Tokenizer(Protocol):
-    """What this stage needs of a tokenizer."""
-
-    def encode_start(self, text: str) -> list[int]: ...
-    def encode_chat(self, text: str, system: str, date: str) -> list[int]: ...
 
 
 Encode = Callable[[Any], list[int]]

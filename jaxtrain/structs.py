@@ -17,9 +17,9 @@ cut by the step or depth limit).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from flax import struct
 
@@ -55,6 +55,25 @@ class Verdict(IntEnum):
 
 
 JUDGED = (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE)  # those that tell of a trace
+
+
+class Tokenizer(Protocol):
+    """What turns text into ids and back, ours or one of transformers."""
+
+    @property
+    def vocab_size(self) -> int: ...  # ids that a network knows
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def end_id(self) -> int: ...  # written behind a response
+    @property
+    def end_ids(self) -> tuple[int, ...]: ...  # any of them ends a response
+    @property
+    def token_bytes(self) -> tuple[bytes, ...]: ...  # of every id; empty for special ones
+    def encode(self, text: str) -> list[int]: ...
+    def encode_start(self, text: str) -> list[int]: ...  # of a text that begins a row
+    def encode_chat(self, text: str, system: str, date: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @struct.dataclass

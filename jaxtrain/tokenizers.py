@@ -18,7 +18,7 @@ NOT_TEXT = 0xFF  # occurs in no UTF-8 text, so it always decodes to U+FFFD
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class AlphabetTokenizer:
     """Map text to ids, one id for each byte of its UTF-8 form.
 
     pad_id fills rows to their shape and is never used to tell padding from text: lengths are.
@@ -97,7 +97,7 @@ class Tokenizer:
             return False
 
 
-def character_tokenizer(alphabet: str) -> Tokenizer:
+def character_tokenizer(alphabet: str) -> AlphabetTokenizer:
     """Make a tokenizer of a few ASCII characters, newline among them.
 
     Raises UserError for any other alphabet.
@@ -107,9 +107,9 @@ def character_tokenizer(alphabet: str) -> Tokenizer:
             f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline "
             "among them"
         )
-    return Tokenizer(alphabet.encode("ascii"))
+    return AlphabetTokenizer(alphabet.encode("ascii"))
 
 
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer() -> AlphabetTokenizer:
     """Make a tokenizer that can encode any text."""
-    return Tokenizer(bytes(range(256)))
+    return AlphabetTokenizer(bytes(range(256)))

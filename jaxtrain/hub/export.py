@@ -29,7 +29,7 @@ from jaxtrain.hub.tokenizer import HubTokenizer, byte_of_character
 from jaxtrain.nn import lora
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.structs import Params
-from jaxtrain.tokenizers import Tokenizer
+from jaxtrain.tokenizers import AlphabetTokenizer
 
 MAX_SHARD_BYTES = 2**31
 PEFT = "base_model.model."  # what PEFT puts before the name of a tensor
@@ -190,7 +190,7 @@ def write_tensors(folder: Path, tensors: Tensors) -> None:
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": listed})
 
 
-def fast_tokenizer(tokenizer: Tokenizer | HubTokenizer) -> Any:
+def fast_tokenizer(tokenizer: AlphabetTokenizer | HubTokenizer) -> Any:
     """Return transformers' tokenizer: the pretrained one, or one that knows the bytes of ours."""
     if isinstance(tokenizer, HubTokenizer):
         return tokenizer.fast

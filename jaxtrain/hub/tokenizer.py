@@ -108,9 +108,13 @@ class HubTokenizer:
             parts.append(self.token_bytes[int(i)])
         return b"".join(parts).decode("utf-8", errors="replace")
 
-    @cached_property
+    @property
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes of every id."""
+        return self._token_bytes
+
+    @cached_property
+    def _token_bytes(self) -> tuple[bytes, ...]:
         backend = json.loads(self.fast.backend_tokenizer.to_str())
         is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
         added = {token["id"] for token in backend["added_tokens"]}

@@ -12,10 +12,10 @@ import json
 import os
 import runpy
 from pathlib import Path
-from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import sha256
+from jaxtrain.structs import Tokenizer
 from jaxtrain.tasks.base import Demonstration, Problem, Task
 from jaxtrain.tasks.config import TasksConfig
 from jaxtrain.tasks.countdown import countdown_task
@@ -25,7 +25,7 @@ from jaxtrain.tasks.reasoning_gym import reasoning_gym_task
 MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task, "reasoning_gym": reasoning_gym_task}
 
 
-def make_task(config: TasksConfig, tokenizer: Any = None) -> Task:
+def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
     """Make the task that `config.name` names, with its own tokenizer or the one given.
 
     Raises UserError for a name that is not known and for bad input, and what a file of the user's

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxtrain.errors import UserError
-from jaxtrain.structs import Verdict
+from jaxtrain.structs import Tokenizer, Verdict
 
 if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig  # made of the configs of all tasks
@@ -61,7 +61,7 @@ class Task:
     """Hold the problems of a task; subclasses add `verify`, and `answer` where it is shorter."""
 
     name: str
-    tokenizer: Any  # tokenizers.Tokenizer or hub.HubTokenizer, which have one face
+    tokenizer: Tokenizer
     train: tuple[Problem, ...]
     dev: tuple[Problem, ...]
     test: tuple[Problem, ...]

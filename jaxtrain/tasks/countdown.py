@@ -22,10 +22,10 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations_with_replacement, permutations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxtrain.errors import require, require_at_least, require_share
-from jaxtrain.structs import Verdict
+from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import character_tokenizer
 
@@ -95,7 +95,7 @@ class CountdownTask(Task):
         return None if moves is None else ";".join(_write_move(_commuted(move)) for move in moves)
 
 
-def countdown_task(config: TasksConfig, tokenizer: Any = None) -> CountdownTask:
+def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> CountdownTask:
     """Make the task that a config describes; its few characters are the tokens unless told
     otherwise.
 

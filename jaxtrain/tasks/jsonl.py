@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrain.errors import UserError, require_at_least, require_one_of, require_share
-from jaxtrain.structs import Verdict
+from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import (
     NUM_NAMED,
     Demonstration,
@@ -126,7 +126,7 @@ class JsonlTask(Task):
         return None if given is None else KINDS[self.kind](given)
 
 
-def jsonl_task(config: TasksConfig, tokenizer: Any = None) -> JsonlTask:
+def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> JsonlTask:
     """Make the task that a config describes from its one or two files.
 
     Bytes are the tokens unless told otherwise. Train rows whose question is in the test file are

@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxtrain.errors import UserError, require_share
-from jaxtrain.structs import Verdict
+from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number, write_number
@@ -94,7 +94,7 @@ def bare(text: str) -> str:
     return re.sub(r"[\s'\"]", "", text).casefold()
 
 
-def reasoning_gym_task(config: TasksConfig, tokenizer: Any = None) -> ReasoningGymTask:
+def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> ReasoningGymTask:
     """Make the task that a config describes.
 
     Raises UserError for a dataset or parameters that are not known.
