@@ -193,9 +193,7 @@ def read_config(values: Mapping[str, Any], cls: type = Config, section: str = "c
             raise UserError(unknown_key(section, name, hints))
     for name in hints:
         if name not in values:
-            raise UserError(
-                f"--{section}.{name} is missing from the config file; see configs/base.py"
-            )
+            raise UserError(f"--{section}.{name} is missing; a config starts from configs/base.py")
     read = {
         name: read_value(values[name], hint, f"{section}.{name}") for name, hint in hints.items()
     }

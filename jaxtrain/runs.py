@@ -43,8 +43,9 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     try:
         return read_config(values), manifest
     except (UserError, ValueError, TypeError) as error:
+        where = path / "config.json"
         raise UserError(
-            f"{path / 'config.json'}: {error}; take the jaxtrain that wrote it"
+            f"{where}: is of another layout ({error}); take the jaxtrain that wrote it"
         ) from error
 
 

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxtrain import manifest as manifest_lib
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.files import disk_fault, read_json, write_atomic
+from jaxtrain.runs import read_run
 from jaxtrain.structs import Labels, Tree
 from jaxtrain.trees import Damaged, Place
 from jaxtrain.workdir import open_workdir
@@ -473,3 +475,14 @@ def test_commit_is_that_of_this_checkout_or_none():
         assert commit is None
     else:
         assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_a_run_folder_of_an_earlier_layout_is_refused_in_one_line(tmp_path):
+    """A section that moved is not there under its new name."""
+    config = asdict(Config())
+    del config["trace"]
+    with open_workdir(tmp_path, config, FACTS):
+        pass
+    with pytest.raises(UserError, match="is of another layout .*config.trace") as caught:
+        read_run(tmp_path)
+    assert "take the jaxtrain that wrote it" in str(caught.value) and "\n" not in str(caught.value)
