@@ -25,9 +25,8 @@ from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
-from jaxtrain.nn.decode import make_sample_steps
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
-from jaxtrain.nn.reader import make_score_steps, recompute_reader
+from jaxtrain.nn.reader import make_reader
 from jaxtrain.nn.transformer import Transformer, abstract_params, cast_weights, init_params
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
@@ -72,8 +71,6 @@ def build(
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
-    sample_steps = make_sample_steps(model, tables, trace)
-    reader = recompute_reader(sample_steps, make_score_steps(model), trace)
 
     # Where everything lies.
     state = abstract_state(config, model, mesh)
@@ -85,6 +82,8 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
+        chunk = searching.chunk_tokens if searching.memory == "cached" else None
+        reader = make_reader(model, tables, trace, chunk)
         fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 

@@ -8,7 +8,8 @@ Dimension key, used in every shape comment of the project:
     D  steps of a trace, at most        M  examples of an update
     W  prefixes of a problem at once    K  steps that a lane draws at once
     C  rows of a node                   P  tokens of a prompt, at most
-    E  examples of a fit
+    E  examples of a fit                G  slots that begin with a prompt at once
+    J  lanes that write behind a prefix
 
 A *step* is a piece of reasoning, never a gradient step (that is an *update*). *Finished* means that
 the final answer has been given (an end token), *ended* that the branch cannot grow (finished, or
@@ -93,18 +94,7 @@ class Prefix:
     length: Array  # [B] int32
 
 
-@struct.dataclass
-class Steps:
-    """Steps sampled from the policy, `...` being `[B lanes K]`; tokens past `length` are 0."""
-
-    tokens: Array  # [... S] int32, the terminator included
-    length: Array  # [...] int32, 0 where the lane was not live
-    is_finished: Array  # [...] bool, ended by an end token
-    is_cut: Array  # [...] bool, ended by the step limit
-    is_ok: Array  # [...] bool, every logit was finite
-
-
-# Prefixes by address: the rows of their steps in the tree that holds them, [B W D] int32, last step
+# Prefixes by address: the rows of their steps in the tree that holds them, [... D] int32, last step
 # last, -1 before the first.
 Path = Array
 
@@ -112,37 +102,63 @@ Path = Array
 class Cost(NamedTuple):
     """What was computed, in tokens."""
 
-    policy_tokens: Array  # [B] int32, prefixes and steps that the policy read, padding not
+    policy_tokens: Array  # [B] int32, prompts and steps that the policy read, padding not
     prm_tokens: Array  # [B] int32, those that the PRM read
     lane_tokens: Array  # [B] int32, token slots held open, whether or not of use
 
 
-class Proposal(NamedTuple):
-    """Steps drawn behind W prefixes, A lanes each, K steps a lane, with the PRM's word on them."""
+class Order(NamedTuple):
+    """What the lanes are to write: up to K steps a lane, behind W prefixes of every tree."""
 
-    steps: Steps  # fields [B W A K ...]
-    score: Array  # [B W A K] float32, raw; 0 where not finite
-    is_ended: Array  # [B W A K] bool: finished, cut, or at the depth limit
-    is_ok: Array  # [B] bool, every logit and score was finite
-    cost: Cost
+    path: Path  # [B W D-K]
+    key: Array  # [B W 2] uint32, of a prefix
+    number: Array  # [B W J] int32, which of the draws behind its prefix a lane makes
+    row: Array  # [B W J K] int32, where its steps go
+    room: Array  # [B W J] int32, steps that it may write
+    sibling: Array  # [B W J A] int32, rows whose step it must not say again, -1: none
+    is_new: Array  # [B W J] bool, it begins; the others go on with what they were told before
 
 
-Memory = Any  # what a Reader keeps of prompts and rows; opaque to search
+class Written(NamedTuple):
+    """What the lanes have written of their orders; a lane that is not live has done its own."""
+
+    is_live: Array  # [B W J] bool
+    is_ok: Array  # [B W J] bool, every logit and score was finite
+    length: Array  # [B W J K] int32, 0: there is no such step
+    score: Array  # [B W J K] float32, the PRM's raw word; 0 where not finite
+    log_prob: Array  # [B W J K] float32, of the step, under the law that it was drawn from
+    is_finished: Array  # [B W J K] bool
+    is_ended: Array  # [B W J K] bool: finished, cut, or at the depth limit
+
+
+class LaneShape(NamedTuple):
+    """How many lanes a search has, and of which form; what a Reader makes its memory for."""
+
+    num_trees: int  # B
+    num_rows: int  # R
+    num_prefixes: int  # W
+    num_lanes: int  # J, of a prefix
+    num_steps: int  # K
+    num_siblings: int  # A
+
+
+Memory = Any  # what a Reader keeps of prompts, rows and lanes; opaque to search
 
 
 class Reader(NamedTuple):
     """The sight of the networks that a search has. `params` is (policy, PRM).
 
-    open(params, prompts, num_rows) -> Memory for R rows a problem;
-    propose(params, memory, path, keys [B W 2] uint32, is_live [B W], temperature, num_lanes,
-    max_steps) -> Proposal, nothing drawn where a prefix is not live;
-    keep(memory, proposal, rows [B W A K]) -> Memory, the steps written where their rows are;
+    open(params, lane_shape, prompt_size) -> Memory of trees without prompts;
+    renew(params, memory, slots [G], prompts [G]) -> (Memory, Cost [G]): these slots begin with a
+    prompt, their rows forgotten; a slot of -1 is none;
+    write(params, memory, order, temperature) -> (Memory, Written, Cost): some tokens in every live
+    lane;
     text(memory) -> [B R S] int32, tokens of every row.
     """
 
-    open: Callable[[tuple[Params, Params], Prompts, int], Memory]
-    propose: Callable[..., Proposal]
-    keep: Callable[[Memory, Proposal, Array], Memory]
+    open: Callable[[tuple[Params, Params], LaneShape, int], Memory]
+    renew: Callable[[tuple[Params, Params], Memory, Array, Prompts], tuple[Memory, Cost]]
+    write: Callable[..., tuple[Memory, Written, Cost]]
     text: Callable[[Memory], Array]
 
 
@@ -160,6 +176,7 @@ class Tree:
     tokens: Array  # [B R S] int32
     length: Array  # [B R] int32
     score: Array  # [B R] float32, the PRM's value of the prefix that ends with this step
+    log_prob: Array  # [B R] float32, of the step, under the law that it was drawn from
     visits: Array  # [B R] int32
     value: Array  # [B R] float32, after back-up; the score where nothing was backed up
     is_ended: Array  # [B R] bool
@@ -169,6 +186,8 @@ class Tree:
     # [B] int32, expansions and re-visits of ended leaves; lanes opened, where no tree is walked
     num_simulations: Array
     num_wasted: Array  # [B] int32, simulations spent on leaves that had ended
+    num_closed: Array  # [B] int32, nodes below which nothing is open any more
+    num_exhausted: Array  # [B] int32, nodes that had fewer distinct steps than asked
     policy_tokens: Array  # [B] int32, tokens the policy computed (prefill and samples, padding not)
     prm_tokens: Array  # [B] int32, tokens the PRM computed
     # [B] int32, token slots held open, which depends on the batch; `length` summed were of use

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_mcts_star as oracle
 import pytest
-from toy_worlds import HEALTHY, callback_grow, hash_grow, make_prompts, score_steps, toy_grow
+from toy_worlds import HEALTHY, Step, callback_grow, hash_grow, make_prompts, score_text, toy_grow
 
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
-from jaxtrain.structs import Kind, Steps, Tree
+from jaxtrain.structs import Kind, Tree
 
 NUM_TREES = 192  # a setting
 
@@ -172,7 +172,8 @@ class Settings:
         values = asdict(self)
         trace = TraceConfig(values.pop("max_steps"), values.pop("max_step_tokens"))
         search = {name: values.pop(name) for name in [*values] if name in names_of(SearchConfig)}
-        return SearchConfig(**search, mcts_star=MctsStarConfig(**values)), trace
+        paper = dict(candidates="independent", ended_leaves="revisited")
+        return SearchConfig(**search, **paper, mcts_star=MctsStarConfig(**values)), trace
 
 
 def names_of(cls) -> set[str]:
@@ -303,9 +304,8 @@ def test_tree_worked_by_hand():
     assert oracle.spell(text(tree, 0, tree.chosen[0])) == "adi"
     assert (tree.num_simulations[0], tree.num_wasted[0]) == (3, 0)
     assert_same(tree, 0, (ord("?"),), oracle.run(world, (ord("?"),), config), config)
-    # Lanes: three expansions of three candidates, two rollouts of two; a tree alone waits for
-    # nobody.
-    assert tree.lane_tokens[0] == 3 * 3 + 2 * 2
+    # Three lanes, for three expansions and two rollouts of a step.
+    assert tree.lane_tokens[0] == 3 * (3 + 2)
 
 
 @pytest.mark.parametrize(
@@ -387,21 +387,15 @@ def test_every_draw_has_a_key_of_its_own():
     of the search.
     """
 
-    def sample_fn(params, prefix, keys, room, temperature, num_lanes, max_steps):
+    def draw_fn(params, prefix, keys, number):
         """Spell the key into the steps."""
-        key = jnp.broadcast_to(
-            jax.lax.bitcast_convert_type(keys, jnp.int32)[:, None], (len(keys), num_lanes, 2)
-        )
-        lane = jnp.broadcast_to(jnp.arange(num_lanes)[:, None], (len(keys), num_lanes, 1))
-        length = jnp.broadcast_to(jnp.where(room > 0, 3, 0)[:, None], (len(keys), num_lanes))
-        steps = Steps(
-            jnp.concatenate([lane, key], axis=-1), length, length > 3, length > 3, length <= 3
-        )
-        return jax.tree.map(lambda x: x[:, :, None], steps), jnp.int32(3 * num_lanes)
+        key = jax.lax.bitcast_convert_type(keys, jnp.int32)
+        length, no = jnp.full(len(keys), 3), jnp.zeros(len(keys), bool)
+        return Step(jnp.concatenate([number[:, None], key], axis=1), length, no, no, ~no)
 
     config = replace(BASE, max_steps=5, num_rollout_steps=2, num_rollout_candidates=2)
     prompts = make_prompts(1, seed=0)
-    grow = jax.jit(toy_grow(*config.configs, sample_fn, partial(score_steps, world=FINE)))
+    grow = jax.jit(toy_grow(*config.configs, draw_fn, partial(score_text, world=FINE)))
     tree = jax.tree.map(
         np.asarray, grow((), HEALTHY, prompts, np.array([[3, 4]], np.uint32), np.float32(1))
     )

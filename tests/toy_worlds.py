@@ -1,10 +1,9 @@
-"""The worlds of `oracle_mcts_star` as the accelerator sees them: `sample_steps` and `score_steps`
-without a network.
-"""
+"""The worlds of `oracle_mcts_star` as the accelerator sees them: a Reader without a network."""
 
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,14 @@ import numpy as np
 import oracle_mcts_star as oracle
 
 from jaxtrain.boundaries import TraceConfig
-from jaxtrain.nn.reader import append, recompute_reader
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.structs import Prompts, Steps, Tree
+from jaxtrain.structs import Cost, Prefix, Prompts, Reader, Tree, Written
 
 MAX_PROMPT_TOKENS = 3
 FIRST_PROMPT_TOKEN = 100
 HEALTHY = np.int32(-1)  # the first token of no prompt
+MAX_ORDER = 8  # steps of an order, at most
+NUM_NUMBERS, NUM_DRAWS = 64, 12  # candidates behind a prefix, and draws of each, at most
 
 
 def mix(value):
@@ -43,41 +43,142 @@ def fingerprint(tokens, length, start):
     )
 
 
-def sample_steps(
-    params, prefix, keys, room, temperature, num_lanes, max_steps, *, world, is_keyed=False
-):
-    """Draw steps from a HashWorld: one a lane, or more in a single lane.
+class Step(NamedTuple):
+    """One step a lane."""
 
-    `is_keyed` makes them depend on the random key, as a policy's do. `params` is the first token of
+    tokens: Any  # [b S]
+    length: Any  # [b]
+    is_finished: Any  # [b] bool
+    is_cut: Any  # [b] bool
+    is_ok: Any  # [b] bool
+
+
+class Text(NamedTuple):
+    """What the toy reader keeps: the prompts, and the steps of all rows."""
+
+    prompt: Any  # [B P]
+    prompt_length: Any  # [B]
+    tokens: Any  # [B R S]
+    length: Any  # [B R]
+
+
+def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
+    """Make a reader that writes an order as a whole, and reads every prefix anew.
+
+    draw_fn(params, prefix [b], keys [b 2], number [b]) -> Step; score_fn(params, prefix [b]) ->
+    [b], the value of a text. A step that a sibling has said already is drawn again, under the next
+    numbers; where all of NUM_DRAWS repeat, there is none.
+    """
+
+    def open_text(_, shape, size) -> Text:
+        tokens = jnp.zeros((shape.num_trees, shape.num_rows, trace.max_step_tokens), jnp.int32)
+        prompt = jnp.zeros((shape.num_trees, size), jnp.int32)
+        return Text(prompt, prompt[:, 0], tokens, tokens[..., 0])
+
+    def renew(_, text: Text, slots, prompts):
+        at = jnp.where(slots >= 0, slots, len(text.prompt))
+        new = (prompts.tokens, prompts.length, 0, 0)
+        text = Text(*(x.at[at].set(y, mode="drop") for x, y in zip(text, new, strict=True)))
+        none = jnp.zeros(len(slots), jnp.int32)
+        return text, Cost(none, none, none)
+
+    def write(params, text: Text, order, temperature):
+        num_trees, width, num_lanes, num_steps = order.row.shape
+        b = num_trees * width * num_lanes
+        prefix = read_paths(text, order.path)
+        prefix = jax.tree.map(lambda x: jnp.repeat(x, num_lanes, axis=0), prefix)
+        keys = jnp.repeat(order.key.reshape(-1, 2), num_lanes, axis=0)
+        room, number = order.room.reshape(b), order.number.reshape(b)
+        is_live = room > 0
+        tree = jnp.arange(num_trees)[:, None, None, None]
+        said = text.tokens[tree, order.sibling].reshape(b, -1, trace.max_step_tokens)
+        said_length = jnp.where(order.sibling >= 0, text.length[tree, order.sibling], -1)
+
+        # Step by step; what was drawn is scored with all before it.
+        steps, scores = [], []
+        for k in range(num_steps):
+            step = draw_fn(params[0], prefix, keys, number)
+            for attempt in range(1, NUM_DRAWS):
+                again = draw_fn(params[0], prefix, keys, number + NUM_NUMBERS * attempt)
+                is_said = repeats(step, said, said_length.reshape(b, -1))
+                step = jax.tree.map(lambda x, y, r=is_said: jax.vmap(jnp.where)(r, y, x), step, again)
+            is_live &= ~repeats(step, said, said_length.reshape(b, -1))
+            step = jax.tree.map(lambda x, r=is_live: jax.vmap(jnp.where)(r, x, jnp.zeros_like(x)), step)
+            prefix = append(prefix, step.tokens, step.length)
+            steps.append(step)
+            scores.append(jnp.where(is_live, score_fn(params[1], prefix), 0.0))
+            is_live &= (k + 1 < room) & ~step.is_finished & ~step.is_cut & step.is_ok
+        all_steps = jax.tree.map(
+            lambda *x: jnp.stack(x, axis=1).reshape(*order.row.shape, *x[0].shape[1:]), *steps
+        )
+        score = jnp.stack(scores, axis=1).reshape(order.row.shape)
+
+        # What every search asks of what was drawn.
+        length, is_step = all_steps.length, all_steps.length > 0
+        row = jnp.where(order.is_new[..., None] & (order.row >= 0), order.row, text.length.shape[1])
+        depth = jnp.sum(order.path >= 0, axis=2)[..., None, None] + 1 + jnp.arange(num_steps)
+        is_deepest = is_step & (depth >= trace.max_steps)
+        is_ok = jnp.all((all_steps.is_ok & jnp.isfinite(score)) | ~is_step, axis=3)
+        written = Written(
+            is_live=jnp.zeros_like(order.is_new),
+            is_ok=is_ok,
+            length=length,
+            score=jnp.where(jnp.isfinite(score), score, 0.0),
+            log_prob=jnp.zeros_like(score),
+            is_finished=all_steps.is_finished,
+            is_ended=all_steps.is_finished | all_steps.is_cut | is_deepest,
+        )
+        before = read_paths(text, order.path).length.reshape(num_trees, width)
+        before = jnp.sum(jnp.where(jnp.any(order.room > 0, axis=2), before, 0), axis=1)
+        num_read = before + jnp.sum(length, axis=(1, 2, 3))
+        slots = jnp.full(num_trees, width * num_lanes * num_steps * trace.max_step_tokens)
+        text = text._replace(
+            tokens=text.tokens.at[tree, row].set(all_steps.tokens, mode="drop"),
+            length=text.length.at[tree, row].set(length, mode="drop"),
+        )
+        return text, written, Cost(num_read, num_read, slots)
+
+    return Reader(open_text, renew, write, lambda text: text.tokens)
+
+
+def repeats(step: Step, said, said_length):
+    """Say whether a step [b] is one of those that were said [b A S]."""
+    is_same = jnp.all(step.tokens[:, None] == said, axis=2) & (step.length[:, None] == said_length)
+    return jnp.any(is_same, axis=1)
+
+
+def read_paths(text: Text, path) -> Prefix:
+    """Write out prompts and paths [B W D]: prefixes [B*W P+(D+1)*S], right-padded."""
+    num_problems, width, depth = path.shape
+    problem, size = jnp.arange(num_problems)[:, None, None], text.tokens.shape[2]
+    tokens = text.tokens[problem, path].reshape(num_problems * width, depth, size)
+    length = jnp.where(path >= 0, text.length[problem, path], 0)
+    length = length.reshape(num_problems * width, depth)
+    prompt = jnp.pad(text.prompt, ((0, 0), (0, (depth + MAX_ORDER) * size)))
+    prefix = Prefix(jnp.repeat(prompt, width, axis=0), jnp.repeat(text.prompt_length, width))
+    for d in range(depth):
+        prefix = append(prefix, tokens[:, d], length[:, d])
+    return prefix
+
+
+def append(prefix: Prefix, tokens, length) -> Prefix:
+    """Write a step [b S] of `length` [b] behind each prefix [b L]."""
+    at = jnp.arange(prefix.tokens.shape[1]) - prefix.length[:, None]
+    step = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), axis=1)
+    is_new = (at >= 0) & (at < length[:, None])
+    return Prefix(jnp.where(is_new, step, prefix.tokens), prefix.length + length)
+
+
+def draw_step(params, prefix, keys, number, *, world, is_keyed=False) -> Step:
+    """Draw a step a lane from a HashWorld.
+
+    `is_keyed` makes it depend on the random key, as a policy's does. `params` is the first token of
     a prompt behind which one step in 16 meets a logit that is not finite.
     """
-    assert max_steps == 1 or num_lanes == 1, "a tree search asks for nothing else"
-    drawn, is_live = [], room > 0
-    for k in range(max_steps):
-        drawn.append(sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed))
-        prefix = append(prefix, drawn[-1].tokens[:, 0], drawn[-1].length[:, 0])
-        is_live = (
-            is_live
-            & (k + 1 < room)
-            & ~(drawn[-1].is_finished | drawn[-1].is_cut)[:, 0]
-            & drawn[-1].is_ok[:, 0]
-        )
-    steps = jax.tree.map(lambda *x: jnp.stack(x, axis=2), *drawn)
-    steps = steps.replace(
-        is_ok=jnp.broadcast_to(jnp.all(steps.is_ok, axis=2, keepdims=True), steps.is_ok.shape)
-    )
-    return steps, jnp.int32(num_lanes * max_steps * world.max_step_tokens)
-
-
-def sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed) -> Steps:
-    """Draw one step a lane, fields [B num_lanes ...]."""
     start = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))
     if is_keyed:
         start = mix(start ^ mix(keys[:, 0] ^ mix(keys[:, 1])))
-    # [B A]
-    bits = mix(
-        start[:, None] + jnp.uint32(oracle.GOLDEN) * jnp.arange(1, num_lanes + 1, dtype=jnp.uint32)
-    )
+    bits = mix(start + jnp.uint32(oracle.GOLDEN) * (number + 1).astype(jnp.uint32))
     lot, num_words = bits % 16, (bits >> 4) % world.max_step_tokens
     is_finished = lot < world.finished_of_16
     is_cut = ~is_finished & (lot < world.finished_of_16 + world.cut_of_16)
@@ -88,43 +189,25 @@ def sample_step(params, prefix, keys, is_live, num_lanes, world, is_keyed) -> St
     tokens = jnp.where(place == num_words[..., None], terminator, until_end)
     tokens = jnp.where(is_cut[..., None], words, tokens)
     length = jnp.where(is_cut, world.max_step_tokens, num_words + 1)
-    lane = is_live[:, None]
-    return Steps(
-        tokens=jnp.where(lane[..., None], tokens, 0).astype(jnp.int32),
-        length=jnp.where(lane, length, 0).astype(jnp.int32),
-        is_finished=is_finished & lane,
-        is_cut=is_cut & lane,
-        is_ok=~((prefix.tokens[:, :1] == params) & (bits >> 28 == 0) & lane),
-    )
+    is_bad = (prefix.tokens[:, 0] == params) & (bits >> 28 == 0)
+    return Step(tokens.astype(jnp.int32), length.astype(jnp.int32), is_finished, is_cut, ~is_bad)
 
 
-def score_steps(params, prefix, steps, *, world):
-    """Score steps as a HashWorld does; behind the prompt whose first token is `params`, one step in
-    16 scores NaN.
+def score_text(params, prefix, *, world):
+    """Score texts as a HashWorld does; behind the prompt whose first token is `params`, one in 16
+    scores NaN.
     """
-    scores = []
-    for k in range(steps.length.shape[2]):
-        step = jax.tree.map(lambda x, k=k: x[:, :, k], steps)
-        scores.append(score_step(params, prefix, step, world))
-        # there is one lane where there are more steps
-        prefix = append(prefix, step.tokens[:, 0], step.length[:, 0])
-    return jnp.stack(scores, axis=2)
-
-
-def score_step(params, prefix, step, world):
-    before = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))[:, None]
-    start = jnp.broadcast_to(prefix.length[:, None], step.length.shape)
-    bits = mix((before + fingerprint(step.tokens, step.length, start)) ^ jnp.uint32(oracle.GOLDEN))
+    text = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))
+    bits = mix(text ^ jnp.uint32(oracle.GOLDEN))
     share = ((bits >> 8) % (world.grid + 1)).astype(jnp.float32) / world.grid
     score = share * (1 + 2 * world.overshoot) - world.overshoot
-    is_poisoned = (prefix.tokens[:, :1] == params) & (bits % 16 == 0)
+    is_poisoned = (prefix.tokens[:, 0] == params) & (bits % 16 == 0)
     return jnp.where(is_poisoned, jnp.nan, score)
 
 
-def toy_grow(config: SearchConfig, trace: TraceConfig, sample_fn, score_fn):
+def toy_grow(config: SearchConfig, trace: TraceConfig, draw_fn, score_fn):
     """Make a search that draws and scores with two functions."""
-    reader = recompute_reader(sample_fn, score_fn, trace)
-    return make_grow(config, trace.max_steps, reader)
+    return make_grow(config, trace.max_steps, toy_reader(draw_fn, score_fn, trace))
 
 
 @cache
@@ -132,9 +215,9 @@ def hash_grow(
     config: SearchConfig, trace: TraceConfig, world: oracle.HashWorld, is_keyed: bool = False
 ):
     """Compile a search of a HashWorld, once for all tests that ask for the same."""
-    sample_fn = partial(sample_steps, world=world, is_keyed=is_keyed)
-    score_fn = partial(score_steps, world=world)
-    grow = jax.jit(toy_grow(config, trace, sample_fn, score_fn))
+    draw_fn = partial(draw_step, world=world, is_keyed=is_keyed)
+    score_fn = partial(score_text, world=world)
+    grow = jax.jit(toy_grow(config, trace, draw_fn, score_fn))
 
     def run(prompts: Prompts, bad_logits=HEALTHY, bad_scores=HEALTHY) -> Tree:
         keys = np.stack([prompts.problem_id, prompts.problem_id + 1], axis=1).astype(np.uint32)
@@ -164,44 +247,38 @@ def callback_grow(config: SearchConfig, trace: TraceConfig, world: oracle.TableW
             for row, n in zip(np.asarray(tokens), np.asarray(length), strict=True)
         ]
 
-    def draw(tokens, length, is_live, num_lanes):
-        drawn = np.zeros((3, len(tokens), num_lanes), np.int32)
+    def known(prefix):
+        return prefix if oracle.spell(prefix) in world.table else None
+
+    def draw(tokens, length, number):
+        drawn = np.zeros((3, len(tokens)), np.int32)
         for b, prefix in enumerate(prefixes(tokens, length)):
-            if is_live[b]:
-                steps = [world.draw(prefix, candidate) for candidate in range(num_lanes)]
-                drawn[:, b] = np.array(
-                    [(*step.tokens, step.is_finished, step.is_cut) for step in steps]
-                ).T
+            if known(prefix) and number[b] < len(world.table[oracle.spell(prefix)]):
+                step = world.draw(prefix, int(number[b]))
+                drawn[:, b] = *step.tokens, step.is_finished, step.is_cut
         return drawn
 
-    def score(tokens, length, letters):
-        scores = np.zeros(letters.shape, np.float32)
+    def score(tokens, length):
+        scores = np.zeros(len(tokens), np.float32)
         for b, prefix in enumerate(prefixes(tokens, length)):
-            scores[b] = [
-                world.score((*prefix, letter)) if letter else 0
-                for letter in np.asarray(letters[b]).tolist()
-            ]
+            if prefix and known(prefix[:-1]):
+                scores[b] = world.score(prefix)
         return scores
 
-    def sample_fn(params, prefix, keys, room, temperature, num_lanes, max_steps):
-        assert max_steps == 1
-        shape = jax.ShapeDtypeStruct((3, len(keys), num_lanes), jnp.int32)
-        drawn = jax.pure_callback(
-            partial(draw, num_lanes=num_lanes), shape, prefix.tokens, prefix.length, room > 0
+    def draw_fn(params, prefix, keys, number):
+        shape = jax.ShapeDtypeStruct((3, len(keys)), jnp.int32)
+        letter, is_finished, is_cut = jax.pure_callback(
+            draw, shape, prefix.tokens, prefix.length, number
         )
-        letters, is_finished, is_cut = drawn[..., None]
-        is_ok = jnp.ones(letters.shape, bool)
-        steps = Steps(
-            letters[..., None], (letters > 0).astype(jnp.int32), is_finished > 0, is_cut > 0, is_ok
-        )
-        return steps, jnp.int32(num_lanes)
+        is_ok = jnp.ones(letter.shape, bool)
+        length = (letter > 0).astype(jnp.int32)
+        return Step(letter[:, None], length, is_finished > 0, is_cut > 0, is_ok)
 
-    def score_fn(params, prefix, steps):
-        letters = steps.tokens[:, :, 0, 0]
-        shape = jax.ShapeDtypeStruct(letters.shape, jnp.float32)
-        return jax.pure_callback(score, shape, prefix.tokens, prefix.length, letters)[..., None]
+    def score_fn(params, prefix):
+        shape = jax.ShapeDtypeStruct(prefix.length.shape, jnp.float32)
+        return jax.pure_callback(score, shape, prefix.tokens, prefix.length)
 
-    grow = jax.jit(toy_grow(config, trace, sample_fn, score_fn))
+    grow = jax.jit(toy_grow(config, trace, draw_fn, score_fn))
     prompt = Prompts(np.array([[ord("?")]], np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
     return jax.tree.map(
         np.asarray, grow((), (), prompt, np.zeros((1, 2), np.uint32), np.float32(1))

@@ -1,19 +1,20 @@
-"""Drawing steps from the policy.
+"""Writing steps with the policy, token by token.
 
-One decoder serves everything: it writes up to `max_steps` steps behind a prefix. A search draws one
-step for each of its candidates and several for a rollout, the plain sampler a whole trace for each
-of its lanes. The prefix is computed once for all lanes behind it. A lane's draws depend on its
-prefix's key, its number and its tokens alone, so they do not change with the company it keeps in a
-batch.
+A lane writes up to K steps behind its prefix, some tokens at a time (a *chunk*), and what it has
+read lies in segments that somebody else keeps. What a lane draws depends on its key, its prefix and
+its siblings alone, so it does not change with the company it keeps in a batch.
+
+Siblings are steps behind the same prefix that must not be said again. The mass that they hold is
+taken out of the law before every token, so a lane draws from what is left, without any token in
+vain: sampling without replacement over whole steps, of the law of Gumbel top-k (Kool et al. 2019),
+one after the other (Shi et al. 2020).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -21,88 +22,98 @@ from jaxtrain import boundaries
 from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, Tables, TraceConfig
 from jaxtrain.keys import fold_in
 from jaxtrain.nn.heads import Network
+from jaxtrain.nn.sampling import draw
 from jaxtrain.nn.transformer import Segment
-from jaxtrain.structs import Array, Params, Prefix, Steps
-
-# (params, prefix [b], keys, room, temperature, num_lanes, max_steps) -> (Steps, token slots held)
-SampleStepsFn = Callable[..., tuple[Steps, Array]]
-LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
+from jaxtrain.structs import Array, Params
 
 
-class _Lanes(NamedTuple):
-    """Decoding state of `b` lanes, K steps of at most S tokens each."""
+class Lanes(NamedTuple):
+    """Decoding state of `b` lanes."""
 
-    keys: Array  # [b 2] uint32
+    key: Array  # [b 2] uint32
     room: Array  # [b] int32, steps that may be written
-    num_tokens: Array  # [] int32, tokens sampled so far in every live lane
-    token: Array  # [b] int32, the newest
+    start: Array  # [b] int32, tokens before the first
+    hidden: Array  # [b width], after the newest token
+    num_tokens: Array  # [b] int32, written so far
     is_live: Array  # [b] bool
     is_ok: Array  # [b] bool
     step: Array  # [b] int32, the step being written
     step_state: Array  # [b] int32, of the automata in `boundaries`
     answer_state: Array  # [b] int32
-    tokens: Array  # [b K S] int32
     length: Array  # [b K] int32
+    score: Array  # [b K] float32
+    log_prob: Array  # [b K] float32
     is_finished: Array  # [b K] bool
     is_cut: Array  # [b K] bool
-    own: Segment  # of the K*S tokens written at most
+    is_same: Array  # [b A] bool, siblings that say what the step says so far
 
 
-def _open(segment: Segment, keys: Array, room: Array, max_steps: int, size: int) -> _Lanes:
-    """Lanes that have written nothing behind `segment`; those without room [b] are not live."""
-    b, most, none = len(room), max_steps * size, jnp.zeros_like(room)
-    no = jnp.zeros((b, max_steps), bool)
-    # [rows kv T h], behind a layer axis where layers are scanned.
-    empty = jax.tree.map(
-        lambda k: jnp.zeros((*k.shape[:-4], b, k.shape[-3], most, k.shape[-1]), k.dtype), segment.k
-    )
-    return _Lanes(
-        keys=keys,
-        room=room,
-        num_tokens=jnp.zeros((), jnp.int32),
-        token=none,
-        is_live=room > 0,
-        is_ok=jnp.ones(b, bool),
+class Siblings(NamedTuple):
+    """Steps that the lanes must not say again."""
+
+    tokens: Array  # [b A S] int32
+    length: Array  # [b A] int32
+    rest: Array  # [b A S] float32, log-probability of what follows each token
+
+
+class Token(NamedTuple):
+    """A token of every lane, and what it did."""
+
+    token: Array  # [b] int32
+    is_written: Array  # [b] bool
+    step: Array  # [b] int32, of which step it is
+    at: Array  # [b] int32, its place in the step
+    log_prob: Array  # [b] float32
+    is_last: Array  # [b] bool, it ends the step
+    hidden: Array  # [b width], after it
+
+
+def idle_lanes(num_lanes: int, num_steps: int, num_siblings: int, hidden: Array) -> Lanes:
+    """Make lanes that write nothing; hidden: one of their hidden states, for its type."""
+    b, none, no = num_lanes, jnp.zeros(num_lanes, jnp.int32), jnp.zeros(num_lanes, bool)
+    ints, nos = jnp.zeros((b, num_steps), jnp.int32), jnp.zeros((b, num_steps), bool)
+    return Lanes(
+        key=jnp.zeros((b, 2), jnp.uint32),
+        room=none,
+        start=none,
+        hidden=jnp.zeros((b, *hidden.shape), hidden.dtype),
+        num_tokens=none,
+        is_live=no,
+        is_ok=~no,
         step=none,
         step_state=none,
         answer_state=none,
-        tokens=jnp.zeros((b, max_steps, size), jnp.int32),
-        length=jnp.zeros((b, max_steps), jnp.int32),
-        is_finished=no,
-        is_cut=no,
-        own=Segment(empty, empty, jnp.full((b, most), -1)),
+        length=ints,
+        score=ints.astype(jnp.float32),
+        log_prob=ints.astype(jnp.float32),
+        is_finished=nos,
+        is_cut=nos,
+        is_same=jnp.zeros((b, num_siblings), bool),
     )
 
 
-def read(model: Network, params: Params, prefix: Prefix) -> tuple[Segment, Array]:
-    """Read prefixes [B L]: (their segment, hidden state at each one's last token [B width])."""
-    positions = jnp.broadcast_to(jnp.arange(prefix.tokens.shape[1]), prefix.tokens.shape)
-    mask = positions < prefix.length[:, None]
-    hidden, segment = model.apply({"params": params}, prefix.tokens, positions, mask)
-    last = jnp.maximum(prefix.length - 1, 0)[:, None, None]
-    return segment, jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-
-
-def draw(logits: Array, keys: Array, temperature: Array) -> Array:
-    """Draw a token a lane, or take the likeliest: logits [b V] float32, keys uint32 [b 2]."""
-    warm = logits / jnp.maximum(temperature, 1e-6)
-    drawn = jax.vmap(jax.random.categorical)(jax.random.wrap_key_data(keys), warm)
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-
-
 def record(
-    trace: TraceConfig, tables: Tables, lanes: _Lanes, logits: Array, temperature: Array
-) -> _Lanes:
+    trace: TraceConfig,
+    tables: Tables,
+    lanes: Lanes,
+    siblings: Siblings,
+    logits: Array,
+    temperature: Array,
+) -> tuple[Lanes, Token]:
     """Draw the next token of every lane from its logits [b V], and end what it ends."""
-    rows, size = jnp.arange(lanes.token.shape[0]), trace.max_step_tokens
+    rows, size = jnp.arange(len(lanes.step)), trace.max_step_tokens
+    at = lanes.length[rows, lanes.step]
 
     # Draw; a lane whose logits are not finite is set aside.
     is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
     is_live = lanes.is_live & is_ok
     logits = jnp.where(is_ok[:, None], logits, 0.0)
-    keys = fold_in(lanes.keys, jnp.broadcast_to(lanes.num_tokens, rows.shape))
-    token = jnp.where(is_live, draw(logits, keys, temperature), 0)
-    at = lanes.length[rows, lanes.step]
+    keys = fold_in(lanes.key, lanes.num_tokens)
+    tokens, log_keep = excluded(lanes, siblings, at)
+    drawn, log_prob, is_left = draw(logits, keys, temperature, (tokens, log_keep))
+    # At the first token: the siblings are all that could be said.
+    is_live = is_live & (is_left | (at > 0))
+    token = jnp.where(is_live, drawn, 0)
 
     # Does the token finish the answer, end the step, or cut it? An answer is never cut in two.
     step_state = jnp.asarray(tables.step)[lanes.step_state, token].astype(jnp.int32)
@@ -116,66 +127,89 @@ def record(
     is_over = is_live & ~is_finished & (answer_state == NO_ANSWER) & is_end
     is_cut = is_live & ~is_finished & ~is_over & is_full
     is_last = lanes.step + 1 >= lanes.room
-    return lanes._replace(
-        num_tokens=lanes.num_tokens + 1,
-        token=token,
+    log_prob = jnp.where(is_live, log_prob, 0.0)
+    same = jnp.take_along_axis(siblings.tokens, at[:, None, None], axis=2)[..., 0]
+
+    new = lanes._replace(
+        num_tokens=lanes.num_tokens + is_live,
         is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
         is_ok=is_ok,
         step=jnp.where(is_over & ~is_last, lanes.step + 1, lanes.step),
         step_state=jnp.where(is_over, boundaries.START, step_state),
         answer_state=answer_state,
-        tokens=lanes.tokens.at[rows, lanes.step, jnp.minimum(at, size - 1)].add(token),
         length=lanes.length.at[rows, lanes.step].add(is_live),
+        log_prob=lanes.log_prob.at[rows, lanes.step].add(log_prob),
         is_finished=lanes.is_finished.at[rows, lanes.step].max(is_finished),
         is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
+        is_same=lanes.is_same & (same == token[:, None]) & (siblings.length > at[:, None] + 1),
     )
+    ends = is_finished | is_over | is_cut
+    return new, Token(token, is_live, lanes.step, at, log_prob, ends, lanes.hidden)
 
 
-def make_sample_steps(model: Network, tables: Tables, trace: TraceConfig) -> SampleStepsFn:
-    """Make the function that draws steps.
-
-    A step ends where `tables` say so, or at `trace.step_tokens` tokens, but never inside an answer.
-    At `trace.max_step_tokens` it is cut.
-
-    Returns `sample_steps(params, prefix, keys [B 2] uint32, room [B] int32, temperature [],
-    num_lanes, max_steps)` -> (Steps with fields [B num_lanes max_steps ...], token slots held open
-    a prefix [] int32). `room` says how many of the `max_steps` steps a prefix may take, 0: none,
-    and never more than there are.
+def excluded(lanes: Lanes, siblings: Siblings, at: Array) -> tuple[Array, Array]:
+    """Return the next tokens of the siblings [b A], each named once and -1 for none, and how much
+    of their mass is left [b A], a logarithm.
     """
+    place = at[:, None, None]
+    token = jnp.take_along_axis(siblings.tokens, place, axis=2)[..., 0]
+    rest = jnp.take_along_axis(siblings.rest, place, axis=2)[..., 0]
+    token = jnp.where(lanes.is_same, token, -1)
 
-    def sample_steps(
-        params: Params, prefix: Prefix, keys, room, temperature, num_lanes: int, max_steps: int
-    ):
-        num_prefixes, most = prefix.length.shape[0], max_steps * trace.max_step_tokens
-        chex.assert_shape([keys, room], [(num_prefixes, 2), (num_prefixes,)])
-        b, network = num_prefixes * num_lanes, partial(model.apply, {"params": params})
+    # Siblings that go on with one token share its mass.
+    is_equal = (token[:, :, None] == token[:, None]) & (token[:, None] >= 0)
+    taken = jnp.sum(jnp.where(is_equal, jnp.exp(rest)[:, None], 0.0), axis=-1)
+    is_first = ~jnp.any(jnp.tril(is_equal, k=-1), axis=-1)
+    # Rounding must not leave a trace of a mass that is all taken.
+    log_keep = jnp.where(taken < 1 - 1e-5, jnp.log1p(-jnp.minimum(taken, 1 - 1e-6)), -jnp.inf)
+    return jnp.where(is_first, token, -1), log_keep
 
-        # The prefix is read once for all lanes behind it.
-        segment, hidden = read(model, params, prefix)
-        logits = jnp.repeat(network(hidden, method="logits"), num_lanes, axis=0)
-        # Folded twice: nodes fold an action into the same key, and a lane must not draw with the
-        # key of a child node.
-        lane_keys = fold_in(fold_in(keys, LANES)[:, None], jnp.arange(num_lanes)).reshape(b, 2)
-        room, start = jnp.repeat(room, num_lanes), jnp.repeat(prefix.length, num_lanes)
 
-        def next_token(lanes: _Lanes) -> _Lanes:
-            at, mask = lanes.num_tokens - 1, jnp.ones((b, 1), bool)
-            newest, positions = lanes.token[:, None], (start + at)[:, None]
-            hidden, own = network(newest, positions, mask, (segment,), lanes.own, at)
-            logits = network(hidden[:, 0], method="logits")
-            return record(trace, tables, lanes._replace(own=own), logits, temperature)
+def write_chunk(
+    model: Network,
+    trace: TraceConfig,
+    tables: Tables,
+    params: Params,
+    lanes: Lanes,
+    segments: tuple[Segment, ...],
+    siblings: Siblings,
+    temperature: Array,
+    size: int,
+) -> tuple[Lanes, Token, Segment, Array]:
+    """Write up to `size` tokens in every live lane, behind what `segments` hold.
 
-        # Token by token, until no lane writes any more.
-        lanes = _open(segment, lane_keys, room, max_steps, trace.max_step_tokens)
-        lanes = record(trace, tables, lanes, logits, temperature)
-        lanes = jax.lax.while_loop(
-            lambda s: (s.num_tokens < most) & jnp.any(s.is_live), next_token, lanes
-        )
+    Returns (lanes, the tokens [size b], their segment of `size` places, token slots held a lane).
+    """
+    b, network = len(lanes.step), partial(model.apply, {"params": params})
 
-        # A fault in one step sets its whole lane aside.
-        is_ok = jnp.repeat(lanes.is_ok[:, None], max_steps, axis=-1)
-        steps = Steps(lanes.tokens, lanes.length, lanes.is_finished, lanes.is_cut, is_ok)
-        steps = jax.tree.map(lambda x: x.reshape(num_prefixes, num_lanes, *x.shape[1:]), steps)
-        return steps, lanes.num_tokens * num_lanes
+    def take_turn(carry):
+        at, lanes, own, told = carry
+        logits = network(lanes.hidden, method="logits")
+        lanes, new = record(trace, tables, lanes, siblings, logits, temperature)
 
-    return sample_steps
+        # The token is read at once, the last of a step too: others may go on behind it.
+        positions = (lanes.start + lanes.num_tokens - 1)[:, None]
+        mask = new.is_written[:, None]
+        hidden, own = network(new.token[:, None], positions, mask, segments, own, at)
+        hidden = jnp.where(mask, hidden[:, 0], lanes.hidden)
+        told = jax.tree.map(lambda x, y: x.at[at].set(y), told, new._replace(hidden=hidden))
+        return at + 1, lanes._replace(hidden=hidden), own, told
+
+    def shapes(lanes: Lanes):
+        one = jnp.zeros((b, 1), jnp.int32)
+        _, segment = network(one, one, one > 0, segments)
+        logits = network(lanes.hidden, method="logits")
+        return segment, record(trace, tables, lanes, siblings, logits, temperature)[1]
+
+    # Nothing is written at first.
+    segment, token = jax.eval_shape(shapes, lanes)
+    told = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), token)
+    places = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], size, x.shape[-1]), x.dtype), segment.k)
+    own = Segment(places, places, jnp.full((b, size), -1))
+    # Token by token, until no lane writes any more.
+    at, lanes, own, told = jax.lax.while_loop(
+        lambda carry: (carry[0] < size) & jnp.any(carry[1].is_live),
+        take_turn,
+        (jnp.int32(0), lanes, own, told),
+    )
+    return lanes, told, own, at

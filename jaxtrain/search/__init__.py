@@ -27,9 +27,11 @@ def make_grow(config: SearchConfig, max_steps: int, reader: Reader) -> GrowFn:
     def grow(policy_params, prm_params, prompts, keys, temperature):
         num_problems = prompts.length.shape[0]
         chex.assert_shape([prompts.tokens, keys], [(num_problems, None), (num_problems, 2)])
-        job = Job(prompts, keys, (policy_params, prm_params), temperature, reader, max_steps)
+        num_trees = min(config.num_trees or num_problems, num_problems)
+        params = policy_params, prm_params
+        job = Job(prompts, keys, params, temperature, reader, max_steps, num_trees)
         if isinstance(rule, FrontierRule):
-            return grow_frontier(rule, job)
+            return grow_frontier(config, rule, job)
         return grow_tree(config, rule, job)
 
     return grow

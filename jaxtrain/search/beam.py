@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.errors import require_at_least
-from jaxtrain.search.frontier import Frontier, FrontierRule
+from jaxtrain.search.frontier import FrontierRule, Pool
 from jaxtrain.structs import Array
 
 
@@ -27,17 +27,19 @@ class BeamConfig:
         require_at_least(1, "search.beam", self, "width")
 
 
-def make_beam(config: BeamConfig, num_candidates: int) -> FrontierRule:
-    """Make the rule, with A candidates behind each of the W prefixes."""
+def make_beam(config: BeamConfig, num_candidates: int, max_steps: int) -> FrontierRule:
+    """Make the rule, with A candidates behind each of the W prefixes, for traces of D steps."""
 
-    def choose(frontier: Frontier) -> Array:
-        scores = jnp.where(frontier.is_there, frontier.score, -jnp.inf)
-        return jax.lax.top_k(scores, config.width)[1]
+    def choose(pool: Pool) -> Array:
+        is_mine = pool.is_there & (pool.is_new | (pool.is_kept & pool.is_ended))
+        scores, rows = jax.lax.top_k(jnp.where(is_mine, pool.score, -jnp.inf), config.width)
+        return jnp.where(scores > -jnp.inf, rows, -1)
 
     return FrontierRule(
         width=config.width,
         num_lanes=num_candidates,
         num_steps=1,
+        num_turns=max_steps,
         is_distinct=True,
         choose=choose,
     )

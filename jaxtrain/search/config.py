@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from jaxtrain.errors import require_at_least, require_one_of, require_share
+import jax.numpy as jnp
+
+from jaxtrain.errors import require, require_at_least, require_one_of, require_share
 from jaxtrain.search.beam import BeamConfig, make_beam
 from jaxtrain.search.frontier import FrontierRule, make_sample
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
 from jaxtrain.search.tree_loop import TreeRule
+from jaxtrain.structs import Array
 
 # Each makes its method's rule, for traces of D steps.
 RULES: dict[str, Callable[[SearchConfig, int], TreeRule | FrontierRule]] = {
     "mcts_star": lambda c, max_steps: make_mcts_star(c.mcts_star, max_steps),
     "sample": lambda c, max_steps: make_sample(c.num_samples, max_steps),
-    "beam": lambda c, _: make_beam(c.beam, c.num_candidates),
+    "beam": lambda c, max_steps: make_beam(c.beam, c.num_candidates, max_steps),
 }
+
+
+@dataclass(frozen=True)
+class WideningConfig:
+    """Whether a node of a tree search draws further candidates, and when."""
+
+    # that a node may have; None: it has num_candidates, and no more are drawn
+    max_candidates: int | None = None
+    num_more: int = 1  # drawn at once
+    # a node of n visits has at least num_candidates * n^exponent; 0: more only when none is open
+    exponent: float = 0.0
+
+    def __post_init__(self):
+        require_at_least(1, "search.widening", self, "max_candidates", "num_more")
+        require_share("search.widening", self, "exponent")
 
 
 @dataclass(frozen=True)
@@ -28,14 +46,40 @@ class SearchConfig:
     num_simulations: int = 16  # T: the root's expansion and T - 1 simulations
     num_candidates: int = 4  # A: steps sampled behind a prefix (b in the paper)
     num_samples: int = 16  # traces a problem, for the method `sample`
+    # sampled tokens at which a tree search ends, whatever its simulations; None: no such budget
+    num_tokens: int | None = None
     temperature: float = 1.0  # of the policy while it searches
+    # how steps behind a prefix are drawn: distinct: without replacement; independent: as in the
+    # paper, where repeats are told apart and never searched
+    candidates: str = "distinct"
+    # leaves that have ended: closed: never selected again; revisited: as in the paper
+    ended_leaves: str = "closed"
     # l: the value at which a finished leaf decides its tree; None: the whole budget is spent
     end_threshold: float | None = None
+    widening: WideningConfig = field(default_factory=WideningConfig)
     mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
     beam: BeamConfig = field(default_factory=BeamConfig)
+    # cached: keys and values of a step are kept; recompute: a prefix is read anew, in less memory
+    memory: str = "cached"
+    # trees that a device grows at once, the next when one ends; None: all of a batch
+    num_trees: int | None = None
+    # lanes that write behind a prefix; fewer than its candidates wait less; None: one each
+    num_lanes: int | None = None
+    chunk_tokens: int = 16  # tokens that lanes write before they are given something else
 
     def __post_init__(self):
-        require_one_of("search", self, method=tuple(RULES))
-        require_at_least(1, "search", self, "num_simulations", "num_candidates", "num_samples")
+        require_one_of("search", self, method=tuple(RULES), memory=("cached", "recompute"))
+        require_one_of("search", self, candidates=("distinct", "independent"))
+        require_one_of("search", self, ended_leaves=("closed", "revisited"))
+        sizes = "num_simulations", "num_candidates", "num_samples", "num_tokens"
+        require_at_least(1, "search", self, *sizes, "num_trees", "num_lanes", "chunk_tokens")
         require_at_least(0, "search", self, "temperature")
         require_share("search", self, "end_threshold")
+        most = self.widening.max_candidates
+        is_met, why = most is None or most >= self.num_candidates, "is below search.num_candidates"
+        require(is_met, "search.widening", self.widening, "max_candidates", why)
+
+    def least(self, visits: Array) -> Array:
+        """Return how many candidates a node of so many visits has at least."""
+        n = jnp.maximum(visits, 1).astype(jnp.float32)
+        return self.num_candidates * n**self.widening.exponent

@@ -1,30 +1,37 @@
-"""The loop of every search without a tree policy: a frontier of prefixes goes on, turn by turn.
+"""Every search without a tree policy: a frontier of prefixes goes on, turn by turn.
 
-In a turn, each of W prefixes gets A lanes of K steps. What a rule chooses among those, and the
-prefixes of before that had ended, is the next frontier. Rows lie depth by depth:
-row = depth * W * A + prefix * A + lane.
+In a turn, each of W prefixes gets A lanes of K steps. What a rule chooses among all rows is the
+next frontier. Rows lie turn by turn: row = ((turn * K + step) * W + prefix) * A + lane.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.keys import fold_in
-from jaxtrain.search.rows import Drawn, Job, Rows, clip, draw, empty_rows, extend, make_tree, pick
-from jaxtrain.structs import Array, Cost, Kind, Memory, Path, Tree
+from jaxtrain.search.lanes import NOTHING, WANTED, new_keys
+from jaxtrain.search.rows import Job, choose, clip, path_to, pick
+from jaxtrain.search.slots import Growth, Method, grow
+from jaxtrain.structs import Array, Kind, Tree
+
+if TYPE_CHECKING:
+    from jaxtrain.search.config import SearchConfig
 
 
-class Frontier(NamedTuple):
-    """Prefixes that go on, or can be chosen to: n of each problem."""
+class Pool(NamedTuple):
+    """The rows of a tree [R], as a rule chooses among them."""
 
-    path: Path  # [B n D-K]
-    score: Array  # [B n] float32, raw, of the last step
-    is_there: Array  # [B n] bool, False: nothing was drawn here, or it repeats another
-    is_ended: Array  # [B n] bool
+    score: Array  # float32, raw
+    is_there: Array  # bool, False: nothing was drawn here, or it repeats another
+    is_ended: Array  # bool
+    is_opened: Array  # bool, steps were drawn behind it
+    is_new: Array  # bool, of the newest turn
+    is_kept: Array  # bool, it was in the frontier before
+    place: Array  # int32, the place of the frontier that it was drawn behind
+    depth: Array  # int32, steps from the prompt to it
 
 
 class FrontierRule(NamedTuple):
@@ -33,24 +40,18 @@ class FrontierRule(NamedTuple):
     width: int  # W: prefixes opened in a turn
     num_lanes: int  # A: continuations of each
     num_steps: int  # K: steps of a continuation: 1, or D where nothing is chosen between
+    num_turns: int  # at most
     is_distinct: bool  # whether a lane that repeats another is a duplicate, and never chosen
-    choose: Callable[[Frontier], Array]  # which of n go on: [B W] int32
+    # which rows are the next frontier: [W] int32, -1: none
+    choose: Callable[[Pool], Array]
 
 
-class FrontierGrowth(NamedTuple):
-    """What grows from turn to turn."""
+class FrontierState(NamedTuple):
+    """Where the trees stand."""
 
-    frontier: Frontier  # [B W]
-    rows: Rows  # [B R]
-    is_ok: Array  # [B] bool
-    num_lanes: Array  # [B] int32, that were opened
-    cost: Cost
-    memory: Memory
-
-    @property
-    def is_open(self) -> Array:
-        """Which prefixes go on, [B W] bool."""
-        return self.frontier.is_there & ~self.frontier.is_ended & self.is_ok[:, None]
+    turn: Array  # [B] int32, turns that were ordered
+    place: Array  # [B W] int32, the rows of the frontier, -1: none
+    is_opened: Array  # [B R] bool
 
 
 def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
@@ -63,96 +64,92 @@ def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
         width=1,
         num_lanes=num_samples,
         num_steps=max_steps,
+        num_turns=1,
         is_distinct=False,
-        choose=lambda frontier: jnp.zeros((len(frontier.score), 1), jnp.int32),
+        choose=lambda pool: jnp.full(1, -1),
     )
 
 
-def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
-    """Grow a batch of trees of R = D * W * A rows."""
-    num_problems, width, num_lanes = len(job.keys), rule.width, rule.num_lanes
-    num_rows = job.max_steps * width * num_lanes
-    none = jnp.zeros(num_problems, jnp.int32)
+def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
+    """Grow trees of R = turns * K * W * A rows."""
+    width, num_lanes, num_steps, num_trees = rule.width, rule.num_lanes, rule.num_steps, job.num_trees
+    num_rows = rule.num_turns * num_steps * width * num_lanes
+    places = jnp.arange(num_rows) // num_lanes % width
+    turns = jnp.arange(num_rows) // (num_steps * width * num_lanes)
 
-    # Over when traces are as deep as they may be, or when no prefix goes on.
-    def is_active(carry: tuple[Array, FrontierGrowth]) -> Array:
-        turn, growth = carry
-        return (turn * rule.num_steps < job.max_steps) & jnp.any(growth.is_open)
+    def move(growth: Growth) -> Growth:
+        """Choose the next frontier, and order what is to stand behind it."""
+        state, rows, is_ready = growth.state, growth.rows, growth.is_ready
+        is_first = state.turn == 0
+        row = jnp.arange(num_rows)
+        above = path_to(rows.parent, jnp.broadcast_to(row, rows.kind.shape), job.max_steps)
+        pool = Pool(
+            score=rows.score,
+            is_there=rows.kind == Kind.CANDIDATE,
+            is_ended=rows.is_ended,
+            is_opened=state.is_opened,
+            is_new=turns == state.turn[:, None] - 1,
+            is_kept=jnp.any(state.place[:, :, None] == row, axis=1),
+            place=jnp.broadcast_to(places, rows.kind.shape),
+            depth=jnp.sum(above >= 0, axis=2),
+        )
+        place = jnp.where(is_first[:, None], -1, jax.vmap(rule.choose)(pool))
 
-    def take_turn(carry: tuple[Array, FrontierGrowth]) -> tuple[Array, FrontierGrowth]:
-        turn, growth = carry
+        # At first every place of the frontier is the prompt; what has ended is not opened.
+        at = jnp.maximum(place, 0)
+        goes_on = (place >= 0) & pick(pool.is_there & ~rows.is_ended, at)
+        goes_on = (goes_on | is_first[:, None]) & (state.turn < rule.num_turns)[:, None]
+        is_over = is_ready & ~jnp.any(goes_on, axis=1)
+        is_asked = is_ready & ~is_over
 
         # The first prefix draws with the problem's own key, as the root of a tree does.
-        number = turn * width + jnp.arange(width)[:, None]
-        keys = jnp.where(number > 0, fold_in(job.keys[:, None], number[:, 0]), job.keys[:, None])
-
-        # The rows of the turn, [B W A K].
-        depth = turn * rule.num_steps + jnp.arange(rule.num_steps)
+        number = state.turn[:, None] * width + jnp.arange(width)
+        step = jnp.arange(num_steps) + (state.turn * num_steps)[:, None]
         lane = jnp.arange(width * num_lanes).reshape(width, num_lanes, 1)
-        row = jnp.tile(depth * lane.size + lane, (num_problems, 1, 1, 1))
-        path, is_open = growth.frontier.path, growth.is_open
-        drawn = draw(job, growth.memory, path, keys, is_open, row, rule.is_distinct)
-        return turn + 1, advance(rule, growth, drawn, row)
+        block = step[:, None, None] * (width * num_lanes) + lane
+        path = path_to(rows.parent, place, job.max_steps - num_steps)
+        wanted = jnp.broadcast_to(goes_on[:, :, None], (num_trees, width, num_lanes))
+        pending = growth.pending._replace(
+            path=path,
+            key=new_keys(growth.key[:, None], number),
+            row=block,
+            room=jnp.full((num_trees, width), num_steps),
+            kind=jnp.full(num_trees, int(Kind.CANDIDATE)),
+            is_distinct=jnp.full(num_trees, rule.is_distinct),
+            state=jnp.where(wanted, WANTED, NOTHING),
+            num_draws=jnp.zeros_like(growth.pending.num_draws),
+        )
+        opened = jnp.where(goes_on, place, num_rows)
+        trees = jnp.arange(num_trees)[:, None]
+        num_opened = jnp.sum(goes_on, axis=1) * num_lanes
+        asked = growth._replace(
+            pending=pending,
+            num_simulations=growth.num_simulations + num_opened,
+            state=FrontierState(
+                turn=state.turn + 1,
+                place=place,
+                is_opened=state.is_opened.at[trees, opened].set(True, mode="drop"),
+            ),
+        )
+        growth = choose(is_asked, asked, growth)
+        return growth._replace(is_over=growth.is_over | is_over)
 
-    shape, is_real = (num_problems, width), job.prompts.problem_id >= 0
-    # At first every place of the frontier is the prompt.
-    growth = FrontierGrowth(
-        frontier=Frontier(
-            path=jnp.full((*shape, job.max_steps - rule.num_steps), -1, jnp.int32),
-            score=jnp.zeros(shape),
-            is_there=jnp.broadcast_to(is_real[:, None], shape),
-            is_ended=jnp.zeros(shape, bool),
-        ),
-        rows=empty_rows(num_problems, num_rows),
-        is_ok=is_real,
-        num_lanes=none,
-        cost=Cost(none, none, none),
-        memory=job.reader.open(job.params, job.prompts, num_rows),
+    def read(growth: Growth) -> tuple[Array, Array, Array]:
+        visits = jnp.ones_like(growth.rows.kind)
+        return visits, clip(growth.rows.score), jnp.zeros_like(growth.num_simulations)
+
+    none = jnp.zeros((num_trees, width), jnp.int32)
+    method = Method(
+        num_rows=num_rows,
+        width=width,
+        depth=job.max_steps - num_steps,
+        num_candidates=num_lanes,
+        num_lanes=min(config.num_lanes or num_lanes, num_lanes),
+        num_steps=num_steps,
+        compares=rule.is_distinct,
+        may_repeat=config.candidates == "independent",
+        state=FrontierState(none[:, 0], none - 1, jnp.zeros((num_trees, num_rows), bool)),
+        move=move,
+        read=read,
     )
-    # Search, and hand the rows on.
-    _, growth = jax.lax.while_loop(is_active, take_turn, (jnp.int32(0), growth))
-    return make_tree(
-        job,
-        growth.rows,
-        job.reader.text(growth.memory),
-        visits=jnp.ones_like(growth.rows.kind),
-        value=clip(growth.rows.score),
-        cost=growth.cost,
-        decided=none - 1,
-        is_ok=growth.is_ok,
-        num_simulations=growth.num_lanes,
-        num_wasted=none,
-    )
-
-
-def advance(rule: FrontierRule, growth: FrontierGrowth, drawn: Drawn, row: Array) -> FrontierGrowth:
-    """Write down what was drawn into rows `row` [B W A K], and choose the next frontier."""
-    num_problems, old = len(row), growth.frontier
-
-    # A turn is one block of rows.
-    def write(rows: Array, new: Array) -> Array:
-        block = jnp.moveaxis(new, 3, 1).reshape(num_problems, -1)
-        return jax.lax.dynamic_update_slice_in_dim(rows, block, row[0, 0, 0, 0], axis=1)
-
-    # Every continuation can be chosen, and what had ended before.
-    last: Rows = jax.tree.map(lambda x: x[..., -1].reshape(num_problems, -1), drawn.rows)
-    new = Frontier(
-        path=extend(
-            jnp.repeat(old.path, rule.num_lanes, axis=1), row[..., -1].reshape(last.kind.shape)
-        ),
-        score=last.score,
-        is_there=last.kind == Kind.CANDIDATE,
-        is_ended=last.is_ended,
-    )
-    # What had ended stays in the race, as it was.
-    kept = old._replace(is_there=old.is_there & old.is_ended)
-    both: Frontier = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), kept, new)
-    chosen = rule.choose(both)
-    return FrontierGrowth(
-        frontier=jax.tree.map(lambda x: pick(x, chosen), both),
-        rows=jax.tree.map(write, growth.rows, drawn.rows),
-        is_ok=growth.is_ok & drawn.is_ok,
-        num_lanes=growth.num_lanes + jnp.sum(growth.is_open, axis=1) * rule.num_lanes,
-        cost=jax.tree.map(jnp.add, growth.cost, drawn.cost),
-        memory=drawn.memory,
-    )
+    return grow(method, job)

@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.errors import require_at_least, require_one_of, require_share
-from jaxtrain.keys import fold_in
-from jaxtrain.search.rows import Drawn, Job, Rows, clip, extend, pick
-from jaxtrain.search.tree_loop import MctxTree, Node, TreeRule, draw_behind
-from jaxtrain.structs import Array, Cost, Kind
+from jaxtrain.search.rows import Rows, clip
+from jaxtrain.search.tree_loop import MctxTree, TreeRule
+from jaxtrain.structs import Array, Kind
 
 
 @dataclass(frozen=True)
@@ -58,99 +57,80 @@ class MctsStarConfig:
 def make_mcts_star(config: MctsStarConfig, max_steps: int) -> TreeRule:
     """Make the rule, for traces of D steps."""
     num_rounds, num_steps = config.rounds(max_steps)
+    follow_one = partial(follow, num_rounds, config.num_rollout_candidates, num_steps)
     return TreeRule(
         num_rounds=num_rounds,
         num_lanes=config.num_rollout_candidates,
         num_steps=num_steps,
         select=partial(select_candidate, config),
-        roll_out=partial(roll_out, config),
-        open=partial(open_node, config),
+        follow=lambda rows, r: follow_one(rows, r)[0],
+        open=partial(open_node, config, follow_one, num_rounds),
         back_up=back_up,
     )
 
 
-def select_candidate(config: MctsStarConfig, tree: MctxTree, node: Array) -> Array:
-    """Choose among a node's candidates by UCB1 (Eq. 33). `tree` is unbatched. Returns [] int32."""
+def select_candidate(config: MctsStarConfig, tree: MctxTree, node: Array, is_open: Array) -> Array:
+    """Choose among a node's open candidates [A] by UCB1 (Eq. 33), the tree unbatched."""
     values, visits = tree.children_values[node], tree.children_visits[node]
     log_parent = jnp.log(jnp.maximum(tree.node_visits[node], 1).astype(jnp.float32))
     explore = config.exploration * jnp.sqrt(log_parent / jnp.maximum(visits, 1))
     ucb = values + jnp.where(visits > 0, explore, config.unvisited_bonus)
-    is_valid = tree.extra_data.rows.kind[node, : len(visits)] == Kind.CANDIDATE
-    return jnp.argmax(jnp.where(is_valid, ucb, -jnp.inf)).astype(jnp.int32)
+    return jnp.argmax(jnp.where(is_open, ucb, -jnp.inf)).astype(jnp.int32)
 
 
-def roll_out(config: MctsStarConfig, job: Job, node: Node) -> Node:
-    """Follow the best of d draws from the best candidate for up to m steps (Eq. 34).
+def follow(
+    num_rounds: int, num_lanes: int, num_steps: int, rows: Rows, r: Array
+) -> tuple[Array, Array]:
+    """Say from which row of a node [C] round r of its rollout goes on, -1: from none, and the best
+    value that round r - 1 has seen (Eq. 34).
 
-    The node's `opening` is that candidate, [B] int32, and its value with the rollout blended in,
-    [B] float32. Steps lie behind the candidates, d for each of the m.
+    A rollout starts from the best candidate, and goes on from the best of the d draws of a round.
+    Steps lie behind the candidates, d for each of the m.
     """
-    lanes, (num_rounds, steps) = config.num_rollout_candidates, config.rounds(job.max_steps)
-    drawn, (num_trees, num_candidates) = node.drawn, node.drawn.rows.kind.shape
+    num_candidates = len(rows.kind) - num_rounds * num_lanes * num_steps
+    first = best_candidate(rows, num_candidates)
+    if not num_rounds:
+        return jnp.int32(-1), jnp.float32(0)
 
-    # A rollout starts from the best candidate, if that goes on.
-    is_valid = drawn.rows.kind == Kind.CANDIDATE
-    scores = jnp.where(is_valid, drawn.rows.score, -jnp.inf)
-    best = jnp.argmax(scores, axis=1).astype(jnp.int32)
-    first: Rows = jax.tree.map(lambda x: pick(x, best), drawn.rows)
-    own = clip(first.score)
-    highest = jnp.where(first.is_finished | (config.rollout_floor == "self"), own, 0.0)
-    path = extend(node.path, pick(node.row, best))
-    is_rolling = node.is_live & drawn.is_ok & ~first.is_ended
+    # The lane whose first step is best is followed, and all its steps are seen.
+    def by_round(x: Array) -> Array:
+        last = x[num_candidates:].reshape(num_rounds, num_steps, num_lanes)
+        return last[jnp.maximum(r - 1, 0)]
 
+    is_step, scores = by_round(rows.length) > 0, by_round(rows.score)
+    lane = jnp.argmax(jnp.where(is_step[0], scores[0], -jnp.inf))
+    seen = jnp.max(jnp.where(is_step[:, lane], clip(scores[:, lane]), 0.0))
+
+    # A next round follows one step only.
+    drawn = num_candidates + (r - 1) * num_steps * num_lanes + lane
+    cell = jnp.where(r == 0, first, drawn).astype(jnp.int32)
+    goes_on = (r < num_rounds) & (rows.length[cell] > 0) & ~rows.is_ended[cell]
+    return jnp.where(goes_on, cell, -1), jnp.where(r > 0, seen, 0.0)
+
+
+def best_candidate(rows: Rows, num_candidates: int) -> Array:
+    """Return the first of the best-scored candidates of a node [C], [] int32."""
+    is_valid = rows.kind[:num_candidates] == Kind.CANDIDATE
+    scores = jnp.where(is_valid, rows.score[:num_candidates], -jnp.inf)
+    return jnp.argmax(scores).astype(jnp.int32)
+
+
+def open_node(config: MctsStarConfig, follow_one, num_rounds: int, rows: Rows, num_candidates: int):
+    """Give the candidates of a node [C] their first visits and values [A]: their scores, and of the
+    one that was rolled out what the rollout saw blended in.
+    """
+    best, values = best_candidate(rows, num_candidates), clip(rows.score[:num_candidates])
+    if not config.num_rollout_steps:
+        return jnp.zeros(num_candidates, jnp.int32), values
+    own = values[best]
+    highest = jnp.where(rows.is_finished[best] | (config.rollout_floor == "self"), own, 0.0)
     for r in range(num_rounds):
-        # Children use fold_in(key, action); rounds take the numbers after the actions.
-        key = fold_in(node.key, num_candidates + r)
-        at = num_candidates + r * steps * lanes
-        row = node.row[:, at : at + steps * lanes].reshape(num_trees, steps, lanes)
-        row = jnp.swapaxes(row, 1, 2)
-        new = draw_behind(job, drawn.memory, path, key, is_rolling, row)  # rows [B d steps]
-
-        # The lane whose first step is best is followed, and all its steps are seen.
-        scores = jnp.where(new.rows.length > 0, new.rows.score, -jnp.inf)[:, :, 0]
-        choice = jnp.argmax(scores, axis=1).astype(jnp.int32)
-        chosen: Rows = jax.tree.map(lambda x, choice=choice: pick(x, choice), new.rows)
-        seen = jnp.max(jnp.where(chosen.length > 0, clip(chosen.score), 0.0), axis=1)
-        highest = jnp.where(is_rolling, jnp.maximum(highest, seen), highest)
-
-        # A next round follows one step only.
-        path = extend(path, pick(row, choice)[:, 0])
-        is_rolling = is_rolling & new.is_ok & ~chosen.is_ended[:, 0]
-        drawn = add_round(drawn, new)
+        highest = jnp.maximum(highest, follow_one(rows, jnp.int32(r + 1))[1])
 
     # alpha * own + (1 - alpha) * highest, written so that equal values blend to themselves exactly.
     blended = highest + config.rollout_blend * (own - highest)
-    opening = best, blended if config.num_rollout_steps else own
-    return node._replace(drawn=drawn, opening=opening)
-
-
-def add_round(drawn: Drawn, new: Drawn) -> Drawn:
-    """Put the steps [B d steps] of a round of the rollout behind a node's rows [B n]."""
-    kind = jnp.where(new.rows.length > 0, int(Kind.ROLLOUT), int(Kind.EMPTY))
-    rows = jax.tree.map(
-        lambda x, y: jnp.concatenate([x, jnp.swapaxes(y, 1, 2).reshape(len(x), -1)], axis=1),
-        drawn.rows,
-        new.rows._replace(kind=kind),
-    )
-    cost = Cost(*map(jnp.add, drawn.cost, new.cost))
-    return Drawn(rows, drawn.is_ok & new.is_ok, cost, new.memory)
-
-
-def open_node(config: MctsStarConfig, tree: MctxTree, index: Array, node: Node) -> MctxTree:
-    """Give the candidates of node `index` [B] their values, and the rolled-out one its visit."""
-    rows, width = jnp.arange(index.shape[0]), tree.children_values.shape[2]
-    best, best_value = node.opening
-    is_best = jnp.arange(width) == best[:, None]
-    values = jnp.where(is_best, best_value[:, None], clip(node.drawn.rows.score[:, :width]))
-    visits = (is_best & (config.num_rollout_steps > 0)).astype(jnp.int32)
-
-    def set_where_live(old: Array, new: Array) -> Array:
-        return old.at[rows, index].set(jnp.where(node.is_live[:, None], new, old[rows, index]))
-
-    return tree.replace(
-        children_values=set_where_live(tree.children_values, values),
-        children_visits=set_where_live(tree.children_visits, visits),
-    )
+    is_best = jnp.arange(num_candidates) == best
+    return is_best.astype(jnp.int32), jnp.where(is_best, blended, values)
 
 
 @jax.vmap

@@ -1,20 +1,22 @@
-"""The loop of every search that walks down a tree, on `mctx.search`, unmodified and through its
-public names only.
+"""Every search that walks down a tree, on `mctx.search`, unmodified and through its public names
+only.
 
-In a turn, mctx selects an unexpanded candidate of every tree and makes room for its node. The loop
-draws the node's own candidates and lets the method's rule roll out, set the first statistics and
-back up. mctx keeps topology and statistics alone; rows and memory are the loop's.
+In a move, mctx selects an unexpanded candidate of every tree and makes room for its node. The tree
+orders the node's candidates; when they are there, the method's rule may roll out, then it gives
+them their first statistics and backs up. mctx keeps topology and statistics alone.
 
-- The first turn expands the prompt. mctx knows of one simulation less.
-- A candidate that has ended is never given a node: it gains a visit, mctx's turn is undone on the
-  small arrays (never on those of whole nodes), and the next turn writes into the same place.
+- The first move expands the prompt. mctx knows of one simulation less.
+- A candidate that has ended is never given a node. Either it is *closed*: its visit is counted when
+  it is drawn, and a node below which nothing is open is closed as well. Or it is visited again, as
+  in the paper: mctx's turn is undone on the small arrays, and the next turn writes in its place.
+- A node may *widen*: selection then names a candidate that is not drawn yet.
 - mctx's own back-up is discarded; the rule has its own.
-- The loop ends when every tree has been decided or set aside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
@@ -24,39 +26,36 @@ import mctx as _mctx
 import numpy as np
 
 from jaxtrain.keys import fold_in
-from jaxtrain.search.rows import Drawn, Job, Rows, clip, draw, empty_rows, extend, make_tree, pick
-from jaxtrain.structs import Array, Cost, Memory, Path, Tree
+from jaxtrain.search.lanes import NOTHING, WANTED
+from jaxtrain.search.rows import Job, Rows, choose, clip, path_to, pick
+from jaxtrain.search.slots import Growth, Method, grow
+from jaxtrain.structs import Array, Kind, Tree
 
 if TYPE_CHECKING:
     from jaxtrain.search.config import SearchConfig
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
-MctxTree = Any  # mctx.Tree, with a TreeGrowth as its extra_data
-
-
-class Node(NamedTuple):
-    """What a turn makes of the leaves that it expands, one a tree."""
-
-    path: Path  # [B D-1], of the leaf
-    key: Array  # [B 2] uint32, of its draws
-    row: Array  # [B C] int32, the numbers of its rows
-    is_live: Array  # [B] bool, False: nothing is expanded here
-    drawn: Drawn  # its rows [B C], A candidates and then the rule's own; and what they cost
-    opening: Any = None  # what `open` is to know from `roll_out`
+MctxTree = Any  # mctx.Tree, with a View as its extra_data
 
 
 class TreeRule(NamedTuple):
-    """A method: how it selects, what it draws beside the candidates, how it values."""
+    """A method: how it selects, what it draws behind the candidates, how it values.
 
-    # What `roll_out` draws behind a node's A candidates: rounds, lanes of each, steps of a lane.
+    Trees are unbatched but where it says so; the rows of a node [C] are its A candidates and then
+    the rule's own.
+    """
+
+    # What is drawn behind a node's A candidates: rounds, lanes of each, steps of a lane.
     num_rounds: int
     num_lanes: int
     num_steps: int
-    select: Callable[[MctxTree, Array], Array]  # (unbatched, node) -> its candidate, [] int32
-    roll_out: Callable[[Job, Node], Node]  # adds the extra rows
-    # (tree, node [B]) -> its candidates have their first statistics, where it is live
-    open: Callable[[MctxTree, Array, Node], MctxTree]
-    # (tree, node [B]) -> tree after a visit from the node up to the root; -1: as it was
+    # (tree, node, which candidates [A] are open) -> its candidate, [] int32
+    select: Callable[[MctxTree, Array, Array], Array]
+    # (rows [C], rounds done) -> the one from which the next round goes on, -1: there is none
+    follow: Callable[[Rows, Array], Array]
+    # (rows [C], A) -> the first visits and values of the candidates, [A] each
+    open: Callable[[Rows, int], tuple[Array, Array]]
+    # (trees, node [B]) -> trees after a visit from the node up to the root; -1: as it was
     back_up: Callable[[MctxTree, Array], MctxTree]
 
     @property
@@ -65,62 +64,334 @@ class TreeRule(NamedTuple):
         return self.num_rounds * self.num_lanes * self.num_steps
 
 
-class TreeGrowth(NamedTuple):
-    """What a tree knows besides mctx's arrays."""
+class View(NamedTuple):
+    """What selection sees besides mctx's statistics."""
 
     rows: Rows  # [B N C]
-    path: Path  # [B N D-1], of the nodes
-    key: Array  # [B N 2] uint32
-    slot: Array  # [B] int32, the newest node, -1: none yet
-    decided: Array  # [B] int32, row of the leaf that crossed the threshold, -1: none
-    is_ok: Array  # [B] bool
-    num_simulations: Array  # [B] int32
-    num_wasted: Array  # [B] int32
-    cost: Cost
+    is_closed: Array  # [B N A] bool
+    is_exhausted: Array  # [B N] bool, there is no other step behind it
 
-    @property
-    def is_active(self) -> Array:
-        """Which trees still search, [B] bool."""
-        return self.is_ok & (self.decided < 0)
+
+class TreeState(NamedTuple):
+    """What a tree knows besides its rows."""
+
+    tree: MctxTree  # [B]
+    key: Array  # [B N 2] uint32
+    is_closed: Array  # [B N A] bool
+    is_exhausted: Array  # [B N] bool
+    slot: Array  # [B] int32, the newest node, -1: none yet
+    node: Array  # [B] int32, the node that an order is for, -1: none
+    first: Array  # [B] int32, its first candidate of that order
+    num_rounds: Array  # [B] int32, rounds of its rollout that were ordered
+
+
+class TreeMoves:
+    """The moves of trees under a rule."""
+
+    def __init__(self, config: SearchConfig, rule: TreeRule, job: Job, body: Callable, rng: Array):
+        self.config, self.rule, self.job, self.body, self.rng = config, rule, job, body, rng
+        self.num_nodes = config.num_simulations
+        self.num_candidates = config.widening.max_candidates or config.num_candidates
+        self.num_rows = self.num_candidates + rule.num_extra_rows
+        self.is_closing = config.ended_leaves == "closed"
+        self.trees = jnp.arange(job.num_trees)
+
+    def move(self, growth: Growth) -> Growth:
+        """Take what came back, and order what comes next."""
+        growth = self.take(growth)
+        return self.select(growth)
+
+    def nodes(self, rows: Rows) -> Rows:
+        """View rows [B R] by node, [B N C]."""
+        shape = (len(self.trees), self.num_nodes, self.num_rows)
+        return jax.tree.map(lambda x: x.reshape(shape), rows)
+
+    def take(self, growth: Growth) -> Growth:
+        """Go on with a rollout, or open the node whose rows are all there and back up."""
+        state: TreeState = growth.state
+        is_back = growth.is_ready & (state.node >= 0)
+        node = jnp.maximum(state.node, 0)
+        rows: Rows = jax.tree.map(lambda x: pick(x, node), self.nodes(growth.rows))
+        chex.assert_shape(list(rows), (len(self.trees), self.num_rows))
+
+        # A rollout follows the newest candidates of a node that is new.
+        cell = jax.vmap(self.rule.follow)(rows, state.num_rounds)
+        is_rolling = is_back & (cell >= 0) & (state.first == 0)
+        rolled = self.order_rollout(growth, node, cell)
+        growth = choose(is_rolling, rolled, growth)
+        # All is there: first statistics, what is closed, and a visit up to the root.
+        state = self.open(growth, node, rows, is_back & ~is_rolling)
+        is_new = growth.is_short[:, 0] & is_back & ~is_rolling
+        return growth._replace(state=state, num_exhausted=growth.num_exhausted + is_new)
+
+    def order_rollout(self, growth: Growth, node: Array, cell: Array) -> Growth:
+        """Order a round of a rollout behind row `cell` of a node."""
+        state, rule, job = growth.state, self.rule, self.job
+        path = path_to(growth.rows.parent, (node * self.num_rows + cell)[:, None], job.max_steps - 1)
+        # Children use fold_in(key, action); rounds take the numbers after the actions.
+        key = fold_in(pick(state.key, node), self.num_candidates + state.num_rounds)
+        size = rule.num_lanes * rule.num_steps
+        first = node * self.num_rows + self.num_candidates + state.num_rounds * size
+        row = jnp.arange(size).reshape(rule.num_steps, rule.num_lanes).T
+        row = first[:, None, None] + row
+        pending = self.ordered(growth, path, key, row, jnp.ones(rule.num_lanes, bool), Kind.ROLLOUT)
+        return growth._replace(
+            pending=pending, state=state._replace(num_rounds=state.num_rounds + 1)
+        )
+
+    def ordered(
+        self, growth: Growth, path: Array, key: Array, row: Array, is_wanted: Array, kind: Kind
+    ):
+        """Want rows [B a k] behind one path [B 1 D-1], where `is_wanted` [B a]."""
+        pending, depth = growth.pending, jnp.sum(path[:, 0] >= 0, axis=1)
+        *_, num_candidates, num_steps = pending.row.shape
+        pad = ((0, 0), (0, num_candidates - row.shape[1]), (0, num_steps - row.shape[2]))
+        wanted = jnp.broadcast_to(is_wanted, row.shape[:2])
+        state = jnp.where(jnp.pad(wanted, pad[:2]), WANTED, NOTHING)
+        room = jnp.minimum(row.shape[2], self.job.max_steps - depth)
+        return pending._replace(
+            path=path,
+            key=key[:, None],
+            row=jnp.pad(row, pad, constant_values=-1)[:, None],
+            room=room[:, None],
+            kind=jnp.full_like(depth, int(kind)),
+            is_distinct=jnp.full(depth.shape, kind == Kind.CANDIDATE),
+            state=state[:, None],
+            num_draws=jnp.zeros_like(pending.num_draws),
+        )
+
+    def open(self, growth: Growth, node: Array, rows: Rows, is_done: Array) -> TreeState:
+        """Give new candidates their first statistics where a node is done, and back up."""
+        state, width, trees = growth.state, self.num_candidates, self.trees
+        visits, values = jax.vmap(partial(self.rule.open, num_candidates=width))(rows)
+        # What is drawn when a node widens is never rolled out.
+        is_first = (state.first == 0)[:, None]
+        candidates: Rows = jax.tree.map(lambda x: x[:, :width], rows)
+        is_candidate = candidates.kind == Kind.CANDIDATE
+        visits = jnp.where(is_first, visits, 0)
+        values = jnp.where(is_first, values, clip(candidates.score))
+        is_ended = is_candidate & candidates.is_ended & self.is_closing
+        visits = jnp.where(is_ended, jnp.maximum(visits, 1), visits)
+
+        # Only the new ones: the others have been searched.
+        is_new = is_done[:, None] & (jnp.arange(width) >= state.first[:, None])
+        tree, is_closed = state.tree, state.is_closed
+
+        def put(old: Array, new: Array) -> Array:
+            return old.at[trees, node].set(jnp.where(is_new, new, old[trees, node]))
+
+        tree = tree.replace(
+            children_visits=put(tree.children_visits, visits),
+            children_values=put(tree.children_values, values),
+        )
+        is_short = growth.is_short[:, 0] & is_done
+        state = state._replace(
+            tree=self.rule.back_up(tree, jnp.where(is_done, node, -1)),
+            is_closed=put(is_closed, is_ended),
+            is_exhausted=state.is_exhausted.at[trees, node].max(is_short),
+            node=jnp.where(is_done, -1, state.node),
+        )
+        return self.close(growth, state, jnp.where(is_done, node, -1)) if self.is_closing else state
+
+    def close(self, growth: Growth, state: TreeState, node: Array) -> TreeState:
+        """Close the nodes from `node` [B] up to the first below which something is open."""
+        tree, view = state.tree, self.view(growth.rows, state)
+        can_grow = self.can_widen(view)
+
+        @jax.vmap
+        def climb(kind, is_closed, can_grow, parents, actions, node):
+            def step(carry):
+                node, is_closed = carry
+                is_candidate = kind[node, : self.num_candidates] == Kind.CANDIDATE
+                is_open = can_grow[node] | jnp.any(is_candidate & ~is_closed[node])
+                parent = jnp.where(is_open, -1, parents[node])
+                at = jnp.where(parent >= 0, parent, self.num_nodes)
+                return parent, is_closed.at[at, actions[node]].set(True, mode="drop")
+
+            return jax.lax.while_loop(lambda carry: carry[0] >= 0, step, (node, is_closed))[1]
+
+        is_closed = climb(
+            view.rows.kind, view.is_closed, can_grow, tree.parents, tree.action_from_parent, node
+        )
+        return state._replace(is_closed=is_closed)
+
+    def view(self, rows: Rows, state: TreeState) -> View:
+        """Make what selection sees."""
+        return View(self.nodes(rows), state.is_closed, state.is_exhausted)
+
+    def can_widen(self, view: View) -> Array:
+        """Say which nodes [B N] (or one) may draw further candidates."""
+        if self.config.widening.max_candidates is None:
+            return jnp.zeros_like(view.is_exhausted)
+        is_drawn = view.rows.kind[..., : self.num_candidates] != Kind.EMPTY
+        return ~jnp.all(is_drawn, axis=-1) & ~view.is_exhausted
+
+    def select_candidate(self, tree: MctxTree, node: Array) -> Array:
+        """Choose among a node's open candidates, or the next one to draw."""
+        view: View = jax.tree.map(lambda x: x[node], tree.extra_data)
+        kind = view.rows.kind[: self.num_candidates]
+        is_open = (kind == Kind.CANDIDATE) & ~view.is_closed
+        action = self.rule.select(tree, node, is_open)
+        # More are drawn where none is open, or too few for so many visits.
+        num_drawn = jnp.sum(kind != Kind.EMPTY)
+        is_few = num_drawn < self.config.least(tree.node_visits[node])
+        is_widening = self.can_widen(view) & (is_few | ~jnp.any(is_open))
+        return jnp.where(is_widening, num_drawn, action).astype(jnp.int32)
+
+    def select(self, growth: Growth) -> Growth:
+        """Let mctx select the next leaf, and make of it a turn: decide, visit again, or order."""
+        state, config, trees = growth.state, self.config, self.trees
+        view = self.view(growth.rows, state)
+        is_asked = growth.is_ready & (state.node < 0)
+        # Over when the budget is spent, or when nothing is open below the prompt.
+        root: View = jax.tree.map(lambda x: x[:, 0], view)
+        is_candidate = root.rows.kind[:, : self.num_candidates] == Kind.CANDIDATE
+        is_open = jnp.any(is_candidate & ~root.is_closed, axis=1) | self.can_widen(root)
+        is_spent = growth.num_simulations >= config.num_simulations
+        if config.num_tokens is not None:
+            is_spent |= jnp.sum(growth.rows.length, axis=1) >= config.num_tokens
+        is_spent |= (state.slot >= 0) & ~is_open
+        is_over = growth.is_over | (is_asked & is_spent)
+        is_asked = is_asked & ~is_over
+
+        # The leaf, and its statistics before mctx backed anything up.
+        old, slot = state.tree.replace(extra_data=view), state.slot + 1
+        _, new = self.body(state.slot, (self.rng, old))
+        parent, action = new.parents[trees, slot], new.action_from_parent[trees, slot]
+        visits = old.children_visits[trees, parent, action]
+        value = old.children_values[trees, parent, action]
+        leaf = parent * self.num_rows + action
+        there: Rows = jax.tree.map(lambda x: pick(x, leaf), growth.rows)
+
+        # What becomes of each tree? In its first turn the leaf is the prompt: nothing of it is set.
+        is_first = slot == 0
+        is_more = is_asked & ~is_first & (there.kind == Kind.EMPTY)
+        is_deciding = jnp.zeros_like(is_asked)
+        if config.end_threshold is not None:
+            is_deciding = is_asked & ~is_first & ~is_more
+            is_deciding &= there.is_finished & (value >= config.end_threshold)
+        is_counted = is_asked & ~is_deciding
+        is_wasted = is_counted & ~is_first & ~is_more & there.is_ended
+        is_new = is_counted & ~is_more & ~is_wasted
+        is_child = is_new & ~is_first
+
+        # Topology is mctx's where a candidate got a node; the statistics are the rule's.
+        def taken(name: str) -> Array:
+            return jax.vmap(jnp.where)(is_child, getattr(new, name), getattr(old, name))
+
+        at = jnp.where(is_new, slot, self.num_nodes)
+        key = fold_in(pick(state.key, parent), action)
+        key = jnp.where(is_first[:, None], growth.key, key)
+        tree = old.replace(
+            parents=taken("parents"),
+            action_from_parent=taken("action_from_parent"),
+            children_index=taken("children_index"),
+            children_visits=old.children_visits.at[trees, parent, action].add(is_wasted),
+            node_visits=old.node_visits.at[trees, at].set(visits, mode="drop"),
+            node_values=old.node_values.at[trees, at].set(value, mode="drop"),
+            extra_data=(),
+        )
+        state = state._replace(
+            tree=self.rule.back_up(tree, jnp.where(is_wasted, parent, -1)),
+            key=state.key.at[trees, at].set(key, mode="drop"),
+            slot=jnp.where(is_new, slot, state.slot),
+            node=jnp.where(is_new, slot, jnp.where(is_more, parent, state.node)),
+            first=jnp.where(is_new, 0, jnp.where(is_more, action, state.first)),
+            num_rounds=jnp.where(is_counted, 0, state.num_rounds),
+        )
+        growth = growth._replace(
+            is_over=is_over | is_deciding,
+            decided=jnp.where(is_deciding, leaf, growth.decided),
+            num_simulations=growth.num_simulations + is_counted,
+            num_wasted=growth.num_wasted + is_wasted,
+            state=state,
+        )
+        ordered = self.order_candidates(growth, jnp.where(is_first, -1, leaf), is_more)
+        return choose(is_new | is_more, ordered, growth)
+
+    def order_candidates(self, growth: Growth, leaf: Array, is_more: Array) -> Growth:
+        """Order the first candidates of a new node behind row `leaf`, or more of an old one."""
+        state, depth = growth.state, self.job.max_steps - 1
+        node = jnp.maximum(state.node, 0)
+        # An old node stands where the row before its candidates does.
+        first_row = node * self.num_rows
+        leaf = jnp.where(is_more, pick(growth.rows.parent, first_row), leaf)
+        path = path_to(growth.rows.parent, leaf[:, None], depth)
+        row = first_row[:, None, None] + jnp.arange(self.num_candidates)[:, None]
+        number = jnp.arange(self.num_candidates) - state.first[:, None]
+        num_more = jnp.where(is_more, self.config.widening.num_more, self.config.num_candidates)
+        is_wanted = (number >= 0) & (number < num_more[:, None])
+        pending = self.ordered(growth, path, pick(state.key, node), row, is_wanted, Kind.CANDIDATE)
+        return growth._replace(pending=pending, is_short=jnp.zeros_like(growth.is_short))
+
+    def read(self, growth: Growth) -> tuple[Array, Array, Array]:
+        """Tell visits and values of all rows [B R], and how many nodes are closed [B]."""
+        state, rows = growth.state, self.nodes(growth.rows)
+        width, num_trees = self.num_candidates, len(self.trees)
+        # A rule's own rows were never selected: no visits, and their scores for values.
+        visits = jnp.zeros_like(rows.kind).at[:, :, :width].set(state.tree.children_visits)
+        value = clip(rows.score).at[:, :, :width].set(state.tree.children_values)
+        view = self.view(growth.rows, state)
+        is_candidate = rows.kind[:, :, :width] == Kind.CANDIDATE
+        is_open = jnp.any(is_candidate & ~view.is_closed, axis=2) | self.can_widen(view)
+        is_node = jnp.arange(self.num_nodes) <= state.slot[:, None]
+        num_closed = jnp.sum(is_node & ~is_open, axis=1)
+        return visits.reshape(num_trees, -1), value.reshape(num_trees, -1), num_closed
 
 
 def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
-    """Grow a batch of trees of R = N * C rows: N = T nodes of C = A + `num_extra_rows`."""
-    num_trees, num_nodes, width = len(job.keys), config.num_simulations, config.num_candidates
-    num_rows = width + rule.num_extra_rows
+    """Grow trees of R = N * C rows: N = T nodes of C rows, A candidates and the rule's own."""
+    num_trees, num_nodes = job.num_trees, config.num_simulations
+    width = config.widening.max_candidates or config.num_candidates
     zeros, none = jnp.zeros(num_trees), jnp.zeros(num_trees, jnp.int32)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_trees, width)))
+    moves: TreeMoves | None = None
 
-    # mctx expands nothing itself: the loop does, when it knows what the turn is.
+    # mctx expands nothing itself: a node's candidates are drawn when it is there.
     def recurrent_fn(*_):
         return mctx.RecurrentFnOutput(reward=zeros, discount=zeros, **unused), ()
 
     # One rule of selection, at the root as below it.
     def select(rng_key, tree: MctxTree, node: Array, depth=None) -> Array:
         del rng_key, depth  # selection draws no noise
-        return rule.select(tree, node)
+        assert moves is not None
+        return moves.select_candidate(tree, node)
 
     def loop_fn(lo, hi, body, carry):
+        nonlocal moves
         del lo, hi  # mctx does not count the first turn
-
-        # Over when the budget is spent, or when no tree is still searching.
-        def is_active(carry):
-            turn, (_, tree), _ = carry
-            return (turn < num_nodes) & jnp.any(tree.extra_data.is_active)
-
-        # The reader's memory travels beside mctx's tree, which knows nothing of it.
-        def take_turn(carry):
-            turn, (key, old), memory = carry
-            key, new = body(old.extra_data.slot, (key, old))
-            tree, memory = settle(config, rule, job, old, new, memory)
-            return turn + 1, (key, tree), memory
-
-        memory = job.reader.open(job.params, job.prompts, num_nodes * num_rows)
-        _, (key, tree), memory = jax.lax.while_loop(is_active, take_turn, (0, carry, memory))
-        return key, tree.replace(extra_data=(tree.extra_data, job.reader.text(memory)))
+        key, tree = carry
+        moves = TreeMoves(config, rule, job, body, key)
+        num_lanes = max(width, rule.num_lanes)
+        blocks = np.arange(num_nodes * moves.num_rows).reshape(num_nodes, -1)
+        method = Method(
+            num_rows=blocks.size,
+            width=1,
+            depth=job.max_steps - 1,
+            num_candidates=num_lanes,
+            num_lanes=min(config.num_lanes or config.num_candidates, num_lanes),
+            num_steps=max(1, rule.num_steps),
+            compares=True,
+            may_repeat=config.candidates == "independent",
+            state=TreeState(
+                tree=tree,
+                key=jnp.zeros((num_trees, num_nodes, 2), jnp.uint32),
+                is_closed=jnp.zeros((num_trees, num_nodes, width), bool),
+                is_exhausted=jnp.zeros((num_trees, num_nodes), bool),
+                slot=none - 1,
+                node=none - 1,
+                first=none,
+                num_rounds=none,
+            ),
+            move=moves.move,
+            read=moves.read,
+            # a Tree lists the candidates of all nodes first
+            listing=np.concatenate([blocks[:, :width].ravel(), blocks[:, width:].ravel()]),
+        )
+        return key, tree.replace(extra_data=grow(method, job))
 
     # mctx lends its selection and its topology; the statistics are the rule's.
-    tree = mctx.search(
+    return mctx.search(
         params=(),
         rng_key=jax.random.key(0),  # split by mctx, read by nobody
         root=mctx.RootFnOutput(embedding=(), **unused),
@@ -129,142 +400,7 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
         interior_action_selection_fn=select,
         num_simulations=num_nodes - 1,
         loop_fn=loop_fn,
-        extra_data=TreeGrowth(
-            rows=empty_rows(num_trees, num_nodes, num_rows),
-            path=jnp.full((num_trees, num_nodes, job.max_steps - 1), -1, jnp.int32),
-            key=jnp.zeros((num_trees, num_nodes, 2), jnp.uint32),
-            slot=none - 1,
-            decided=none - 1,
-            is_ok=job.prompts.problem_id >= 0,
-            num_simulations=none,
-            num_wasted=none,
-            cost=Cost(none, none, none),
-        ),
-    )
-    chex.assert_shape([tree.children_values, tree.children_visits], (num_trees, num_nodes, width))
-    return to_tree(job, tree)
+        extra_data=(),
+    ).extra_data
 
 
-def settle(
-    config: SearchConfig, rule: TreeRule, job: Job, old: MctxTree, new: MctxTree, memory: Memory
-) -> tuple[MctxTree, Memory]:
-    """Make of mctx's simulation a turn: decide a tree, visit an ended leaf again, or grow.
-
-    `new` is `old` after mctx's body, which selected the leaf (parent, action) of every tree and
-    made a node for it in the slot after the newest.
-    """
-    growth: TreeGrowth = old.extra_data
-    trees, slot = jnp.arange(len(growth.slot)), growth.slot + 1
-    parent, action = new.parents[trees, slot], new.action_from_parent[trees, slot]
-    # The statistics of the leaf as they were, before mctx backed anything up.
-    visits = old.children_visits[trees, parent, action]
-    value = old.children_values[trees, parent, action]
-    leaf = parent * growth.rows.kind.shape[2] + action
-
-    # What becomes of each tree? In its first turn the leaf is the prompt: nothing of it is set.
-    is_deciding = jnp.zeros_like(growth.is_ok)
-    if config.end_threshold is not None:
-        is_finished = growth.rows.is_finished[trees, parent, action]
-        is_deciding = growth.is_active & is_finished & (value >= config.end_threshold)
-    is_ended = growth.rows.is_ended[trees, parent, action]
-    is_counted = growth.is_active & ~is_deciding
-    is_live, is_wasted = is_counted & ~is_ended, is_counted & is_ended
-    is_child = is_live & (slot > 0)
-
-    # Fill the new node. Where nothing grew it is empty, and the next turn fills it.
-    node = expand(config, job, growth, memory, parent, action, is_live)
-    node = rule.roll_out(job, node)
-    chex.assert_shape(list(node.drawn.rows), (len(trees), growth.rows.kind.shape[2]))
-    rows, path, key = jax.tree.map(
-        lambda x, y: x.at[trees, slot].set(y),
-        (growth.rows, growth.path, growth.key),
-        (node.drawn.rows, node.path, node.key),
-    )
-
-    # Topology is mctx's where a candidate got a node; the statistics are the rule's.
-    def taken(name: str) -> Array:
-        return jax.vmap(jnp.where)(is_child, getattr(new, name), getattr(old, name))
-
-    tree = old.replace(
-        parents=taken("parents"),
-        action_from_parent=taken("action_from_parent"),
-        children_index=taken("children_index"),
-        children_visits=old.children_visits.at[trees, parent, action].add(is_wasted),
-        node_visits=old.node_visits.at[trees, slot].set(visits),
-        node_values=old.node_values.at[trees, slot].set(value),
-        extra_data=TreeGrowth(
-            rows=rows,
-            path=path,
-            key=key,
-            slot=jnp.where(is_live, slot, growth.slot),
-            decided=jnp.where(is_deciding, leaf, growth.decided),
-            is_ok=growth.is_ok & (node.drawn.is_ok | ~is_live),
-            num_simulations=growth.num_simulations + is_counted,
-            num_wasted=growth.num_wasted + is_wasted,
-            cost=jax.tree.map(jnp.add, growth.cost, node.drawn.cost),
-        ),
-    )
-    # A visit walks up from the new node, or from the parent of a leaf that had ended.
-    start = jnp.where(is_live, slot, jnp.where(is_wasted, parent, -1))
-    return rule.back_up(rule.open(tree, slot, node), start), node.drawn.memory
-
-
-def expand(
-    config: SearchConfig,
-    job: Job,
-    growth: TreeGrowth,
-    memory: Memory,
-    parent: Array,
-    action: Array,
-    is_live: Array,
-) -> Node:
-    """Draw the candidates of each leaf [B]. Trees that are not live [B] get no lanes."""
-    slot, num_rows = growth.slot + 1, growth.rows.kind.shape[2]
-    is_first = slot == 0
-    # Where the leaf stands.
-    path = extend(pick(growth.path, parent), jnp.where(is_first, -1, parent * num_rows + action))
-    # A node's key is its parent's with the candidate's number folded in, whatever the batch.
-    key = fold_in(pick(growth.key, parent), action)
-    key = jnp.where(is_first[:, None], job.keys, key)
-    # Its rows are a block of their own; the candidates come first.
-    row = slot[:, None] * num_rows + jnp.arange(num_rows)
-    candidates = row[:, : config.num_candidates, None]
-    drawn = draw_behind(job, memory, path, key, is_live, candidates, is_distinct=True)
-    rows = jax.tree.map(lambda x: x[:, :, 0], drawn.rows)
-    return Node(path, key, row, is_live, drawn._replace(rows=rows))
-
-
-def draw_behind(job, memory, path, key, is_live, row, is_distinct: bool = False) -> Drawn:
-    """Draw behind one prefix a problem, W = 1: `rows.draw` without that axis, in and out."""
-    one = (x[:, None] for x in (path, key, is_live, row))
-    drawn = draw(job, memory, *one, is_distinct=is_distinct)
-    return drawn._replace(rows=jax.tree.map(lambda x: x[:, 0], drawn.rows))
-
-
-def to_tree(job: Job, tree: MctxTree) -> Tree:
-    """Hand on what mctx and the loop hold. A Tree lists the candidates of all nodes first."""
-    growth, tokens = tree.extra_data
-    num_trees, num_nodes, num_rows = growth.rows.kind.shape
-    width = tree.children_values.shape[2]
-    # The order of a Tree, and where each row goes in it.
-    blocks = np.arange(num_nodes * num_rows).reshape(num_nodes, num_rows)
-    order = np.concatenate([blocks[:, :width].ravel(), blocks[:, width:].ravel()])
-    place = jnp.append(np.argsort(order), -1)  # of a row in that order; -1 stays
-
-    def listed(x: Array) -> Array:
-        return x.reshape(num_trees, -1)[:, order]
-
-    # A rule's own rows were never selected: no visits, and their scores for values.
-    rows = jax.tree.map(listed, growth.rows)
-    return make_tree(
-        job,
-        rows._replace(parent=place[rows.parent]),
-        tokens[:, order],
-        listed(jnp.zeros_like(growth.rows.kind).at[:, :, :width].set(tree.children_visits)),
-        listed(clip(growth.rows.score).at[:, :, :width].set(tree.children_values)),
-        growth.cost,
-        place[growth.decided],
-        is_ok=growth.is_ok,
-        num_simulations=growth.num_simulations,
-        num_wasted=growth.num_wasted,
-    )

@@ -23,7 +23,7 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
     """Count what a method does."""
     rule = RULES[c.method](c, max_steps)
     if isinstance(rule, FrontierRule):
-        num_prefixes = 1 + rule.width * (-(-max_steps // rule.num_steps) - 1)
+        num_prefixes = 1 + rule.width * (rule.num_turns - 1)
         lanes = rule.width * rule.num_lanes
         num_rows = num_prefixes * rule.num_lanes * rule.num_steps
         return Work(num_prefixes, num_rows, max_steps, rule.width, lanes, lanes * rule.num_steps)

@@ -1,0 +1,178 @@
+"""Lanes: who writes what. A tree waits for what it has ordered; its lanes take one part after the
+other.
+
+An order is a set of continuations behind W prefixes, A behind each, of K steps. It may be larger
+than the J lanes of a prefix: a lane that is done takes the next, so that none waits for the longest
+of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtrain.keys import fold_in
+from jaxtrain.search.rows import Rows
+from jaxtrain.structs import Array, Kind, Order, Path, Written
+
+NOTHING, WANTED, STARTED = 0, 1, 2  # what a continuation is
+MAX_DRAWS = 4  # of a step that only repeats its siblings
+
+
+class Pending(NamedTuple):
+    """What the trees wait for."""
+
+    path: Path  # [B W D-K]
+    key: Array  # [B W 2] uint32
+    row: Array  # [B W A K] int32
+    room: Array  # [B W] int32, steps that fit behind a prefix
+    kind: Array  # [B] int32, what the rows will be
+    is_distinct: Array  # [B] bool, no row may repeat another one behind an equal prefix
+    state: Array  # [B W A] int32
+    num_draws: Array  # [B W A] int32
+    lane: Array  # [B W J] int32, what each lane writes, -1: nothing
+
+    @property
+    def is_waiting(self) -> Array:
+        """Which trees wait, [B] bool."""
+        return jnp.any(self.state != NOTHING, axis=(1, 2))
+
+
+def no_pending(num_trees: int, width: int, num_candidates: int, num_lanes: int, depth: int, k: int):
+    """Make what trees wait for that have ordered nothing."""
+    none = jnp.zeros((num_trees, width, num_candidates), jnp.int32)
+    return Pending(
+        path=jnp.full((num_trees, width, depth), -1),
+        key=jnp.zeros((num_trees, width, 2), jnp.uint32),
+        row=jnp.full((*none.shape, k), -1),
+        room=none[:, :, 0],
+        kind=none[:, 0, 0],
+        is_distinct=none[:, 0, 0] > 0,
+        state=none,
+        num_draws=none,
+        lane=jnp.full((num_trees, width, num_lanes), -1),
+    )
+
+
+def assign(pending: Pending, rows: Rows, num_siblings: int) -> tuple[Pending, Order]:
+    """Give what is wanted to the lanes that are idle, the first to the first."""
+    is_idle, is_wanted = pending.lane < 0, pending.state == WANTED
+    rank, number = jnp.cumsum(is_idle, axis=2), jnp.cumsum(is_wanted, axis=2)
+    fits = (rank[..., None] == number[:, :, None]) & is_idle[..., None] & is_wanted[:, :, None]
+    is_new = jnp.any(fits, axis=3)
+    lane = jnp.where(is_new, jnp.argmax(fits, axis=3), pending.lane)
+    state = jnp.where(jnp.any(fits, axis=2), STARTED, pending.state)
+
+    # What a lane needs to know of it. One that is idle begins nothing, whatever it did before.
+    at, is_idle = jnp.maximum(lane, 0), lane < 0
+    num_draws = jnp.take_along_axis(pending.num_draws, at, axis=2)
+    order = Order(
+        path=pending.path,
+        key=pending.key,
+        number=at + num_draws * pending.state.shape[2],
+        row=jnp.where(is_idle[..., None], -1, jnp.take_along_axis(pending.row, at[..., None], 2)),
+        room=jnp.where(is_idle, 0, pending.room[..., None]),
+        sibling=siblings_of(pending, rows, num_siblings),
+        is_new=is_new | is_idle,
+    )
+    return pending._replace(lane=lane, state=state), order
+
+
+def siblings_of(pending: Pending, rows: Rows, num_siblings: int) -> Array:
+    """Name the rows that lie behind an equal prefix already, [B W J W*A], -1 elsewhere; or none,
+    where lanes need not know them.
+    """
+    num_trees, width, num_candidates, _ = pending.row.shape
+    num_lanes = pending.lane.shape[2]
+    if not num_siblings:
+        return jnp.zeros((num_trees, width, num_lanes, 0), jnp.int32)
+    row = pending.row[..., 0].reshape(num_trees, -1)
+    there = (row >= 0) & (jax.vmap(jnp.take)(rows.kind, row) != Kind.EMPTY)
+    is_equal = jnp.all(pending.path[:, :, None] == pending.path[:, None], axis=3)
+    is_equal = jnp.repeat(is_equal, num_candidates, axis=2)
+    is_sibling = is_equal & there[:, None] & pending.is_distinct[:, None, None]
+    sibling = jnp.where(is_sibling, row[:, None], -1)[:, :, None]
+    return jnp.broadcast_to(sibling, (num_trees, width, num_lanes, row.shape[1]))
+
+
+class Done(NamedTuple):
+    """What a look at the lanes brings."""
+
+    pending: Pending
+    rows: Rows
+    is_ok: Array  # [B] bool
+    is_short: Array  # [B W] bool, there was no further step behind the prefix
+
+
+def collect(pending: Pending, order: Order, written: Written, rows: Rows) -> Done:
+    """Write down what lanes have done, and let them go."""
+    is_done = (pending.lane >= 0) & ~written.is_live
+    num_trees, num_rows = rows.kind.shape
+
+    # What each row is; a lane's first step stands behind the prefix, the others behind it.
+    is_step = is_done[..., None] & (written.length > 0)
+    first = jnp.max(order.path[..., -1:], axis=2, initial=-1)[:, :, None, None]
+    first = jnp.broadcast_to(first, (*order.row.shape[:3], 1))
+    new = Rows(
+        parent=jnp.concatenate([first, order.row[..., :-1]], axis=3),
+        kind=jnp.broadcast_to(pending.kind[:, None, None, None], order.row.shape),
+        length=written.length,
+        score=written.score,
+        log_prob=written.log_prob,
+        is_finished=written.is_finished,
+        is_ended=written.is_ended,
+    )
+    at = jnp.where(is_step, order.row, num_rows)
+    tree = jnp.arange(num_trees)[:, None, None, None]
+    rows = jax.tree.map(lambda x, y: x.at[tree, at].set(y, mode="drop"), rows, new)
+
+    # The lanes are free again.
+    is_mine = pending.lane[..., None] == jnp.arange(pending.state.shape[2])
+    is_over = jnp.any(is_mine & is_done[..., None], axis=2)
+    pending = pending._replace(
+        lane=jnp.where(is_done, -1, pending.lane),
+        state=jnp.where(is_over, NOTHING, pending.state),
+    )
+    is_ok = jnp.all(written.is_ok | ~is_done, axis=(1, 2))
+    is_short = is_done & written.is_ok & (order.room > 0) & (written.length[..., 0] == 0)
+    return Done(pending, rows, is_ok, jnp.any(is_short, axis=2))
+
+
+def find_repeats(pending: Pending, rows: Rows, code: Array) -> Array:
+    """Mark the rows [B W A] of an order that say what an earlier one behind an equal prefix says.
+
+    code [B R x]: equal where two rows say the same.
+    """
+    num_trees, width, num_candidates, _ = pending.row.shape
+    row = pending.row[..., 0].reshape(num_trees, -1)
+    at = jnp.maximum(row, 0)
+    is_step = (row >= 0) & (jax.vmap(jnp.take)(rows.kind, at) == Kind.CANDIDATE)
+    path = jnp.repeat(pending.path, num_candidates, axis=1)
+    length = jnp.take_along_axis(rows.length, at, axis=1)[..., None]
+    said = jnp.concatenate([path, length, jax.vmap(lambda x, i: x[i])(code, at)], axis=2)
+    is_same = jnp.all(said[:, :, None] == said[:, None], axis=3)
+    is_same &= is_step[:, :, None] & is_step[:, None]
+    return jnp.any(jnp.tril(is_same, k=-1), axis=2).reshape(num_trees, width, num_candidates)
+
+
+def draw_again(pending: Pending, rows: Rows, is_again: Array) -> tuple[Pending, Rows]:
+    """Want the continuations [B W A] once more, under other keys; their rows are empty again."""
+    pending = pending._replace(
+        state=jnp.where(is_again, WANTED, pending.state),
+        num_draws=pending.num_draws + is_again,
+    )
+    return pending, mark(rows, pending.row[..., 0], is_again, Kind.EMPTY)
+
+
+def mark(rows: Rows, row: Array, is_marked: Array, kind: Kind) -> Rows:
+    """Change the kind of rows [B W A] where they are marked [B W A]."""
+    at = jnp.where(is_marked, row, rows.kind.shape[1])
+    tree = jnp.arange(len(at))[:, None, None]
+    return rows._replace(kind=rows.kind.at[tree, at].set(int(kind), mode="drop"))
+
+
+def new_keys(keys: Array, number: Array) -> Array:
+    """Fold numbers [...] into keys [... 2]; number 0 keeps the key itself."""
+    return jnp.where((number > 0)[..., None], fold_in(keys, number), keys)

@@ -1,0 +1,299 @@
+"""The loop of every search: B trees at once, each at its own pace.
+
+In a turn, every tree that waits for nothing moves: it looks at what came back, and orders what it
+wants next. A tree that is over leaves, and the next problem takes its slot. Then all lanes write
+some tokens. So no tree waits for another one, and none can tell which others there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.search.lanes import (
+    MAX_DRAWS,
+    Pending,
+    assign,
+    collect,
+    draw_again,
+    find_repeats,
+    mark,
+    no_pending,
+)
+from jaxtrain.search.rows import Job, Rows, choose, empty_rows
+from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree
+
+
+class Growth(NamedTuple):
+    """What grows in B slots."""
+
+    problem: Array  # [B] int32, which of the M problems, M: none
+    key: Array  # [B 2] uint32, the problem's
+    rows: Rows  # [B R]
+    pending: Pending
+    is_over: Array  # [B] bool
+    is_short: Array  # [B W] bool, the newest order had fewer distinct steps than it asked for
+    decided: Array  # [B] int32, row of the leaf that crossed the threshold, -1: none
+    is_ok: Array  # [B] bool
+    num_simulations: Array  # [B] int32
+    num_wasted: Array  # [B] int32
+    num_exhausted: Array  # [B] int32
+    cost: Cost
+    state: Any  # the method's own, [B ...]
+
+    @property
+    def is_ready(self) -> Array:
+        """Which trees wait for nothing and go on, [B] bool."""
+        return ~self.is_over & ~self.pending.is_waiting
+
+
+class Method(NamedTuple):
+    """A search, as the loop sees it."""
+
+    num_rows: int  # R
+    width: int  # W: prefixes that are open at once
+    depth: int  # steps of a prefix, at most
+    num_candidates: int  # A: continuations of each, at most
+    num_lanes: int  # J: lanes that write them
+    num_steps: int  # K: steps of a continuation, at most
+    compares: bool  # whether a candidate that repeats another is told apart from it
+    may_repeat: bool  # whether it is drawn all the same
+    state: Any  # of B trees that have not begun, [B ...]
+    move: Callable[[Growth], Growth]  # all trees; those that are ready order something or are over
+    # -> visits, value [B R], num_closed [B]
+    read: Callable[[Growth], tuple[Array, Array, Array]]
+    listing: np.ndarray | None = None  # [R], the order of rows in a Tree, where it is another
+
+    @property
+    def num_siblings(self) -> int:
+        """How many steps a lane must know that it may not say."""
+        return self.width * self.num_candidates if self.compares and not self.may_repeat else 0
+
+
+class Exported(NamedTuple):
+    """What is kept of M trees."""
+
+    rows: Rows  # [M R]
+    tokens: Array  # [M R S]
+    visits: Array  # [M R]
+    value: Array  # [M R]
+    decided: Array  # [M]
+    is_ok: Array  # [M]
+    num_simulations: Array  # [M]
+    num_wasted: Array  # [M]
+    num_closed: Array  # [M]
+    num_exhausted: Array  # [M]
+    cost: Cost  # [M]
+
+
+class Turn(NamedTuple):
+    """What the loop carries."""
+
+    growth: Growth
+    memory: Memory
+    exported: Exported
+    num_begun: Array  # [] int32, problems
+
+
+def grow(method: Method, job: Job) -> Tree:
+    """Grow the trees of M problems."""
+    num_problems, num_trees = len(job.keys), job.num_trees
+    shape = LaneShape(
+        num_trees=num_trees,
+        num_rows=method.num_rows,
+        num_prefixes=method.width,
+        num_lanes=method.num_lanes,
+        num_steps=method.num_steps,
+        num_siblings=method.num_siblings,
+    )
+    memory = job.reader.open(job.params, shape, job.prompts.tokens.shape[1])
+    growth = fresh_growth(method, job)
+    growth = growth._replace(is_over=~growth.is_over)
+    blank = jax.eval_shape(lambda: export(method, job, growth, memory))
+    exported = jax.tree.map(
+        lambda x: jnp.zeros((num_problems, *x.shape[1:]), x.dtype), blank
+    )
+
+    # Nobody waits for anything when the loop begins, so its first turn writes nothing.
+    turn = jax.lax.while_loop(
+        lambda turn: jnp.any(~turn.growth.is_over) | (turn.num_begun < num_problems),
+        lambda turn: settle(method, job, advance(method, job, turn)),
+        Turn(growth, memory, exported, jnp.int32(0)),
+    )
+    return to_tree(method, job, leave(method, job, turn).exported)
+
+
+def fresh_growth(method: Method, job: Job) -> Growth:
+    """Make B slots with trees that have not begun, of no problem yet."""
+    num_trees = job.num_trees
+    none, no = jnp.zeros(num_trees, jnp.int32), jnp.zeros(num_trees, bool)
+    return Growth(
+        problem=none + len(job.keys),
+        key=jnp.zeros((num_trees, 2), jnp.uint32),
+        rows=empty_rows(num_trees, method.num_rows),
+        pending=no_pending(
+            num_trees,
+            method.width,
+            method.num_candidates,
+            method.num_lanes,
+            method.depth,
+            method.num_steps,
+        ),
+        is_over=no,
+        is_short=jnp.zeros((num_trees, method.width), bool),
+        decided=none - 1,
+        is_ok=~no,
+        num_simulations=none,
+        num_wasted=none,
+        num_exhausted=none,
+        cost=Cost(none, none, none),
+        state=method.state,
+    )
+
+
+def settle(method: Method, job: Job, turn: Turn) -> Turn:
+    """Move all trees until each of them waits, or none is left to begin."""
+    num_problems = len(job.keys)
+
+    def can_begin(turn: Turn) -> Array:
+        return jnp.any(turn.growth.is_over) & (turn.num_begun < num_problems)
+
+    def step(turn: Turn) -> Turn:
+        turn = jax.lax.while_loop(can_begin, lambda t: begin(method, job, t), turn)
+        return turn._replace(growth=method.move(turn.growth))
+
+    return jax.lax.while_loop(
+        lambda turn: can_begin(turn) | jnp.any(turn.growth.is_ready), step, turn
+    )
+
+
+def begin(method: Method, job: Job, turn: Turn) -> Turn:
+    """Let the next problems take the slots of trees that are over."""
+    num_problems, num_trees = len(job.keys), job.num_trees
+    turn = leave(method, job, turn)
+    # Prompts are read some at a time, so that few free slots do not cost many.
+    size = max(1, num_trees // 8)
+    slots = jnp.nonzero(turn.growth.is_over, size=size, fill_value=num_trees)[0]
+    problem = turn.num_begun + jnp.arange(size)
+    is_taken = (slots < num_trees) & (problem < num_problems)
+    slots, at = jnp.where(is_taken, slots, -1), jnp.minimum(problem, num_problems - 1)
+    prompts: Prompts = jax.tree.map(lambda x: x[at], job.prompts)
+    memory, cost = job.reader.renew(job.params, turn.memory, slots, prompts)
+
+    # Padding of the batch grows nothing.
+    put = jnp.where(is_taken, slots, num_trees)
+    fresh = fresh_growth(method, job)
+    is_real = prompts.problem_id >= 0
+    cost = jax.tree.map(lambda x: jnp.where(is_real, x, 0), cost)
+    fresh = fresh._replace(
+        problem=fresh.problem.at[put].set(problem, mode="drop"),
+        key=fresh.key.at[put].set(job.keys[at], mode="drop"),
+        is_over=fresh.is_over.at[put].set(~is_real, mode="drop"),
+        is_ok=fresh.is_ok.at[put].set(is_real, mode="drop"),
+        cost=jax.tree.map(lambda x, y: x.at[put].set(y, mode="drop"), fresh.cost, cost),
+    )
+    is_new = jnp.zeros(num_trees, bool).at[put].set(True, mode="drop")
+    growth = choose(is_new, fresh, turn.growth)
+    num_begun = turn.num_begun + jnp.sum(is_taken)
+    return Turn(growth, memory, turn.exported, num_begun)
+
+
+def advance(method: Method, job: Job, turn: Turn) -> Turn:
+    """Let all lanes write some tokens, and take what they have done."""
+    growth, memory = turn.growth, turn.memory
+    pending, order = assign(growth.pending, growth.rows, method.num_siblings)
+    memory, written, cost = job.reader.write(job.params, memory, order, job.temperature)
+    done = collect(pending, order, written, growth.rows)
+    pending, rows, is_short = done.pending, done.rows, done.is_short | growth.is_short
+
+    # An order that is complete must hold no step twice.
+    if method.compares:
+        is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
+        is_repeat = find_repeats(pending, rows, job.reader.text(memory))
+        is_repeat &= is_complete[:, None, None]
+        if not method.may_repeat:
+            is_again = is_repeat & (pending.num_draws < MAX_DRAWS)
+            pending, rows = draw_again(pending, rows, is_again)
+            is_repeat &= ~is_again
+            is_short |= jnp.any(is_repeat, axis=2)
+        rows = mark(rows, pending.row[..., 0], is_repeat, Kind.DUPLICATE)
+
+    # A tree that met what is not finite is set aside.
+    is_ok = growth.is_ok & done.is_ok
+    is_over = growth.is_over | ~is_ok
+    none = fresh_growth(method, job).pending
+    growth = growth._replace(
+        rows=rows,
+        pending=choose(is_over, none, pending),
+        is_over=is_over,
+        is_short=is_short,
+        is_ok=is_ok,
+        cost=jax.tree.map(jnp.add, growth.cost, cost),
+    )
+    return turn._replace(growth=growth, memory=memory)
+
+
+def leave(method: Method, job: Job, turn: Turn) -> Turn:
+    """Export the trees that are over."""
+    growth = turn.growth
+    at = jnp.where(growth.is_over, growth.problem, len(job.keys))
+    new = export(method, job, growth, turn.memory)
+    exported = jax.tree.map(lambda x, y: x.at[at].set(y, mode="drop"), turn.exported, new)
+    return turn._replace(exported=exported)
+
+
+def export(method: Method, job: Job, growth: Growth, memory: Memory) -> Exported:
+    """Take of B slots what is kept."""
+    visits, value, num_closed = method.read(growth)
+    return Exported(
+        growth.rows,
+        job.reader.text(memory),
+        visits,
+        value,
+        growth.decided,
+        growth.is_ok,
+        growth.num_simulations,
+        growth.num_wasted,
+        num_closed,
+        growth.num_exhausted,
+        growth.cost,
+    )
+
+
+def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
+    """Hand M trees on; each answers with the row that decided it, or else the best finished one."""
+    rows, decided, x = exported.rows, exported.decided, exported
+    tokens, visits, value = x.tokens, x.visits, x.value
+    if method.listing is not None:
+        place = jnp.append(np.argsort(method.listing), -1)  # of a row in that order; -1 stays
+        rows, tokens, visits, value = jax.tree.map(
+            lambda y: y[:, method.listing], (rows, tokens, visits, value)
+        )
+        rows, decided = rows._replace(parent=place[rows.parent]), place[decided]
+    chex.assert_equal_shape([rows.kind, visits, value])
+    is_row = rows.kind != Kind.EMPTY
+    rows = Rows(*(jnp.where(is_row, y, none) for y, none in zip(rows, empty_rows(1, 1), strict=True)))
+
+    # The raw score ranks: values are clipped, which ties.
+    is_answer = rows.is_finished & (rows.kind != Kind.DUPLICATE)
+    best = jnp.argmax(jnp.where(is_answer, rows.score, -jnp.inf), axis=1)
+    best = jnp.where(jnp.any(is_answer, axis=1), best, -1)
+    return Tree(
+        problem_id=job.prompts.problem_id,
+        **rows._asdict(),
+        tokens=jnp.where(is_row[..., None], tokens, 0),
+        visits=jnp.where(is_row, visits, 0),
+        value=jnp.where(is_row, value, 0.0),
+        chosen=jnp.where(decided >= 0, decided, best).astype(jnp.int32),
+        is_ok=x.is_ok,
+        num_simulations=x.num_simulations,
+        num_wasted=x.num_wasted,
+        num_closed=x.num_closed,
+        num_exhausted=x.num_exhausted,
+        **x.cost._asdict(),
+    )
