@@ -174,11 +174,11 @@ def write(
     )
 
     # The PRM reads what was written, and says its word where a step ends.
-    segments, _ = context(model, params[1]["backbone"], memory, 1, order, place, own)
+    backbone = params[1]["backbone"]
+    segments, _ = context(model, backbone, memory, 1, order, place, own)
     tokens, is_written = token.token.T, token.is_written.T
     position = memory.lanes.start[:, None] + memory.lanes.num_tokens[:, None] + jnp.arange(size)
-    backbone = {"params": params[1]["backbone"]}
-    hidden, judged = model.apply(backbone, tokens, position, is_written, segments)
+    hidden, judged = model.apply({"params": backbone}, tokens, position, is_written, segments)
     value = HEAD.apply({"params": params[1]["head"]}, hidden).astype(jnp.float32)
     lane, step = jnp.arange(len(tokens))[:, None], jnp.where(token.is_last.T, token.step.T, num_steps)
     is_finite = jnp.all(jnp.isfinite(value) | ~token.is_last.T, axis=1)
@@ -326,8 +326,9 @@ def keep(
     if held is None:
         return memory
 
-    # A lane that wrote takes a page; one that finds none is set aside.
-    has_page = jnp.any(is_written, axis=2)
+    # A lane that wrote takes a page; one that finds none is set aside. Where to write is known only
+    # when everything was read, or the compiler would copy the pools.
+    has_page = jnp.any(is_written, axis=2) & memory.lanes.is_ok.reshape(num_trees, n)
     page = held.num_pages[:, None] + jnp.cumsum(has_page, axis=1) - 1
     all_pages = jax.tree.leaves(held.pool[0])
     limit = all_pages[0].shape[-3] if all_pages else 2**30
