@@ -8,6 +8,7 @@ from itertools import permutations, product
 import pytest
 from nested import change
 
+from jaxtrain.configs import countdown4
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
 from jaxtrain.tasks import Problem, Task, TasksConfig, countdown, digest, make_task
@@ -444,6 +445,18 @@ def test_unless_a_task_says_more_a_step_is_its_own_form(task):
     assert task.canonical_step("6*4=24|24 7") == "4*6=24|7 24"
 
 
+def test_four_numbers_fit_into_the_tokens_of_their_config():
+    config, task = countdown4.get_config(), make_task(FOUR)
+    for key, value in config.tasks.countdown.items():
+        assert getattr(FOUR.countdown, key) == value or key == "demonstration_skill"
+    limit = config.trace.max_step_tokens - 1  # behind a step stands a newline or an end token
+    assert max(len(p.prompt) for p in task.train) <= config.prompts.max_prompt_tokens
+    for problem in task.train[:20]:
+        found = solutions(*read_prompt(problem.prompt))
+        assert any(all(len(line) <= limit for line in text.split("\n")) for text in found)
+    assert all(len(x) <= limit for row in task.demonstrations for x in row.response.split("\n"))
+
+
 def test_every_text_of_the_task_is_in_its_alphabet(task):
     for row in task.demonstrations:
         assert (
@@ -494,3 +507,7 @@ def test_the_problems_of_the_quickstart_are_those_of_its_published_figures():
     assert digest(task) == "1f1d766dc73f844e73c63414ea667ebbce7c050af3593c8c7a92ab280a328d56"
     shown = json.dumps([(shot.prompt, shot.response) for shot in task.demonstrations])
     assert hashlib.sha256(shown.encode()).hexdigest().startswith("f8710509ee056460")
+
+
+def test_drawn_problems_are_the_same_everywhere():
+    assert digest(make_task(FOUR)).startswith("a5b2f9e1de742baf")

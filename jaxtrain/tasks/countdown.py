@@ -197,9 +197,9 @@ def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
     lines = []
     for move in legal_moves(numbers):
         if len(move.remaining) > 1:
-            lines += [f"{_write_move(move)}\n{rest}" for rest in solutions(move.remaining, target)]
+            lines += [f"{write_move(move)}\n{rest}" for rest in solutions(move.remaining, target)]
         elif move.result == target:
-            lines.append(_write_move(move))
+            lines.append(write_move(move))
     return lines
 
 
@@ -221,7 +221,7 @@ def weak_trace(prompt: str, config: CountdownConfig, rng: random.Random) -> str:
             nearest = min(abs(move.result - target) for move in moves)
             moves = [move for move in moves if abs(move.result - target) == nearest]
         move = rng.choice(moves)
-        lines.append(_write_move(move))
+        lines.append(write_move(move))
         numbers = move.remaining
     return "\n".join(lines)
 
@@ -240,6 +240,13 @@ def read_move(line: str) -> Move | None:
     left, operator, right, result, remaining = match.groups()
     rest = tuple(sorted(map(int, remaining.split(" "))))
     return Move(int(left), operator, int(right), int(result), rest)
+
+
+def write_move(move: Move) -> str:
+    """Return the line of a move: what it left untouched stands first, its result last."""
+    untouched = list((Counter(move.remaining) - Counter([move.result])).elements())
+    remaining = " ".join(map(str, [*untouched, move.result]))
+    return f"{move.left}{move.operator}{move.right}={move.result}|{remaining}"
 
 
 @cache
@@ -316,9 +323,3 @@ def _read_moves(text: str, num_numbers: int) -> list[Move] | None:
             return None
         moves.append(move)
     return moves if len(moves) == num_numbers - 1 else None
-
-
-def _write_move(move: Move) -> str:
-    untouched = list((Counter(move.remaining) - Counter([move.result])).elements())
-    remaining = " ".join(map(str, [*untouched, move.result]))
-    return f"{move.left}{move.operator}{move.right}={move.result}|{remaining}"
