@@ -45,11 +45,12 @@ def progress(stream, clock):
 def test_line_shows_phase_iteration_speed_solve_rate_and_eta(progress, stream, clock):
     with progress.phase("search", iteration=2, total=2048) as phase:
         clock.now += 10
-        phase.advance(512, simulations=8192, tokens=1_000_000, solved=64, attempted=512)
+        told = {"tokens": 1_000_000, "lanes": 830, "lane_tokens": 1000}
+        phase.advance(512, solved=64, attempted=512, **told)
         progress.beat()
     assert stream.getvalue().splitlines()[0] == (
-        "iteration 2/3: search 512/2,048 problems | 51 problems/s | 819 simulations/s | 100,000 "
-        "tokens/s | solved 12.5% | ETA 0:30"
+        "iteration 2/3: search 512/2,048 problems | 51 problems/s | 100k tokens/s | solved 12.5% | "
+        "lanes 83.0% | ETA 0:30"
     )
 
 
@@ -131,13 +132,24 @@ def test_compilation_is_announced_timed_and_kept_out_of_the_speed(progress, stre
     assert lines[3] == "search 50/100 problems | 10 problems/s | ETA 0:05"
 
 
-def test_ended_phase_keeps_its_seconds_compilation_included(progress, clock):
+def test_ended_phase_keeps_its_seconds_and_compilation_has_its_own(progress, stream, clock):
+    with progress.compiling("policy init"):
+        clock.now += 3
     with progress.phase("search", total=100) as phase:
         with progress.compiling("search"):
             clock.now += 12
         clock.now += 5
     clock.now += 100
-    assert phase.seconds == 17
+    assert "done in 0:17" in stream.getvalue(), "who waits waits for both"
+    assert (phase.seconds, progress.take_compile_seconds()) == (5, 15)
+    assert progress.take_compile_seconds() == 0, "a second is told once"
+
+
+def test_a_compilation_that_fails_has_taken_its_time(progress, clock):
+    with pytest.raises(MemoryError), progress.compiling("search"):
+        clock.now += 7
+        raise MemoryError
+    assert progress.take_compile_seconds() == 7
 
 
 def test_note_is_written_at_once_and_as_it_is(progress, stream):
