@@ -91,7 +91,7 @@ class TreeMoves:
     def __init__(self, config: SearchConfig, rule: TreeRule, job: Job, body: Callable, rng: Array):
         self.config, self.rule, self.job, self.body, self.rng = config, rule, job, body, rng
         self.num_nodes = config.num_simulations
-        self.num_candidates = config.widening.max_candidates or config.num_candidates
+        self.num_candidates = config.max_candidates
         self.num_rows = self.num_candidates + rule.num_extra_rows
         self.is_closing = config.ended_leaves == "closed"
         self.trees = jnp.arange(job.num_trees)
@@ -342,7 +342,7 @@ class TreeMoves:
 def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
     """Grow trees of R = N * C rows: N = T nodes of C rows, A candidates and the rule's own."""
     num_trees, num_nodes = job.num_trees, config.num_simulations
-    width = config.widening.max_candidates or config.num_candidates
+    width = config.max_candidates
     zeros, none = jnp.zeros(num_trees), jnp.zeros(num_trees, jnp.int32)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_trees, width)))
     moves: TreeMoves | None = None
