@@ -101,9 +101,13 @@ def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
             for attempt in range(1, NUM_DRAWS):
                 again = draw_fn(params[0], prefix, keys, number + NUM_NUMBERS * attempt)
                 is_said = repeats(step, said, said_length.reshape(b, -1))
-                step = jax.tree.map(lambda x, y, r=is_said: jax.vmap(jnp.where)(r, y, x), step, again)
+                step = jax.tree.map(
+                    lambda x, y, r=is_said: jax.vmap(jnp.where)(r, y, x), step, again
+                )
             is_live &= ~repeats(step, said, said_length.reshape(b, -1))
-            step = jax.tree.map(lambda x, r=is_live: jax.vmap(jnp.where)(r, x, jnp.zeros_like(x)), step)
+            step = jax.tree.map(
+                lambda x, r=is_live: jax.vmap(jnp.where)(r, x, jnp.zeros_like(x)), step
+            )
             prefix = append(prefix, step.tokens, step.length)
             steps.append(step)
             scores.append(jnp.where(is_live, score_fn(params[1], prefix), 0.0))

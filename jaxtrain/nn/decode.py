@@ -206,7 +206,9 @@ def write_chunk(
     # Nothing is written at first.
     segment, token = jax.eval_shape(shapes, lanes)
     told = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), token)
-    places = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], size, x.shape[-1]), x.dtype), segment.k)
+    places = jax.tree.map(
+        lambda x: jnp.zeros((*x.shape[:-2], size, x.shape[-1]), x.dtype), segment.k
+    )
     own = Segment(places, places, jnp.full((b, size), -1))
     # Token by token, until no lane writes any more.
     at, lanes, own, told = jax.lax.while_loop(

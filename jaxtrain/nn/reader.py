@@ -104,7 +104,9 @@ def open_memory(
             num_pages=jnp.zeros(num_trees, jnp.int32),
         )
     b = num_trees * shape.num_prefixes * shape.num_lanes
-    lanes = idle_lanes(b, shape.num_steps, shape.num_siblings, jnp.zeros(hidden.shape[1:], hidden.dtype))
+    lanes = idle_lanes(
+        b, shape.num_steps, shape.num_siblings, jnp.zeros(hidden.shape[1:], hidden.dtype)
+    )
     return Memory(prompts, prompts[:, 0], rows, rows[..., 0], rows.astype(jnp.float32), lanes, held)
 
 
@@ -152,7 +154,9 @@ def write(
 ) -> tuple[Memory, Written, Cost]:
     """Write some tokens in every live lane, and let the PRM read them."""
     num_trees, width, num_lanes, num_steps = order.row.shape
-    chex.assert_shape([order.key, order.number], [(num_trees, width, 2), (num_trees, width, num_lanes)])
+    chex.assert_shape(
+        [order.key, order.number], [(num_trees, width, 2), (num_trees, width, num_lanes)]
+    )
     # Begin what is new.
     memory = begin(memory, order)
     place = locate(memory, order.path, trace.max_step_tokens)
@@ -163,7 +167,10 @@ def write(
         own = locate(memory, row, trace.max_step_tokens)
 
     # The policy writes.
-    (segments, hidden), lanes = context(model, params[0], memory, 0, order, place, own), memory.lanes
+    (segments, hidden), lanes = (
+        context(model, params[0], memory, 0, order, place, own),
+        memory.lanes,
+    )
     is_new = order.is_new.reshape(-1)
     hidden = jnp.repeat(hidden.reshape(-1, *hidden.shape[2:]), num_lanes, axis=0)
     lanes = lanes._replace(hidden=jnp.where(is_new[:, None], hidden, lanes.hidden))
@@ -180,7 +187,10 @@ def write(
     position = memory.lanes.start[:, None] + memory.lanes.num_tokens[:, None] + jnp.arange(size)
     hidden, judged = model.apply({"params": backbone}, tokens, position, is_written, segments)
     value = HEAD.apply({"params": params[1]["head"]}, hidden).astype(jnp.float32)
-    lane, step = jnp.arange(len(tokens))[:, None], jnp.where(token.is_last.T, token.step.T, num_steps)
+    lane, step = (
+        jnp.arange(len(tokens))[:, None],
+        jnp.where(token.is_last.T, token.step.T, num_steps),
+    )
     is_finite = jnp.all(jnp.isfinite(value) | ~token.is_last.T, axis=1)
     value = jnp.where(jnp.isfinite(value), value, 0.0)
     lanes = lanes._replace(
@@ -300,9 +310,7 @@ def siblings_of(memory: Memory, order: Order) -> Siblings:
     return Siblings(*(x.reshape(b, *x.shape[3:]) for x in (tokens, length, rest)))
 
 
-def keep(
-    memory: Memory, order: Order, token: Token, segments: tuple[Segment, Segment]
-) -> Memory:
+def keep(memory: Memory, order: Order, token: Token, segments: tuple[Segment, Segment]) -> Memory:
     """Keep the tokens of a chunk [c b] under their rows, with their keys and values."""
     num_trees, num_rows = memory.tokens.shape[:2]
     size, b = token.token.shape

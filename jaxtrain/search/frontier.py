@@ -72,7 +72,12 @@ def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
 
 def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
     """Grow trees of R = turns * K * W * A rows."""
-    width, num_lanes, num_steps, num_trees = rule.width, rule.num_lanes, rule.num_steps, job.num_trees
+    width, num_lanes, num_steps, num_trees = (
+        rule.width,
+        rule.num_lanes,
+        rule.num_steps,
+        job.num_trees,
+    )
     num_rows = rule.num_turns * num_steps * width * num_lanes
     places = jnp.arange(num_rows) // num_lanes % width
     turns = jnp.arange(num_rows) // (num_steps * width * num_lanes)

@@ -127,7 +127,9 @@ class TreeMoves:
     def order_rollout(self, growth: Growth, node: Array, cell: Array) -> Growth:
         """Order a round of a rollout behind row `cell` of a node."""
         state, rule, job = growth.state, self.rule, self.job
-        path = path_to(growth.rows.parent, (node * self.num_rows + cell)[:, None], job.max_steps - 1)
+        path = path_to(
+            growth.rows.parent, (node * self.num_rows + cell)[:, None], job.max_steps - 1
+        )
         # Children use fold_in(key, action); rounds take the numbers after the actions.
         key = fold_in(pick(state.key, node), self.num_candidates + state.num_rounds)
         size = rule.num_lanes * rule.num_steps
@@ -402,5 +404,3 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
         loop_fn=loop_fn,
         extra_data=(),
     ).extra_data
-
-
