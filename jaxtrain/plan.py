@@ -338,7 +338,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     base, policy, _ = map(num_parameters, fns.abstract_state.networks)
     count = base + policy
     num_problems = config.prompts.num_problems or config.prompts.batch_size
-    # What is kept is read once; else every prefix with the prompt, and half of the steps it may have.
+    # What is kept is read once; else every prefix with its prompt and half of its steps.
     num_prompts, steps = 1, work.num_rows
     if config.search.memory == "recompute":
         num_prompts = work.num_prefixes

@@ -98,7 +98,10 @@ def open_memory(
         empty = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), s) for s, _ in told]
         held = Cache(
             prompt=tuple(s._replace(position=s.position - 1) for s in empty),
-            pool=tuple(cache.empty_pool(s, num_trees, num_pages, chunk) for s, _ in told),
+            pool=(
+                cache.empty_pool(told[0][0], num_trees, num_pages, chunk),
+                cache.empty_pool(told[1][0], num_trees, num_pages, chunk),
+            ),
             hidden=jnp.zeros((num_trees, 1 + num_rows, *hidden.shape[1:]), hidden.dtype),
             address=rows,
             num_pages=jnp.zeros(num_trees, jnp.int32),
@@ -210,7 +213,7 @@ def write(
 
 def begin(memory: Memory, order: Order) -> Memory:
     """Give new orders to their lanes."""
-    lanes, (num_trees, width, num_lanes, _) = memory.lanes, order.row.shape
+    lanes, (num_trees, _, num_lanes, _) = memory.lanes, order.row.shape
     is_new, tree = order.is_new.reshape(-1), jnp.arange(num_trees)[:, None, None]
     # Folded twice: nodes fold an action into the same key, and a lane must not draw with the key of
     # a child node.

@@ -16,7 +16,6 @@ them their first statistics and backs up. mctx keeps topology and statistics alo
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
@@ -165,7 +164,7 @@ class TreeMoves:
     def open(self, growth: Growth, node: Array, rows: Rows, is_done: Array) -> TreeState:
         """Give new candidates their first statistics where a node is done, and back up."""
         state, width, trees = growth.state, self.num_candidates, self.trees
-        visits, values = jax.vmap(partial(self.rule.open, num_candidates=width))(rows)
+        visits, values = jax.vmap(lambda x: self.rule.open(x, width))(rows)
         # What is drawn when a node widens is never rolled out.
         is_first = (state.first == 0)[:, None]
         candidates: Rows = jax.tree.map(lambda x: x[:, :width], rows)
