@@ -118,6 +118,7 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     """Find what to compile for. Returns (devices, chip, whether programs can be compiled)."""
     # The devices here.
     kind, _, size = topology.partition(":")
+    flag = f"--config.sharding.topology={topology}"
     if topology == "cpu" or not topology and jax.default_backend() == "cpu":
         return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
     if not topology:
@@ -125,15 +126,10 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         known = (chip for kind, chip in CHIPS.items() if kind in name)
         return None, next(known, CHIPS["cpu"]), True
     if kind not in CHIPS or kind == "cpu":
-        raise UserError(
-            f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, "
-            "as in v4:2x2x1"
-        )
+        raise UserError(f"{flag}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
     if kind not in TPUS:
         if not size.isdecimal() or int(size) == 0:
-            raise UserError(
-                f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8"
-            )
+            raise UserError(f"{flag}: name a number of devices, as in {kind}:8")
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
     # libtpu describes, and compiles for, TPUs that are not here.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -145,8 +141,8 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     except Exception as error:  # whatever the plugin raises, for a missing libtpu too
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--config.sharding.topology={topology}: cannot be compiled for ({reason}); it needs "
-            "pip install 'jaxtrain[plan]' and a size such as v4:2x2x1 or v5e:2x2"
+            f"{flag}: cannot be compiled for ({reason}); it needs pip install 'jaxtrain[plan]' and "
+            "a size such as v4:2x2x1 or v5e:2x2"
         ) from error
     return list(found.devices), CHIPS[kind], True
 

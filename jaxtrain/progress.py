@@ -20,6 +20,7 @@ from typing import TextIO
 
 import rich.progress
 from rich.console import Console
+from rich.table import Column
 
 Clock = Callable[[], float]
 BEAT = 1.0  # seconds between two looks of the thread, at most
@@ -225,7 +226,8 @@ class Progress:
             return [f"compiling {name} ... {_duration(self._clock() - start)}"]
         if phase is None:
             return [f"working ... {_duration(self._clock() - self._idle_since)}"]
-        return [self._head(phase), *phase.describe(), phase.outlook()]
+        # a narrow terminal cuts the end of a line
+        return [self._head(phase), phase.outlook(), *phase.describe()]
 
     def _head(self, phase: Phase) -> str:
         i, total = phase.iteration, f"/{phase.total:,}" if phase.total else ""
@@ -247,9 +249,12 @@ def _make_bar(stream: TextIO) -> rich.progress.Progress:
     return rich.progress.Progress(
         rich.progress.SpinnerColumn(),
         rich.progress.TextColumn("{task.description}", markup=False),
-        rich.progress.BarColumn(bar_width=20),
-        rich.progress.TextColumn("{task.fields[facts]}", markup=False),
+        rich.progress.BarColumn(bar_width=10),
+        rich.progress.TextColumn(
+            "{task.fields[facts]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+        ),
         console=Console(file=stream),
+        expand=True,
         refresh_per_second=4,
     )
 
