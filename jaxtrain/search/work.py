@@ -25,8 +25,11 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
     if isinstance(rule, FrontierRule):
         num_prefixes = 1 + rule.width * (rule.num_turns - 1)
         lanes = rule.width * rule.num_lanes
-        num_rows = num_prefixes * rule.num_lanes * rule.num_steps
-        return Work(num_prefixes, num_rows, max_steps, rule.width, lanes, lanes * rule.num_steps)
+        # The prompt is every prefix of the first turn: read once, with the lanes of all.
+        num_turns = rule.num_turns * rule.num_steps
+        return Work(
+            num_prefixes, lanes * num_turns, num_turns, rule.width, lanes, lanes * rule.num_steps
+        )
     return Work(
         num_prefixes=c.num_simulations * (1 + rule.num_rounds),
         num_rows=c.num_simulations * (c.num_candidates + rule.num_extra_rows),
