@@ -24,6 +24,7 @@ def get_config():
 
     config.prompts.max_prompt_tokens = 12
     config.prompts.num_problems = 3072
+    config.prompts.batch_size = 512
     config.prompts.num_first_problems = 512
 
     config.trace.max_steps = 2
@@ -33,6 +34,8 @@ def get_config():
     config.search.num_simulations = 9
     # the policy narrows as it learns: below this, half the candidates are duplicates
     config.search.temperature = 1.4
+    # one lane a tree: no candidate in vain, and none waits for its siblings
+    config.search.num_lanes = config.evaluation.search.num_lanes = 1
 
     config.datasets.traces_rounds = 4
     # a round gives some 20,000 paths, and a fit of the PRM shows 32,000

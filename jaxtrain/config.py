@@ -15,7 +15,7 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
-from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.errors import UserError, require, require_at_least, require_one_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
@@ -49,9 +49,8 @@ class EvaluationConfig:
                 told = f"--config.evaluation.strategies={','.join(self.strategies)}"
                 raise UserError(f"{told}: must be some of {','.join(STRATEGIES)}")
         require_one_of("evaluation.samples", self.samples, method=("sample",))
-        if not self.samples.temperature > 0:
-            told = f"--config.evaluation.samples.temperature={self.samples.temperature}"
-            raise UserError(f"{told}: must be above 0, or all traces agree")
+        samples, why = self.samples, "must be above 0, or all traces agree"
+        require(samples.temperature > 0, "evaluation.samples", samples, "temperature", why)
 
     @property
     def searches(self) -> dict[str, SearchConfig]:

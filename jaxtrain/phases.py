@@ -8,11 +8,11 @@ in parts that are saved; a checkpoint is scored; and what cannot go on says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -43,6 +43,7 @@ GROWN = {
     "search": Purpose.SOLVE,
 }
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
+Job = tuple[str, int, Prompts]  # a key of GROWN, the number of a batch, the batch
 NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
 
 is_finite = jax.jit(updates.all_finite)
@@ -59,6 +60,15 @@ class Run:
     log: MetricsLog
     progress: Progress
     checkpoints: Checkpoints
+
+
+class Begun(NamedTuple):
+    """A batch whose trees were read, or are with the device, which may be at work on them."""
+
+    place: Place
+    batch: Prompts
+    tree: Tree
+    is_restored: bool
 
 
 def encode(run: Run, problems: Sequence[prompts.Problem]) -> tuple[list[Prompts], int]:
@@ -88,8 +98,7 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     """Grow, judge and label an iteration's trees, batch by batch."""
     shards, counts = [], []
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
-        for k, batch in enumerate(batches):
-            shard, is_restored = make_shard(run, "train", i, k, batch, lambda: networks)
+        for shard, is_restored in make_shards(run, i, jobs(batches), lambda: networks):
             shards.append(shard)
             counts.append(tally(phase, shard, is_restored))
     # what there is to tell of them
@@ -115,31 +124,56 @@ def read_round(run: Run, i: int) -> list[Shard]:
 
     Raises UserError where that takes a checkpoint that is lost too.
     """
-    networks_fn = partial(networks_before, run, i)
+    networks_fn = cache(partial(networks_before, run, i))
     batches, _ = draw(run, i)
-    return [
-        make_shard(run, "train", i, k, batch, networks_fn)[0] for k, batch in enumerate(batches)
-    ]
+    return [shard for shard, _ in make_shards(run, i, jobs(batches), networks_fn)]
 
 
-def make_shard(
-    run: Run, name: str, i: int, k: int, batch: Prompts, networks_fn: NetworksFn
-) -> tuple[Shard, bool]:
-    """Read the trees of batch `k` of iteration i and their labels, or grow, judge and store them.
+def jobs(batches: Sequence[Prompts], *names: str) -> list[Job]:
+    """List what is to be grown: every batch by the search that learns, or by each of the others."""
+    return [(name, k, batch) for name in names or ("train",) for k, batch in enumerate(batches)]
 
-    name: a key of `GROWN`. Returns (host arrays, which also lie on disk; whether the trees lay
-    there already).
+
+def make_shards(
+    run: Run, i: int, asked: Sequence[Job], networks_fn: NetworksFn
+) -> Iterator[tuple[Shard, bool]]:
+    """Read the trees of iteration i and their labels, or grow, judge and store them, in order.
+
+    Yields (host arrays, which also lie on disk; whether the trees lay there already). The device is
+    given the next batch before the host waits for this one, so it grows while the host judges and
+    stores; it holds the trees of two batches at most.
     """
-    # the trees
-    config, stored, purpose = run.config, run.workdir.trees, GROWN[name]
-    place, kind = Place(i, k, purpose.name.lower()), config.labels.kind
-    tree = unless_damaged(run, partial(stored.load, place))
-    is_restored = tree is not None
-    if tree is None:
-        temperature = {"train": config.search, **config.evaluation.searches}[name].temperature
-        keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
-        grow_fn = run.fns.grow[name]
-        tree = jax.device_get(grow_fn(*networks_fn(), batch, keys, np.float32(temperature)))
+    ahead: Begun | None = None
+    for name, k, batch in asked:
+        now, ahead = ahead, None
+        try:
+            ahead = begin(run, name, i, k, batch, networks_fn)
+        finally:  # what cannot be begun takes nothing with it that was
+            if now is not None:
+                yield finish(run, now)
+    if ahead is not None:
+        yield finish(run, ahead)
+
+
+def begin(run: Run, name: str, i: int, k: int, batch: Prompts, networks_fn: NetworksFn) -> Begun:
+    """Read the trees of batch `k`, or let the device grow them and do not wait for it."""
+    purpose = GROWN[name]
+    place = Place(i, k, purpose.name.lower())
+    tree = unless_damaged(run, partial(run.workdir.trees.load, place))
+    if tree is not None:
+        return Begun(place, batch, tree, True)
+    searches = {"train": run.config.search, **run.config.evaluation.searches}
+    keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
+    temperature = np.float32(searches[name].temperature)
+    return Begun(place, batch, run.fns.grow[name](*networks_fn(), batch, keys, temperature), False)
+
+
+def finish(run: Run, begun: Begun) -> tuple[Shard, bool]:
+    """Fetch, judge and store the trees of a batch; what lies on disk of them is read."""
+    place, batch, tree, is_restored = begun
+    stored, kind = run.workdir.trees, run.config.labels.kind
+    if not is_restored:
+        tree = jax.device_get(tree)
         stored.save(place, tree)
 
     # what they are worth
@@ -268,13 +302,12 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     counts = []
 
     # Grow and judge the trees that the strategies read.
-    total = len(found) * num_problems(batches)
+    asked, total = jobs(batches, *found), len(found) * num_problems(batches)
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
-        for name in c.searches:
-            for k, batch in enumerate(batches):
-                shard, is_restored = make_shard(run, name, i, k, batch, lambda: networks)
-                found[name].append(shard)
-                counts.append(tally(phase, shard, is_restored))
+        made = make_shards(run, i, asked, lambda: networks)
+        for (name, _, _), (shard, is_restored) in zip(asked, made, strict=True):
+            found[name].append(shard)
+            counts.append(tally(phase, shard, is_restored))
         # What the strategies make of them.
         joined: dict[str, Shard] = {
             name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
@@ -288,6 +321,8 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
     metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble})
     metrics["time/evaluation"] = phase.seconds
+    # of the whole iteration: its evaluation is its last event
+    metrics["time/compile"] = run.progress.take_compile_seconds()
     # A few traces to read.
     shown = [name for name in ("search", "greedy") if name in joined]
     samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]
@@ -322,13 +357,18 @@ def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
     rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
     num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
     useful = sum(int(t.length.sum()) for t in grown)
+    both = totals["policy_tokens"] + totals["prm_tokens"]
     return totals | {
         "num_steps": num_candidates + rows[Kind.ROLLOUT],
         "num_duplicates": rows[Kind.DUPLICATE],
+        "num_closed_nodes": sum(int(t.num_closed.sum()) for t in grown),
+        "num_exhausted_nodes": sum(int(t.num_exhausted.sum()) for t in grown),
         "sampled_tokens": useful,
         "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
         "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
         "share_duplicates": rows[Kind.DUPLICATE] / max(num_candidates, 1),
+        "policy_tokens_per_sampled": totals["policy_tokens"] / max(useful, 1),
+        "tokens_per_sampled": both / max(useful, 1),
     }
 
 
@@ -337,8 +377,9 @@ def tally(phase: Phase, shard: Shard, is_restored: bool) -> dict[str, int]:
     tree, counts = shard.tree, labels.counts(shard.tree, shard.labels)
     phase.advance(
         counts["num_trees"],
-        simulations=int(tree.num_simulations.sum()),
         tokens=int(tree.policy_tokens.sum() + tree.prm_tokens.sum()),
+        lanes=int(tree.length.sum()),
+        lane_tokens=int(tree.lane_tokens.sum()),
         solved=counts["num_trees_solved"],
         attempted=counts["num_trees"],
         is_restored=is_restored,

@@ -87,7 +87,7 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
         yield f"  {'base, of both':34}{base / GIB:10.3f}"
     resident = sum(state.values())
     kv, tree = search_bytes(config, fns, mesh)
-    caches = "KV caches of a search, both networks one after the other"
+    caches = "keys and values of a search" + (", kept" if config.search.memory == "cached" else "")
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
 
@@ -118,6 +118,7 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     """Find what to compile for. Returns (devices, chip, whether programs can be compiled)."""
     # The devices here.
     kind, _, size = topology.partition(":")
+    flag = f"--config.sharding.topology={topology}"
     if topology == "cpu" or not topology and jax.default_backend() == "cpu":
         return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
     if not topology:
@@ -125,15 +126,10 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         known = (chip for kind, chip in CHIPS.items() if kind in name)
         return None, next(known, CHIPS["cpu"]), True
     if kind not in CHIPS or kind == "cpu":
-        raise UserError(
-            f"--config.sharding.topology={topology}: unknown; known are {', '.join(CHIPS)}, "
-            "as in v4:2x2x1"
-        )
+        raise UserError(f"{flag}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
     if kind not in TPUS:
         if not size.isdecimal() or int(size) == 0:
-            raise UserError(
-                f"--config.sharding.topology={topology}: name a number of devices, as in {kind}:8"
-            )
+            raise UserError(f"{flag}: name a number of devices, as in {kind}:8")
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
     # libtpu describes, and compiles for, TPUs that are not here.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -145,8 +141,8 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     except Exception as error:  # whatever the plugin raises, for a missing libtpu too
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--config.sharding.topology={topology}: cannot be compiled for ({reason}); it needs "
-            "pip install 'jaxtrain[plan]' and a size such as v4:2x2x1 or v5e:2x2"
+            f"{flag}: cannot be compiled for ({reason}); it needs pip install 'jaxtrain[plan]' and "
+            "a size such as v4:2x2x1 or v5e:2x2"
         ) from error
     return list(found.devices), CHIPS[kind], True
 
@@ -191,14 +187,28 @@ def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
     return found
 
 
+def trees_at_once(config: Config, mesh: Any) -> float:
+    """Count the trees that a device grows at once."""
+    size = config.prompts.batch_size / sharding.num_shards(mesh)
+    return min(config.search.num_trees or size, size)
+
+
 def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
-    """Count the KV caches of one expansion, and the trees of a batch, on one device."""
-    t, work = config.trace, work_of(config.search, config.trace.max_steps)
-    shards = sharding.num_shards(mesh)
-    prefix = config.prompts.max_prompt_tokens + (t.max_steps - 1) * t.max_step_tokens
-    tokens = work.width * prefix + work.num_held * t.max_step_tokens
-    kv = config.prompts.batch_size / shards * kv_bytes(config, mesh) * tokens
-    return kv, num_bytes(shapes_of_trees(config, fns)) / shards
+    """Count what a search keeps and gathers of keys and values, and the trees of a batch, on one
+    device.
+    """
+    c, t, work = config.search, config.trace, work_of(config.search, config.trace.max_steps)
+    prompt, size = config.prompts.max_prompt_tokens, t.max_step_tokens
+    path, own = work.width * work.depth * size, work.num_lanes * work.num_steps * size
+    if c.memory == "cached":
+        # Both networks keep all tokens, and a path is gathered for one of them at a time.
+        pages = -(-size // c.chunk_tokens) * c.chunk_tokens
+        tokens = 2 * (prompt + work.num_rows * pages) + path
+        tokens += work.num_lanes * c.chunk_tokens + own * (work.num_steps * size > c.chunk_tokens)
+    else:
+        tokens = work.width * prompt + path + own
+    kv = trees_at_once(config, mesh) * kv_bytes(config, mesh) * tokens
+    return kv, num_bytes(shapes_of_trees(config, fns)) / sharding.num_shards(mesh)
 
 
 def num_bytes(tree: Any) -> int:
@@ -290,15 +300,14 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     copies = 2 * trained * item / tp if is_copied else 0
     copies += base * item / tp if mesh.shape["fsdp"] > 1 else 0
     work = work_of(config.search, config.trace.max_steps)
-    lanes = config.prompts.batch_size / shards * work.num_lanes
-    yield "search", Program(copies + 2 * kv + 3 * lanes * m.num_ids * 4 + tree, tree)
+    lanes = trees_at_once(config, mesh) * work.num_lanes
+    yield "search", Program(copies + kv + 3 * lanes * m.num_ids * 4 + tree, tree)
     lanes = config.prompts.batch_size / shards
     samplers = [c for c in config.evaluation.searches.values() if c.method == "sample"]
     lanes *= max((c.num_samples for c in samplers), default=1)
-    # The cache of all tokens sampled is written anew with every token, and read by the PRM in one
-    # piece.
+    # Both networks keep all tokens sampled, and those of a lane are gathered for one at a time.
     sampled = (
-        2 * lanes * config.trace.max_steps * config.trace.max_step_tokens * kv_bytes(config, mesh)
+        3 * lanes * config.trace.max_steps * config.trace.max_step_tokens * kv_bytes(config, mesh)
     )
     yield "sampling", Program(copies + sampled + 3 * lanes * m.num_ids * 4, 0)
     for name, fit, is_policy in (
@@ -329,9 +338,12 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     base, policy, _ = map(num_parameters, fns.abstract_state.networks)
     count = base + policy
     num_problems = config.prompts.num_problems or config.prompts.batch_size
-    # Every prefix is read with the prompt, and half of the steps that it may have.
-    steps = work.num_rows + (t.max_steps - 1) / 2 * (work.num_prefixes - 1)
-    read = work.num_prefixes * config.prompts.max_prompt_tokens + steps * t.max_step_tokens
+    # What is kept is read once; else every prefix with its prompt and half of its steps.
+    num_prompts, steps = 1, work.num_rows
+    if config.search.memory == "recompute":
+        num_prompts = work.num_prefixes
+        steps = steps + (t.max_steps - 1) / 2 * (num_prompts - 1)
+    read = num_prompts * config.prompts.max_prompt_tokens + steps * t.max_step_tokens
     search_tokens = 2 * num_problems * read
     fit_tokens = {
         "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.max_length,

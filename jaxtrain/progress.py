@@ -20,10 +20,13 @@ from typing import TextIO
 
 import rich.progress
 from rich.console import Console
+from rich.table import Column
 
 Clock = Callable[[], float]
 BEAT = 1.0  # seconds between two looks of the thread, at most
-TIMED = ("simulations", "tokens")  # sums that are shown as a speed
+TIMED = ("tokens",)  # sums that are shown as a speed
+# sums that are shown as a share of another
+SHARES = {"solved": "attempted", "lanes": "lane_tokens"}
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Phase:
     sums: Counter[str] = field(default_factory=Counter)
     loss: float | None = None
     compile_seconds: float = 0.0  # spent in the phase, but no part of its speed
-    seconds: float = 0.0  # of the whole phase, compilation included, once it has ended
+    seconds: float = 0.0  # of the whole phase once it has ended, compilation apart
     worked_seconds: float = 0.0  # without compilation, until the last advance
 
     def advance(
@@ -49,8 +52,8 @@ class Phase:
     ) -> None:
         """Count what has just been done, and show its loss, a Python float.
 
-        `sums` may be simulations, tokens, solved and attempted. What is only restored counts as
-        done and solved, but tells nothing of the speed.
+        `sums` may be tokens, and any pair of SHARES. What is only restored counts as done and
+        solved, but tells nothing of the speed.
         """
         self.done += amount
         if is_restored:
@@ -61,13 +64,14 @@ class Phase:
         self.worked_seconds = max(self.clock() - self.start - self.compile_seconds, 1e-9)
 
     def describe(self) -> list[str]:
-        """Return the parts of a line about the phase: speed, solve rate, loss."""
+        """Return the parts of a line about the phase: speed, shares, loss."""
         # Work arrives in chunks: a speed as of the last one does not sag while the next is under
         # way.
         counts = {self.unit: self.done - self.restored} | {name: self.sums[name] for name in TIMED}
         parts = [f"{_rate(n / self.worked_seconds)} {name}/s" for name, n in counts.items() if n]
-        if self.sums["attempted"]:
-            parts.append(f"solved {self.sums['solved'] / self.sums['attempted']:.1%}")
+        for name, whole in SHARES.items():
+            if self.sums[whole]:
+                parts.append(f"{name} {self.sums[name] / self.sums[whole]:.1%}")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         return parts
@@ -90,7 +94,7 @@ class Progress:
 
         with Progress(num_iterations) as progress:
             with progress.phase("search", iteration=2, total=2048, unit="problems") as phase:
-                phase.advance(256, simulations=4096, tokens=70_000, solved=31, attempted=256)
+                phase.advance(256, tokens=70_000, solved=31, attempted=256)
             with progress.compiling("updates"):
                 ...
     """
@@ -111,6 +115,7 @@ class Progress:
         self._last = self._idle_since = clock()
         self._phase: Phase | None = None
         self._compiling: tuple[str, float] | None = None
+        self._compile_seconds = 0.0  # not yet taken
         self._bar: rich.progress.Progress | None = None
         if self._stream.isatty():
             self._bar = _make_bar(self._stream)
@@ -161,8 +166,9 @@ class Progress:
             word = "done"
         finally:
             self._phase, self._idle_since = None, self._clock()
-            phase.seconds = self._idle_since - phase.start
-            took = f"{word} in {_duration(phase.seconds)}"
+            seconds = self._idle_since - phase.start
+            phase.seconds = seconds - phase.compile_seconds
+            took = f"{word} in {_duration(seconds)}"
             self.note(" | ".join([self._head(phase), took, *phase.describe()]))
             self.beat()
 
@@ -179,9 +185,15 @@ class Progress:
         finally:
             self._compiling = None
             seconds = self._clock() - start
+            self._compile_seconds += seconds
             if self._phase:
                 self._phase.compile_seconds += seconds
         self.note(f"compiled {name} in {seconds:.1f} s")
+
+    def take_compile_seconds(self) -> float:
+        """Return the seconds that were spent on compilation since they were last taken."""
+        seconds, self._compile_seconds = self._compile_seconds, 0.0
+        return seconds
 
     def beat(self) -> None:
         """Show the state again: on a terminal at once, elsewhere if `interval` seconds have passed
@@ -214,7 +226,8 @@ class Progress:
             return [f"compiling {name} ... {_duration(self._clock() - start)}"]
         if phase is None:
             return [f"working ... {_duration(self._clock() - self._idle_since)}"]
-        return [self._head(phase), *phase.describe(), phase.outlook()]
+        # a narrow terminal cuts the end of a line
+        return [self._head(phase), phase.outlook(), *phase.describe()]
 
     def _head(self, phase: Phase) -> str:
         i, total = phase.iteration, f"/{phase.total:,}" if phase.total else ""
@@ -236,14 +249,19 @@ def _make_bar(stream: TextIO) -> rich.progress.Progress:
     return rich.progress.Progress(
         rich.progress.SpinnerColumn(),
         rich.progress.TextColumn("{task.description}", markup=False),
-        rich.progress.BarColumn(bar_width=20),
-        rich.progress.TextColumn("{task.fields[facts]}", markup=False),
+        rich.progress.BarColumn(bar_width=10),
+        rich.progress.TextColumn(
+            "{task.fields[facts]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+        ),
         console=Console(file=stream),
+        expand=True,
         refresh_per_second=4,
     )
 
 
 def _rate(value: float) -> str:
+    if value >= 10_000:
+        return f"{value / 1000:,.0f}k"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 

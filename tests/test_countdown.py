@@ -2,15 +2,24 @@ import hashlib
 import json
 import random
 from collections import defaultdict
+from functools import cache
 from itertools import permutations, product
 
 import pytest
 from nested import change
 
+from jaxtrain.configs import countdown4
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks import Problem, TasksConfig, digest, make_task
-from jaxtrain.tasks.countdown import ALPHABET, CountdownConfig, legal_moves, solutions, weak_trace
+from jaxtrain.tasks import Problem, Task, TasksConfig, countdown, digest, make_task
+from jaxtrain.tasks.countdown import (
+    ALPHABET,
+    CountdownConfig,
+    legal_moves,
+    read_prompt,
+    solutions,
+    weak_trace,
+)
 
 SMALL = change(
     TasksConfig(),
@@ -22,6 +31,9 @@ SMALL = change(
     num_demonstrations=120,
     seed=3,
 )
+FOUR = change(SMALL, num_numbers=4, max_number=99, min_target=10, max_target=100)
+EACH = pytest.mark.parametrize("config", [SMALL, FOUR], ids=["enumerated", "drawn"])
+
 PROBLEM = Problem(id=0, prompt="4 6 7=31\n", gold="31")
 RIGHT = "4*6=24|7 24\n7+24=31|31"
 
@@ -87,26 +99,17 @@ def task():
     return make_task(SMALL)
 
 
-def read_prompt(prompt):
-    numbers, target = prompt.split("=")
-    return tuple(map(int, numbers.split())), int(target)
-
-
+@cache
 def reachable(numbers):
-    """Oracle: all results of the two shapes of expression over three numbers, positive integers
-    throughout.
-    """
-
-    def apply(a, op, b):
-        if a is None or b is None:
-            return None
-        value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if a % b == 0 else 0}[op]
-        return value if value > 0 else None
-
+    """Oracle: the results of all expressions over the numbers, positive integers throughout."""
+    if len(numbers) == 1:
+        return set(numbers)
     results = set()
-    for (a, b, c), op, op2 in product(permutations(numbers), "+-*/", "+-*/"):
-        results |= {apply(apply(a, op, b), op2, c), apply(a, op, apply(b, op2, c))}
-    return results - {None}
+    for order in permutations(numbers):
+        for cut in range(1, len(order)):
+            for a, b in product(reachable(order[:cut]), reachable(order[cut:])):
+                results |= {a + b, a - b, a * b, a // b if a % b == 0 else 0}
+    return {result for result in results if result > 0}
 
 
 @pytest.mark.parametrize(
@@ -131,14 +134,37 @@ def test_equal_numbers_are_distinct_pieces(task):
     assert task.verify(problem, "4*4=16|16 16\n4+16=20|20") == WRONG
 
 
-def test_every_solution_verifies(task):
-    for problem in task.train + task.dev + task.test:
+FOUR_PROBLEM = Problem(id=0, prompt="3 4 6 7=31\n", gold="31")
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("4*6=24|3 7 24\n7+24=31|3 31\n31/1=31|31", WRONG),
+        ("3*4=12|6 7 12\n12*6=72|7 72\n72-7=65|65", WRONG),
+        ("7-6=1|3 4 1\n3*4=12|1 12\n12+1=13|13", WRONG),
+        ("4*6=24|7 24\n7+24=31|31", UNPARSABLE),
+        ("4*6=24|3 7 24\n7+24=31|31", UNPARSABLE),
+        ("4*6=24|3 7 24\n7+24=31|3 31", UNPARSABLE),
+        ("3+4=7|6 7 7\n7*6=42|7 42\n42-7=35|35\n35-4=31|31", UNPARSABLE),
+    ],
+)
+def test_cheating_does_not_pay_with_four_numbers(text, verdict):
+    assert make_task(FOUR).verify(FOUR_PROBLEM, text) == verdict
+
+
+@EACH
+def test_every_solution_verifies(config):
+    task = make_task(config)
+    for problem in task.train[:20] + task.dev + task.test:
         found = solutions(*read_prompt(problem.prompt))
         assert found
         assert {task.verify(problem, text) for text in found} == {CORRECT}
 
 
-def test_after_a_change_only_a_solution_verifies(task):
+@EACH
+def test_after_a_change_only_a_solution_verifies(config):
+    task = make_task(config)
     rng = random.Random(0)
     num_correct = 0
     for problem in task.test:
@@ -173,16 +199,53 @@ def test_problems_are_exactly_the_pairs_that_brute_force_solves():
     assert everything.counts["solvable"] == len(expected)
 
 
-def test_solutions_exist_where_brute_force_finds_one():
+@pytest.mark.parametrize(("num_numbers", "num_draws"), [(3, 100), (4, 2)])
+def test_solutions_exist_where_brute_force_finds_one(num_numbers, num_draws):
     rng = random.Random(1)
-    for _ in range(100):
-        numbers = tuple(sorted(rng.choices(range(1, 13), k=3)))
+    for _ in range(num_draws):
+        numbers = tuple(sorted(rng.choices(range(1, 13), k=num_numbers)))
         results = reachable(numbers)
         for target in range(1, 100):
             assert bool(solutions(numbers, target)) == (target in results)
 
 
-def test_sets_share_no_problem(task):
+@pytest.mark.parametrize("num_numbers", [3, 4])
+def test_what_is_drawn_is_in_the_end_all_that_is_solvable(num_numbers, monkeypatch):
+    """Enumeration and draws go two ways: forward from the numbers, and by trying both on arrays."""
+
+    def prompts(task):
+        return {row.prompt for row in task.train + task.dev + task.test + task.demonstrations}
+
+    config = change(SMALL, num_numbers=num_numbers, max_number=4, max_target=12)
+    few = change(config, num_dev=1, num_test=1, num_demonstrations=8, num_train=None)
+    listed = make_task(few)
+    monkeypatch.setattr(countdown, "MAX_ENUMERATED", {3: 0, 4: 0})
+    drawn = make_task(change(few, num_train=len(listed.train)))
+    assert prompts(drawn) == prompts(listed)
+    with pytest.raises(UserError, match=rf"but only {len(prompts(listed))} exist: solvable"):
+        make_task(change(few, num_train=len(listed.train) + 1))
+
+
+def test_drawn_problems_are_solvable_by_brute_force():
+    task = make_task(FOUR)
+    for problem in task.train[:10]:
+        numbers, target = read_prompt(problem.prompt)
+        assert list(numbers) == sorted(numbers) and len(numbers) == 4
+        assert min(numbers) >= 1 and max(numbers) <= 99 and 10 <= target <= 100
+        assert target in reachable(numbers) and problem.gold == str(target)
+
+
+def test_drawn_problems_are_as_many_as_asked_for():
+    with pytest.raises(UserError, match=r"--config.tasks.num_train=none: countdown with 4 numbers"):
+        make_task(change(FOUR, num_train=None))
+    far = CountdownConfig(num_numbers=4, max_number=99, min_target=10**8, max_target=10**8)
+    with pytest.raises(UserError, match=r"only 0 exist: solvable, .* targets from 100000000 to"):
+        make_task(change(FOUR, countdown=far))
+
+
+@EACH
+def test_sets_share_no_problem(config):
+    task = make_task(config)
     sets = [
         {row.prompt for row in rows}
         for rows in (task.train, task.dev, task.test, task.demonstrations)
@@ -191,10 +254,12 @@ def test_sets_share_no_problem(task):
     assert len(set.union(*sets)) == 165
 
 
-def test_ids_are_unique_and_independent_of_the_sizes(task):
+@EACH
+def test_ids_are_unique_and_independent_of_the_sizes(config):
+    task = make_task(config)
     problems = task.train + task.dev + task.test
     assert len({problem.id for problem in problems}) == len(problems)
-    larger = make_task(change(SMALL, num_train=200))
+    larger = make_task(change(config, num_train=2000 if config is FOUR else 200))
     assert (larger.dev, larger.test, larger.demonstrations) == (
         task.dev,
         task.test,
@@ -203,12 +268,15 @@ def test_ids_are_unique_and_independent_of_the_sizes(task):
     assert larger.train[:100] == task.train
 
 
-def test_the_seed_decides_the_draw(task):
-    assert make_task(SMALL) == task
-    assert make_task(change(SMALL, seed=4)).test != task.test
+@EACH
+def test_the_seed_decides_the_draw(config):
+    assert make_task(config) == make_task(config)
+    assert make_task(change(config, seed=4)).test != make_task(config).test
 
 
-def test_every_demonstration_is_whole_and_legal(task):
+@EACH
+def test_every_demonstration_is_whole_and_legal(config):
+    task = make_task(config)
     assert len(task.demonstrations) == SMALL.num_demonstrations
     for demonstration in task.demonstrations:
         numbers, _ = read_prompt(demonstration.prompt)
@@ -216,7 +284,9 @@ def test_every_demonstration_is_whole_and_legal(task):
         assert demonstration.response in solutions(numbers, reached)
 
 
-def test_demonstrations_are_sometimes_correct_and_mostly_not(task):
+@EACH
+def test_demonstrations_are_sometimes_correct_and_mostly_not(config):
+    task = make_task(config)
     verdicts = [
         task.verify(Problem(0, row.prompt, ""), row.response) for row in task.demonstrations
     ]
@@ -238,6 +308,20 @@ def test_weak_player_draws_any_first_move_and_takes_the_nearest_second():
     # Both orders of + and * for three pairs, three subtractions, and no exact division among 2, 3
     # and 7.
     assert len(firsts) == len(legal_moves((2, 3, 7))) == 15
+
+
+def test_weak_player_of_four_numbers_takes_the_nearest_last_move_alone():
+    rng = random.Random(0)
+    lines = [set(), set()]
+    for _ in range(2000):
+        trace = weak_trace("2 3 5 7=40\n", CountdownConfig(num_numbers=4), rng).split("\n")
+        lines[0].add(trace[0])
+        lines[1].add(trace[1] if trace[0] == "2+3=5|5 7 5" else None)
+        pair = tuple(int(number) for number in trace[1].partition("|")[2].split(" "))
+        nearest = min(abs(move.result - 40) for move in legal_moves(pair) if move.result <= 99)
+        assert abs(int(trace[2].partition("|")[2]) - 40) == nearest
+    assert len(lines[0]) == len(legal_moves((2, 3, 5, 7)))
+    assert len(lines[1] - {None}) == len(legal_moves((5, 5, 7)))
 
 
 def test_without_skill_the_second_move_is_any():
@@ -308,6 +392,71 @@ def test_an_unparsable_response_has_no_vote(task):
     ] == []
 
 
+@EACH
+def test_steps_of_one_canonical_form_are_the_same_move(config):
+    """All spellings of the legal moves: their forms part them as moves are parted, + and *
+    commuted.
+    """
+    task = make_task(config)
+    moves_of_form = defaultdict(set)
+    for problem in task.test:
+        numbers = read_prompt(problem.prompt)[0]
+        for move in legal_moves(numbers):
+            operands = move.left, move.right
+            if move.operator in "+*":
+                operands = tuple(sorted(operands))
+            for remaining in permutations(move.remaining):
+                rest = " ".join(map(str, remaining))
+                step = f"{move.left}{move.operator}{move.right}={move.result}|{rest}"
+                form = task.canonical_step(step)
+                assert task.canonical_step(form) == form
+                moves_of_form[form].add((operands, move.operator, move.result, move.remaining))
+    assert all(len(moves) == 1 for moves in moves_of_form.values())
+    assert len(moves_of_form) == len(set.union(*moves_of_form.values()))
+
+
+@EACH
+def test_a_canonical_step_in_place_of_another_changes_no_verdict(config):
+    task = make_task(config)
+    shown = {row.prompt: row.response for row in task.demonstrations}
+    texts = [(p, text) for p in task.test for text in solutions(*read_prompt(p.prompt))[:20]]
+    texts += [(Problem(0, prompt, ""), text) for prompt, text in shown.items()]
+    texts += [(p, text.replace("1", "2")) for p, text in texts]
+    verdicts = defaultdict(int)
+    for problem, text in texts:
+        verdict = task.verify(problem, text)
+        verdicts[verdict] += 1
+        lines = text.split("\n")
+        for i, line in enumerate(lines):
+            changed = [*lines[:i], task.canonical_step(line), *lines[i + 1 :]]
+            assert task.verify(problem, "\n".join(changed)) == verdict
+    assert verdicts[CORRECT] > 100 and verdicts[WRONG] > 100
+
+
+@pytest.mark.parametrize(
+    "step", ["", "31", "4*6=24", "6*4=24|24 7 ", "6*4=24|24 7\n", "6*4=24|9 8 7 6", "+" * 10**6]
+)
+def test_a_step_that_is_no_line_is_its_own_form(task, step):
+    assert task.canonical_step(step) == step
+
+
+def test_unless_a_task_says_more_a_step_is_its_own_form(task):
+    assert Task.canonical_step(task, "6*4=24|24 7") == "6*4=24|24 7"
+    assert task.canonical_step("6*4=24|24 7") == "4*6=24|7 24"
+
+
+def test_four_numbers_fit_into_the_tokens_of_their_config():
+    config, task = countdown4.get_config(), make_task(FOUR)
+    for key, value in config.tasks.countdown.items():
+        assert getattr(FOUR.countdown, key) == value or key == "demonstration_skill"
+    limit = config.trace.max_step_tokens - 1  # behind a step stands a newline or an end token
+    assert max(len(p.prompt) for p in task.train) <= config.prompts.max_prompt_tokens
+    for problem in task.train[:20]:
+        found = solutions(*read_prompt(problem.prompt))
+        assert any(all(len(line) <= limit for line in text.split("\n")) for text in found)
+    assert all(len(x) <= limit for row in task.demonstrations for x in row.response.split("\n"))
+
+
 def test_every_text_of_the_task_is_in_its_alphabet(task):
     for row in task.demonstrations:
         assert (
@@ -328,7 +477,11 @@ def test_too_large_sets_are_refused_with_the_number_that_exists():
     [
         ("num_dev", -1),
         ("max_number", 0),
-        ("max_number", 51),
+        ("max_number", 100),
+        ("num_numbers", 2),
+        ("num_numbers", 5),
+        ("min_target", 0),
+        ("max_target", 0),
         ("demonstration_skill", 1.5),
         ("max_bad_share", -0.1),
     ],
@@ -354,3 +507,7 @@ def test_the_problems_of_the_quickstart_are_those_of_its_published_figures():
     assert digest(task) == "1f1d766dc73f844e73c63414ea667ebbce7c050af3593c8c7a92ab280a328d56"
     shown = json.dumps([(shot.prompt, shot.response) for shot in task.demonstrations])
     assert hashlib.sha256(shown.encode()).hexdigest().startswith("f8710509ee056460")
+
+
+def test_drawn_problems_are_the_same_everywhere():
+    assert digest(make_task(FOUR)).startswith("a5b2f9e1de742baf")

@@ -45,13 +45,15 @@ def make_tree(problems, num_rows=8, num_tokens=4, **fields):
         "tokens": np.zeros((*shape, num_tokens), np.int32),
         "length": np.zeros(shape, np.int32),
         "score": np.zeros(shape, np.float32),
+        "log_prob": np.zeros(shape, np.float32),
         "visits": np.zeros(shape, np.int32),
         "value": np.zeros(shape, np.float32),
         "is_ended": np.zeros(shape, bool),
         "is_finished": np.zeros(shape, bool),
         "is_ok": np.ones(len(problems), bool),
     }
-    zeros = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
+    zeros = ("num_simulations", "num_wasted", "num_closed", "num_exhausted")
+    zeros += ("policy_tokens", "prm_tokens", "lane_tokens")
     tree |= {name: np.zeros(len(problems), np.int32) for name in zeros} | {
         "chosen": np.full(len(problems), -1)
     }

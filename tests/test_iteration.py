@@ -643,7 +643,8 @@ def test_trees_on_disk_are_those_of_the_config(straight):
         tree = workdir.trees.load(Place(2, 1))
     assert tree is not None
     assert tree.kind.shape == (8, c.num_simulations * (c.num_candidates + 1))
-    assert (tree.num_simulations == c.num_simulations).all()
+    # A tree of which all is closed ends before its budget.
+    assert tree.num_simulations.max() == c.num_simulations and tree.num_simulations.min() >= 1
     assert (tree.kind == Kind.ROLLOUT).any()
 
 

@@ -1,6 +1,7 @@
 """Live progress: what a line says, and that a run is never silent."""
 
 import io
+import re
 import time
 
 import pytest
@@ -45,11 +46,12 @@ def progress(stream, clock):
 def test_line_shows_phase_iteration_speed_solve_rate_and_eta(progress, stream, clock):
     with progress.phase("search", iteration=2, total=2048) as phase:
         clock.now += 10
-        phase.advance(512, simulations=8192, tokens=1_000_000, solved=64, attempted=512)
+        told = {"tokens": 1_000_000, "lanes": 830, "lane_tokens": 1000}
+        phase.advance(512, solved=64, attempted=512, **told)
         progress.beat()
     assert stream.getvalue().splitlines()[0] == (
-        "iteration 2/3: search 512/2,048 problems | 51 problems/s | 819 simulations/s | 100,000 "
-        "tokens/s | solved 12.5% | ETA 0:30"
+        "iteration 2/3: search 512/2,048 problems | ETA 0:30 | 51 problems/s | 100k tokens/s | "
+        "solved 12.5% | lanes 83.0%"
     )
 
 
@@ -59,7 +61,7 @@ def test_eta_counts_down_and_speed_holds_between_two_advances(progress, stream, 
         phase.advance(20)
         clock.now += 15
         progress.beat()
-    assert stream.getvalue().splitlines()[0] == "search 20/100 problems | 2 problems/s | ETA 0:25"
+    assert stream.getvalue().splitlines()[0] == "search 20/100 problems | ETA 0:25 | 2 problems/s"
 
 
 def test_eta_that_has_passed_is_not_repeated(progress, clock):
@@ -82,7 +84,7 @@ def test_what_is_restored_tells_nothing_of_the_speed(progress, stream, clock):
         progress.beat()
     assert (
         stream.getvalue().splitlines()[0]
-        == "search 80/100 problems | 2 problems/s | 40 tokens/s | solved 25.0% | ETA 0:05"
+        == "search 80/100 problems | ETA 0:05 | 2 problems/s | 40 tokens/s | solved 25.0%"
     )
 
 
@@ -128,16 +130,27 @@ def test_compilation_is_announced_timed_and_kept_out_of_the_speed(progress, stre
         "compiling search ... 0:12",
         "compiled search in 12.3 s",
     ]
-    assert lines[3] == "search 50/100 problems | 10 problems/s | ETA 0:05"
+    assert lines[3] == "search 50/100 problems | ETA 0:05 | 10 problems/s"
 
 
-def test_ended_phase_keeps_its_seconds_compilation_included(progress, clock):
+def test_ended_phase_keeps_its_seconds_and_compilation_has_its_own(progress, stream, clock):
+    with progress.compiling("policy init"):
+        clock.now += 3
     with progress.phase("search", total=100) as phase:
         with progress.compiling("search"):
             clock.now += 12
         clock.now += 5
     clock.now += 100
-    assert phase.seconds == 17
+    assert "done in 0:17" in stream.getvalue(), "who waits waits for both"
+    assert (phase.seconds, progress.take_compile_seconds()) == (5, 15)
+    assert progress.take_compile_seconds() == 0, "a second is told once"
+
+
+def test_a_compilation_that_fails_has_taken_its_time(progress, clock):
+    with pytest.raises(MemoryError), progress.compiling("search"):
+        clock.now += 7
+        raise MemoryError
+    assert progress.take_compile_seconds() == 7
 
 
 def test_note_is_written_at_once_and_as_it_is(progress, stream):
@@ -192,3 +205,20 @@ def test_terminal_shows_a_bar_and_keeps_the_lines(clock, monkeypatch):
         "iteration 2/3: search 32/64 problems | done in 0:04 | 8 problems/s | solved 25.0%" in text
     )
     assert "ETA 0:04" in text
+
+
+def test_a_narrow_terminal_keeps_what_is_done_and_when_it_ends(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    with (
+        Progress(3, terminal, clock=clock) as progress,
+        progress.phase("search", iteration=2, total=3072) as phase,
+    ):
+        clock.now += 10
+        phase.advance(512, tokens=10**6, solved=64, attempted=512, lanes=83, lane_tokens=100)
+        progress.beat()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    bars = [line for line in re.split(r"[\r\n]", shown) if "search 512/3,072 problems" in line]
+    assert "ETA 0:50 | 51 problems/s" in bars[0]
+    assert len(bars[0]) <= 80

@@ -20,7 +20,7 @@ from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
-from jaxtrain.report import PAGES, render_report
+from jaxtrain.report import PAGES, accounts, render_report
 from jaxtrain.report.accounts import explain, tell_nothing_learnt
 from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
 from jaxtrain.report.scores import paired, tell_accuracy
@@ -112,7 +112,8 @@ def make_rows():
     for i in range(4):
         counts = {"prompts/num_too_long": 3, "tasks/solvable": 8187}
         counts |= {"search/num_steps": 9000, "search/policy_tokens": 900_000}
-        counts |= {"search/share_useful_lanes": 0.614}
+        counts |= {"search/share_useful_lanes": 0.614, "search/share_duplicates": 0.02 * i}
+        counts |= {"search/policy_tokens_per_sampled": 1.27, "search/tokens_per_sampled": 2.56}
         counts |= {
             "search/num_simulations": 8192,
             "search/num_wasted": 412,
@@ -140,6 +141,7 @@ def make_rows():
             "time/policy_updates": 44.0,
             "time/prm_updates": 13.25,
             "time/evaluation": 21.5,
+            "time/compile": 61.5 if i == 0 else 0.0,
         }
         rows.append({"iteration": i} | evaluation_metrics(i) | prm_metrics(i) | times)
     rows[1]["updates/policy/num_skipped"] = 2
@@ -193,6 +195,7 @@ def stub_functions(task):
             tokens=tokens,
             length=length,
             score=score,
+            log_prob=score,
             visits=np.ones(shape, np.int32),
             value=score,
             is_ended=is_step,
@@ -201,6 +204,8 @@ def stub_functions(task):
             is_ok=np.ones(num_problems, bool),
             num_simulations=zeros + 1,
             num_wasted=zeros,
+            num_closed=zeros,
+            num_exhausted=zeros,
             policy_tokens=zeros + 9,
             prm_tokens=zeros + 9,
             lane_tokens=zeros + 9,
@@ -262,7 +267,12 @@ def run_folder(tmp_path_factory):
         open_workdir(folder, asdict(config), {}, COMMAND) as workdir,
         Progress(2, stream) as progress,
     ):
-        patch.setattr(iteration_lib, "build", lambda *_: stub_functions(task))
+
+        def build(config, tokenizer, progress, pretrained):
+            with progress.compiling("nothing"):
+                return stub_functions(task)
+
+        patch.setattr(iteration_lib, "build", build)
         iteration_lib.run_loop(config, task, workdir, progress)
     (folder / "terminal.txt").write_text(stream.getvalue())
     return folder
@@ -367,7 +377,7 @@ def test_report_of_a_run_has_every_row_that_the_report_knows(run_folder):
 
 
 def test_every_count_of_a_run_is_explained(real_rows):
-    stages = ("tasks/", "prompts/", "search/", "labels/", "datasets/", "updates/")
+    stages = ("tasks/", "prompts/", "search/", "labels/", "datasets/", "updates/", "time/")
     stages = (*stages, "evaluation/num_")
     counts = {key for row in real_rows for key in row if key.startswith(stages)}
     counts -= {"tasks/notice", "updates/policy/losses", "updates/prm/losses"}  # a sentence, curves
@@ -385,6 +395,24 @@ def test_every_reason_to_drop_a_row_is_explained(name):
 
 def test_no_count_is_explained_twice(page):
     assert page.text.count(explain("datasets/num_traces_over_cap")) == 1
+
+
+def test_page_tells_what_search_made_of_its_tokens(page, real_rows):
+    """In one table of its own, each figure explained, and not again among the counts."""
+    _, _, table = page.words.partition("What search made of its tokens")
+    table, _, rest = table.partition("Kept and dropped")
+    assert "useful lanes" + explain("search/share_useful_lanes") in table
+    assert "61.4%" in table and "2.56" in table
+    assert "useful lanes" not in rest
+    assert {key for key in accounts.THRIFT if not explain(key)} == set()
+    logged = {key for row in real_rows for key in row}
+    assert {key for key in accounts.THRIFT if "num_" not in key} <= logged
+
+
+def test_compilation_is_told_beside_the_stages_once_an_iteration(page, real_rows):
+    assert "compile" + explain("time/compile") in page.words
+    first, *later = [row["time/compile"] for row in real_rows if "time/compile" in row]
+    assert (first > 0, later) == (True, [0, 0])
 
 
 def test_header_has_command_commit_dates_and_config():
@@ -525,7 +553,7 @@ def test_header_says_how_far_the_run_is(page):
     assert "Self-training on countdown" in page.text
     assert "iteration 3 of 3" in page.words
     assert "2 x cpu" in page.text and "jax 0.10.2" in page.text
-    seconds = sum(31.5 + i + 44.0 + 13.25 + 21.5 for i in range(4))
+    seconds = sum(31.5 + i + 44.0 + 13.25 + 21.5 for i in range(4)) + 61.5
     assert f"{seconds // 60:.0f} min {seconds % 60:.0f} s accounted for" in page.text
 
 

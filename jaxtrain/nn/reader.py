@@ -98,13 +98,18 @@ def open_memory(
         empty = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), s) for s, _ in told]
         held = Cache(
             prompt=tuple(s._replace(position=s.position - 1) for s in empty),
-            pool=tuple(cache.empty_pool(s, num_trees, num_pages, chunk) for s, _ in told),
+            pool=(
+                cache.empty_pool(told[0][0], num_trees, num_pages, chunk),
+                cache.empty_pool(told[1][0], num_trees, num_pages, chunk),
+            ),
             hidden=jnp.zeros((num_trees, 1 + num_rows, *hidden.shape[1:]), hidden.dtype),
             address=rows,
             num_pages=jnp.zeros(num_trees, jnp.int32),
         )
     b = num_trees * shape.num_prefixes * shape.num_lanes
-    lanes = idle_lanes(b, shape.num_steps, shape.num_siblings, jnp.zeros(hidden.shape[1:], hidden.dtype))
+    lanes = idle_lanes(
+        b, shape.num_steps, shape.num_siblings, jnp.zeros(hidden.shape[1:], hidden.dtype)
+    )
     return Memory(prompts, prompts[:, 0], rows, rows[..., 0], rows.astype(jnp.float32), lanes, held)
 
 
@@ -152,7 +157,9 @@ def write(
 ) -> tuple[Memory, Written, Cost]:
     """Write some tokens in every live lane, and let the PRM read them."""
     num_trees, width, num_lanes, num_steps = order.row.shape
-    chex.assert_shape([order.key, order.number], [(num_trees, width, 2), (num_trees, width, num_lanes)])
+    chex.assert_shape(
+        [order.key, order.number], [(num_trees, width, 2), (num_trees, width, num_lanes)]
+    )
     # Begin what is new.
     memory = begin(memory, order)
     place = locate(memory, order.path, trace.max_step_tokens)
@@ -163,7 +170,10 @@ def write(
         own = locate(memory, row, trace.max_step_tokens)
 
     # The policy writes.
-    (segments, hidden), lanes = context(model, params[0], memory, 0, order, place, own), memory.lanes
+    (segments, hidden), lanes = (
+        context(model, params[0], memory, 0, order, place, own),
+        memory.lanes,
+    )
     is_new = order.is_new.reshape(-1)
     hidden = jnp.repeat(hidden.reshape(-1, *hidden.shape[2:]), num_lanes, axis=0)
     lanes = lanes._replace(hidden=jnp.where(is_new[:, None], hidden, lanes.hidden))
@@ -174,13 +184,16 @@ def write(
     )
 
     # The PRM reads what was written, and says its word where a step ends.
-    segments, _ = context(model, params[1]["backbone"], memory, 1, order, place, own)
+    backbone = params[1]["backbone"]
+    segments, _ = context(model, backbone, memory, 1, order, place, own)
     tokens, is_written = token.token.T, token.is_written.T
     position = memory.lanes.start[:, None] + memory.lanes.num_tokens[:, None] + jnp.arange(size)
-    backbone = {"params": params[1]["backbone"]}
-    hidden, judged = model.apply(backbone, tokens, position, is_written, segments)
+    hidden, judged = model.apply({"params": backbone}, tokens, position, is_written, segments)
     value = HEAD.apply({"params": params[1]["head"]}, hidden).astype(jnp.float32)
-    lane, step = jnp.arange(len(tokens))[:, None], jnp.where(token.is_last.T, token.step.T, num_steps)
+    lane, step = (
+        jnp.arange(len(tokens))[:, None],
+        jnp.where(token.is_last.T, token.step.T, num_steps),
+    )
     is_finite = jnp.all(jnp.isfinite(value) | ~token.is_last.T, axis=1)
     value = jnp.where(jnp.isfinite(value), value, 0.0)
     lanes = lanes._replace(
@@ -200,7 +213,7 @@ def write(
 
 def begin(memory: Memory, order: Order) -> Memory:
     """Give new orders to their lanes."""
-    lanes, (num_trees, width, num_lanes, _) = memory.lanes, order.row.shape
+    lanes, (num_trees, _, num_lanes, _) = memory.lanes, order.row.shape
     is_new, tree = order.is_new.reshape(-1), jnp.arange(num_trees)[:, None, None]
     # Folded twice: nodes fold an action into the same key, and a lane must not draw with the key of
     # a child node.
@@ -300,9 +313,7 @@ def siblings_of(memory: Memory, order: Order) -> Siblings:
     return Siblings(*(x.reshape(b, *x.shape[3:]) for x in (tokens, length, rest)))
 
 
-def keep(
-    memory: Memory, order: Order, token: Token, segments: tuple[Segment, Segment]
-) -> Memory:
+def keep(memory: Memory, order: Order, token: Token, segments: tuple[Segment, Segment]) -> Memory:
     """Keep the tokens of a chunk [c b] under their rows, with their keys and values."""
     num_trees, num_rows = memory.tokens.shape[:2]
     size, b = token.token.shape
@@ -326,8 +337,9 @@ def keep(
     if held is None:
         return memory
 
-    # A lane that wrote takes a page; one that finds none is set aside.
-    has_page = jnp.any(is_written, axis=2)
+    # A lane that wrote takes a page; one that finds none is set aside. Where to write is known only
+    # when everything was read, or the compiler would copy the pools.
+    has_page = jnp.any(is_written, axis=2) & memory.lanes.is_ok.reshape(num_trees, n)
     page = held.num_pages[:, None] + jnp.cumsum(has_page, axis=1) - 1
     all_pages = jax.tree.leaves(held.pool[0])
     limit = all_pages[0].shape[-3] if all_pages else 2**30

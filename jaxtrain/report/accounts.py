@@ -16,6 +16,16 @@ STAGES = ("prompts", "tasks", "search", "labels", "datasets", "updates", "checkp
 # Words in the name of a count that should be zero.
 TROUBLE = re.compile(r"(^|[_/])(skipped|set_aside|non_?finite|errors?|failed)($|_)")
 
+# What tells whether search pays, in a table of its own: its names, and how numbers are written.
+THRIFT = {
+    "search/share_useful_lanes": ("useful lanes", "percent"),
+    "search/share_duplicates": ("duplicates", "percent"),
+    "search/share_wasted_simulations": ("wasted simulations", "percent"),
+    "search/policy_tokens_per_sampled": ("policy tokens per sampled token", "ratio"),
+    "search/tokens_per_sampled": ("tokens of both networks per sampled token", "ratio"),
+    "search/num_closed_nodes": ("closed nodes", "count"),
+    "search/num_exhausted_nodes": ("exhausted nodes", "count"),
+}
 NETWORKS = {"policy": ("policy", "c2"), "prm": ("PRM", "c4")}  # key: name, colour class
 SHORT = "all samples of {method} together cost over 5% less than search, so tokens are not equal"
 NUM_LOSSES = 60  # points of a loss curve, about
@@ -99,12 +109,14 @@ def _losses(history: list[Row], network: str, colour: str) -> Chart:
 def counts(history: list[Row]) -> dict[str, list[str]]:
     """Return the keys of all plain numbers by stage, each in the order of the log.
 
-    Of the evaluation, which has tables of its own, the counts alone; seconds are under `time`.
+    Of the evaluation and of what search made of its tokens, which have tables of their own, the
+    counts alone or nothing; seconds are under `time`.
     """
     found: dict[str, list[str]] = {}
     for key, value in ((key, value) for row in history for key, value in row.items()):
         stage, _, name = key.partition("/")
-        if name and is_number(value) and (stage != "evaluation" or name.startswith("num_")):
+        is_elsewhere = key in THRIFT or stage == "evaluation" and not name.startswith("num_")
+        if name and is_number(value) and not is_elsewhere:
             found.setdefault(stage, []).append(key)
     order = [*(stage for stage in STAGES if stage in found), *sorted(found.keys() - {*STAGES})]
     return {stage: list(dict.fromkeys(found[stage])) for stage in order}

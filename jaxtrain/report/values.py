@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 Row = dict[str, Any]  # an event of the metrics log, or all events of an iteration as one
-STYLES = {"percent": ".1%", "decimal": ".3f", "signed": "+.3f", "count": ",.0f"}
+STYLES = {"percent": ".1%", "decimal": ".3f", "signed": "+.3f", "count": ",.0f", "ratio": ".2f"}
 
 
 def merge(rows: Iterable[Row]) -> list[Row]:

@@ -99,6 +99,11 @@ class SearchConfig:
         is_met, why = most is None or most >= self.num_candidates, "is below search.num_candidates"
         require(is_met, "search.widening", self.widening, "max_candidates", why)
 
+    @property
+    def max_candidates(self) -> int:
+        """How many candidates a node may have."""
+        return self.widening.max_candidates or self.num_candidates
+
     def least(self, visits: Array) -> Array:
         """Return how many candidates a node of so many visits has at least."""
         n = jnp.maximum(visits, 1).astype(jnp.float32)

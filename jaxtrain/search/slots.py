@@ -115,9 +115,7 @@ def grow(method: Method, job: Job) -> Tree:
     growth = fresh_growth(method, job)
     growth = growth._replace(is_over=~growth.is_over)
     blank = jax.eval_shape(lambda: export(method, job, growth, memory))
-    exported = jax.tree.map(
-        lambda x: jnp.zeros((num_problems, *x.shape[1:]), x.dtype), blank
-    )
+    exported = jax.tree.map(lambda x: jnp.zeros((num_problems, *x.shape[1:]), x.dtype), blank)
 
     # Nobody waits for anything when the loop begins, so its first turn writes nothing.
     turn = jax.lax.while_loop(
@@ -277,7 +275,9 @@ def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
         rows, decided = rows._replace(parent=place[rows.parent]), place[decided]
     chex.assert_equal_shape([rows.kind, visits, value])
     is_row = rows.kind != Kind.EMPTY
-    rows = Rows(*(jnp.where(is_row, y, none) for y, none in zip(rows, empty_rows(1, 1), strict=True)))
+    rows = Rows(
+        *(jnp.where(is_row, y, none) for y, none in zip(rows, empty_rows(1, 1), strict=True))
+    )
 
     # The raw score ranks: values are clipped, which ties.
     is_answer = rows.is_finished & (rows.kind != Kind.DUPLICATE)

@@ -16,7 +16,6 @@ them their first statistics and backs up. mctx keeps topology and statistics alo
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
@@ -91,7 +90,7 @@ class TreeMoves:
     def __init__(self, config: SearchConfig, rule: TreeRule, job: Job, body: Callable, rng: Array):
         self.config, self.rule, self.job, self.body, self.rng = config, rule, job, body, rng
         self.num_nodes = config.num_simulations
-        self.num_candidates = config.widening.max_candidates or config.num_candidates
+        self.num_candidates = config.max_candidates
         self.num_rows = self.num_candidates + rule.num_extra_rows
         self.is_closing = config.ended_leaves == "closed"
         self.trees = jnp.arange(job.num_trees)
@@ -127,7 +126,9 @@ class TreeMoves:
     def order_rollout(self, growth: Growth, node: Array, cell: Array) -> Growth:
         """Order a round of a rollout behind row `cell` of a node."""
         state, rule, job = growth.state, self.rule, self.job
-        path = path_to(growth.rows.parent, (node * self.num_rows + cell)[:, None], job.max_steps - 1)
+        path = path_to(
+            growth.rows.parent, (node * self.num_rows + cell)[:, None], job.max_steps - 1
+        )
         # Children use fold_in(key, action); rounds take the numbers after the actions.
         key = fold_in(pick(state.key, node), self.num_candidates + state.num_rounds)
         size = rule.num_lanes * rule.num_steps
@@ -163,7 +164,7 @@ class TreeMoves:
     def open(self, growth: Growth, node: Array, rows: Rows, is_done: Array) -> TreeState:
         """Give new candidates their first statistics where a node is done, and back up."""
         state, width, trees = growth.state, self.num_candidates, self.trees
-        visits, values = jax.vmap(partial(self.rule.open, num_candidates=width))(rows)
+        visits, values = jax.vmap(lambda x: self.rule.open(x, width))(rows)
         # What is drawn when a node widens is never rolled out.
         is_first = (state.first == 0)[:, None]
         candidates: Rows = jax.tree.map(lambda x: x[:, :width], rows)
@@ -342,7 +343,7 @@ class TreeMoves:
 def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
     """Grow trees of R = N * C rows: N = T nodes of C rows, A candidates and the rule's own."""
     num_trees, num_nodes = job.num_trees, config.num_simulations
-    width = config.widening.max_candidates or config.num_candidates
+    width = config.max_candidates
     zeros, none = jnp.zeros(num_trees), jnp.zeros(num_trees, jnp.int32)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_trees, width)))
     moves: TreeMoves | None = None
@@ -402,5 +403,3 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
         loop_fn=loop_fn,
         extra_data=(),
     ).extra_data
-
-

@@ -15,8 +15,9 @@ class Work(NamedTuple):
     num_rows: int  # steps that are sampled
     num_turns: int  # steps that are sampled one after another
     width: int  # prefixes that are open at once
-    num_lanes: int  # steps sampled behind them at once
-    num_held: int  # steps whose keys and values are held at once
+    num_lanes: int  # lanes that write behind them at once
+    depth: int  # steps of a prefix, at most
+    num_steps: int  # that a lane writes in one go, at most
 
 
 def work_of(c: SearchConfig, max_steps: int) -> Work:
@@ -24,17 +25,25 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
     rule = RULES[c.method](c, max_steps)
     if isinstance(rule, FrontierRule):
         num_prefixes = 1 + rule.width * (rule.num_turns - 1)
-        lanes = rule.width * rule.num_lanes
-        # The prompt is every prefix of the first turn: read once, with the lanes of all.
-        num_turns = rule.num_turns * rule.num_steps
+        waves = -(-rule.num_lanes // (c.num_lanes or rule.num_lanes))
         return Work(
-            num_prefixes, lanes * num_turns, num_turns, rule.width, lanes, lanes * rule.num_steps
+            num_prefixes=num_prefixes,
+            # the prompt is every prefix of the first turn
+            num_rows=rule.width * rule.num_turns * rule.num_lanes * rule.num_steps,
+            num_turns=rule.num_turns * rule.num_steps * waves,
+            width=rule.width,
+            num_lanes=rule.width * min(c.num_lanes or rule.num_lanes, rule.num_lanes),
+            depth=max_steps - rule.num_steps,
+            num_steps=rule.num_steps,
         )
+    num_lanes = min(c.num_lanes or c.num_candidates, c.num_candidates)
+    waves = -(-c.num_candidates // num_lanes)
     return Work(
         num_prefixes=c.num_simulations * (1 + rule.num_rounds),
-        num_rows=c.num_simulations * (c.num_candidates + rule.num_extra_rows),
-        num_turns=c.num_simulations * (1 + rule.num_rounds * rule.num_steps),
+        num_rows=c.num_simulations * (c.max_candidates + rule.num_extra_rows),
+        num_turns=c.num_simulations * (waves + rule.num_rounds * rule.num_steps),
         width=1,
-        num_lanes=c.num_candidates,
-        num_held=max(c.num_candidates, rule.num_lanes * rule.num_steps),
+        num_lanes=num_lanes,
+        depth=max_steps - 1,
+        num_steps=max(1, rule.num_steps),
     )

@@ -31,21 +31,20 @@ def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
     Raises UserError for a name that is not known and for bad input, and what a file of the user's
     raises.
     """
+    flag = f"--config.tasks.name={config.name}"
     if config.file and not os.path.isfile(config.file):
-        raise UserError(f"--config.tasks.name={config.name}: there is no file {config.file}")
+        raise UserError(f"{flag}: there is no file {config.file}")
     try:
         makers = runpy.run_path(config.file) if config.file else MAKERS
     except SystemExit as error:  # any other error is the user's own to read, with its traceback
-        raise UserError(
-            f"--config.tasks.name={config.name}: {config.file} exits with {error}"
-        ) from error
+        raise UserError(f"{flag}: {config.file} exits with {error}") from error
     make = makers.get(config.name.removeprefix(f"{config.file}:"))
     if not callable(make):
         known = f"{', '.join(sorted(MAKERS))}, and a function in a file as in my_task.py:make"
-        raise UserError(f"--config.tasks.name={config.name}: unknown task; known are {known}")
+        raise UserError(f"{flag}: unknown task; known are {known}")
     task = make(config, tokenizer)
     if not isinstance(task, Task):
-        raise UserError(f"--config.tasks.name={config.name}: made no Task but {task!r:.40}")
+        raise UserError(f"{flag}: made no Task but {task!r:.40}")
     return task
 
 

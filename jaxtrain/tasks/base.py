@@ -85,6 +85,14 @@ class Task:
         """
         return text or None
 
+    def canonical_step(self, step: str) -> str:
+        """Return the form that a step shares with all that do the same; here the step itself.
+
+        Pure and total, in time linear in the length. One step in place of another of its form
+        changes no verdict. A step is a line of a response without its newline.
+        """
+        return step
+
     @cached_property
     def problems(self) -> dict[int, Problem]:
         """All problems by their ids."""
@@ -130,10 +138,10 @@ class Sets(NamedTuple):
 
 
 def draw_sets(
-    rows: Sequence[Row], sizes: tuple[int, int, int, int | None], seed: int, what: str
+    rows: Sequence[Row], sizes: tuple[int, int, int, int | None], seed: int | None, what: str
 ) -> Sets:
     """Draw disjoint sets of the given sizes (test, dev, demonstrations, train) from rows, in an
-    order of the seed's.
+    order of the seed's, or as they come where that is None.
 
     A train size of None takes all that is left; train comes last, so that its size changes no other
     set. `what` names the rows in the UserError that says there are too few.
@@ -147,6 +155,7 @@ def draw_sets(
             f"{len(rows)} exist: {what}; ask for fewer"
         )
     shuffled = list(rows)
-    random.Random(seed).shuffle(shuffled)
+    if seed is not None:
+        random.Random(seed).shuffle(shuffled)
     rest = iter(shuffled)
     return Sets(*(tuple(islice(rest, size)) for size in sizes))

@@ -1,8 +1,8 @@
-"""Countdown: reach a target from three numbers with + - * /, each used once. Stands below the seven
-stages.
+"""Countdown: reach a target from three or four numbers with + - * /, each used once. Stands below
+the seven stages.
 
 A prompt is `4 6 7=31` and a newline, the numbers in order. A response has one line for each
-operation: the operation with its result, a bar, and the numbers that remain, the untouched one
+operation: the operation with its result, a bar, and the numbers that remain, the untouched ones
 first:
 
     4*6=24|7 24
@@ -10,8 +10,10 @@ first:
 
 Every line carries all the state that the next one needs, so a small model can learn it and a
 verifier can replay it. Results are positive integers throughout: no zero, no negative number, no
-remainder. The problems are the solvable pairs of numbers and target, enumerated, so the sets are
-disjoint by construction and a problem's id is its rank.
+remainder. The problems are the solvable pairs of numbers and target. Where they are few they are
+enumerated, and a problem's id is its rank. Where they are many they are drawn one after another,
+and its id is its place among them. No problem comes twice, so the sets are disjoint by
+construction.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from itertools import combinations_with_replacement, permutations
+from itertools import combinations, combinations_with_replacement, permutations
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxtrain.errors import require, require_at_least, require_share
+import numpy as np
+
+from jaxtrain.errors import UserError, require, require_at_least, require_share
 from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import character_tokenizer
@@ -33,30 +37,43 @@ if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig
 
 ALPHABET = "\n 0123456789+-*/=|"
-MAX_NUMBER = 50  # the enumeration grows with its cube: some seconds here
+MAX_NUMBER = 99
+# of so many numbers up to this the problems are enumerated, which takes some seconds at most
+MAX_ENUMERATED = {3: 50, 4: 12}
+DRAWS_AT_ONCE = 4096
 
-# Every repetition is bounded, so no text, however long, takes more than a constant time.
-NUMBER = "(0|[1-9][0-9]{0,8})"
-MOVE = rf"{NUMBER}([-+*/]){NUMBER}={NUMBER}"
-RESPONSE = re.compile(rf"{MOVE}\|{NUMBER} {NUMBER}\n{MOVE}\|{NUMBER}")
+# Every repetition is bounded, so no line, however long, takes more than a constant time.
+NUMBER = "(?:0|[1-9][0-9]{0,8})"
+LINE = re.compile(rf"({NUMBER})([-+*/])({NUMBER})=({NUMBER})\|({NUMBER}(?: {NUMBER}){{0,2}})")
 
 
 @dataclass(frozen=True)
 class CountdownConfig:
     """Which numbers, and how good a player the policy first learns from."""
 
-    max_number: int = 12  # numbers are drawn from 1 to this
-    max_target: int = 99  # targets lie between 1 and this
+    num_numbers: int = 3  # of a problem: 3 or 4
+    # numbers lie between 1 and this; set num_train above 50 with three numbers, above 12 with four
+    max_number: int = 12
+    min_target: int = 1  # targets lie between this and max_target
+    max_target: int = 99  # the largest target, and result that demonstrations prefer
     demonstrations_per_problem: int = 8  # traces of the weak player on each such problem
-    # chance that the weak player's second move is its best one
+    # chance that the weak player's last move is its best one
     demonstration_skill: float = 1.0
 
     def __post_init__(self):
-        at_least_one = ("demonstrations_per_problem", "max_number", "max_target")
-        require_at_least(1, "tasks.countdown", self, *at_least_one)
-        require_share("tasks.countdown", self, "demonstration_skill")
+        section = "tasks.countdown"
+        at_least_one = ("demonstrations_per_problem", "max_number", "min_target")
+        require_at_least(1, section, self, *at_least_one)
+        require_at_least(self.min_target, section, self, "max_target")
+        require_share(section, self, "demonstration_skill")
+        require(self.num_numbers in MAX_ENUMERATED, section, self, "num_numbers", "must be 3 or 4")
         is_met, why = self.max_number <= MAX_NUMBER, f"countdown goes up to {MAX_NUMBER}"
-        require(is_met, "tasks.countdown", self, "max_number", why)
+        require(is_met, section, self, "max_number", why)
+
+    @property
+    def is_enumerated(self) -> bool:
+        """Whether the problems are few enough to list all of them."""
+        return self.max_number <= MAX_ENUMERATED[self.num_numbers]
 
 
 class Move(NamedTuple):
@@ -67,8 +84,11 @@ class Move(NamedTuple):
     remaining: tuple[int, ...]  # what can be used afterwards, sorted
 
 
+@dataclass(frozen=True)
 class CountdownTask(Task):
-    """Three numbers, one target; see the module for the format."""
+    """Some numbers, one target; see the module for the format."""
+
+    num_numbers: int = field(kw_only=True)
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Replay every line: operands taken from the line before, true arithmetic, exact remainder,
@@ -77,10 +97,10 @@ class CountdownTask(Task):
         UNPARSABLE is a text that is not of the format, WRONG one that is and breaks a rule or
         misses the target. The remaining numbers may stand in any order.
         """
-        moves = _read_moves(text)
+        moves = _read_moves(text, self.num_numbers)
         if moves is None:
             return Verdict.UNPARSABLE
-        numbers, target = _read_prompt(problem.prompt)
+        numbers, target = read_prompt(problem.prompt)
         for move in moves:
             if move not in legal_moves(numbers):
                 return Verdict.WRONG
@@ -88,26 +108,52 @@ class CountdownTask(Task):
         return Verdict.CORRECT if numbers == (target,) else Verdict.WRONG
 
     def answer(self, text: str) -> str | None:
-        """Return the moves with the operands of + and * in order, so that commuted responses vote
-        together.
-        """
-        moves = _read_moves(text)
-        return None if moves is None else ";".join(_write_move(_commuted(move)) for move in moves)
+        """Return the canonical form of every line, so that commuted responses vote together."""
+        if _read_moves(text, self.num_numbers) is None:
+            return None
+        return "\n".join(map(self.canonical_step, text.split("\n")))
+
+    def canonical_step(self, step: str) -> str:
+        """Return a line with the operands of + and * in order, and the remaining numbers too."""
+        move = read_move(step)
+        if move is None:
+            return step
+        left, right = move.left, move.right
+        if move.operator in "+*":
+            left, right = sorted((left, right))
+        remaining = " ".join(map(str, move.remaining))
+        return f"{left}{move.operator}{right}={move.result}|{remaining}"
 
 
 def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> CountdownTask:
     """Make the task that a config describes; its few characters are the tokens unless told
     otherwise.
 
-    Raises UserError if there are fewer problems than it asks for.
+    Raises UserError if there are fewer problems than it asks for, or if it asks for all where they
+    are drawn.
     """
     c = config.countdown
-    problems = _all_problems(c.max_number, c.max_target)
     num_test, num_dev, num_demonstrations = close_sizes(config)
     num_shown = -(-num_demonstrations // c.demonstrations_per_problem)
-    what = f"solvable, with numbers up to {c.max_number} and targets up to {c.max_target}"
     sizes = (num_test, num_dev, num_shown, config.num_train)
-    sets = draw_sets(problems, sizes, config.seed, what)
+
+    # Draws stay in their order: shuffled, the sets would depend on how many there are.
+    if c.is_enumerated:
+        problems = _all_problems(c.num_numbers, c.max_number, c.min_target, c.max_target)
+        seed, counts = config.seed, {"solvable": len(problems)}
+    elif config.num_train is None:
+        raise UserError(
+            f"--config.tasks.num_train=none: countdown with {c.num_numbers} numbers up to "
+            f"{c.max_number} draws as many problems as asked for; set it"
+        )
+    else:
+        num_asked = num_test + num_dev + num_shown + config.num_train
+        problems, seed, counts = _drawn_problems(c, config.seed, num_asked), None, {}
+    what = (
+        f"solvable, with numbers up to {c.max_number} and targets from {c.min_target} to "
+        f"{c.max_target}"
+    )
+    sets = draw_sets(problems, sizes, seed, what)
 
     rng = random.Random(f"demonstrations {config.seed}")
     demonstrations = [
@@ -122,7 +168,8 @@ def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> C
         dev=sets.dev,
         test=sets.test,
         demonstrations=tuple(demonstrations[:num_demonstrations]),
-        counts={"solvable": len(problems)},
+        counts=counts,
+        num_numbers=c.num_numbers,
     )
 
 
@@ -150,68 +197,129 @@ def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
     lines = []
     for move in legal_moves(numbers):
         if len(move.remaining) > 1:
-            lines += [f"{_write_move(move)}\n{rest}" for rest in solutions(move.remaining, target)]
+            lines += [f"{write_move(move)}\n{rest}" for rest in solutions(move.remaining, target)]
         elif move.result == target:
-            lines.append(_write_move(move))
+            lines.append(write_move(move))
     return lines
 
 
 def weak_trace(prompt: str, config: CountdownConfig, rng: random.Random) -> str:
     """Play one game of a weak player: whole, legal, and most often not correct.
 
-    The first move is drawn from all legal ones. With probability `demonstration_skill` the second
-    is the one whose result is nearest to the target (ties at random), else any. Results above
-    `max_target` are avoided where that is possible: few problems need one, and the policy is spared
-    the larger multiplication tables. Such traces teach the format and arithmetic and leave the
-    choice of the first move, which is what makes a solution, to be found by search.
+    A move is drawn from all legal ones. Only the last one is, with probability
+    `demonstration_skill`, the one whose result is nearest to the target (ties at random). Results
+    above `max_target` are avoided where that is possible: most problems need none, and the policy
+    is spared the larger multiplication tables. Such traces teach the format and arithmetic. They
+    leave the choice of the earlier moves, which is what makes a solution, to be found by search.
     """
-
-    def comfortable(numbers: tuple[int, ...]) -> list[Move]:
+    numbers, target = read_prompt(prompt)
+    lines = []
+    while len(numbers) > 1:
         moves = legal_moves(numbers)
-        return [move for move in moves if move.result <= config.max_target] or moves
-
-    numbers, target = _read_prompt(prompt)
-    first = rng.choice(comfortable(numbers))
-    seconds = comfortable(first.remaining)
-    if rng.random() < config.demonstration_skill:
-        nearest = min(abs(move.result - target) for move in seconds)
-        seconds = [move for move in seconds if abs(move.result - target) == nearest]
-    return f"{_write_move(first)}\n{_write_move(rng.choice(seconds))}"
-
-
-@cache
-def _all_problems(max_number: int, max_target: int) -> tuple[Problem, ...]:
-    problems = []
-    for numbers in combinations_with_replacement(range(1, max_number + 1), 3):
-        pairs = {first.remaining for first in legal_moves(numbers)}
-        targets = {second.result for pair in pairs for second in legal_moves(pair)}
-        for target in sorted(target for target in targets if target <= max_target):
-            prompt = f"{' '.join(map(str, numbers))}={target}\n"
-            problems.append(Problem(id=len(problems), prompt=prompt, gold=str(target)))
-    return tuple(problems)
+        moves = [move for move in moves if move.result <= config.max_target] or moves
+        if len(numbers) == 2 and rng.random() < config.demonstration_skill:
+            nearest = min(abs(move.result - target) for move in moves)
+            moves = [move for move in moves if abs(move.result - target) == nearest]
+        move = rng.choice(moves)
+        lines.append(write_move(move))
+        numbers = move.remaining
+    return "\n".join(lines)
 
 
-def _read_prompt(prompt: str) -> tuple[tuple[int, ...], int]:
+def read_prompt(prompt: str) -> tuple[tuple[int, ...], int]:
+    """Return the numbers and the target of a prompt."""
     numbers, target = prompt.split("=")
     return tuple(int(number) for number in numbers.split(" ")), int(target)
 
 
-def _read_moves(text: str) -> list[Move] | None:
-    match = RESPONSE.fullmatch(text)
+def read_move(line: str) -> Move | None:
+    """Return what a line claims, be it true or not; None where it is not of the format."""
+    match = LINE.fullmatch(line)
     if match is None:
         return None
-    a, op, b, c, rest, result, a2, op2, b2, c2, last = match.groups()
-    first = Move(int(a), op, int(b), int(c), tuple(sorted((int(rest), int(result)))))
-    return [first, Move(int(a2), op2, int(b2), int(c2), (int(last),))]
+    left, operator, right, result, remaining = match.groups()
+    rest = tuple(sorted(map(int, remaining.split(" "))))
+    return Move(int(left), operator, int(right), int(result), rest)
 
 
-def _write_move(move: Move) -> str:
+def write_move(move: Move) -> str:
+    """Return the line of a move: what it left untouched stands first, its result last."""
     untouched = list((Counter(move.remaining) - Counter([move.result])).elements())
     remaining = " ".join(map(str, [*untouched, move.result]))
     return f"{move.left}{move.operator}{move.right}={move.result}|{remaining}"
 
 
-def _commuted(move: Move) -> Move:
-    if move.operator in "+*" and move.left > move.right:
-        return move._replace(left=move.right, right=move.left)
-    return move
+@cache
+def _all_problems(
+    num_numbers: int, max_number: int, min_target: int, max_target: int
+) -> tuple[Problem, ...]:
+    problems = []
+    for numbers in combinations_with_replacement(range(1, max_number + 1), num_numbers):
+        reached = {numbers}
+        for _ in range(num_numbers - 1):
+            reached = {move.remaining for rest in reached for move in legal_moves(rest)}
+        for (target,) in sorted(reached):
+            if min_target <= target <= max_target:
+                problems.append(_make_problem(len(problems), numbers, target))
+    return tuple(problems)
+
+
+@cache
+def _drawn_problems(config: CountdownConfig, seed: int, num_problems: int) -> tuple[Problem, ...]:
+    """Draw different solvable problems in an order of the seed's, whatever their number.
+
+    There are fewer where the last few thousand draws hold nothing new.
+    """
+    rng = random.Random(f"problems {seed}")
+    numbers = range(1, config.max_number + 1)
+    problems: dict[tuple, Problem] = {}
+    num_before = -1
+    while num_before < len(problems) < num_problems:
+        num_before = len(problems)
+        draws = [
+            (
+                *sorted(rng.choices(numbers, k=config.num_numbers)),
+                rng.randint(config.min_target, config.max_target),
+            )
+            for _ in range(DRAWS_AT_ONCE)
+        ]
+        *columns, targets = np.array(draws, float).T
+        for draw, is_solvable in zip(draws, _are_solvable(columns, targets), strict=True):
+            if is_solvable and draw not in problems:
+                problems[draw] = _make_problem(len(problems), draw[:-1], draw[-1])
+    return tuple(problems.values())[:num_problems]
+
+
+def _are_solvable(numbers: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
+    """Say which problems have a solution: numbers, each float [N], and targets float [N] to bool
+    [N].
+
+    All moves are tried, on all problems at once; nan is what an illegal one leaves.
+    """
+    if len(numbers) == 1:
+        return numbers[0] == targets
+    is_solvable = np.zeros(targets.shape, bool)
+    for i, j in combinations(range(len(numbers)), 2):
+        rest = [number for k, number in enumerate(numbers) if k not in (i, j)]
+        low, high = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
+        difference = np.where(high > low, high - low, np.nan)
+        quotient = np.where(high % low == 0, high / low, np.nan)
+        for result in (low + high, low * high, difference, quotient):
+            is_solvable |= _are_solvable([*rest, result], targets)
+    return is_solvable
+
+
+def _make_problem(rank: int, numbers: tuple[int, ...], target: int) -> Problem:
+    prompt = f"{' '.join(map(str, numbers))}={target}\n"
+    return Problem(id=rank, prompt=prompt, gold=str(target))
+
+
+def _read_moves(text: str, num_numbers: int) -> list[Move] | None:
+    """Return what the lines of a whole response claim; None where it is not of the format."""
+    moves = []
+    for line in text.split("\n", num_numbers):
+        move = read_move(line)
+        if move is None or len(move.remaining) != num_numbers - 1 - len(moves):
+            return None
+        moves.append(move)
+    return moves if len(moves) == num_numbers - 1 else None

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtrain.errors import UserError, require_at_least, require_one_of, require_share
+from jaxtrain.errors import UserError, require, require_at_least, require_one_of, require_share
 from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import (
     NUM_NAMED,
@@ -170,11 +170,9 @@ def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Jsonl
 
 def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
     num_test = config.num_test
-    if not rows or (num_test is not None and num_test > len(rows)):
-        raise UserError(
-            f"--config.tasks.num_test={num_test}: {config.jsonl.test_path} has {len(rows)} good "
-            "rows; ask for fewer, or none for all"
-        )
+    is_met = bool(rows) and (num_test or 0) <= len(rows)
+    why = f"{config.jsonl.test_path} has {len(rows)} good rows; ask for fewer, or none for all"
+    require(is_met, "tasks", config, "num_test", why)
     return rows if num_test is None else random.Random(config.seed).sample(rows, num_test)
 
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from jaxtrain.errors import UserError, require_share
+from jaxtrain.errors import UserError, require, require_share
 from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
@@ -24,6 +24,7 @@ from jaxtrain.verifiers.worker import Worker
 if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig
 
+SECTION = "tasks.reasoning_gym"  # of the config
 MAX_ANSWER = 4096  # characters of an answer that is put to a scorer
 # Their golds are not rounded as their questions ask for; their scorers read the answer as a whole.
 ROUNDED = ("power_function",)
@@ -42,7 +43,7 @@ class ReasoningGymConfig:
     is_unseen: bool = False  # make all sets of the templates held out, to evaluate on
 
     def __post_init__(self):
-        require_share("tasks.reasoning_gym", self, "unseen_share")
+        require_share(SECTION, self, "unseen_share")
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,10 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
         raise UserError(
             "--config.tasks.num_train=none: reasoning_gym makes as many as asked for; set it"
         )
-    if c.dataset in UNSOUND:
-        raise UserError(
-            f"--config.tasks.reasoning_gym.dataset={c.dataset}: its scorer takes wrong answers for "
-            "right ones; choose another"
-        )
-    if c.is_unseen and not c.unseen_share:
-        raise UserError(
-            "--config.tasks.reasoning_gym.is_unseen=True: no template is held out; set "
-            "--config.tasks.reasoning_gym.unseen_share"
-        )
+    why = "its scorer takes wrong answers for right ones; choose another"
+    require(c.dataset not in UNSOUND, SECTION, c, "dataset", why)
+    why = f"no template is held out; set --config.{SECTION}.unseen_share"
+    require(not c.is_unseen or c.unseen_share > 0, SECTION, c, "is_unseen", why)
     sizes = (*close_sizes(config), config.num_train)
     size = sum(sizes)
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
@@ -137,11 +132,8 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
     passing = tuple(
         shot for problem, shot in shown if task.verify(problem, shot.response) == Verdict.CORRECT
     )
-    if shown and not passing:
-        raise UserError(
-            f"--config.tasks.reasoning_gym.dataset={c.dataset}: none of its own answers passes its "
-            f"scorer behind {MARKER} or in a box; choose another dataset"
-        )
+    why = f"none of its own answers passes its scorer behind {MARKER} or in a box"
+    require(bool(passing) or not shown, SECTION, c, "dataset", f"{why}; choose another dataset")
     # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
     numbers = [problem for problem, _ in shown if read_number(problem.gold) is not None]
     counts["refused"] = len(shown) - len(passing)
@@ -172,11 +164,8 @@ def draw_rows(
                 "'jaxtrain[tasks]', a dataset of reasoning-gym, and --config.tasks.params that fit "
                 "it"
             ) from error
-        if c.unseen_share and not item["template"]:
-            raise UserError(
-                f"--config.tasks.reasoning_gym.unseen_share={c.unseen_share}: {c.dataset} is not "
-                "made of templates"
-            )
+        why = f"{c.dataset} is not made of templates"
+        require(not c.unseen_share or bool(item["template"]), SECTION, c, "unseen_share", why)
         if is_unseen(item["template"], config) != c.is_unseen:
             counts["held_out"] += 1
         elif item["answer"] is None:
