@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads small integers before they are mixed
+LIKELY = 0x5BD1E995  # tells the hash of a log-probability from that of a score
 # 0 is a token like any other: only lengths tell where a step ends
 NEWLINE, END, FIRST_WORD = 0, 1, 2
 ROUNDING = 4e-6  # some 30 float32 roundings of a number near 1
@@ -55,6 +56,11 @@ def fingerprint(tokens: Sequence[int]) -> int:
     return (
         sum(mix((token + GOLDEN * (place + 1)) & MASK) for place, token in enumerate(tokens)) & MASK
     )
+
+
+def log_prob(prefix: Sequence[int]) -> float:
+    """Return the log-probability of the last step of a prefix: a multiple of 1/8 in [-4, 0]."""
+    return -(mix(fingerprint(prefix) ^ LIKELY) >> 8 & 31) / 8
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ class Node:
     parent: Node | None = None
     tokens: tuple[int, ...] = ()
     score: float = 0.0  # raw: candidates are ranked by it
+    log_prob: float = 0.0
     value: float = 0.0  # in [0, 1]
     visits: int = 0
     is_ended: bool = False
@@ -135,6 +142,10 @@ class Node:
     children: list[Node] = field(default_factory=list)  # empty: not expanded
     # steps drawn from here by a rollout, never searched
     rollout: list[Node] = field(default_factory=list)
+
+
+# a node, its children without duplicates, the settings -> what selection compares
+BoundsFn = Callable[[Node, list[Node], Any], list[float]]
 
 
 @dataclass
@@ -148,11 +159,16 @@ class Search:
     closest: float  # the narrowest decision that rounding could turn
 
 
-def run(world: World, prompt: Sequence[int], settings: Any) -> Search:
-    """Grow one tree: T iterations, of which the root's expansion is the first."""
+def run(
+    world: World, prompt: Sequence[int], settings: Any, bounds_of: BoundsFn | None = None
+) -> Search:
+    """Grow one tree: T iterations, of which the root's expansion is the first.
+
+    Selection takes the child of the highest bound, by `bounds_of` another than that of the paper.
+    """
     search = Search(Node(tuple(prompt), depth=0), None, 0, 0, math.inf)
     for _ in range(settings.num_simulations):
-        leaf = select(search, settings)
+        leaf = select(search, settings, bounds_of or upper_bounds)
         if settings.end_threshold is not None and leaf.is_finished:
             note(search, abs(leaf.value - settings.end_threshold), is_exact=is_dyadic(leaf.value))
             if leaf.value >= settings.end_threshold:
@@ -172,31 +188,41 @@ def run(world: World, prompt: Sequence[int], settings: Any) -> Search:
     return search
 
 
-def select(search: Search, settings: Any) -> Node:
-    """Walk from the root to a node that is not expanded, by the upper confidence bound (Eq. 33)."""
+def select(search: Search, settings: Any, bounds_of: BoundsFn) -> Node:
+    """Walk from the root to a node that is not expanded."""
     node = search.root
     while node.children:
         valid = [child for child in node.children if not child.is_duplicate]
-        bounds = [upper_bound(child, node.visits, settings) for child in valid]
+        bounds = bounds_of(node, valid, settings)
         winner = bounds.index(max(bounds))
+        best = valid[winner]
         for child, bound in zip(valid, bounds, strict=True):
-            if child is not valid[winner]:
-                is_twin = (child.visits, child.value) == (valid[winner].visits, valid[winner].value)
+            if child is not best:
+                is_twin = (child.visits, child.value, bound) == (
+                    best.visits,
+                    best.value,
+                    bounds[winner],
+                )
                 is_exact = (
                     is_dyadic(child.value)
                     if is_twin
                     else is_dyadic(bound) and is_dyadic(bounds[winner])
                 )
                 note(search, bounds[winner] - bound, is_exact)
-        node = valid[winner]
+        node = best
     return node
 
 
-def upper_bound(child: Node, parent_visits: int, settings: Any) -> float:
-    """Return what selection compares; an unvisited child has a fixed bonus for an infinite one."""
-    if child.visits == 0:
-        return child.value + settings.unvisited_bonus
-    return child.value + settings.exploration * math.sqrt(math.log(parent_visits) / child.visits)
+def upper_bounds(node: Node, valid: list[Node], settings: Any) -> list[float]:
+    """Return the upper confidence bounds of children (Eq. 33); an unvisited one has a fixed bonus
+    for an infinite one.
+    """
+    return [
+        child.value + settings.exploration * math.sqrt(math.log(node.visits) / child.visits)
+        if child.visits
+        else child.value + settings.unvisited_bonus
+        for child in valid
+    ]
 
 
 def note(search: Search, gap: float, is_exact: bool) -> None:
@@ -218,7 +244,7 @@ def draw(world: World, node: Node, num_candidates: int, max_steps: int) -> list[
     for candidate in range(num_candidates):
         step = world.draw(node.prefix, candidate)
         child = Node(node.prefix + step.tokens, node.depth + 1, node, step.tokens)
-        child.score = world.score(child.prefix)
+        child.score, child.log_prob = world.score(child.prefix), log_prob(child.prefix)
         child.value = min(max(child.score, 0.0), 1.0)
         child.is_finished = step.is_finished
         child.is_ended = step.is_finished or step.is_cut or child.depth == max_steps

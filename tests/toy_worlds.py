@@ -95,7 +95,7 @@ def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
         said_length = jnp.where(order.sibling >= 0, text.length[tree, order.sibling], -1)
 
         # Step by step; what was drawn is scored with all before it.
-        steps, scores = [], []
+        steps, scores, log_probs = [], [], []
         for k in range(num_steps):
             step = draw_fn(params[0], prefix, keys, number)
             for attempt in range(1, NUM_DRAWS):
@@ -111,6 +111,7 @@ def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
             prefix = append(prefix, step.tokens, step.length)
             steps.append(step)
             scores.append(jnp.where(is_live, score_fn(params[1], prefix), 0.0))
+            log_probs.append(jnp.where(is_live, log_prob_of(prefix), 0.0))
             is_live &= (k + 1 < room) & ~step.is_finished & ~step.is_cut & step.is_ok
         all_steps = jax.tree.map(
             lambda *x: jnp.stack(x, axis=1).reshape(*order.row.shape, *x[0].shape[1:]), *steps
@@ -128,7 +129,7 @@ def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
             is_ok=is_ok,
             length=length,
             score=jnp.where(jnp.isfinite(score), score, 0.0),
-            log_prob=jnp.zeros_like(score),
+            log_prob=jnp.stack(log_probs, axis=1).reshape(order.row.shape),
             is_finished=all_steps.is_finished,
             is_ended=all_steps.is_finished | all_steps.is_cut | is_deepest,
         )
@@ -207,6 +208,12 @@ def score_text(params, prefix, *, world):
     score = share * (1 + 2 * world.overshoot) - world.overshoot
     is_poisoned = (prefix.tokens[:, 0] == params) & (bits % 16 == 0)
     return jnp.where(is_poisoned, jnp.nan, score)
+
+
+def log_prob_of(prefix):
+    """Return the log-probability of the last steps of prefixes, as `oracle.log_prob` does."""
+    text = fingerprint(prefix.tokens, prefix.length, jnp.zeros_like(prefix.length))
+    return -(mix(text ^ jnp.uint32(oracle.LIKELY)) >> 8 & 31).astype(jnp.float32) / 8
 
 
 def toy_grow(config: SearchConfig, trace: TraceConfig, draw_fn, score_fn):

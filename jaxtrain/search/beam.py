@@ -35,11 +35,4 @@ def make_beam(config: BeamConfig, num_candidates: int, max_steps: int) -> Fronti
         scores, rows = jax.lax.top_k(jnp.where(is_mine, pool.score, -jnp.inf), config.width)
         return jnp.where(scores > -jnp.inf, rows, -1)
 
-    return FrontierRule(
-        width=config.width,
-        num_lanes=num_candidates,
-        num_steps=1,
-        num_turns=max_steps,
-        is_distinct=True,
-        choose=choose,
-    )
+    return FrontierRule(config.width, num_candidates, max_steps, choose)

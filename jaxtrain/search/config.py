@@ -9,8 +9,14 @@ import jax.numpy as jnp
 
 from jaxtrain.errors import require, require_at_least, require_one_of, require_share
 from jaxtrain.search.beam import BeamConfig, make_beam
+from jaxtrain.search.best_first import BestFirstConfig, make_best_first
+from jaxtrain.search.dfs import DfsConfig, make_dfs
+from jaxtrain.search.dvts import DvtsConfig, make_dvts
 from jaxtrain.search.frontier import FrontierRule, make_sample
+from jaxtrain.search.gumbel import GumbelConfig, make_gumbel
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
+from jaxtrain.search.prior import PriorConfig
+from jaxtrain.search.puct import PuctConfig, make_puct
 from jaxtrain.search.tree_loop import TreeRule
 from jaxtrain.structs import Array
 
@@ -19,6 +25,11 @@ RULES: dict[str, Callable[[SearchConfig, int], TreeRule | FrontierRule]] = {
     "mcts_star": lambda c, max_steps: make_mcts_star(c.mcts_star, max_steps),
     "sample": lambda c, max_steps: make_sample(c.num_samples, max_steps),
     "beam": lambda c, max_steps: make_beam(c.beam, c.num_candidates, max_steps),
+    "puct": lambda c, _: make_puct(c.puct, c.prior),
+    "gumbel": lambda c, _: make_gumbel(c.gumbel, c.prior, c.num_simulations),
+    "best_first": lambda c, _: make_best_first(c.best_first, c.num_candidates, c.num_simulations),
+    "dvts": lambda c, max_steps: make_dvts(c.dvts, c.num_candidates, max_steps),
+    "dfs": lambda c, _: make_dfs(c.dfs, c.num_candidates, c.num_simulations),
 }
 
 
@@ -41,9 +52,12 @@ class WideningConfig:
 class SearchConfig:
     """A search method and its budget."""
 
-    # mcts_star: Algorithm 2; sample: independent traces; beam: the best prefixes of every depth
+    # mcts_star: Algorithm 2; puct, gumbel: tree search with the policy's prior; sample: independent
+    # traces; beam: the best prefixes of every depth; dvts: the best of each of several subtrees;
+    # best_first: the best prefixes anywhere; dfs: the deepest prefix, and back
     method: str = "mcts_star"
-    num_simulations: int = 16  # T: the root's expansion and T - 1 simulations
+    # T: the prompt's expansion and T - 1 simulations; turns of best_first and dfs
+    num_simulations: int = 16
     num_candidates: int = 4  # A: steps sampled behind a prefix (b in the paper)
     num_samples: int = 16  # traces a problem, for the method `sample`
     # sampled tokens at which a tree search ends, whatever its simulations; None: no such budget
@@ -58,7 +72,13 @@ class SearchConfig:
     end_threshold: float | None = None
     widening: WideningConfig = field(default_factory=WideningConfig)
     mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
+    puct: PuctConfig = field(default_factory=PuctConfig)
+    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     beam: BeamConfig = field(default_factory=BeamConfig)
+    dvts: DvtsConfig = field(default_factory=DvtsConfig)
+    best_first: BestFirstConfig = field(default_factory=BestFirstConfig)
+    dfs: DfsConfig = field(default_factory=DfsConfig)
     # cached: keys and values of a step are kept; recompute: a prefix is read anew, in less memory
     memory: str = "cached"
     # trees that a device grows at once, the next when one ends; None: all of a batch

@@ -33,17 +33,22 @@ class Pool(NamedTuple):
     place: Array  # int32, the place of the frontier that it was drawn behind
     depth: Array  # int32, steps from the prompt to it
 
+    @property
+    def can_go_on(self) -> Array:
+        """Which rows can be opened, [R] bool."""
+        return self.is_there & ~self.is_opened & ~self.is_ended
+
 
 class FrontierRule(NamedTuple):
     """A method: how wide it goes, and what it goes on from."""
 
     width: int  # W: prefixes opened in a turn
     num_lanes: int  # A: continuations of each
-    num_steps: int  # K: steps of a continuation: 1, or D where nothing is chosen between
     num_turns: int  # at most
-    is_distinct: bool  # whether a lane that repeats another is a duplicate, and never chosen
     # which rows are the next frontier: [W] int32, -1: none
     choose: Callable[[Pool], Array]
+    num_steps: int = 1  # K: steps of a continuation: 1, or D where nothing is chosen between
+    is_distinct: bool = True  # whether a lane that repeats another is a duplicate, never chosen
 
 
 class FrontierState(NamedTuple):
@@ -72,12 +77,8 @@ def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
 
 def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
     """Grow trees of R = turns * K * W * A rows."""
-    width, num_lanes, num_steps, num_trees = (
-        rule.width,
-        rule.num_lanes,
-        rule.num_steps,
-        job.num_trees,
-    )
+    width, num_lanes, num_steps = rule.width, rule.num_lanes, rule.num_steps
+    num_trees = job.num_trees
     num_rows = rule.num_turns * num_steps * width * num_lanes
     places = jnp.arange(num_rows) // num_lanes % width
     turns = jnp.arange(num_rows) // (num_steps * width * num_lanes)

@@ -28,7 +28,8 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
         waves = -(-rule.num_lanes // (c.num_lanes or rule.num_lanes))
         return Work(
             num_prefixes=num_prefixes,
-            num_rows=num_prefixes * rule.num_lanes * rule.num_steps,
+            # the prompt is every prefix of the first turn
+            num_rows=rule.width * rule.num_turns * rule.num_lanes * rule.num_steps,
             num_turns=rule.num_turns * rule.num_steps * waves,
             width=rule.width,
             num_lanes=rule.width * min(c.num_lanes or rule.num_lanes, rule.num_lanes),
