@@ -1,5 +1,6 @@
 """MCTS* (Algorithm 2 of ReST-MCTS*) over a toy world, in plain Python: what the search on the
-accelerator must equal.
+accelerator must equal. The settings say what differs from the paper: candidates that are distinct,
+ended leaves that are closed, nodes that widen, a budget of tokens.
 
 No array library and no shared code on purpose, so a mistake there cannot hide here. One tree at a
 time, nodes are objects, arithmetic is Python's 64-bit float. The accelerator computes in 32-bit, so
@@ -21,6 +22,8 @@ LIKELY = 0x5BD1E995  # tells the hash of a log-probability from that of a score
 # 0 is a token like any other: only lengths tell where a step ends
 NEWLINE, END, FIRST_WORD = 0, 1, 2
 ROUNDING = 4e-6  # some 30 float32 roundings of a number near 1
+MAX_DRAWS = 4  # times that a candidate is drawn again because it repeats another
+NUM_NUMBERS, NUM_TRIES = 64, 12  # candidates behind a prefix at most, and numbers tried for each
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,15 @@ class Node:
     is_ended: bool = False
     is_finished: bool = False
     is_duplicate: bool = False
+    is_closed: bool = False  # never selected: it has ended, or nothing is open below it
+    is_exhausted: bool = False  # it has no further step
+    number: int = 0  # among its siblings
     children: list[Node] = field(default_factory=list)  # empty: not expanded
     # steps drawn from here by a rollout, never searched
     rollout: list[Node] = field(default_factory=list)
 
 
-# a node, its children without duplicates, the settings -> what selection compares
+# a node, those of its children that may be selected, the settings -> what selection compares
 BoundsFn = Callable[[Node, list[Node], Any], list[float]]
 
 
@@ -156,6 +162,9 @@ class Search:
     chosen: Node | None  # the leaf that decided the tree; None: the budget ran out
     num_simulations: int
     num_wasted: int
+    num_exhausted: int
+    num_tokens: int  # of all steps
+    num_read: int  # tokens, a prefix anew whenever lanes begin behind it
     closest: float  # the narrowest decision that rounding could turn
 
 
@@ -166,9 +175,14 @@ def run(
 
     Selection takes the child of the highest bound, by `bounds_of` another than that of the paper.
     """
-    search = Search(Node(tuple(prompt), depth=0), None, 0, 0, math.inf)
-    for _ in range(settings.num_simulations):
-        leaf = select(search, settings, bounds_of or upper_bounds)
+    root = Node(tuple(prompt), depth=0)
+    search = Search(root, None, 0, 0, 0, 0, 0, math.inf)
+    while search.num_simulations < settings.num_simulations:
+        if settings.num_tokens is not None and search.num_tokens >= settings.num_tokens:
+            break
+        if root.children and not is_open(root, settings):
+            break
+        leaf, is_widened = select(search, settings, bounds_of or upper_bounds)
         if settings.end_threshold is not None and leaf.is_finished:
             note(search, abs(leaf.value - settings.end_threshold), is_exact=is_dyadic(leaf.value))
             if leaf.value >= settings.end_threshold:
@@ -180,19 +194,54 @@ def run(
             leaf.visits += 1
             back_up(leaf.parent)
             continue
-        leaf.children = draw(world, leaf, settings.num_candidates, settings.max_steps)
-        mark_duplicates(leaf.children)
-        if settings.num_rollout_steps > 0:
-            roll_out(world, best(leaf.children), settings)
+        num_more = settings.num_more if is_widened else settings.num_candidates
+        new = expand(search, world, leaf, num_more, settings)
+        if settings.num_rollout_steps > 0 and not is_widened:
+            roll_out(search, world, best(leaf.children), settings)
+        for child in new:
+            if child.is_ended and not child.is_duplicate and settings.ended_leaves == "closed":
+                child.is_closed, child.visits = True, max(child.visits, 1)
         back_up(leaf)
+        if settings.ended_leaves == "closed":
+            close(leaf, settings)
     return search
 
 
-def select(search: Search, settings: Any, bounds_of: BoundsFn) -> Node:
-    """Walk from the root to a node that is not expanded."""
+def close(node: Node | None, settings: Any) -> None:
+    """Close the nodes from a node up to the first below which something is open."""
+    while node is not None and not is_open(node, settings):
+        node.is_closed = True
+        node = node.parent
+
+
+def is_open(node: Node, settings: Any) -> bool:
+    """Tell whether a node that was expanded has something to select."""
+    return can_widen(node, settings) or any(map(is_selectable, node.children))
+
+
+def is_selectable(child: Node) -> bool:
+    """Tell whether a candidate may be selected."""
+    return not child.is_duplicate and not child.is_closed
+
+
+def can_widen(node: Node, settings: Any) -> bool:
+    """Tell whether a node may draw further candidates."""
+    most = settings.max_candidates
+    return most is not None and len(node.children) < most and not node.is_exhausted
+
+
+def select(search: Search, settings: Any, bounds_of: BoundsFn) -> tuple[Node, bool]:
+    """Walk from the root to a node that is not expanded, by the highest bound, or to one that
+    widens: it has no open candidate, or fewer than its visits ask for.
+    """
     node = search.root
     while node.children:
-        valid = [child for child in node.children if not child.is_duplicate]
+        valid = [child for child in node.children if is_selectable(child)]
+        if can_widen(node, settings):
+            least = settings.num_candidates * node.visits**settings.exponent
+            note(search, abs(len(node.children) - least), is_exact=least == settings.num_candidates)
+            if not valid or len(node.children) < least:
+                return node, True
         bounds = bounds_of(node, valid, settings)
         winner = bounds.index(max(bounds))
         best = valid[winner]
@@ -210,7 +259,7 @@ def select(search: Search, settings: Any, bounds_of: BoundsFn) -> Node:
                 )
                 note(search, bounds[winner] - bound, is_exact)
         node = best
-    return node
+    return node, False
 
 
 def upper_bounds(node: Node, valid: list[Node], settings: Any) -> list[float]:
@@ -238,24 +287,69 @@ def is_dyadic(value: float) -> bool:
     return value * 4096 == int(value * 4096)
 
 
-def draw(world: World, node: Node, num_candidates: int, max_steps: int) -> list[Node]:
-    """Sample the next steps of a node and score each."""
-    children = []
-    for candidate in range(num_candidates):
-        step = world.draw(node.prefix, candidate)
-        child = Node(node.prefix + step.tokens, node.depth + 1, node, step.tokens)
-        child.score, child.log_prob = world.score(child.prefix), log_prob(child.prefix)
-        child.value = min(max(child.score, 0.0), 1.0)
-        child.is_finished = step.is_finished
-        child.is_ended = step.is_finished or step.is_cut or child.depth == max_steps
-        children.append(child)
-    return children
+def expand(search: Search, world: World, node: Node, num_more: int, settings: Any) -> list[Node]:
+    """Draw the first or further candidates of a node, and return the new ones.
+
+    Lanes begin behind what they find. A step that repeats another one is marked; where steps are to
+    be distinct, it is drawn again, and no lane says what stands there when it begins.
+    """
+    is_distinct, limit = settings.candidates == "distinct", lane_limit(settings)
+    width = settings.max_candidates or settings.num_candidates
+    num_lanes = min(settings.num_lanes or settings.num_candidates, limit)
+    there = {child.number: child for child in node.children}
+    wanted = list(range(len(there), min(len(there) + num_more, width)))
+    new, repeats, is_short = set(wanted), [], False
+
+    for attempt in range(1 + MAX_DRAWS * is_distinct):
+        for first in range(0, len(wanted), num_lanes):
+            said = {child.tokens for child in there.values()} if is_distinct else set()
+            part = wanted[first : first + num_lanes]
+            drawn = [step_of(world, node, n, n + attempt * limit, said, settings) for n in part]
+            steps = [child for child in drawn if child is not None]
+            search.num_read += len(node.prefix) + sum(len(child.tokens) for child in steps)
+            is_short |= len(steps) < len(part)
+            there |= {child.number: child for child in steps}
+        # The later ones of those that are equal.
+        firsts: dict[tuple[int, ...], int] = {}
+        for number in sorted(there):
+            firsts.setdefault(there[number].tokens, number)
+        repeats = [n for n in sorted(there) if n != firsts[there[n].tokens]]
+        wanted = repeats
+        if attempt < MAX_DRAWS * is_distinct:
+            there = {n: child for n, child in there.items() if n not in repeats}
+
+    for number in repeats:
+        there[number].is_duplicate = True
+    if is_distinct and (is_short or any(number in new for number in repeats)):
+        node.is_exhausted = True
+        search.num_exhausted += 1
+    node.children = [there[number] for number in sorted(there)]
+    fresh = [child for child in node.children if child.number in new]
+    search.num_tokens += sum(len(child.tokens) for child in fresh)
+    return fresh
 
 
-def mark_duplicates(siblings: list[Node]) -> None:
-    """Mark the candidates whose tokens an earlier sibling has already."""
-    for i, node in enumerate(siblings):
-        node.is_duplicate = any(node.tokens == earlier.tokens for earlier in siblings[:i])
+def lane_limit(settings: Any) -> int:
+    """Return how many steps are drawn behind a prefix at most, candidates or those of a rollout."""
+    width = settings.max_candidates or settings.num_candidates
+    return max(width, settings.num_rollout_candidates)
+
+
+def step_of(
+    world: World, node: Node, number: int, draw: int, said: set[tuple[int, ...]], settings: Any
+) -> Node | None:
+    """Sample a step behind a node that is not said there, and score it; None: there was none."""
+    for attempt in range(NUM_TRIES):
+        step = world.draw(node.prefix, draw + NUM_NUMBERS * attempt)
+        if step.tokens not in said:
+            child = Node(node.prefix + step.tokens, node.depth + 1, node, step.tokens)
+            child.number, child.score = number, world.score(child.prefix)
+            child.log_prob = log_prob(child.prefix)
+            child.value = min(max(child.score, 0.0), 1.0)
+            child.is_finished = step.is_finished
+            child.is_ended = step.is_finished or step.is_cut or child.depth == settings.max_steps
+            return child
+    return None
 
 
 def best(nodes: list[Node]) -> Node:
@@ -263,17 +357,25 @@ def best(nodes: list[Node]) -> Node:
     return max((node for node in nodes if not node.is_duplicate), key=lambda node: node.score)
 
 
-def roll_out(world: World, start: Node, settings: Any) -> None:
+def roll_out(search: Search, world: World, start: Node, settings: Any) -> None:
     """Follow the best of `d` draws for up to `m` steps, blend what was seen into the start (Eq.
 
-    34) and visit it.
+    34) and visit it. Where d is 1, one lane writes all steps.
     """
+    num_draws = settings.num_rollout_candidates
+    num_lanes = min(settings.num_lanes or settings.num_candidates, lane_limit(settings))
+    num_writes = -(-num_draws // num_lanes)
     highest = start.value if start.is_finished or settings.rollout_floor == "self" else 0.0
     node = start
     for _ in range(settings.num_rollout_steps):
         if node.is_ended:
             break
-        node.rollout = draw(world, node, settings.num_rollout_candidates, settings.max_steps)
+        steps = [step_of(world, node, n, n, set(), settings) for n in range(num_draws)]
+        node.rollout = [step for step in steps if step is not None]
+        num_tokens = sum(len(step.tokens) for step in node.rollout)
+        is_begun = num_draws > 1 or node is start
+        search.num_tokens += num_tokens
+        search.num_read += num_tokens + is_begun * num_writes * len(node.prefix)
         node = best(node.rollout)
         highest = max(highest, node.value)
     # alpha * own + (1 - alpha) * highest, in the form that leaves a value blended with itself
@@ -299,6 +401,12 @@ def walk(node: Node, below: Callable[[Node], list[Node]]) -> Iterator[Node]:
     for child in below(node):
         yield child
         yield from walk(child, below)
+
+
+def num_closed(search: Search, settings: Any) -> int:
+    """Count the nodes below which nothing is open."""
+    nodes = [search.root, *candidates(search)]
+    return sum(bool(node.children) and not is_open(node, settings) for node in nodes)
 
 
 def candidates(search: Search) -> list[Node]:

@@ -33,7 +33,8 @@ class RuleSettings(Settings):
 
     method: str = "puct"
     num_rollout_steps: int = 0
-    temperature: float = 1.0
+    num_rollout_candidates: int = 1
+    prior_temperature: float = 1.0
     normalises_length: bool = False
     num_considered: int = 16
     visit_offset: float = 50.0
@@ -41,24 +42,17 @@ class RuleSettings(Settings):
 
     @property
     def configs(self) -> tuple[SearchConfig, TraceConfig]:
-        search = SearchConfig(
-            self.method,
-            num_simulations=self.num_simulations,
-            num_candidates=self.num_candidates,
-            end_threshold=self.end_threshold,
-            candidates="independent",
-            ended_leaves="revisited",
-            puct=PuctConfig(self.exploration),
-            gumbel=GumbelConfig(self.num_considered, self.visit_offset, self.value_scale),
-            prior=PriorConfig(self.temperature, self.normalises_length),
-        )
-        return search, TraceConfig(self.max_steps, self.max_step_tokens)
+        search, trace = super().configs
+        gumbel = GumbelConfig(self.num_considered, self.visit_offset, self.value_scale)
+        prior = PriorConfig(self.prior_temperature, self.normalises_length)
+        puct = PuctConfig(self.exploration)
+        return replace(search, method=self.method, puct=puct, gumbel=gumbel, prior=prior), trace
 
 
 def logits_of(valid: list[oracle.Node], settings: RuleSettings) -> list[float]:
     lengths = [len(child.tokens) if settings.normalises_length else 1 for child in valid]
     return [
-        child.log_prob / length / settings.temperature
+        child.log_prob / length / settings.prior_temperature
         for child, length in zip(valid, lengths, strict=True)
     ]
 
@@ -69,11 +63,11 @@ def softmax(logits: list[float]) -> list[float]:
 
 
 def puct_bounds(node, valid, settings) -> list[float]:
-    """Q + c * prior * sqrt(n_parent) / (1 + n)."""
-    return [
-        child.value + settings.exploration * share * math.sqrt(node.visits) / (1 + child.visits)
-        for child, share in zip(valid, softmax(logits_of(valid, settings)), strict=True)
-    ]
+    """Q + c * prior * sqrt(n_parent) / (1 + n), the prior over what is closed as well."""
+    drawn = [child for child in node.children if not child.is_duplicate]
+    share = dict(zip(map(id, drawn), softmax(logits_of(drawn, settings)), strict=True))
+    reach = settings.exploration * math.sqrt(node.visits)
+    return [child.value + reach * share[id(child)] / (1 + child.visits) for child in valid]
 
 
 def gumbel_bounds(node, valid, settings) -> list[float]:
@@ -84,11 +78,15 @@ def gumbel_bounds(node, valid, settings) -> list[float]:
         logit + scale * child.value
         for child, logit in zip(valid, logits_of(valid, settings), strict=True)
     ]
-    if node.parent is None:
-        num_considered = min(len(valid), settings.num_considered)
-        due = turns_of(num_considered, settings.num_simulations - 1)[node.visits - 1]
-        return [m if n == due else -1e6 for m, n in zip(mixed, visits, strict=True)]
-    return [p - n / (1 + sum(visits)) for p, n in zip(softmax(mixed), visits, strict=True)]
+    if node.parent is not None:
+        return [p - n / (1 + sum(visits)) for p, n in zip(softmax(mixed), visits, strict=True)]
+    # What ended when it was drawn takes part only where it can be selected.
+    drawn = [child for child in node.children if not child.is_duplicate]
+    num_there = sum(any(child is other for other in valid) or not child.is_ended for child in drawn)
+    num_considered = min(num_there, settings.num_considered)
+    due = turns_of(num_considered, settings.num_simulations - 1)[node.visits - 1]
+    wanted = min((n for n in visits if n >= due), default=max(visits))
+    return [m if n == wanted else -1e6 for m, n in zip(mixed, visits, strict=True)]
 
 
 def turns_of(num_arms: int, budget: int) -> list[int]:
@@ -111,15 +109,28 @@ SETTINGS = {
     "puct": (PUCT, FINE),
     "puct, ties": (replace(PUCT, num_simulations=24, max_steps=5), oracle.HashWorld(grid=8)),
     "puct, prior of a token, cooler": (
-        replace(PUCT, normalises_length=True, temperature=0.5, end_threshold=0.9),
+        replace(PUCT, normalises_length=True, prior_temperature=0.5, end_threshold=0.9),
         oracle.HashWorld(overshoot=0.125),
     ),
     "gumbel": (GUMBEL, FINE),
     "gumbel, ties": (replace(GUMBEL, max_steps=5), oracle.HashWorld(grid=8)),
     "gumbel, three of six considered": (
-        replace(GUMBEL, num_candidates=6, num_considered=3, value_scale=0.05, temperature=2.0),
+        replace(
+            GUMBEL, num_candidates=6, num_considered=3, value_scale=0.05, prior_temperature=2.0
+        ),
         oracle.HashWorld(grid=2**24, num_words=4, finished_of_16=2),
     ),
+}
+
+
+CLOSED = dict(candidates="distinct", ended_leaves="closed", max_steps=5, num_simulations=24)
+SETTINGS |= {
+    f"{rule.method}, {name}": (replace(rule, **CLOSED, **more), FINE)
+    for rule in (PUCT, GUMBEL)
+    for name, more in {
+        "closed": {},
+        "widening": dict(num_candidates=2, max_candidates=6, exponent=0.4),
+    }.items()
 }
 
 

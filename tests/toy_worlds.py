@@ -93,21 +93,15 @@ def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
         tree = jnp.arange(num_trees)[:, None, None, None]
         said = text.tokens[tree, order.sibling].reshape(b, -1, trace.max_step_tokens)
         said_length = jnp.where(order.sibling >= 0, text.length[tree, order.sibling], -1)
+        said_length = said_length.reshape(b, -1)
 
         # Step by step; what was drawn is scored with all before it.
         steps, scores, log_probs = [], [], []
         for k in range(num_steps):
-            step = draw_fn(params[0], prefix, keys, number)
-            for attempt in range(1, NUM_DRAWS):
-                again = draw_fn(params[0], prefix, keys, number + NUM_NUMBERS * attempt)
-                is_said = repeats(step, said, said_length.reshape(b, -1))
-                step = jax.tree.map(
-                    lambda x, y, r=is_said: jax.vmap(jnp.where)(r, y, x), step, again
-                )
-            is_live &= ~repeats(step, said, said_length.reshape(b, -1))
-            step = jax.tree.map(
-                lambda x, r=is_live: jax.vmap(jnp.where)(r, x, jnp.zeros_like(x)), step
-            )
+            step = draw_unsaid(partial(draw_fn, params[0], prefix, keys), number, said, said_length)
+            is_live &= ~repeats(step, said, said_length)
+            none = jax.tree.map(jnp.zeros_like, step)
+            step = jax.tree.map(partial(jax.vmap(jnp.where), is_live), step, none)
             prefix = append(prefix, step.tokens, step.length)
             steps.append(step)
             scores.append(jnp.where(is_live, score_fn(params[1], prefix), 0.0))
@@ -144,6 +138,16 @@ def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
         return text, written, Cost(num_read, num_read, slots)
 
     return Reader(open_text, renew, write, lambda text: text.tokens)
+
+
+def draw_unsaid(draw, number, said, said_length) -> Step:
+    """Draw the step [b] of the first number that says something new; the last, where none does."""
+    if not said.shape[1]:
+        return draw(number)
+    steps = jax.vmap(draw)(number + NUM_NUMBERS * jnp.arange(NUM_DRAWS)[:, None])
+    is_said = jax.vmap(lambda step: repeats(step, said, said_length))(steps)
+    first = jnp.where(jnp.all(is_said, axis=0), NUM_DRAWS - 1, jnp.argmin(is_said, axis=0))
+    return jax.tree.map(lambda x: x[first, jnp.arange(len(first))], steps)
 
 
 def repeats(step: Step, said, said_length):

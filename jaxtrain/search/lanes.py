@@ -163,7 +163,8 @@ def draw_again(pending: Pending, rows: Rows, is_again: Array) -> tuple[Pending, 
         state=jnp.where(is_again, WANTED, pending.state),
         num_draws=pending.num_draws + is_again,
     )
-    return pending, mark(rows, pending.row[..., 0], is_again, Kind.EMPTY)
+    rows = mark(rows, pending.row[..., 0], is_again, Kind.EMPTY)
+    return pending, rows._replace(length=jnp.where(rows.kind == Kind.EMPTY, 0, rows.length))
 
 
 def mark(rows: Rows, row: Array, is_marked: Array, kind: Kind) -> Rows:
