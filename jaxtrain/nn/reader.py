@@ -169,6 +169,8 @@ def write(
     lanes = lanes._replace(hidden=jnp.where(is_new[:, None], hidden, lanes.hidden))
     was_live = lanes.is_live.reshape(order.number.shape)
     told = siblings_of(memory, order)
+    is_same = lanes.is_same & (is_first_to_say(told) | ~is_new[:, None])
+    lanes = lanes._replace(is_same=is_same)
     lanes, token, segment, num_slots = write_chunk(
         model, trace, tables, params[0], lanes, segments, told, temperature, size
     )
@@ -298,6 +300,15 @@ def siblings_of(memory: Memory, order: Order) -> Siblings:
     log_prob = jnp.where(is_token, log_prob, 0.0)
     rest = jnp.flip(jnp.cumsum(jnp.flip(log_prob, -1), axis=-1), -1) - log_prob
     return Siblings(*(x.reshape(b, *x.shape[3:]) for x in (tokens, length, rest)))
+
+
+def is_first_to_say(told: Siblings) -> Array:
+    """Mark the siblings [b A] that say what no earlier one says, so that no mass counts twice:
+    lanes side by side may have said the same.
+    """
+    is_equal = jnp.all(told.tokens[:, :, None] == told.tokens[:, None], axis=3)
+    is_equal &= told.length[:, :, None] == told.length[:, None]
+    return ~jnp.any(jnp.tril(is_equal, k=-1), axis=2)
 
 
 def keep(
