@@ -1,4 +1,4 @@
-"""Searches of real networks grow the same trees whatever is cached: recompute, whole steps, parts."""
+"""Searches of real networks grow the same trees whatever is cached: nothing, or steps in chunks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from jaxtrain.structs import Kind, Prompts, Tree
 
 SIZE = 5
 TRACE = TraceConfig(max_steps=4, max_step_tokens=SIZE)
-TEXT = (b"", b"", b".\n", *(bytes([97 + i]) for i in range(VOCAB - 3)))
+# two tokens end a step, so that trees grow deep
+TEXT = (b"", b"", b".\n", b",\n", *(bytes([97 + i]) for i in range(VOCAB - 4)))
 TABLES = make_tables(TEXT, [1], "\n", "end")
 HEAD = random_like({"weight": jnp.zeros(16), "bias": jnp.zeros(())}, seed=5)
 NUM_PROBLEMS = 12
@@ -72,7 +73,8 @@ def grow(config: SearchConfig, chunk: int | None, model=MODEL) -> Tree:
 )
 def test_a_memory_changes_no_tree(config, model, chunks):
     plain = grow(config, None, model)
-    assert (plain.kind != Kind.EMPTY).sum() > 10 * NUM_PROBLEMS or config.method != "mcts_star"
+    parents = np.take_along_axis(plain.parent, np.maximum(plain.parent, 0), axis=1)
+    assert ((plain.kind != Kind.EMPTY) & (plain.parent >= 0) & (parents >= 0)).sum() > 8
     for chunk in chunks:
         tree = grow(config, chunk, model)
         for field in fields(Tree):
