@@ -88,8 +88,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
-        chunk = searching.chunk_tokens if searching.memory == "cached" else None
-        reader = make_reader(model, tables, trace, chunk)
+        reader = make_reader(model, tables, trace, searching.chunk)
         fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 

@@ -87,7 +87,7 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
         yield f"  {'base, of both':34}{base / GIB:10.3f}"
     resident = sum(state.values())
     kv, tree = search_bytes(config, fns, mesh)
-    caches = "keys and values of a search" + (", kept" if config.search.memory == "cached" else "")
+    caches = "keys and values of a search" + (", kept" if config.search.chunk else "")
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
 
@@ -200,11 +200,11 @@ def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, floa
     c, t, work = config.search, config.trace, work_of(config.search, config.trace.max_steps)
     prompt, size = config.prompts.max_prompt_tokens, t.max_step_tokens
     path, own = work.width * work.depth * size, work.num_lanes * work.num_steps * size
-    if c.memory == "cached":
+    if c.chunk is not None:
         # Both networks keep all tokens, and a path is gathered for one of them at a time.
-        pages = -(-size // c.chunk_tokens) * c.chunk_tokens
+        pages = -(-size // c.chunk) * c.chunk
         tokens = 2 * (prompt + work.num_rows * pages) + path
-        tokens += work.num_lanes * c.chunk_tokens + own * (work.num_steps * size > c.chunk_tokens)
+        tokens += work.num_lanes * c.chunk + own * (work.num_steps * size > c.chunk)
     else:
         tokens = work.width * prompt + path + own
     kv = trees_at_once(config, mesh) * kv_bytes(config, mesh) * tokens
@@ -305,9 +305,10 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     lanes = config.prompts.batch_size / shards
     samplers = [c for c in config.evaluation.searches.values() if c.method == "sample"]
     lanes *= max((c.num_samples for c in samplers), default=1)
-    # Both networks keep all tokens sampled, and those of a lane are gathered for one at a time.
+    # The cache of all tokens sampled is written anew with every token, and read by the PRM in one
+    # piece.
     sampled = (
-        3 * lanes * config.trace.max_steps * config.trace.max_step_tokens * kv_bytes(config, mesh)
+        2 * lanes * config.trace.max_steps * config.trace.max_step_tokens * kv_bytes(config, mesh)
     )
     yield "sampling", Program(copies + sampled + 3 * lanes * m.num_ids * 4, 0)
     for name, fit, is_policy in (
@@ -340,7 +341,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     # What is kept is read once; else every prefix with its prompt and half of its steps.
     num_prompts, steps = 1, work.num_rows
-    if config.search.memory == "recompute":
+    if config.search.chunk is None:
         num_prompts = work.num_prefixes
         steps = steps + (t.max_steps - 1) / 2 * (num_prompts - 1)
     read = num_prompts * config.prompts.max_prompt_tokens + steps * t.max_step_tokens

@@ -100,6 +100,15 @@ class SearchConfig:
         require(is_met, "search.widening", self.widening, "max_candidates", why)
 
     @property
+    def chunk(self) -> int | None:
+        """Tokens of a chunk where keys and values are kept, None where they are not.
+
+        Whole traces that begin side by side are written in one go: nothing is gone on from.
+        """
+        is_whole = self.method == "sample" and self.num_lanes is None
+        return None if is_whole or self.memory == "recompute" else self.chunk_tokens
+
+    @property
     def max_candidates(self) -> int:
         """How many candidates a node may have."""
         return self.widening.max_candidates or self.num_candidates

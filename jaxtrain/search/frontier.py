@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.search.lanes import NOTHING, WANTED, new_keys
+from jaxtrain.search.lanes import NOTHING, WANTED, Pending, new_keys
 from jaxtrain.search.rows import Job, choose, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree
@@ -75,87 +75,96 @@ def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
     )
 
 
-def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
-    """Grow trees of R = turns * K * W * A rows."""
-    width, num_lanes, num_steps = rule.width, rule.num_lanes, rule.num_steps
-    num_trees = job.num_trees
-    num_rows = rule.num_turns * num_steps * width * num_lanes
-    places = jnp.arange(num_rows) // num_lanes % width
-    turns = jnp.arange(num_rows) // (num_steps * width * num_lanes)
+class FrontierMoves:
+    """The moves of trees under a rule."""
 
-    def move(growth: Growth) -> Growth:
+    def __init__(self, rule: FrontierRule, job: Job):
+        self.rule, self.job = rule, job
+        self.num_rows = rule.num_turns * rule.num_steps * rule.width * rule.num_lanes
+
+    def move(self, growth: Growth) -> Growth:
         """Choose the next frontier, and order what is to stand behind it."""
-        state, rows, is_ready = growth.state, growth.rows, growth.is_ready
-        is_first = state.turn == 0
-        row = jnp.arange(num_rows)
-        above = path_to(rows.parent, jnp.broadcast_to(row, rows.kind.shape), job.max_steps)
-        pool = Pool(
-            score=rows.score,
-            is_there=rows.kind == Kind.CANDIDATE,
-            is_ended=rows.is_ended,
-            is_opened=state.is_opened,
-            is_new=turns == state.turn[:, None] - 1,
-            is_kept=jnp.any(state.place[:, :, None] == row, axis=1),
-            place=jnp.broadcast_to(places, rows.kind.shape),
-            depth=jnp.sum(above >= 0, axis=2),
-        )
+        state, rule, is_ready = growth.state, self.rule, growth.is_ready
+        pool, is_first = self.pool(growth), state.turn == 0
         place = jnp.where(is_first[:, None], -1, jax.vmap(rule.choose)(pool))
 
         # At first every place of the frontier is the prompt; what has ended is not opened.
         at = jnp.maximum(place, 0)
-        goes_on = (place >= 0) & pick(pool.is_there & ~rows.is_ended, at)
+        goes_on = (place >= 0) & pick(pool.is_there & ~pool.is_ended, at)
         goes_on = (goes_on | is_first[:, None]) & (state.turn < rule.num_turns)[:, None]
         is_over = is_ready & ~jnp.any(goes_on, axis=1)
-        is_asked = is_ready & ~is_over
 
-        # The first prefix draws with the problem's own key, as the root of a tree does.
-        number = state.turn[:, None] * width + jnp.arange(width)
-        step = jnp.arange(num_steps) + (state.turn * num_steps)[:, None]
-        lane = jnp.arange(width * num_lanes).reshape(width, num_lanes, 1)
-        block = step[:, None, None] * (width * num_lanes) + lane
-        path = path_to(rows.parent, place, job.max_steps - num_steps)
-        wanted = jnp.broadcast_to(goes_on[:, :, None], (num_trees, width, num_lanes))
-        pending = growth.pending._replace(
-            path=path,
-            key=new_keys(growth.key[:, None], number),
-            row=block,
-            room=jnp.full((num_trees, width), num_steps),
-            kind=jnp.full(num_trees, int(Kind.CANDIDATE)),
-            is_distinct=jnp.full(num_trees, rule.is_distinct),
-            state=jnp.where(wanted, WANTED, NOTHING),
-            num_draws=jnp.zeros_like(growth.pending.num_draws),
-        )
-        opened = jnp.where(goes_on, place, num_rows)
-        trees = jnp.arange(num_trees)[:, None]
-        num_opened = jnp.sum(goes_on, axis=1) * num_lanes
+        # What is opened is told, and waited for.
+        opened = jnp.where(goes_on, place, self.num_rows)
+        trees = jnp.arange(len(place))[:, None]
+        is_opened = state.is_opened.at[trees, opened].set(True, mode="drop")
+        num_opened = jnp.sum(goes_on, axis=1) * rule.num_lanes
         asked = growth._replace(
-            pending=pending,
+            pending=self.ordered(growth, place, goes_on),
             num_simulations=growth.num_simulations + num_opened,
-            state=FrontierState(
-                turn=state.turn + 1,
-                place=place,
-                is_opened=state.is_opened.at[trees, opened].set(True, mode="drop"),
-            ),
+            state=FrontierState(state.turn + 1, place, is_opened),
         )
-        growth = choose(is_asked, asked, growth)
+        growth = choose(is_ready & ~is_over, asked, growth)
         return growth._replace(is_over=growth.is_over | is_over)
 
-    def read(growth: Growth) -> tuple[Array, Array, Array]:
+    def pool(self, growth: Growth) -> Pool:
+        """Make what a rule chooses among."""
+        state, rows, rule = growth.state, growth.rows, self.rule
+        row = jnp.arange(self.num_rows)
+        turn = row // (rule.num_steps * rule.width * rule.num_lanes)
+        all_rows = jnp.broadcast_to(row, rows.kind.shape)
+        above = path_to(rows.parent, all_rows, self.job.max_steps)
+        return Pool(
+            score=rows.score,
+            is_there=rows.kind == Kind.CANDIDATE,
+            is_ended=rows.is_ended,
+            is_opened=state.is_opened,
+            is_new=turn == state.turn[:, None] - 1,
+            is_kept=jnp.any(state.place[:, :, None] == row, axis=1),
+            place=all_rows // rule.num_lanes % rule.width,
+            depth=jnp.sum(above >= 0, axis=2),
+        )
+
+    def ordered(self, growth: Growth, place: Array, goes_on: Array) -> Pending:
+        """Want K steps in A lanes behind the rows `place` [B W] that go on [B W]."""
+        rule, turn, shape = self.rule, growth.state.turn[:, None], growth.pending.state.shape
+        width, num_steps = rule.width, rule.num_steps
+        # The first prefix draws with the problem's own key, as the root of a tree does.
+        number = turn * width + jnp.arange(width)
+        step = (jnp.arange(num_steps) + turn * num_steps)[:, None, None]
+        lane = jnp.arange(width * rule.num_lanes).reshape(width, rule.num_lanes, 1)
+        state = jnp.where(goes_on[:, :, None], WANTED, NOTHING)
+        return growth.pending._replace(
+            path=path_to(growth.rows.parent, place, self.job.max_steps - num_steps),
+            key=new_keys(growth.key[:, None], number),
+            row=step * (width * rule.num_lanes) + lane,
+            room=jnp.full(place.shape, num_steps),
+            kind=jnp.full(len(place), int(Kind.CANDIDATE)),
+            is_distinct=jnp.full(len(place), rule.is_distinct),
+            state=jnp.broadcast_to(state, shape),
+            num_draws=jnp.zeros_like(growth.pending.num_draws),
+        )
+
+    def read(self, growth: Growth) -> tuple[Array, Array, Array]:
+        """Tell visits and values of all rows [B R], and that no node is closed [B]."""
         visits = jnp.ones_like(growth.rows.kind)
         return visits, clip(growth.rows.score), jnp.zeros_like(growth.num_simulations)
 
-    none = jnp.zeros((num_trees, width), jnp.int32)
+
+def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
+    """Grow trees of R = turns * K * W * A rows."""
+    moves, none = FrontierMoves(rule, job), jnp.zeros((job.num_trees, rule.width), jnp.int32)
     method = Method(
-        num_rows=num_rows,
-        width=width,
-        depth=job.max_steps - num_steps,
-        num_candidates=num_lanes,
-        num_lanes=min(config.num_lanes or num_lanes, num_lanes),
-        num_steps=num_steps,
+        num_rows=moves.num_rows,
+        width=rule.width,
+        depth=job.max_steps - rule.num_steps,
+        num_candidates=rule.num_lanes,
+        num_lanes=min(config.num_lanes or rule.num_lanes, rule.num_lanes),
+        num_steps=rule.num_steps,
         compares=rule.is_distinct,
         may_repeat=config.candidates == "independent",
-        state=FrontierState(none[:, 0], none - 1, jnp.zeros((num_trees, num_rows), bool)),
-        move=move,
-        read=read,
+        state=FrontierState(none[:, 0], none - 1, jnp.zeros((job.num_trees, moves.num_rows), bool)),
+        move=moves.move,
+        read=moves.read,
     )
     return grow(method, job)

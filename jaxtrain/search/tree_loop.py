@@ -227,6 +227,11 @@ class TreeMoves:
         is_drawn = view.rows.kind[..., : self.num_candidates] != Kind.EMPTY
         return ~jnp.all(is_drawn, axis=-1) & ~view.is_exhausted
 
+    def is_open(self, view: View) -> Array:
+        """Say below which nodes [B N] (or one) there is something to select."""
+        is_candidate = view.rows.kind[..., : self.num_candidates] == Kind.CANDIDATE
+        return jnp.any(is_candidate & ~view.is_closed, axis=-1) | self.can_widen(view)
+
     def select_candidate(self, tree: MctxTree, node: Array) -> Array:
         """Choose among a node's open candidates, or the next one to draw."""
         view: View = jax.tree.map(lambda x: x[node], tree.extra_data)
@@ -245,9 +250,7 @@ class TreeMoves:
         view = self.view(growth.rows, state)
         is_asked = growth.is_ready & (state.node < 0)
         # Over when the budget is spent, or when nothing is open below the prompt.
-        root: View = jax.tree.map(lambda x: x[:, 0], view)
-        is_candidate = root.rows.kind[:, : self.num_candidates] == Kind.CANDIDATE
-        is_open = jnp.any(is_candidate & ~root.is_closed, axis=1) | self.can_widen(root)
+        is_open = self.is_open(jax.tree.map(lambda x: x[:, 0], view))
         is_spent = growth.num_simulations >= config.num_simulations
         if config.num_tokens is not None:
             is_spent |= jnp.sum(growth.rows.length, axis=1) >= config.num_tokens
@@ -332,10 +335,8 @@ class TreeMoves:
         # A rule's own rows were never selected: no visits, and their scores for values.
         visits = jnp.zeros_like(rows.kind).at[:, :, :width].set(state.tree.children_visits)
         value = clip(rows.score).at[:, :, :width].set(state.tree.children_values)
-        view = self.view(growth.rows, state)
-        is_candidate = rows.kind[:, :, :width] == Kind.CANDIDATE
-        is_open = jnp.any(is_candidate & ~view.is_closed, axis=2) | self.can_widen(view)
         is_node = jnp.arange(self.num_nodes) <= state.slot[:, None]
+        is_open = self.is_open(self.view(growth.rows, state))
         num_closed = jnp.sum(is_node & ~is_open, axis=1)
         return visits.reshape(num_trees, -1), value.reshape(num_trees, -1), num_closed
 
