@@ -27,7 +27,13 @@ from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import Transformer, abstract_params, cast_weights, init_params
+from jaxtrain.nn.transformer import (
+    Transformer,
+    abstract_params,
+    cast_weights,
+    decode_weights,
+    init_params,
+)
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
@@ -212,7 +218,7 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
     per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)
 
     def cast_and_grow(base: Params, policy_params: Params, prm_params: Params, *args):
-        cast = partial(cast_weights, config.model)
+        cast = partial(decode_weights, config.model, is_split=mesh.shape["tp"] > 1)
         prm_params = prm_params | {"backbone": cast(prm_params["backbone"])}
         return per_shard(cast(base), cast(policy_params), prm_params, *args)
 

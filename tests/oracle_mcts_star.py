@@ -22,7 +22,6 @@ LIKELY = 0x5BD1E995  # tells the hash of a log-probability from that of a score
 # 0 is a token like any other: only lengths tell where a step ends
 NEWLINE, END, FIRST_WORD = 0, 1, 2
 ROUNDING = 4e-6  # some 30 float32 roundings of a number near 1
-MAX_DRAWS = 4  # times that a candidate is drawn again because it repeats another
 NUM_NUMBERS, NUM_TRIES = 64, 12  # candidates behind a prefix at most, and numbers tried for each
 
 
@@ -300,7 +299,7 @@ def expand(search: Search, world: World, node: Node, num_more: int, settings: An
     wanted = list(range(len(there), min(len(there) + num_more, width)))
     new, repeats, is_short = set(wanted), [], False
 
-    for attempt in range(1 + MAX_DRAWS * is_distinct):
+    for attempt in range(1 + limit * is_distinct):
         for first in range(0, len(wanted), num_lanes):
             said = {child.tokens for child in there.values()} if is_distinct else set()
             part = wanted[first : first + num_lanes]
@@ -315,7 +314,7 @@ def expand(search: Search, world: World, node: Node, num_more: int, settings: An
             firsts.setdefault(there[number].tokens, number)
         repeats = [n for n in sorted(there) if n != firsts[there[n].tokens]]
         wanted = repeats
-        if attempt < MAX_DRAWS * is_distinct:
+        if attempt < limit * is_distinct:
             there = {n: child for n, child in there.items() if n not in repeats}
 
     for number in repeats:

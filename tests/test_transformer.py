@@ -11,9 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG, MODEL, VOCAB, plain_positions, random_params, read_whole
+from tiny_models import (
+    CONFIG,
+    MODEL,
+    VOCAB,
+    plain_positions,
+    random_like,
+    random_params,
+    read_whole,
+)
 
-from jaxtrain.nn.transformer import Segment, Transformer, attend
+from jaxtrain.nn import lora
+from jaxtrain.nn.transformer import Segment, Transformer, attend, fuse
 
 ROWS, LENGTH = 3, 9
 PARAMS = random_params()
@@ -203,6 +212,24 @@ def test_grouped_queries_are_shared_keys_and_values(text, whole):
 
     params = jax.tree_util.tree_map_with_path(repeated, PARAMS)
     np.testing.assert_allclose(read_jitted(model, params, *text), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_fused_projections_equal_those_of_their_own(text, is_scanned):
+    """With biases, norms of heads and adapters, which may be laid over them before or after."""
+    config = replace(CONFIG, has_qkv_bias=True, has_qk_norm=True, is_scanned=is_scanned)
+    model = Transformer(config, VOCAB, scale=0.5)
+    base = random_params(model)
+    targets = ("wq", "wv", "wo", "up")
+    adapters = random_like(lora.init(base, jax.random.key(0), 3, targets), seed=5)
+    laid = lora.merge(base, adapters)
+    plain = read_jitted(model, laid, *text)
+    assert np.abs(plain - read_jitted(model, base, *text)).max() > 0.1
+    assert jax.tree.structure(fuse(adapters)) == jax.tree.structure(adapters)
+    for fused in (fuse(laid), lora.merge(fuse(base), fuse(adapters))):
+        block = fused["blocks" if is_scanned else "block_1"]
+        assert {"wq_wk_wv", "gate_up", "wq_a", "bq"} <= set(block) and "wq" not in block
+        np.testing.assert_allclose(read_jitted(model, fused, *text), plain, rtol=0, atol=1e-5)
 
 
 def test_only_distances_between_positions_count(text, whole):

@@ -8,11 +8,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.nn.transformer import ModelConfig, Transformer, abstract_params
+from jaxtrain.nn.transformer import ModelConfig, Segment, Transformer, abstract_params
 
 VOCAB = 11
 CONFIG = ModelConfig(num_layers=2, width=16, num_heads=4, num_kv_heads=2, mlp_width=24)
 MODEL = Transformer(CONFIG, VOCAB)
+
+
+class Bigram:
+    """A network without layers or memory: the next token's logits are the newest token's row of the
+    parameters.
+    """
+
+    def apply(
+        self,
+        variables,
+        tokens,
+        positions=None,
+        mask=None,
+        segments=(),
+        into=None,
+        at=0,
+        method=None,
+    ):
+        del positions, segments, at
+        return (
+            tokens
+            if method == "logits"
+            else (variables["params"][tokens], into or Segment((), (), mask))
+        )
 
 
 def random_like(tree, seed):

@@ -25,6 +25,7 @@ from jaxtrain.nn.heads import HEAD, Network
 from jaxtrain.nn.transformer import Segment
 from jaxtrain.structs import Array, Cost, LaneShape, Order, Params, Prompts, Reader, Written
 
+NO_PAGE = 2**24  # past all
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 Both = tuple[Params, Params]  # policy, PRM
 
@@ -36,6 +37,7 @@ class Cache(NamedTuple):
     pool: tuple[cache.Pool, cache.Pool]
     hidden: Array  # [B 1+R width], the policy's at the end of the prompt and of every row
     address: Array  # [B R S] int32, where in the pools a token lies
+    page: Array  # [B R n] int32, the pages of an order, by its first row; -1: not taken yet
     num_pages: Array  # [B] int32, that are taken
 
 
@@ -95,6 +97,7 @@ def open_memory(
     held = None
     if chunk is not None:
         num_pages = num_rows * -(-trace.max_step_tokens // chunk)
+        num_chunks = -(-shape.num_steps * trace.max_step_tokens // chunk)  # of an order
         empty = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), s) for s, _ in told]
         held = Cache(
             prompt=tuple(s._replace(position=s.position - 1) for s in empty),
@@ -104,6 +107,7 @@ def open_memory(
             ),
             hidden=jnp.zeros((num_trees, 1 + num_rows, *hidden.shape[1:]), hidden.dtype),
             address=rows,
+            page=jnp.full((num_trees, num_rows, num_chunks), -1),
             num_pages=jnp.zeros(num_trees, jnp.int32),
         )
     b = num_trees * shape.num_prefixes * shape.num_lanes
@@ -131,6 +135,7 @@ def renew(
         held = held._replace(
             prompt=tuple(cache.put_rows(old, slots, new) for old, (new, _) in segments),
             hidden=held.hidden.at[slots, 0].set(told[0][1], mode="drop"),
+            page=put(held.page, -1),
             num_pages=put(held.num_pages, 0),
         )
         cost = Cost(prompts.length, prompts.length, none)
@@ -179,6 +184,8 @@ def write(
     lanes = lanes._replace(hidden=jnp.where(is_new[:, None], hidden, lanes.hidden))
     was_live = lanes.is_live.reshape(order.number.shape)
     told = siblings_of(memory, order)
+    is_same = lanes.is_same & (is_first_to_say(told) | ~is_new[:, None])
+    lanes = lanes._replace(is_same=is_same)
     lanes, token, segment, num_slots = write_chunk(
         model, trace, tables, params[0], lanes, segments, told, temperature, size
     )
@@ -313,6 +320,15 @@ def siblings_of(memory: Memory, order: Order) -> Siblings:
     return Siblings(*(x.reshape(b, *x.shape[3:]) for x in (tokens, length, rest)))
 
 
+def is_first_to_say(told: Siblings) -> Array:
+    """Mark the siblings [b A] that say what no earlier one says, so that no mass counts twice:
+    lanes side by side may have said the same.
+    """
+    is_equal = jnp.all(told.tokens[:, :, None] == told.tokens[:, None], axis=3)
+    is_equal &= told.length[:, :, None] == told.length[:, None]
+    return ~jnp.any(jnp.tril(is_equal, k=-1), axis=2)
+
+
 def keep(memory: Memory, order: Order, token: Token, segments: tuple[Segment, Segment]) -> Memory:
     """Keep the tokens of a chunk [c b] under their rows, with their keys and values."""
     num_trees, num_rows = memory.tokens.shape[:2]
@@ -337,15 +353,19 @@ def keep(memory: Memory, order: Order, token: Token, segments: tuple[Segment, Se
     if held is None:
         return memory
 
-    # A lane that wrote takes a page; one that finds none is set aside. Where to write is known only
-    # when everything was read, or the compiler would copy the pools.
-    has_page = jnp.any(is_written, axis=2) & memory.lanes.is_ok.reshape(num_trees, n)
-    page = held.num_pages[:, None] + jnp.cumsum(has_page, axis=1) - 1
-    all_pages = jax.tree.leaves(held.pool[0])
-    limit = all_pages[0].shape[-3] if all_pages else 2**30
-    page = jnp.where(has_page, page, limit)
-    is_ok = memory.lanes.is_ok & ~(has_page & (page >= limit)).reshape(-1)
-    address = page[:, :, None] * size + jnp.arange(size)
+    # A lane that wrote takes a page, the old one where its order was written before. Where it is to
+    # write is known only when everything was read, or the compiler would copy the pools.
+    lanes, tree = memory.lanes, tree[..., 0]
+    num_written = jnp.sum(is_written, axis=2)
+    has_page = (num_written > 0) & lanes.is_ok.reshape(num_trees, n)
+    owner = jnp.where(has_page, order.row[..., 0].reshape(num_trees, n), num_rows)
+    nth = (lanes.num_tokens.reshape(num_trees, n) - num_written) // size
+    page = held.page.at[tree, owner, nth].get(mode="fill", fill_value=0)
+    is_fresh = has_page & (page < 0)
+    page = jnp.where(is_fresh, held.num_pages[:, None] + jnp.cumsum(is_fresh, axis=1) - 1, page)
+    pages = held.page.at[tree, owner, nth].set(page, mode="drop")
+    page = jnp.where(has_page, page, NO_PAGE)
+    address, tree = page[:, :, None] * size + jnp.arange(size), tree[..., None]
     is_last = by_tree(token.is_last & token.is_written)
     ends = jnp.where(is_last, row + 1, num_rows + 1)
     pools = zip(held.pool, segments, strict=True)
@@ -353,9 +373,10 @@ def keep(memory: Memory, order: Order, token: Token, segments: tuple[Segment, Se
         pool=tuple(cache.put(pool, page, segment) for pool, segment in pools),
         hidden=held.hidden.at[tree, ends].set(by_tree(token.hidden), mode="drop"),
         address=held.address.at[index].set(address, mode="drop"),
-        num_pages=held.num_pages + jnp.sum(has_page, axis=1),
+        page=pages,
+        num_pages=held.num_pages + jnp.sum(is_fresh, axis=1),
     )
-    return memory._replace(lanes=memory.lanes._replace(is_ok=is_ok), cache=held)
+    return memory._replace(cache=held)
 
 
 def tell(trace: TraceConfig, lanes: Lanes, order: Order) -> Written:

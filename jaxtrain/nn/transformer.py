@@ -144,6 +144,9 @@ def attend(
     return (reduce(jnp.add, mixed) / total).astype(q.dtype)
 
 
+FUSED = ("wq", "wk", "wv"), ("gate", "up")  # projections of the same input
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm in float32."""
 
@@ -187,20 +190,28 @@ class Block(nn.Module):
         init = nn.initializers.normal(width**-0.5)
 
         # Projections work on rows of tokens [b*t ...]: the gradient of a weight is then one plain
-        # matrix product.
-        def project(y: Array, name: str, *shape: int, num_in: int = 1) -> Array:
-            weight = self.param(name, init, shape).astype(dtype)
-            y = y.reshape(b * t, -1)
-            projected = y @ weight.reshape(math.prod(shape[:num_in]), -1)
+        # matrix product. Those of the same input are one product where their weights are fused.
+        def project(y: Array, shapes: dict[str, tuple[int, ...]], num_in: int = 1) -> list[Array]:
+            y, whole = y.reshape(b * t, -1), "_".join(shapes)
+            if self.has_variable("params", whole) and len(shapes) > 1:
+                ends = np.cumsum([math.prod(shape[num_in:]) for shape in shapes.values()])
+                product = y @ self.get_variable("params", whole).astype(dtype)
+                products = jnp.split(product, ends[:-1], axis=1)
+            else:
+                weights = [self.param(name, init, shape) for name, shape in shapes.items()]
+                rows = math.prod(next(iter(shapes.values()))[:num_in])
+                products = [y @ weight.astype(dtype).reshape(rows, -1) for weight in weights]
+            return [adapt(y, x, name) for x, name in zip(products, shapes, strict=True)]
+
+        def adapt(y: Array, projected: Array, name: str) -> Array:
             if not self.has_variable("params", name + lora.A):
                 return projected
             down, up = (self.get_variable("params", name + part) for part in (lora.A, lora.B))
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
             return projected + lora.low_rank(y, down, up, self.scale, self.dropout, key)
 
-        def heads(y: Array, name: str) -> Array:
-            num_heads = c.num_heads if name == "q" else c.num_kv_heads
-            y = project(y, f"w{name}", width, num_heads, head).reshape(b, t, num_heads, head)
+        def heads(y: Array, name: str, num_heads: int) -> Array:
+            y = y.reshape(b, t, num_heads, head)
             if c.has_qkv_bias:
                 bias = self.param(f"b{name}", nn.initializers.zeros, (num_heads, head))
                 y = y + bias.astype(dtype)
@@ -210,7 +221,9 @@ class Block(nn.Module):
 
         # Attention over what was read before and what is read now.
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        q, k, v = heads(y, "q"), heads(y, "k"), heads(y, "v")
+        num_heads = {"q": c.num_heads, "k": c.num_kv_heads, "v": c.num_kv_heads}
+        products = project(y, {f"w{name}": (width, n, head) for name, n in num_heads.items()})
+        q, k, v = (heads(x, *args) for x, args in zip(products, num_heads.items(), strict=True))
         q = rotate(q, positions, frequency).reshape(b, t, c.num_kv_heads, -1, head)
         q = q.transpose(0, 2, 3, 1, 4)
         k, v = rotate(k, positions, frequency).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -219,11 +232,13 @@ class Block(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(own[1], v, at, axis=2)
         keys, values = zip(*past, (k, v), strict=True)
         mixed = attend(q, keys, values, [*masks, own_mask]).transpose(0, 3, 1, 2, 4)
-        x = x + project(mixed, "wo", c.num_heads, head, width, num_in=2).reshape(x.shape)
+        (mixed,) = project(mixed, {"wo": (c.num_heads, head, width)}, num_in=2)
+        x = x + mixed.reshape(x.shape)
 
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
-        y = nn.silu(project(y, "gate", width, c.mlp_width)) * project(y, "up", width, c.mlp_width)
-        return x + project(y, "down", c.mlp_width, width).reshape(x.shape), (k, v)
+        gate, up = project(y, {name: (width, c.mlp_width) for name in ("gate", "up")})
+        (y,) = project(nn.silu(gate) * up, {"down": (c.mlp_width, width)})
+        return x + y.reshape(x.shape), (k, v)
 
 
 def cast_weights(config: ModelConfig, params: Params) -> Params:
@@ -234,6 +249,36 @@ def cast_weights(config: ModelConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
     )
+
+
+def fuse(params: Params) -> Params:
+    """Lay the weights of projections with the same input side by side, once for a program that
+    decodes.
+
+    A block reads either form. Adapters stay as they are, so these may be merged before or after.
+    Not for weights whose heads are split over devices: a part of the whole would mix theirs.
+    """
+
+    def fuse_block(block: Params) -> Params:
+        if "gate" not in block:  # adapters alone
+            return block
+        axes = block["gate"].shape[:-1]  # [in] or [layers in]
+        for names in FUSED:
+            flat = [block[name].reshape(*axes, -1) for name in names]
+            block = {name: x for name, x in block.items() if name not in names}
+            block["_".join(names)] = jnp.concatenate(flat, axis=-1)
+        return block
+
+    return {room: fuse_block(x) if isinstance(x, dict) else x for room, x in params.items()}
+
+
+def decode_weights(config: ModelConfig, params: Params, is_split: bool) -> Params:
+    """Cast the weights and fuse them, for a program that decodes; is_split: over devices, by heads.
+
+    Adapters may be laid over the result.
+    """
+    cast = cast_weights(config, params)
+    return cast if is_split else fuse(cast)
 
 
 def scan_blocks(config: ModelConfig, *adapters: float) -> Any:

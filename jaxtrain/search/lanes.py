@@ -18,7 +18,6 @@ from jaxtrain.search.rows import Rows
 from jaxtrain.structs import Array, Kind, Order, Path, Written
 
 NOTHING, WANTED, STARTED = 0, 1, 2  # what a continuation is
-MAX_DRAWS = 4  # of a step that only repeats its siblings
 
 
 class Pending(NamedTuple):

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.search.lanes import (
-    MAX_DRAWS,
     Pending,
     assign,
     collect,
@@ -215,7 +214,8 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         is_repeat = find_repeats(pending, rows, job.reader.text(memory))
         is_repeat &= is_complete[:, None, None]
         if not method.may_repeat:
-            is_again = is_repeat & (pending.num_draws < MAX_DRAWS)
+            # Every round brings one more step at least, for a lane says what no sibling said.
+            is_again = is_repeat & (pending.num_draws < method.num_candidates)
             pending, rows = draw_again(pending, rows, is_again)
             is_repeat &= ~is_again
             is_short |= jnp.any(is_repeat, axis=2)
