@@ -182,19 +182,24 @@ def test_greedy_decoding_with_a_cache_equals_reading_everything_again(prefix, ch
 def test_scores_with_a_shared_prefix_equal_reading_prefix_and_steps_in_one_pass(prefix, chunk):
     room = np.array([3, 3, 2, 1, 3, 3, 2, 1])
     write = network(chunk=chunk, max_steps=3)
-    steps = host(write(BOTH, prefix, keys_of(range(8)), room, np.float32(1)))
-    for b, lane, step in np.argwhere(steps.length > 0).tolist():
-        text = prefix.tokens[b, : prefix.length[b]].tolist()
-        for k in range(step + 1):
-            text += steps.tokens[b, lane, k, : steps.length[b, lane, k]].tolist()
-        row = np.zeros((1, 6 + 3 * SIZE), np.int32)
-        row[0, : len(text)] = text
-        read = read_jitted(BOTH[1]["backbone"], row, np.array([len(text)]))
-        expected = np.asarray(read)[0, len(text) - 1] @ np.asarray(HEAD["weight"]) + HEAD["bias"]
-        assert steps.score[b, lane, step] == pytest.approx(float(expected), rel=1e-5, abs=1e-5), (
-            f"problem {b}, lane {lane}, step {step}"
-        )
-    assert (steps.length[:, :, 1] > 0).sum() > 3 and not steps.score[steps.length == 0].any()
+    drawn, greedy = (
+        host(write(BOTH, prefix, keys_of(range(8)), room, np.float32(t))) for t in (1, 0)
+    )
+    for steps in (drawn, greedy):
+        for b, lane, step in np.argwhere(steps.length > 0).tolist():
+            text = prefix.tokens[b, : prefix.length[b]].tolist()
+            for k in range(step + 1):
+                text += steps.tokens[b, lane, k, : steps.length[b, lane, k]].tolist()
+            row = np.zeros((1, 6 + 3 * SIZE), np.int32)
+            row[0, : len(text)] = text
+            read = read_jitted(BOTH[1]["backbone"], row, np.array([len(text)]))
+            last = np.asarray(read)[0, len(text) - 1]
+            expected = float(last @ np.asarray(HEAD["weight"]) + HEAD["bias"])
+            assert steps.score[b, lane, step] == pytest.approx(expected, rel=1e-5, abs=1e-5), (
+                f"problem {b}, lane {lane}, step {step}"
+            )
+        assert not steps.score[steps.length == 0].any()
+    assert (greedy.length[:, :, 1] > 0).any(), "some must write a second step"
 
 
 # Endings and draws, of three problems whose prompts are one token each.
