@@ -3,9 +3,9 @@ once.
 
     python -m jaxtrain.main --config configs/quickstart.py
 
-Hardware: 2 CPU cores, 4 GB, no network; some 10 minutes, the first report after 4. Expect greedy accuracy
-on 512 test problems to go from 9-13 % after the warm start to about 30 % after three iterations
-(README, Results).
+Hardware: 2 CPU cores, 4 GB, no network; some 10 minutes, the first report after 4. Expect greedy
+accuracy on 512 test problems to go from 9-13 % after the warm start to more than 30 % after three
+iterations (README, Results).
 
 D_S0 is the play of a weak player (tasks.countdown.demonstration_skill): whole and legal games that
 mostly miss the target. Tuned on the dev split (--config.evaluation.split=dev); the test split is

@@ -488,3 +488,13 @@ def test_what_is_not_finite_sets_only_its_problem_aside(keyed, fault):
         "the cases must cover a root that is set aside, and a tree that has grown"
     )
     assert trees.is_ok.all()
+
+
+def test_a_closed_leaf_decides_when_it_is_drawn():
+    """With leaves closed nothing selects x again: it crosses the threshold as it comes."""
+    world = oracle.TableWorld(
+        {"?": [("x", 0.5, "finished"), ("y", 0.75, "finished"), ("z", 0.25, "")]}
+    )
+    search, trace = replace(HAND, num_simulations=5, num_candidates=3, end_threshold=0.5).configs
+    tree = callback_grow(replace(search, ended_leaves="closed"), trace, world)
+    assert (tree.num_simulations[0], tree.chosen[0], np.count_nonzero(tree.kind[0])) == (1, 1, 3)

@@ -97,8 +97,7 @@ class TreeMoves:
 
     def move(self, growth: Growth) -> Growth:
         """Take what came back, and order what comes next."""
-        growth = self.take(growth)
-        return self.select(growth)
+        return self.select(self.take(growth))
 
     def nodes(self, rows: Rows) -> Rows:
         """View rows [B R] by node, [B N C]."""
@@ -116,25 +115,37 @@ class TreeMoves:
         # A rollout follows the newest candidates of a node that is new.
         cell = jax.vmap(self.rule.follow)(rows, state.num_rounds)
         is_rolling = is_back & (cell >= 0) & (state.first == 0)
-        rolled = self.order_rollout(growth, node, cell)
-        growth = choose(is_rolling, rolled, growth)
+        growth = choose(is_rolling, self.order_rollout(growth, node, cell), growth)
         # All is there: first statistics, what is closed, and a visit up to the root.
         state = self.open(growth, node, rows, is_back & ~is_rolling)
-        is_new = growth.is_short[:, 0] & is_back & ~is_rolling
-        return growth._replace(state=state, num_exhausted=growth.num_exhausted + is_new)
+        is_done = is_back & ~is_rolling
+        num_exhausted = growth.num_exhausted + (growth.is_short[:, 0] & is_done)
+        growth = growth._replace(state=state, num_exhausted=num_exhausted)
+        return self.decide(growth, node, rows, is_done)
+
+    def decide(self, growth: Growth, node: Array, rows: Rows, is_done: Array) -> Growth:
+        """End trees whose best new candidate is finished and crosses the threshold. Leaves that are
+        not closed decide when they are selected, as in the paper.
+        """
+        if self.config.end_threshold is None or not self.is_closing:
+            return growth
+        scores = jnp.where(rows.is_finished & (rows.kind == Kind.CANDIDATE), rows.score, -jnp.inf)
+        best = jnp.argmax(scores[:, : self.num_candidates], axis=1)
+        score = pick(scores, best)
+        is_deciding = is_done & (score > -jnp.inf) & (clip(score) >= self.config.end_threshold)
+        decided = jnp.where(is_deciding, node * self.num_rows + best, growth.decided)
+        return growth._replace(decided=decided, is_over=growth.is_over | is_deciding)
 
     def order_rollout(self, growth: Growth, node: Array, cell: Array) -> Growth:
         """Order a round of a rollout behind row `cell` of a node."""
         state, rule, job = growth.state, self.rule, self.job
-        path = path_to(
-            growth.rows.parent, (node * self.num_rows + cell)[:, None], job.max_steps - 1
-        )
+        leaf = (node * self.num_rows + cell)[:, None]
+        path = path_to(growth.rows.parent, leaf, job.max_steps - 1)
         # Children use fold_in(key, action); rounds take the numbers after the actions.
         key = fold_in(pick(state.key, node), self.num_candidates + state.num_rounds)
         size = rule.num_lanes * rule.num_steps
         first = node * self.num_rows + self.num_candidates + state.num_rounds * size
-        row = jnp.arange(size).reshape(rule.num_steps, rule.num_lanes).T
-        row = first[:, None, None] + row
+        row = first[:, None, None] + jnp.arange(size).reshape(rule.num_steps, rule.num_lanes).T
         is_wanted = jnp.ones(row.shape[:2], bool)
         pending = want(growth.pending, path, key, row, is_wanted, Kind.ROLLOUT, job.max_steps)
         return growth._replace(
