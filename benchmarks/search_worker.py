@@ -29,18 +29,27 @@ def token_kinds() -> tuple[np.ndarray, np.ndarray]:
     return kind < END_OF_STEP, (kind >= END_OF_STEP) & (kind < END_OF_STEP + END_OF_TRACE)
 
 
+def clock() -> np.ndarray:
+    """Read the clock on the wall, and the one of this process on all its cores."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def told_times(times: np.ndarray) -> dict[str, float]:
+    return dict(zip(("seconds", "cpu_seconds"), times.tolist(), strict=True))
+
+
 class Engine:
     """A search of whichever checkout Python finds."""
 
     def __init__(self, layers: int, dtype: str):
         self.layers, self.dtype, self.built = layers, dtype, {}
-        self.compiling_seconds = 0.0
+        self.compiling_times = np.zeros(2)
 
     @contextlib.contextmanager
     def compiling(self, name: str):
-        start = time.perf_counter()
+        start = clock()
         yield
-        self.compiling_seconds += time.perf_counter() - start
+        self.compiling_times += clock() - start
         print(f"compiled {name}", file=sys.stderr)
 
     def build(self, problems: int, simulations: int, settings: dict[str, Any]) -> tuple:
@@ -84,9 +93,9 @@ class Engine:
         length = rng.integers(PROMPT // 2, PROMPT, problems).astype(np.int32)
         keys = fns.problem_keys(number, 1, ids)
         args = {}, policy, prm, Prompts(tokens, length, ids), keys, np.float32(temperature)
-        self.compiling_seconds, start = 0.0, time.perf_counter()
+        self.compiling_times, start = np.zeros(2), clock()
         tree = jax.device_get(fns.grow["train"](*args))
-        seconds = time.perf_counter() - start - self.compiling_seconds
+        times = clock() - start - self.compiling_times
         told = {
             "tokens": tree.length,
             "policy_tokens": tree.policy_tokens,
@@ -98,7 +107,7 @@ class Engine:
             "simulations": tree.num_simulations,
         }
         counts = {name: int(np.sum(x)) for name, x in told.items()}
-        return {"seconds": seconds, "problems": problems} | counts
+        return told_times(times) | {"problems": problems} | counts
 
 
 class Torch:
@@ -124,9 +133,9 @@ class Torch:
         """Let every lane write as many tokens, so none of them waits."""
         self.torch.manual_seed(number)
         length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
-        prompt, start = self.prompt(lanes, PROMPT * 3 // 4), time.perf_counter()
+        prompt, start = self.prompt(lanes, PROMPT * 3 // 4), clock()
         self.policy.generate(prompt, do_sample=True, top_k=0, **length)
-        return {"seconds": time.perf_counter() - start, "tokens": lanes * tokens}
+        return told_times(clock() - start) | {"tokens": lanes * tokens}
 
     def reference(self, simulations: int, number: int) -> dict[str, Any]:
         """Search for one problem as the reference does: one call after the other."""
@@ -148,7 +157,7 @@ class Torch:
             return text, is_ended, float(rng.random())
 
         prompt = self.prompt(1, int(rng.integers(PROMPT // 2, PROMPT)))
-        leaves, tokens, expansions, start = [(prompt, 0, 1.0)], 0, 0, time.perf_counter()
+        leaves, tokens, expansions, start = [(prompt, 0, 1.0)], 0, 0, clock()
         while leaves and expansions < simulations:
             # Expand the best leaf.
             prefix, depth, _ = leaves.pop(int(np.argmax([leaf[2] for leaf in leaves])))
@@ -162,8 +171,8 @@ class Torch:
             while not is_ended and at < depth + 1 + ROLLOUT:
                 (text, is_ended, _), at = go_on(text, at), at + 1
             tokens += text.shape[1] - before
-        seconds = (time.perf_counter() - start) * simulations / expansions
-        return {"seconds": seconds, "tokens": tokens, "problems": 1}
+        times = (clock() - start) * simulations / expansions
+        return told_times(times) | {"tokens": tokens, "problems": 1}
 
 
 def work(kind: str, layers: int, dtype: str) -> None:
