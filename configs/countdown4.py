@@ -3,8 +3,8 @@ before the last one, and the game is the one of published results (Qin et al., C
 
     python -m jaxtrain.main --config configs/countdown4.py
 
-Hardware: 2 CPU cores, 1.2 GiB by its plan. It has not run yet: neither time nor score is known, and
-nothing is tuned. These are the quickstart's values, with room for a longer game. Random legal play
+Hardware: 2 CPU cores. It has not run whole yet: neither time nor score is known, and nothing is
+tuned. These are the quickstart's values, with room for a longer game. Random legal play
 solves 1.7 % of the problems.
 """
 
@@ -26,4 +26,7 @@ def get_config():
     # a root with its candidates, and some second moves behind the best of them
     config.search.num_simulations = 24
     config.evaluation.search.num_simulations = 16
+    for search in (config.search, config.evaluation.search):
+        search.num_trees = 128
+        search.chunk_tokens = config.trace.max_step_tokens
     return config

@@ -91,7 +91,14 @@ def test_every_program_is_measured_and_every_stage_bounded(here):
         # 9 expansions of 8 candidates, each with a rollout of one step
         ("mcts_star", 18, 81, 18, 8),
         ("sample", 1, 32, 2, 16),  # 16 traces of two steps, all at once
-        ("beam", 5, 64, 2, 32),  # four times the prompt, then four prefixes, with 8 candidates each
+        # the prompt, then four prefixes; four times 8 candidates in either turn
+        ("beam", 5, 64, 2, 32),
+        ("dvts", 5, 64, 2, 32),
+        # 9 expansions of 8 candidates, without a rollout
+        ("puct", 9, 72, 9, 8),
+        ("gumbel", 9, 72, 9, 8),
+        ("best_first", 9, 72, 9, 8),
+        ("dfs", 9, 72, 9, 8),
     ],
 )
 def test_every_method_has_a_plan_of_its_own(method, num_prefixes, num_rows, num_turns, num_lanes):

@@ -96,7 +96,7 @@ def open_memory(
 def renew(
     model: Network, params: Both, memory: Memory, slots: Array, prompts: Prompts
 ) -> tuple[Memory, Cost]:
-    """Let trees begin with a prompt, and forget their rows."""
+    """Let trees begin with a prompt. What rows say is forgotten when they are written anew."""
     num_trees, none = len(memory.prompt), jnp.zeros(slots.shape, jnp.int32)
     slots = jnp.where(slots >= 0, slots, num_trees)
 
@@ -118,9 +118,6 @@ def renew(
     memory = memory._replace(
         prompt=put(memory.prompt, prompts.tokens),
         prompt_length=put(memory.prompt_length, prompts.length),
-        tokens=put(memory.tokens, 0),
-        length=put(memory.length, 0),
-        log_prob=put(memory.log_prob, 0),
         cache=held,
     )
     return memory, cost

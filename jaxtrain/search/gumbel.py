@@ -36,9 +36,9 @@ class GumbelConfig:
     """Constants of Gumbel MuZero; they follow mctx."""
 
     num_considered: int = 16  # m: candidates behind the prompt that halving begins with, at most
-    # c_visit and c_scale of sigma(q) = (c_visit + the most visits of a sibling) * c_scale * q
+    # c_visit in sigma(q) = (c_visit + the most visits of a sibling) * c_scale * q
     visit_offset: float = 50.0
-    value_scale: float = 0.1
+    value_scale: float = 0.1  # c_scale
 
     def __post_init__(self):
         require_at_least(1, "search.gumbel", self, "num_considered")

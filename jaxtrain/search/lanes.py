@@ -55,6 +55,34 @@ def no_pending(num_trees: int, width: int, num_candidates: int, num_lanes: int, 
     )
 
 
+def want(
+    pending: Pending,
+    path: Path,
+    key: Array,
+    row: Array,
+    is_wanted: Array,
+    kind: Kind,
+    max_steps: int,
+) -> Pending:
+    """Order rows [B a k] behind one prefix a tree, path [B 1 D-1] with key [B 2], where they are
+    wanted [B a].
+    """
+    depth = jnp.sum(path[:, 0] >= 0, axis=1)
+    *_, num_candidates, num_steps = pending.row.shape
+    pad = ((0, 0), (0, num_candidates - row.shape[1]), (0, num_steps - row.shape[2]))
+    state = jnp.where(jnp.pad(is_wanted, pad[:2]), WANTED, NOTHING)
+    return pending._replace(
+        path=path,
+        key=key[:, None],
+        row=jnp.pad(row, pad, constant_values=-1)[:, None],
+        room=jnp.minimum(row.shape[2], max_steps - depth)[:, None],
+        kind=jnp.full_like(depth, int(kind)),
+        is_distinct=jnp.full(depth.shape, kind == Kind.CANDIDATE),
+        state=state[:, None],
+        num_draws=jnp.zeros_like(pending.num_draws),
+    )
+
+
 def assign(pending: Pending, rows: Rows, num_siblings: int) -> tuple[Pending, Order]:
     """Give what is wanted to the lanes that are idle, the first to the first."""
     is_idle, is_wanted = pending.lane < 0, pending.state == WANTED

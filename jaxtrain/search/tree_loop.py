@@ -25,7 +25,7 @@ import mctx as _mctx
 import numpy as np
 
 from jaxtrain.keys import fold_in
-from jaxtrain.search.lanes import NOTHING, WANTED
+from jaxtrain.search.lanes import want
 from jaxtrain.search.rows import Job, Rows, choose, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree
@@ -135,30 +135,10 @@ class TreeMoves:
         first = node * self.num_rows + self.num_candidates + state.num_rounds * size
         row = jnp.arange(size).reshape(rule.num_steps, rule.num_lanes).T
         row = first[:, None, None] + row
-        pending = self.ordered(growth, path, key, row, jnp.ones(rule.num_lanes, bool), Kind.ROLLOUT)
+        is_wanted = jnp.ones(row.shape[:2], bool)
+        pending = want(growth.pending, path, key, row, is_wanted, Kind.ROLLOUT, job.max_steps)
         return growth._replace(
             pending=pending, state=state._replace(num_rounds=state.num_rounds + 1)
-        )
-
-    def ordered(
-        self, growth: Growth, path: Array, key: Array, row: Array, is_wanted: Array, kind: Kind
-    ):
-        """Want rows [B a k] behind one path [B 1 D-1], where `is_wanted` [B a]."""
-        pending, depth = growth.pending, jnp.sum(path[:, 0] >= 0, axis=1)
-        *_, num_candidates, num_steps = pending.row.shape
-        pad = ((0, 0), (0, num_candidates - row.shape[1]), (0, num_steps - row.shape[2]))
-        wanted = jnp.broadcast_to(is_wanted, row.shape[:2])
-        state = jnp.where(jnp.pad(wanted, pad[:2]), WANTED, NOTHING)
-        room = jnp.minimum(row.shape[2], self.job.max_steps - depth)
-        return pending._replace(
-            path=path,
-            key=key[:, None],
-            row=jnp.pad(row, pad, constant_values=-1)[:, None],
-            room=room[:, None],
-            kind=jnp.full_like(depth, int(kind)),
-            is_distinct=jnp.full(depth.shape, kind == Kind.CANDIDATE),
-            state=state[:, None],
-            num_draws=jnp.zeros_like(pending.num_draws),
         )
 
     def open(self, growth: Growth, node: Array, rows: Rows, is_done: Array) -> TreeState:
@@ -325,7 +305,8 @@ class TreeMoves:
         number = jnp.arange(self.num_candidates) - state.first[:, None]
         num_more = jnp.where(is_more, self.config.widening.num_more, self.config.num_candidates)
         is_wanted = (number >= 0) & (number < num_more[:, None])
-        pending = self.ordered(growth, path, pick(state.key, node), row, is_wanted, Kind.CANDIDATE)
+        key, max_steps = pick(state.key, node), self.job.max_steps
+        pending = want(growth.pending, path, key, row, is_wanted, Kind.CANDIDATE, max_steps)
         return growth._replace(pending=pending, is_short=jnp.zeros_like(growth.is_short))
 
     def read(self, growth: Growth) -> tuple[Array, Array, Array]:
