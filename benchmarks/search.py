@@ -184,8 +184,10 @@ def main() -> None:
     for number in range(1, 1 + options.rounds):
         for name, worker, order in asked:
             runs[name].append(worker(**order, number=number))
+            show(f"{name}, round {number}", total(runs[name][-1:]))
     rows = {name: total(found) for name, found in runs.items()}
     rows["low temperature"] = total([ours(**chosen, number=0, temperature=options.low)])
+    print("in all")
     for name, row in rows.items():
         show(name, row)
 
