@@ -44,9 +44,9 @@ class Worker:
             command, env=env, cwd=checkout, stdin=pipe, stdout=pipe, text=True
         )
 
-    def __call__(self, do: str = "run", **order) -> dict[str, Any]:
+    def __call__(self, **order: Any) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
-        print(json.dumps({"do": do} | order), file=self.process.stdin, flush=True)
+        print(json.dumps({"do": "run"} | order), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"a worker ended before it answered: {self.process.args}")
