@@ -81,9 +81,8 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--problems", type=int, default=256)
-    parser.add_argument(
-        "--samples", type=int, nargs="+", default=[10, 18], help="whose tokens the searches get"
-    )
+    told = "samples whose tokens the searches get"
+    parser.add_argument("--samples", type=int, nargs="+", default=[10, 18], help=told)
     parser.add_argument("--temperature", type=float, default=1.0, help="of all methods")
     parser.add_argument("--to", type=Path, help="a file for the figures, as JSON")
     options = parser.parse_args()
@@ -97,9 +96,9 @@ def main() -> None:
         print(f"{row.method}, {row.level}: {cell(row)}", file=sys.stderr, flush=True)
     print("\n".join(table(rows)))
     if options.to:
+        figures = [asdict(row) | {"level": row.level._asdict()} for row in rows]
         about = {"problems": len(game.keys), "temperature": options.temperature}
-        told = [asdict(row) | {"level": row.level._asdict()} for row in rows]
-        write_json(options.to, about | {"moves": game.num_moves, "rows": told})
+        write_json(options.to, about | {"moves": game.num_moves, "rows": figures})
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class Game:
         tokens, length, _ = trees.sequences(tree, problem, paths)
         decode, pairs = self.task.tokenizer.decode, zip(tokens, length, strict=True)
         texts = [decode(x[:n].tolist()) for x, n in pairs]
-        prompts = [self.task.problems[int(i)].prompt for i in tree.problem_id[problem]]
+        prompts = [self.task.problems[i].prompt for i in tree.problem_id[problem].tolist()]
         score, noise = np.array(tree.score), Noise(*level.noise.tolist())
         score[problem, row] = values(prompts, texts, [True] * len(texts), noise)
         return replace(tree, score=score)
@@ -202,8 +201,8 @@ def open_game(path: Path, num_problems: int) -> Game:
     encode_fn = make_encode(config.prompts, task.tokenizer, task.demonstrations)
     problems = task.dev[:num_problems]
     (prompts,), _ = encode(problems, encode_fn, config.prompts.max_prompt_tokens, len(problems))
-    trace, end_ids = config.trace, task.tokenizer.end_ids
-    tables = make_tables(task.tokenizer.token_bytes, end_ids, trace.boundary, trace.answer)
+    trace, ids = config.trace, task.tokenizer
+    tables = make_tables(ids.token_bytes, ids.end_ids, trace.boundary, trace.answer)
 
     def grower(searching: SearchConfig) -> Any:
         searching = replace(searching, chunk_tokens=trace.max_step_tokens)
@@ -286,8 +285,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield f"| method | {' | '.join(map(str, levels))} | pays from |"
     yield "| --- " * (len(levels) + 2) + "|"
     for method, found in methods.items():
-        is_rival = not any(row.k for row in found)
-        start = "" if is_rival else f"{pays_from(found):.2f}"
+        start = f"{pays_from(found):.2f}" if found[0].k else ""
         yield f"| {method} | {' | '.join(map(cell, found))} | {start} |"
 
 
