@@ -1,5 +1,5 @@
 """Exact values of partial responses in Countdown, and the same with noise: a PRM whose quality is
-known. `benchmarks.guidance` searches with them.
+known. `benchmarks.guidance` searches with them, through a reader that tells them.
 
 The value is 1 where the target can still be reached by legal moves and 0 where it cannot, found by
 dynamic programming over the numbers that remain. The noise is normal and belongs to the text: the
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.intervals import auroc
+from jaxtrain.structs import Array, Cost, Memory, Order, Params, Reader, Written
 from jaxtrain.tasks import Problem
 from jaxtrain.tasks.countdown import legal_moves, read_move, read_prompt, write_move
 
@@ -124,6 +127,71 @@ def measured_auroc(
             row = value, exact_value(problem.prompt, text) > 0
             found.setdefault(depth, []).append(row)
     return {depth: auroc(*map(np.array, zip(*rows, strict=True))) for depth, rows in found.items()}
+
+
+def told_values(reader: Reader, decode: Callable[[Sequence[int]], str]) -> Reader:
+    """Let a reader score by the exact value of what was written, with noise.
+
+    The noise stands beside the PRM's parameters, as `noise` [3] float32: deviations of first moves,
+    inner moves and leaves.
+    """
+
+    def write(
+        params: tuple[Params, Params], memory: Memory, order: Order, temperature: Array
+    ) -> tuple[Memory, Written, Cost]:
+        memory, written, cost = reader.write(params, memory, order, temperature)
+        is_told = (order.row >= 0) & (written.length > 0) & ~written.is_live[..., None]
+        # Chains of rows, of which those of an order begin with the path of its prefix.
+        num_lanes, depth = order.row.shape[2], order.path.shape[2]
+        path = jnp.repeat(order.path[:, :, None], num_lanes, axis=2)
+        chain = jnp.concatenate([path, order.row], axis=3)
+        score = jax.pure_callback(
+            partial(score_steps, decode, depth),
+            jax.ShapeDtypeStruct(order.row.shape, jnp.float32),
+            params[1]["noise"],
+            memory.prompt,
+            reader.text(memory),
+            memory.length,
+            chain,
+            is_told,
+            written.is_finished,
+        )
+        return memory, written._replace(score=score), cost
+
+    return reader._replace(write=write)
+
+
+def score_steps(
+    decode: Callable[[Sequence[int]], str],
+    depth: int,
+    noise: Array,
+    prompt: Array,
+    tokens: Array,
+    length: Array,
+    chain: Array,
+    is_told: Array,
+    is_finished: Array,
+) -> np.ndarray:
+    """Return the noisy values [B W J K] of the steps that are told, on the host; 0 of the others.
+
+    chain [B W J D]: the rows of their paths, `depth` of them before the step that is the first.
+    """
+    noise, prompt, tokens, length, chain, is_told, is_finished = map(
+        np.asarray, (noise, prompt, tokens, length, chain, is_told, is_finished)
+    )
+    told = list(zip(*np.nonzero(is_told), strict=True))
+
+    def text(b: int, rows: np.ndarray) -> str:
+        return decode([i for row in rows[rows >= 0] for i in tokens[b, row, : length[b, row]]])
+
+    score = np.zeros(is_told.shape, np.float32)
+    score[is_told] = values(
+        [decode(prompt[b].tolist()) for b, *_ in told],
+        [text(b, chain[b, w, j, : depth + k + 1]) for b, w, j, k in told],
+        [bool(x) for x in is_finished[is_told]],
+        Noise(*noise.tolist()),
+    )
+    return score
 
 
 def _value(prompt: str, response: str, is_finished: bool, noise: Noise) -> float:

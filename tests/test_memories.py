@@ -62,7 +62,7 @@ def grow(config: SearchConfig, chunk: int | None, model=MODEL) -> Tree:
 @pytest.mark.parametrize(
     ("config", "model", "chunks"),
     [
-        (ALL, MODEL, (SIZE, 2)),
+        (ALL, MODEL, (2,)),
         # Lanes that begin while others write know of other siblings, so steps stay whole here.
         (FEW_LANES, MODEL, (SIZE,)),
         (PAPER, SCANNED, (2,)),

@@ -24,12 +24,12 @@ END, NEWLINE, SIZE = 1, 2, 5  # SIZE: tokens of a step, at most
 DEEPEST = 4  # steps of a trace; no order here goes as deep
 PARAMS = random_params()
 HEAD = random_like({"weight": jnp.zeros(16), "bias": jnp.zeros(())}, seed=5)
-CHUNKS = (None, SIZE, 2)  # nothing cached; a whole step at once; a step in parts
+CHUNKS = (None, 2)  # nothing cached; a step in parts
 read_jitted = jax.jit(partial(read_whole, MODEL))
 TEXT = (b"", b"", b".\n", b"a", b"b", b"##", b"#d", b" e", b"f", b"g", b"h")  # of each token
 
 
-@pytest.fixture(params=CHUNKS, ids=["recompute", "whole", "parts"])
+@pytest.fixture(params=CHUNKS, ids=["recompute", "parts"])
 def chunk(request):
     return request.param
 
