@@ -19,7 +19,7 @@ GIB = 2**30
 # GiB. With two cores the quickstart runs in 2.9 and aborts in 2.0; more cores take more
 LEAST_ADDRESS_SPACE = 3
 SHRINK = {
-    "search": "search.num_trees, prompts.batch_size, search.num_candidates, "
+    "search": "prompts.batch_size, search.num_trees, search.num_candidates, "
     "search.num_simulations, search.mcts_star.num_rollout_steps",
     "sampling": "prompts.batch_size, evaluation.samples.num_samples, trace.max_steps",
     "policy update": "updates.policy.batch_size",

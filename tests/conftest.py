@@ -2,6 +2,7 @@
 well.
 """
 
+import gc
 import os
 
 import pytest
@@ -13,6 +14,18 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Unload what a module compiled: every kernel is a mapping, and a process may hold some 65,000;
+    past them LLVM ends it with a segmentation fault.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
