@@ -211,3 +211,16 @@ def test_a_beam_does_not_depend_on_its_neighbours():
         others = np.arange(NUM_TREES) != b
         assert_same(take(tree, others), take(trees, others))
     assert {bool(tree.is_ok[b]) for tree, b in faults} == {True, False}
+
+
+def test_prefixes_that_begin_alike_say_different_things():
+    """All places of a beam begin behind the prompt, with one lane each: in this world every round
+    of draws brings one new step, so it takes as many rounds as there are places.
+    """
+    world, width = oracle.HashWorld(num_words=8), 5
+    config = SearchConfig("beam", num_candidates=1, beam=BeamConfig(width))
+    tree = hash_grow(config, TraceConfig(MAX_STEPS, world.max_step_tokens), world)(
+        make_prompts(NUM_TREES, seed=0)
+    )
+    first = tree.kind[:, :width]
+    np.testing.assert_array_equal(first, np.full_like(first, Kind.CANDIDATE))

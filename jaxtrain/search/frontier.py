@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.search.lanes import NOTHING, WANTED, Pending, new_keys
+from jaxtrain.keys import fold_in
+from jaxtrain.search.lanes import NOTHING, WANTED, Pending
 from jaxtrain.search.rows import Job, choose, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree
@@ -130,13 +131,13 @@ class FrontierMoves:
         rule, turn, shape = self.rule, growth.state.turn[:, None], growth.pending.state.shape
         width, num_steps = rule.width, rule.num_steps
         # The first prefix draws with the problem's own key, as the root of a tree does.
-        number = turn * width + jnp.arange(width)
+        number, key = turn * width + jnp.arange(width), growth.key[:, None]
         step = (jnp.arange(num_steps) + turn * num_steps)[:, None, None]
         lane = jnp.arange(width * rule.num_lanes).reshape(width, rule.num_lanes, 1)
         state = jnp.where(goes_on[:, :, None], WANTED, NOTHING)
         return growth.pending._replace(
             path=path_to(growth.rows.parent, place, self.job.max_steps - num_steps),
-            key=new_keys(growth.key[:, None], number),
+            key=jnp.where((number > 0)[..., None], fold_in(key, number), key),
             row=step * (width * rule.num_lanes) + lane,
             room=jnp.full(place.shape, num_steps),
             kind=jnp.full(len(place), int(Kind.CANDIDATE)),

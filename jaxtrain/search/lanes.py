@@ -13,8 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.keys import fold_in
-from jaxtrain.search.rows import Rows
+from jaxtrain.search.rows import Rows, pick
 from jaxtrain.structs import Array, Kind, Order, Path, Written
 
 NOTHING, WANTED, STARTED = 0, 1, 2  # what a continuation is
@@ -116,7 +115,7 @@ def siblings_of(pending: Pending, rows: Rows, num_siblings: int) -> Array:
     if not num_siblings:
         return jnp.zeros((num_trees, width, num_lanes, 0), jnp.int32)
     row = pending.row[..., 0].reshape(num_trees, -1)
-    there = (row >= 0) & (jax.vmap(jnp.take)(rows.kind, row) != Kind.EMPTY)
+    there = (row >= 0) & (pick(rows.kind, row) != Kind.EMPTY)
     is_equal = jnp.all(pending.path[:, :, None] == pending.path[:, None], axis=3)
     is_equal = jnp.repeat(is_equal, num_candidates, axis=2)
     is_sibling = is_equal & there[:, None] & pending.is_distinct[:, None, None]
@@ -175,10 +174,9 @@ def find_repeats(pending: Pending, rows: Rows, code: Array) -> Array:
     num_trees, width, num_candidates, _ = pending.row.shape
     row = pending.row[..., 0].reshape(num_trees, -1)
     at = jnp.maximum(row, 0)
-    is_step = (row >= 0) & (jax.vmap(jnp.take)(rows.kind, at) == Kind.CANDIDATE)
+    is_step = (row >= 0) & (pick(rows.kind, at) == Kind.CANDIDATE)
     path = jnp.repeat(pending.path, num_candidates, axis=1)
-    length = jnp.take_along_axis(rows.length, at, axis=1)[..., None]
-    said = jnp.concatenate([path, length, jax.vmap(lambda x, i: x[i])(code, at)], axis=2)
+    said = jnp.concatenate([path, pick(rows.length, at)[..., None], pick(code, at)], axis=2)
     is_same = jnp.all(said[:, :, None] == said[:, None], axis=3)
     is_same &= is_step[:, :, None] & is_step[:, None]
     return jnp.any(jnp.tril(is_same, k=-1), axis=2).reshape(num_trees, width, num_candidates)
@@ -199,8 +197,3 @@ def mark(rows: Rows, row: Array, is_marked: Array, kind: Kind) -> Rows:
     at = jnp.where(is_marked, row, rows.kind.shape[1])
     tree = jnp.arange(len(at))[:, None, None]
     return rows._replace(kind=rows.kind.at[tree, at].set(int(kind), mode="drop"))
-
-
-def new_keys(keys: Array, number: Array) -> Array:
-    """Fold numbers [...] into keys [... 2]; number 0 keeps the key itself."""
-    return jnp.where((number > 0)[..., None], fold_in(keys, number), keys)

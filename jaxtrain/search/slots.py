@@ -215,7 +215,7 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         is_repeat &= is_complete[:, None, None]
         if not method.may_repeat:
             # Every round brings one more step at least, for a lane says what no sibling said.
-            is_again = is_repeat & (pending.num_draws < method.num_candidates)
+            is_again = is_repeat & (pending.num_draws < method.num_siblings)
             pending, rows = draw_again(pending, rows, is_again)
             is_repeat &= ~is_again
             is_short |= jnp.any(is_repeat, axis=2)
