@@ -16,8 +16,8 @@ from pathlib import Path
 from jaxtrain.errors import UserError
 
 GIB = 2**30
-# GiB. With two cores the quickstart runs in 2.9 and aborts in 2.0; more cores take more
-LEAST_ADDRESS_SPACE = 3
+# GiB. With two cores 3.3 of the quickstart are resident at once; more cores take more
+LEAST_ADDRESS_SPACE = 4
 SHRINK = {
     "search": "prompts.batch_size, search.num_trees, search.num_candidates, "
     "search.num_simulations, search.mcts_star.num_rollout_steps",
