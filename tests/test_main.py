@@ -562,7 +562,7 @@ def test_too_little_address_space_is_told_before_anything_is_imported(command, t
     done = subprocess.run(["sh", "-c", limit], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == (
-        "jaxtrain: ulimit -v allows 1.9 GiB of address space, and the quickstart alone takes 3 "
+        "jaxtrain: ulimit -v allows 1.9 GiB of address space, and the quickstart alone takes 4 "
         "GiB; "
         "raise it with ulimit -v unlimited\n"
     )
