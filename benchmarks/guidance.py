@@ -206,7 +206,7 @@ def open_game(path: Path, num_problems: int) -> Game:
 
     def grower(searching: SearchConfig) -> Any:
         searching = replace(searching, chunk_tokens=trace.max_step_tokens)
-        reader = make_reader(model, tables, trace, searching.chunk)
+        reader = make_reader((model, model), tables, trace, searching.chunk)
         return make_grow(searching, trace.max_steps, told_values(reader, task.tokenizer.decode))
 
     cast = partial(decode_weights, config.model, is_split=False)

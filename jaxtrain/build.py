@@ -33,6 +33,8 @@ from jaxtrain.nn.transformer import (
     cast_weights,
     decode_weights,
     init_params,
+    unroll,
+    unstack,
 )
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
@@ -76,6 +78,7 @@ def build(
     adapters, trace = config.updates.lora, config.trace
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
+    writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
 
     # Where everything lies.
@@ -88,7 +91,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
-        reader = make_reader(model, tables, trace, searching.chunk)
+        reader = make_reader((writer, model), tables, trace, searching.chunk)
         fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
@@ -211,7 +214,8 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
         backbone = lora.merge(base, prm_params["backbone"])
-        return grow_fn(lora.merge(base, policy_params), prm_params | {"backbone": backbone}, *args)
+        policy = unstack(lora.merge(base, policy_params))
+        return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
     # Trees do not know each other: a device grows its own.
     per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)

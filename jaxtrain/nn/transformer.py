@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxtrain.errors import require, require_at_least, require_one_of
 from jaxtrain.nn import lora
-from jaxtrain.structs import Array, Params
+from jaxtrain.structs import STACKED, Array, Params
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,29 @@ class Segment(NamedTuple):
     k: Any
     v: Any  # likewise
     position: Array  # [rows T] int32, -1: no token
+
+
+def join(first: Segment, second: Segment) -> Segment:
+    """Lay the tokens of two segments of as many rows side by side, the first in front."""
+    k, v = jax.tree.map(
+        lambda x, y: jnp.concatenate([x, y], axis=-2), (first.k, first.v), (second.k, second.v)
+    )
+    return Segment(k, v, jnp.concatenate([first.position, second.position], axis=1))
+
+
+def empty_segment(segment: Segment, rows: int, size: int) -> Segment:
+    """Make a segment of `size` free places a row, beside one with the same network's shapes."""
+    k, v = jax.tree.map(
+        lambda x: jnp.zeros((*x.shape[:-4], rows, x.shape[-3], size, x.shape[-1]), x.dtype),
+        (segment.k, segment.v),
+    )
+    return Segment(k, v, jnp.full((rows, size), -1))
+
+
+def newest(segment: Segment, size: int) -> Segment:
+    """Take the last `size` places of a segment."""
+    k, v = jax.tree.map(lambda x: x[..., -size:, :], (segment.k, segment.v))
+    return Segment(k, v, segment.position[:, -size:])
 
 
 def frequencies(config: ModelConfig) -> np.ndarray:
@@ -270,6 +293,25 @@ def fuse(params: Params) -> Params:
         return block
 
     return {room: fuse_block(x) if isinstance(x, dict) else x for room, x in params.items()}
+
+
+def unroll(config: ModelConfig) -> ModelConfig:
+    """Return the shape of a network whose layers are called one after the other.
+
+    A loop over layers copies the keys and values of each out of a stack, for every token.
+    """
+    return replace(config, is_scanned=False, is_rematerialised=False)
+
+
+def unstack(params: Params) -> Params:
+    """Lay scanned layers apart, for a network with `unroll`; others are returned as they are."""
+    if STACKED not in params:
+        return params
+    num_layers = len(jax.tree.leaves(params[STACKED])[0])
+    layers = {
+        f"block_{i}": jax.tree.map(lambda x, i=i: x[i], params[STACKED]) for i in range(num_layers)
+    }
+    return {room: x for room, x in params.items() if room != STACKED} | layers
 
 
 def decode_weights(config: ModelConfig, params: Params, is_split: bool) -> Params:
