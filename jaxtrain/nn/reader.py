@@ -88,7 +88,7 @@ def write(
     told = siblings_of(memory, order)
     is_same = lanes.is_same & (is_first_to_say(told) | ~is_new[:, None])
     lanes = lanes._replace(is_same=is_same)
-    lanes, token, own, num_slots = write_chunk(
+    lanes, token, segment, num_slots = write_chunk(
         models[0], trace, tables, params[0], lanes, segments, own, told, temperature, size
     )
 
@@ -112,11 +112,11 @@ def write(
     )
 
     # Keep it all, and tell the search.
-    memory = keep(memory._replace(lanes=lanes), order, token, (own, judged))
+    memory = keep(memory._replace(lanes=lanes), order, token, (segment, judged))
     num_written = jnp.sum(is_written.reshape(num_trees, -1), axis=1)
     num_read = num_written
     if memory.cache is None:
-        before = memory.prompt_length[:, None] + jnp.sum(path.is_token, axis=2)
+        before = memory.lanes.start.reshape(was_live.shape)[:, :, 0]
         num_read = num_read + jnp.sum(jnp.where(jnp.any(was_live, axis=2), before, 0), axis=1)
     num_held = jnp.broadcast_to(num_slots * width * num_lanes, (num_trees,))
     return memory, tell(trace, memory.lanes, order), Cost(num_read, num_read, num_held)
