@@ -34,10 +34,10 @@ from jaxtrain.nn.transformer import (
     Segment,
     Transformer,
     abstract_params,
-    decode_weights,
     empty_segment,
     join,
 )
+from jaxtrain.nn.weights import decode_weights
 
 SMOLLM2_135M = ModelConfig(
     num_layers=30,

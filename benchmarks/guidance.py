@@ -39,7 +39,8 @@ from jaxtrain.files import write_json
 from jaxtrain.intervals import mean_interval, wilson
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import Transformer, decode_weights
+from jaxtrain.nn.transformer import Transformer
+from jaxtrain.nn.weights import decode_weights
 from jaxtrain.prompts import encode, make_encode
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.search import SearchConfig, make_grow

@@ -27,15 +27,8 @@ from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import (
-    Transformer,
-    abstract_params,
-    cast_weights,
-    decode_weights,
-    init_params,
-    unroll,
-    unstack,
-)
+from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
+from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
