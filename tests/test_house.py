@@ -26,6 +26,7 @@ LAYERS = (
         "sharding",
         "tokenizers",
         "boundaries",
+        "commuting",
         "verifiers",
         "progress",
         "compilation",
