@@ -105,16 +105,15 @@ def test_no_two_candidates_behind_one_prefix_are_the_same(name):
 
 
 def test_searches_that_know_no_twins_have_some():
-    tree = grow(TREE, 64, commute="")
+    tree = grow(SEARCHES["one lane"], 64, commute="")
     forms = [[form(tree, b, row) for row in candidates(tree, b, Kind.CANDIDATE)] for b in range(64)]
     assert sum(len(some) - len(set(some)) for some in forms) > 5
     assert not (tree.kind == Kind.DUPLICATE).any()
 
 
-@pytest.mark.parametrize("num_lanes", [1, None])
-def test_what_is_not_the_same_is_drawn_without_replacement(num_lanes):
+def test_what_is_not_the_same_is_drawn_without_replacement():
     """What is the same has the mass of all its spellings, and loses it once one of them is said."""
-    config = replace(TREE, num_simulations=1, num_candidates=2, num_lanes=num_lanes)
+    config = replace(TREE, num_simulations=1, num_candidates=2)
     tree, law = grow(config, 3000), defaultdict(float)
     for step, share in steps_behind(LAW, NEWLINE, 0, SIZE).items():
         law[shared(list(step))] += share

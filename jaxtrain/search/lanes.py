@@ -8,7 +8,6 @@ of them.
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -177,18 +176,23 @@ def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tup
     row = pending.row[..., 0].reshape(num_trees, -1)
     at = jnp.maximum(row, 0)
     is_step = (row >= 0) & (pick(rows.kind, at) == Kind.CANDIDATE)
-    path = jnp.repeat(pending.path, num_candidates, axis=1)
+
+    def is_equal(x: Array) -> Array:
+        return jnp.all(x[:, :, None] == x[:, None], axis=3)
+
     # A step that is drawn again never takes the place of one that stands.
     age = pending.num_draws.reshape(num_trees, -1) * row.shape[1] + jnp.arange(row.shape[1])
     is_older = (age[:, None] < age[:, :, None]) & is_step[:, :, None] & is_step[:, None]
+    is_older &= is_equal(jnp.repeat(pending.path, num_candidates, axis=1))
 
-    def repeats(*said: Array) -> Array:
-        same = (jnp.all(x[:, :, None] == x[:, None], axis=3) for x in (path, *said))
-        is_same = reduce(jnp.logical_and, same, is_older)
-        return jnp.any(is_same, axis=2).reshape(num_trees, width, num_candidates)
-
+    # Word for word, and in form.
     tokens, length = pick(text, at), pick(rows.length, at)
-    return repeats(tokens, length[..., None]), repeats(form(tokens, length))
+    is_repeat = is_older & is_equal(tokens) & (length[:, :, None] == length[:, None])
+    is_twin = is_older & is_equal(form(tokens, length))
+    is_repeat, is_twin = (
+        jnp.any(x, axis=2).reshape(num_trees, width, num_candidates) for x in (is_repeat, is_twin)
+    )
+    return is_repeat, is_twin
 
 
 def draw_again(pending: Pending, rows: Rows, is_again: Array) -> tuple[Pending, Rows]:

@@ -70,8 +70,8 @@ class Task:
     # rows read and dropped, by reason; reported as metrics
     counts: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()  # one line "file:line: reason" for each bad row
-    # characters of which each lets the words beside it change places, which changes no verdict; no
-    # search goes on from two steps that are the same but for that
+    # ASCII characters, no letters or digits: words with one of them between may change places in a
+    # step without changing a verdict, so no search goes on from two steps that differ in that alone
     commuting: str = ""
 
     def verify(self, problem: Problem, text: str) -> Verdict | bool:
