@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxtrain.calculator import Calculator, make_calculator
 from jaxtrain.errors import UserError, require_at_least, require_one_of
 
 START, OVER = 0, 1  # of the step's automaton
@@ -36,6 +37,8 @@ class TraceConfig:
     step_tokens: int | None = None  # tokens at which a step ends, whatever its text; None: never
     # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
     answer: str = "end"
+    # the results of sums are computed and not the policy's, in search and evaluation alike
+    calculator: bool = False
 
     def __post_init__(self):
         require_at_least(1, "trace", self, "max_steps", "max_step_tokens", "step_tokens")
@@ -50,6 +53,13 @@ class TraceConfig:
                 "--config.trace.boundary='': nothing ends a step; "
                 "set it, or --config.trace.step_tokens"
             )
+        # What stands before a step must not go on in it, and no result may be cut in two.
+        is_by_line = self.step_tokens is None and self.boundary.endswith("\n")
+        if self.calculator and not is_by_line:
+            raise UserError(
+                "--config.trace.calculator=True: reads steps that end with a line; leave "
+                "--config.trace.step_tokens out, and let --config.trace.boundary end with a newline"
+            )
 
 
 class Tables(NamedTuple):
@@ -57,12 +67,17 @@ class Tables(NamedTuple):
 
     step: np.ndarray  # [states V] int8
     answer: np.ndarray  # [states V] int8
+    calculator: Calculator | None = None
 
 
 def make_tables(
-    token_bytes: Sequence[bytes], end_ids: Sequence[int], boundary: str, answer: str
+    token_bytes: Sequence[bytes],
+    end_ids: Sequence[int],
+    boundary: str,
+    answer: str,
+    calculator: bool = False,
 ) -> Tables:
-    """Compile both automata.
+    """Compile the automata.
 
     boundary: the text that ends a step once the step holds more than white space; empty: none does.
     answer: what finishes a trace besides an end token, one of ANSWERS: `end` nothing, `hash` the
@@ -72,7 +87,7 @@ def make_tables(
     answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
     step, answers = over_tokens(steps, token_bytes), over_tokens(answers, token_bytes)
     answers[:, list(end_ids)] = FINISHED
-    return Tables(step, answers)
+    return Tables(step, answers, make_calculator(token_bytes) if calculator else None)
 
 
 def step_automaton(boundary: bytes) -> Callable:

@@ -76,7 +76,8 @@ def build(
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
     writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
-    tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
+    told = tokenizer.end_ids, trace.boundary, trace.answer, trace.calculator
+    tables = make_tables(tokenizer.token_bytes, *told)
     form = make_form(tokenizer.token_bytes, commuting)
 
     # Where everything lies.

@@ -6,6 +6,7 @@ probability that can be written down.
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from itertools import combinations, permutations
 
@@ -86,7 +87,8 @@ def assert_law(found: list, law: dict) -> None:
     """Compare counts with a law: chi-square, rare outcomes taken together."""
     assert set(found) <= law.keys(), "these can never be drawn"
     expected = np.array([len(found) * share for share in law.values()])
-    counts = np.array([found.count(outcome) for outcome in law])
+    counted = Counter(found)
+    counts = np.array([counted[outcome] for outcome in law])
     is_rare = expected < 8
     expected = np.append(expected[~is_rare], expected[is_rare].sum() + 1e-9)
     counts = np.append(counts[~is_rare], counts[is_rare].sum())

@@ -18,7 +18,7 @@ STAGES = ("prompts", "search", "labels", "datasets", "updates", "checkpoints", "
 # A module imports from the rows above its own only, and a stage nothing but these words and tools.
 LAYERS = (
     ("structs", "errors"),
-    ("files", "memory"),
+    ("files", "memory", "calculator"),
     (
         "keys",
         "intervals",

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtrain import boundaries
 from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, Tables, TraceConfig
 from jaxtrain.keys import fold_in
+from jaxtrain.nn.arithmetic import Sums, advance, choose, constrain, no_sums
 from jaxtrain.nn.heads import Network
 from jaxtrain.nn.sampling import draw
 from jaxtrain.nn.transformer import Segment, newest
@@ -46,6 +47,7 @@ class Lanes(NamedTuple):
     is_finished: Array  # [b K] bool
     is_cut: Array  # [b K] bool
     is_same: Array  # [b A] bool, siblings that say what the step says so far
+    sums: Sums | None  # what the calculator reads; None: there is none
 
 
 class Siblings(NamedTuple):
@@ -68,7 +70,9 @@ class Token(NamedTuple):
     hidden: Array  # [b width], after it
 
 
-def idle_lanes(num_lanes: int, num_steps: int, num_siblings: int, hidden: Array) -> Lanes:
+def idle_lanes(
+    num_lanes: int, num_steps: int, num_siblings: int, hidden: Array, calculator: bool
+) -> Lanes:
     """Make lanes that write nothing; hidden: one of their hidden states, for its type."""
     b, none, no = num_lanes, jnp.zeros(num_lanes, jnp.int32), jnp.zeros(num_lanes, bool)
     ints, nos = jnp.zeros((b, num_steps), jnp.int32), jnp.zeros((b, num_steps), bool)
@@ -89,6 +93,7 @@ def idle_lanes(num_lanes: int, num_steps: int, num_siblings: int, hidden: Array)
         is_finished=nos,
         is_cut=nos,
         is_same=jnp.zeros((b, num_siblings), bool),
+        sums=no_sums(b) if calculator else None,
     )
 
 
@@ -108,6 +113,8 @@ def record(
     is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
     is_live = lanes.is_live & is_ok
     logits = jnp.where(is_ok[:, None], logits, 0.0)
+    if tables.calculator is not None:
+        logits = constrain(tables.calculator, lanes.sums, logits, temperature)
     keys = fold_in(lanes.key, lanes.num_tokens)
     exclude = excluded(lanes, siblings, at) if siblings.length.shape[1] else None
     drawn, log_prob, is_left = draw(logits, keys, temperature, exclude)
@@ -132,6 +139,11 @@ def record(
 
     length = lanes.length.at[rows, lanes.step].set(jnp.where(is_short, 0, at + is_live))
 
+    # A sum lies in one step.
+    sums = lanes.sums
+    if tables.calculator is not None:
+        sums = choose(is_live, advance(tables.calculator, sums, token), sums)
+        sums = choose(is_over, no_sums(len(token)), sums)
     new = lanes._replace(
         num_tokens=lanes.num_tokens + is_live,
         is_live=is_live & ~is_finished & ~is_cut & ~(is_over & is_last),
@@ -144,6 +156,7 @@ def record(
         is_finished=lanes.is_finished.at[rows, lanes.step].max(is_finished),
         is_cut=lanes.is_cut.at[rows, lanes.step].max(is_cut),
         is_same=lanes.is_same & (same == token[:, None]) & (siblings.length > at[:, None] + 1),
+        sums=sums,
     )
     ends = is_finished | is_over | is_cut
     return new, Token(token, is_live, lanes.step, at, log_prob, ends, lanes.hidden)

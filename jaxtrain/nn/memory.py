@@ -94,7 +94,11 @@ def open_memory(
     # Lanes, idle.
     b = num_trees * shape.num_prefixes * shape.num_lanes
     lanes = idle_lanes(
-        b, shape.num_steps, shape.num_siblings, jnp.zeros(hidden.shape[1:], hidden.dtype)
+        b,
+        shape.num_steps,
+        shape.num_siblings,
+        jnp.zeros(hidden.shape[1:], hidden.dtype),
+        trace.calculator,
     )
     return Memory(prompts, prompts[:, 0], rows, rows[..., 0], rows.astype(jnp.float32), lanes, held)
 

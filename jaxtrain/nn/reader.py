@@ -139,7 +139,8 @@ def begin(memory: Memory, order: Order) -> Memory:
     length = jnp.sum(jnp.where(order.path >= 0, memory.length[tree, order.path], 0), axis=2)
     start = jnp.repeat((memory.prompt_length[:, None] + length).reshape(-1), num_lanes)
     room = order.room.reshape(-1)
-    fresh = idle_lanes(len(room), order.row.shape[3], order.sibling.shape[3], lanes.hidden[0])
+    sizes = len(room), order.row.shape[3], order.sibling.shape[3]
+    fresh = idle_lanes(*sizes, lanes.hidden[0], lanes.sums is not None)
     is_same = (order.sibling >= 0).reshape(len(room), -1)
     fresh = fresh._replace(key=key, start=start, room=room, is_live=room > 0, is_same=is_same)
 

@@ -1,0 +1,224 @@
+"""What of a text is a sum, decided on bytes and usable inside `jit`.
+
+A sum is the longest arithmetic expression that ends at `=` and stands alone: `48 / 2`,
+`$1,250 x (3 + 0.5)`, `20% * 50`. It may begin a line, follow `<<`, `=`, `>` or a word. What could
+be more than it looks is none: behind a word with an operator (`3 boys + 4`) or a word that counts
+(`half of 3 + 4`), a bullet (`- 3 + 4`), a time (`3:30 + 1`), a list (`1,2 + 3`), an unknown sign.
+There is no power, no implied product and no minus but at the front and behind a bracket.
+
+An automaton over bytes reads it; every byte has an *action* on the registers of `nn.arithmetic`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrain.errors import UserError
+
+# Actions; 0 to 9 are digits, and FRACTION + 0 to 9 are those behind a point.
+FRACTION, NOTHING, PERCENT, TIMES, OVER, PLUS, MINUS, NEGATE, OPEN, CLOSE, EQUALS = range(
+    10, 120, 10
+)
+RESULT = "0123456789-."  # characters of a result
+MAX_OPEN = 2  # brackets inside each other
+MAX_BYTES = 8  # of a token that are read; no longer one holds a sum
+OPERATORS = {"+": PLUS, "-": MINUS, "*": TIMES, "x": TIMES, "/": OVER}
+# Words in front of a sum that make it a part of a longer one.
+COUNTING = [
+    "of",
+    "times",
+    "by",
+    "over",
+    "plus",
+    "minus",
+    "half",
+    "twice",
+    "double",
+    "triple",
+    "thrice",
+]
+LONG_WORD = re.compile(rb"([A-Za-z])[A-Za-z]{6,}")  # none of them
+BENIGN = "'\".,:;?!"  # signs that words stand between
+
+# Tokens that begin a result, behind what may stand in front of it, and that go on with one.
+LEAD = b" $"
+BEGINS = re.compile(rb"[ $]*([-+]?\.?\d|[-+]$)")
+GOES_ON = re.compile(rb"[.,]*[\d%]")
+
+State = tuple  # (where, brackets that are open, more)
+START, WORD, LOST = ("start", 0, ""), ("word", 0, ""), ("lost", 0, "")
+OUTSIDE = ("start", "word", "letters", "lost")  # of a sum
+
+
+class Calculator(NamedTuple):
+    """Tables of the automaton and of the tokens."""
+
+    state: np.ndarray  # [states 256] int32, the next one
+    action: np.ndarray  # [states 256] int32
+    is_outside: np.ndarray  # [states] bool, no sum has begun
+    level: np.ndarray  # [states] int32, brackets that are open
+    spelt: np.ndarray  # [V T] int32, bytes of a token, -1 behind them
+    begins: np.ndarray  # [V] bool, it begins a number
+    goes_on: np.ndarray  # [V] bool, it goes on with one
+    result: np.ndarray  # [12] int32, the tokens of RESULT
+
+
+def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
+    """Compile the automaton for a tokenizer.
+
+    Raises UserError where the tokenizer cannot write every number.
+    """
+    # A result is written character by character.
+    ids = {text: i for i, text in reversed(list(enumerate(token_bytes)))}
+    missing = [char for char in RESULT if char.encode() not in ids]
+    if missing:
+        raise UserError(
+            f"--config.trace.calculator=True: the tokenizer has no token for {missing[0]!r} "
+            "alone, and results are written by characters; leave the calculator out"
+        )
+
+    # Of a word or of spaces the first says all; of what is still long the end is read, behind a
+    # sign that ends every sum.
+    texts = [re.sub(rb" +", b" ", LONG_WORD.sub(rb"\1zz", text)) for text in token_bytes]
+    texts = [t if len(t) <= MAX_BYTES else b"\0" + t[1 - MAX_BYTES :] for t in texts]
+    spelt = np.full((len(texts), max(map(len, texts))), -1, np.int32)
+    for i, text in enumerate(texts):
+        # One without text is a sign of its own.
+        text = text or b"\0"
+        spelt[i, : len(text)] = list(text)
+
+    # Number the states that are reached, and tabulate.
+    states, rows = [START], []
+    for state in states:  # grows while it is walked
+        row = [following(state, chr(byte)) for byte in range(256)]
+        states += [new for new in dict.fromkeys(new for new, _ in row) if new not in states]
+        rows.append([(states.index(new), action) for new, action in row])
+    table = np.array(rows, np.int32)
+    return Calculator(
+        state=table[..., 0],
+        action=table[..., 1],
+        is_outside=np.array([where in OUTSIDE for where, *_ in states]),
+        level=np.array([level for _, level, _ in states], np.int32),
+        spelt=spelt,
+        begins=np.array([bool(BEGINS.match(text)) for text in token_bytes]),
+        goes_on=np.array([bool(GOES_ON.match(text)) for text in token_bytes]),
+        result=np.array([ids[char.encode()] for char in RESULT], np.int32),
+    )
+
+
+def following(state: State, char: str) -> tuple[State, int]:
+    """Return the next state and the action of a byte, as the character of its number."""
+    where, level, more = state
+    if char == "=":
+        is_sum = level == 0 and (where == "done" or (where == "number" and is_whole(more)))
+        return START, EQUALS if is_sum else NOTHING
+    if char in "\n<>":
+        return START, NOTHING
+    if where in ("start", "word"):
+        return begin(where, char)
+    if where in ("letters", "lost"):
+        return outside(where, more, char), NOTHING
+    if where == "cross":  # the second byte of a sign that Latin-1 has, too
+        action = {"\x97": TIMES, "\xb7": OVER}.get(char)
+        return (("operand", level, ""), action) if action else (LOST, NOTHING)
+    return (operand if where == "operand" else operator)(state, char)
+
+
+def begin(where: str, char: str) -> tuple[State, int]:
+    """Read what may be the first character of a sum."""
+    if char in " $":
+        return (where, 0, ""), NOTHING
+    if char == "-":
+        # With a space behind it, it would be a bullet.
+        return (("operand", 0, "sign"), NEGATE) if where == "start" else (LOST, NOTHING)
+    if char.isdecimal() or char == "(":
+        return operand(("operand", 0, ""), char)
+    return outside("letters", "", char, is_first=True), NOTHING
+
+
+def outside(where: str, word: str, char: str, is_first: bool = False) -> State:
+    """Read what stands before a sum; a sentence that is lost may be found again at its end."""
+    if where == "lost":
+        return ("letters", 0, "") if char in BENIGN else LOST
+    if char == " ":
+        return LOST if word in COUNTING else WORD
+    if char in BENIGN:
+        # A stop ends a word, an apostrophe does not.
+        return LOST if word in COUNTING and char in "'\"" else ("letters", 0, "")
+    if char == "-" and not is_first:
+        return ("letters", 0, "")
+    if not (char.isascii() and char.isalpha()):
+        return LOST
+    longer = word + char.lower()
+    is_begun = (is_first or word) and any(name.startswith(longer) for name in COUNTING)
+    return ("letters", 0, longer if is_begun else "")
+
+
+def operand(state: State, char: str) -> tuple[State, int]:
+    """Read the beginning of a number or a bracket."""
+    _, level, more = state
+    if char.isascii() and char.isdecimal():
+        return ("number", level, "1"), int(char)
+    if char == "(" and level < MAX_OPEN:
+        return ("operand", level + 1, "open"), OPEN
+    if char == "-" and more == "open":
+        return ("operand", level, "sign"), NEGATE
+    if char == "$" or (char == " " and more != "sign"):
+        return ("operand", level, more), NOTHING
+    return LOST, NOTHING
+
+
+def operator(state: State, char: str) -> tuple[State, int]:
+    """Read what may follow in or behind a number, or behind a bracket.
+
+    What was read of a number: `1` to `4`, that many digits or more; `,0` to `,3`, those behind a
+    comma; `.`; `f`, digits behind a point.
+    """
+    where, level, more = state
+    # Digits, commas between three of them, and a point.
+    if where == "number":
+        if char.isascii() and char.isdecimal():
+            return digit(level, more, int(char))
+        if char == "," and more in ("1", "2", "3", ",3"):
+            return ("number", level, ",0"), NOTHING
+        if char == "." and more in ("1", "2", "3", "4", ",3"):
+            return ("number", level, "."), NOTHING
+        # A comma or a point was a stop, or no number is written so.
+        if not is_whole(more):
+            return (WORD if char == " " and more in (",0", ".") else LOST), NOTHING
+        if char == "%":
+            return ("done", level, ""), PERCENT
+
+    # What joins it to another number.
+    if char in OPERATORS:
+        return ("operand", level, ""), OPERATORS[char]
+    if char == "\xc3":
+        return ("cross", level, ""), NOTHING
+    if char == ")" and level:
+        return ("done", level - 1, ""), CLOSE
+    if char == " ":
+        return ("done", level, ""), NOTHING
+
+    # It was no part of a sum.
+    if char.isalpha() or (char in BENIGN and not (where == "done" and char in ":!")):
+        return outside("letters", "", char, is_first=True), NOTHING
+    return LOST, NOTHING
+
+
+def digit(level: int, more: str, value: int) -> tuple[State, int]:
+    """Read one more digit of a number."""
+    if more in (".", "f"):
+        return ("number", level, "f"), FRACTION + value
+    if more[0] == ",":
+        is_group = more < ",3"
+        return (("number", level, f",{int(more[1]) + 1}"), value) if is_group else (LOST, NOTHING)
+    return ("number", level, str(min(int(more) + 1, 4))), value
+
+
+def is_whole(more: str) -> bool:
+    """Tell whether a number may end here."""
+    return more in ("1", "2", "3", "4", ",3", "f")

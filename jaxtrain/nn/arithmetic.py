@@ -1,0 +1,290 @@
+"""A calculator inside the policy: the results of sums are not the policy's to choose.
+
+The calculator is a change of the policy's law and nothing else. Behind a sum's `=` all tokens that
+begin a number give their mass to the first character of the right one; space and `$` in front of
+it, or no number at all, stay the policy's choice. The other characters are certain, and behind the
+last one no digit may follow. So a draw, its log-probability and the mass that siblings hold stay
+what they were, of another law.
+
+Numbers are decimals, `mantissa * 10^exponent`, of integers that no float touches. What does not fit
+(a mantissa above 2^31 - 1, a quotient that does not end) is left to the policy, never rounded.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtrain.calculator import (
+    CLOSE,
+    EQUALS,
+    FRACTION,
+    LEAD,
+    MAX_OPEN,
+    MINUS,
+    NEGATE,
+    NOTHING,
+    OPEN,
+    OVER,
+    PERCENT,
+    PLUS,
+    RESULT,
+    TIMES,
+    Calculator,
+)
+from jaxtrain.structs import Array
+
+LARGEST = 2**31 - 1
+POWERS = [10**i for i in range(10)]
+NUM_DIGITS = 10  # of a quotient, behind the digits that its dividend has
+MAX_LENGTH = 16  # characters of a result
+FREE, DUE, BEGUN, OVER_NOW = range(4)  # where the writing of a result is
+
+
+class Decimal(NamedTuple):
+    """mantissa * 10^exponent"""
+
+    mantissa: Array  # int32
+    exponent: Array  # int32
+
+
+class Sums(NamedTuple):
+    """What `b` lanes have read of a sum: total + sign * product (* or /) number, a level each."""
+
+    state: Array  # [b] int32, of the automaton in `calculator`
+    number: Decimal  # [b]
+    total: Decimal  # [b levels]
+    product: Decimal  # [b levels]
+    sign: Array  # [b levels] int32
+    is_over: Array  # [b levels] bool, the product is divided next
+    is_ok: Array  # [b] bool, everything fits
+    num_operators: Array  # [b] int32
+    is_added: Array  # [b] bool, there is a plus or a minus
+    is_percent: Array  # [b] bool
+    result: Decimal  # [b]
+    stage: Array  # [b] int32, FREE to OVER_NOW
+    at: Array  # [b] int32, characters of the result that are written
+
+
+def no_sums(num_lanes: int) -> Sums:
+    """Make the state of lanes at the beginning of a step."""
+    none, no = jnp.zeros(num_lanes, jnp.int32), jnp.zeros(num_lanes, bool)
+    levels = jnp.zeros((num_lanes, 1 + MAX_OPEN), jnp.int32)
+    zero = Decimal(none, none)
+    return Sums(
+        state=none,
+        number=zero,
+        total=Decimal(levels, levels),
+        product=Decimal(levels + 1, levels),
+        sign=levels + 1,
+        is_over=levels > 0,
+        is_ok=~no,
+        num_operators=none,
+        is_added=no,
+        is_percent=no,
+        result=zero,
+        stage=none,
+        at=none,
+    )
+
+
+def constrain(tables: Calculator, sums: Sums, logits: Array, temperature: Array) -> Array:
+    """Change the law of the next token, logits [b V], to what the calculator allows."""
+    stage, size = sums.stage[:, None], logits.shape[1]
+    is_due, is_begun = stage == DUE, stage == BEGUN
+    is_closed = is_begun | (is_due & tables.begins) | ((stage == OVER_NOW) & tables.goes_on)
+
+    # All that begins a number, together, at this temperature.
+    numbers = jnp.where(tables.begins, logits, -jnp.inf)
+    top = jnp.max(numbers, axis=1, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    mass = jnp.sum(jnp.exp((numbers - top) / jnp.maximum(temperature, 1e-30)), axis=1)
+    mass = top + temperature * jnp.log(mass)[:, None]
+
+    char = jnp.asarray(tables.result)[character(sums.result, sums.at)]
+    is_right = (is_due | is_begun) & (jnp.arange(size) == char[:, None])
+    logits = jnp.where(is_closed, -jnp.inf, logits)
+    return jnp.where(is_right, jnp.where(is_due, mass, 0.0), logits)
+
+
+def advance(tables: Calculator, sums: Sums, token: Array) -> Sums:
+    """Read a token of every lane [b], drawn under the law of `constrain`."""
+    # What was written of a result.
+    is_due = (sums.stage == DUE) & jnp.asarray(tables.begins)[token]
+    is_written = is_due | (sums.stage == BEGUN)
+    at = jnp.where(is_written, sums.at + 1, 0)
+    is_last = at >= length_of(sums.result)
+    stage = jnp.where(is_last, OVER_NOW, BEGUN)
+
+    # Its bytes, one by one.
+    spelt = jnp.asarray(tables.spelt)[token]
+    read, _ = jax.lax.scan(lambda s, byte: (read_byte(tables, s, byte), None), sums, spelt.T)
+    return read._replace(stage=jnp.where(is_written, stage, read.stage), at=at)
+
+
+def read_byte(tables: Calculator, sums: Sums, byte: Array) -> Sums:
+    """Read one byte of every lane [b]; -1: none."""
+    is_there, old, b = byte >= 0, sums, len(byte)
+    # Nothing is known before a sum begins.
+    is_new = jnp.asarray(tables.is_outside)[sums.state]
+    fresh = no_sums(b)._replace(state=sums.state, result=sums.result, stage=sums.stage, at=sums.at)
+    sums = choose(is_new, fresh, sums)
+    action = jnp.where(is_there, jnp.asarray(tables.action)[sums.state, byte], NOTHING)
+    level, num = jnp.asarray(tables.level)[sums.state], 1 + MAX_OPEN
+
+    # What the level that is open comes to.
+    here = jnp.arange(num) == level[:, None]
+    total, product, sign, is_over = (
+        jax.tree.map(lambda x: jnp.sum(jnp.where(here, x, 0), axis=1), part)
+        for part in (sums.total, sums.product, sums.sign, sums.is_over.astype(jnp.int32))
+    )
+    product, is_product = either(
+        is_over > 0, divide(product, sums.number), multiply(product, sums.number)
+    )
+    total, is_total = add(total, product._replace(mantissa=sign * product.mantissa))
+    is_total &= is_product
+
+    # The number being read.
+    is_digit = action < NOTHING
+    is_fraction = is_digit & (action >= FRACTION)
+    m, e = sums.number
+    is_fit = ~is_digit | (m <= (LARGEST - 9) // 10)
+    m = jnp.where(is_digit, m * 10 + action % 10, m)
+    e = e - is_fraction - 2 * (action == PERCENT)
+
+    # Operators close a product, a plus or a minus the total too.
+    is_times = (action == TIMES) | (action == OVER)
+    is_plus = (action == PLUS) | (action == MINUS)
+    is_open, is_close = action == OPEN, action == CLOSE
+    is_done = is_times | is_plus | is_open
+    number = Decimal(jnp.where(is_done, 0, m), jnp.where(is_done, 0, e))
+    number = choose(is_close, total, number)
+    inner = is_open[:, None] & (jnp.arange(num) == level[:, None] + 1)
+    put_total, put_product = (here & x[:, None] for x in (is_plus, is_times))
+    one = Decimal(jnp.ones_like(m), jnp.zeros_like(m))
+    is_minus = (action == MINUS) | (action == NEGATE)
+    new_sign = jnp.where(is_minus, -1, 1)[:, None]
+    put_sign = here & (is_plus | (action == NEGATE))[:, None]
+
+    def put(old: Decimal, where: Array, new: Decimal) -> Decimal:
+        return jax.tree.map(lambda x, y: jnp.where(where, y[:, None], x), old, new)
+
+    zero = Decimal(jnp.zeros_like(m), jnp.zeros_like(m))
+    is_equal = action == EQUALS
+    is_ok = sums.is_ok & is_fit & (is_product | ~is_times)
+    is_ok &= is_total | ~(is_plus | is_close | is_equal)
+
+    # Is there a result, and is it sure?
+    is_sure = is_ok & (sums.num_operators > 0) & ~(sums.is_added & sums.is_percent)
+    is_sure &= length_of(total) <= MAX_LENGTH
+    is_lead = jnp.any(byte[:, None] == jnp.asarray(list(LEAD)), axis=1)
+    stays = (sums.stage == DUE) & is_lead
+    stays |= (sums.stage == OVER_NOW) & ((byte == ord(".")) | (byte == ord(",")))
+    stage = jnp.where(is_equal & is_sure, DUE, jnp.where(stays, sums.stage, FREE))
+    new = Sums(
+        state=jnp.asarray(tables.state)[sums.state, byte],
+        number=number,
+        total=put(put(sums.total, put_total, total), inner, zero),
+        product=put(put(sums.product, put_product, product), put_total | inner, one),
+        sign=jnp.where(put_sign, new_sign, jnp.where(inner, 1, sums.sign)),
+        is_over=jnp.where(
+            put_product, (action == OVER)[:, None], sums.is_over & ~put_total & ~inner
+        ),
+        is_ok=is_ok,
+        num_operators=sums.num_operators + is_times + is_plus,
+        is_added=sums.is_added | is_plus,
+        is_percent=sums.is_percent | (action == PERCENT),
+        result=choose(is_equal, total, sums.result),
+        stage=stage,
+        at=sums.at,
+    )
+    return choose(is_there, new, old)
+
+
+def choose(where: Array, new, old):
+    """Take lanes of one tree of arrays [b ...] where `where` [b] says so, else of another."""
+    return jax.tree.map(
+        lambda x, y: jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old
+    )
+
+
+def either(where: Array, new: tuple[Decimal, Array], old: tuple[Decimal, Array]):
+    return choose(where, new, old)
+
+
+def strip(x: Decimal) -> Decimal:
+    """Drop the zeros at a mantissa's end; zero has exponent 0."""
+    m, e = x
+    for num in (8, 4, 2, 1):
+        is_zero = m % POWERS[num] == 0
+        m, e = jnp.where(is_zero, m // POWERS[num], m), jnp.where(is_zero, e + num, e)
+    return Decimal(m, jnp.where(m == 0, 0, e))
+
+
+def multiply(x: Decimal, y: Decimal) -> tuple[Decimal, Array]:
+    """Return (x * y, does it fit?)."""
+    x, y = strip(x), strip(y)
+    is_fit = jnp.abs(x.mantissa) <= LARGEST // jnp.maximum(jnp.abs(y.mantissa), 1)
+    return strip(Decimal(x.mantissa * y.mantissa, x.exponent + y.exponent)), is_fit
+
+
+def add(x: Decimal, y: Decimal) -> tuple[Decimal, Array]:
+    """Return (x + y, does it fit?)."""
+    x, y = strip(x), strip(y)
+    # Zero has any exponent.
+    first = jnp.where(x.mantissa == 0, y.exponent, x.exponent)
+    second = jnp.where(y.mantissa == 0, x.exponent, y.exponent)
+    low, is_fit, aligned = jnp.minimum(first, second), True, []
+    for m, e in ((x.mantissa, first), (y.mantissa, second)):
+        power = jnp.asarray(POWERS, jnp.int32)[jnp.clip(e - low, 0, len(POWERS) - 1)]
+        is_fit &= (e - low < len(POWERS)) & (jnp.abs(m) <= LARGEST // power)
+        aligned.append(m * power)
+    is_fit &= jnp.abs(aligned[0]) <= LARGEST - jnp.abs(aligned[1])
+    return strip(Decimal(aligned[0] + aligned[1], low)), is_fit
+
+
+def divide(x: Decimal, y: Decimal) -> tuple[Decimal, Array]:
+    """Return (x / y, does it fit, ended and known?)."""
+    x, y = strip(x), strip(y)
+    divisor, e = jnp.abs(y.mantissa), x.exponent - y.exponent
+    is_fit, divisor = divisor > 0, jnp.maximum(divisor, 1)
+
+    def more(_, carry: tuple) -> tuple:
+        quotient, rest, e, is_fit = carry
+        is_left, tenths = rest > 0, rest * 10
+        is_fit &= ~is_left | ((rest <= LARGEST // 10) & (quotient <= (LARGEST - 9) // 10))
+        quotient = jnp.where(is_left, quotient * 10 + tenths // divisor, quotient)
+        return quotient, jnp.where(is_left, tenths % divisor, rest), e - is_left, is_fit
+
+    # Long division, until nothing is left.
+    size = jnp.abs(x.mantissa)
+    first = size // divisor, size % divisor, e, is_fit
+    quotient, rest, e, is_fit = jax.lax.fori_loop(0, NUM_DIGITS, more, first)
+    sign = jnp.sign(x.mantissa) * jnp.sign(y.mantissa)
+    return strip(Decimal(sign * quotient, e)), is_fit & (rest == 0)
+
+
+def places(x: Decimal) -> tuple[Array, Array]:
+    """Return the powers of ten of the first and the last digit that are written; stripped."""
+    size = jnp.sum(jnp.abs(x.mantissa)[..., None] >= jnp.asarray(POWERS), axis=-1)
+    return jnp.maximum(size + x.exponent - 1, 0), jnp.minimum(x.exponent, 0)
+
+
+def length_of(x: Decimal) -> Array:
+    """Count the characters of a number."""
+    first, last = places(x)
+    return (x.mantissa < 0) + first + 1 + jnp.where(last < 0, 1 - last, 0)
+
+
+def character(x: Decimal, at: Array) -> Array:
+    """Return which character of RESULT stands at a place of a number."""
+    first, _ = places(x)
+    at = at - (x.mantissa < 0)
+    # The power of ten of the digit there, and its number from the mantissa's end.
+    place = jnp.where(at > first, first - at + 1, first - at) - x.exponent
+    power = jnp.asarray(POWERS, jnp.int32)[jnp.clip(place, 0, len(POWERS) - 1)]
+    digit = jnp.where((place >= 0) & (place < len(POWERS)), jnp.abs(x.mantissa) // power % 10, 0)
+    point, minus = RESULT.index("."), RESULT.index("-")
+    return jnp.where(at < 0, minus, jnp.where(at == first + 1, point, digit))
