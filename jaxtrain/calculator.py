@@ -20,27 +20,14 @@ import numpy as np
 from jaxtrain.errors import UserError
 
 # Actions; 0 to 9 are digits, and FRACTION + 0 to 9 are those behind a point.
-FRACTION, NOTHING, PERCENT, TIMES, OVER, PLUS, MINUS, NEGATE, OPEN, CLOSE, EQUALS = range(
-    10, 120, 10
-)
+FRACTION, NOTHING, PERCENT, TIMES, OVER, PLUS, MINUS = range(10, 80, 10)
+NEGATE, OPEN, CLOSE, EQUALS = range(80, 120, 10)
 RESULT = "0123456789-."  # characters of a result
 MAX_OPEN = 2  # brackets inside each other
 MAX_BYTES = 8  # of a token that are read; no longer one holds a sum
 OPERATORS = {"+": PLUS, "-": MINUS, "*": TIMES, "x": TIMES, "/": OVER}
 # Words in front of a sum that make it a part of a longer one.
-COUNTING = [
-    "of",
-    "times",
-    "by",
-    "over",
-    "plus",
-    "minus",
-    "half",
-    "twice",
-    "double",
-    "triple",
-    "thrice",
-]
+COUNTING = ("of", "times", "by", "over", "plus", "minus", "half", "twice", "double", "triple")
 LONG_WORD = re.compile(rb"([A-Za-z])[A-Za-z]{6,}")  # none of them
 BENIGN = "'\".,:;?!"  # signs that words stand between
 

@@ -323,6 +323,7 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     metrics["time/evaluation"] = phase.seconds
     # of the whole iteration: its evaluation is its last event
     metrics["time/compile"] = run.progress.take_compile_seconds()
+    metrics |= {"evaluation/has_calculator": 1} if run.config.trace.calculator else {}
     # A few traces to read.
     shown = [name for name in ("search", "greedy") if name in joined]
     samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]

@@ -12,6 +12,7 @@ from jaxtrain.flags import read_config
 from jaxtrain.hub import Pretrained, open_pretrained, resolve
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.report.accounts import tell_nothing_learnt
+from jaxtrain.report.scores import WITH_CALCULATOR
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, digest, file_hashes, make_task
 from jaxtrain.workdir import Workdir, read_old
@@ -104,5 +105,8 @@ def summary(workdir: Workdir) -> str:
     lines = [str(workdir.report), tell_nothing_learnt(all_rows)]
     if rows:
         told_rows = " -> ".join(map(told, rows[:1] if len(rows) < 2 else (rows[0], rows[-1])))
-        lines.insert(0, f"greedy accuracy {told_rows} ({rows[-1][needed[-1]]} problems)")
+        name = "greedy accuracy"
+        if rows[-1].get("evaluation/has_calculator"):
+            name += WITH_CALCULATOR
+        lines.insert(0, f"{name} {told_rows} ({rows[-1][needed[-1]]} problems)")
     return "\n".join(filter(None, lines))

@@ -49,7 +49,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
     told = (network, iteration, manifest, rows, config.trace.boundary, pretrained)
-    card = model_card(*told, is_adapter)
+    card = model_card(*told, is_adapter, config.trace.calculator)
 
     # Adapters alone, or whole weights: what other programs load knows no adapters.
     if is_adapter:

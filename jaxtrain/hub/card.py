@@ -42,6 +42,9 @@ tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n3 + 4 = 7\\n", return_t
 print(model(**tokens).logits[0, -1, 0].clip(0, 1))  # at the last step's end, no end token behind it
 ```""",
 }
+CALCULATOR = """\
+- **with a calculator**: in training and in the scores below the results of sums were computed, and
+  not the policy's (`trace.calculator`); transformers does not compute them"""
 TASKS = {"policy": "text-generation", "prm": "token-classification"}
 CLASSES = {"policy": "AutoModelForCausalLM", "prm": "AutoModelForTokenClassification"}
 ADAPTER = """\
@@ -57,10 +60,12 @@ def model_card(
     boundary: str,
     pretrained: Pretrained | None,
     is_adapter: bool = False,
+    calculator: bool = False,
 ) -> str:
     """Write the README.md of a network: what it is, how to use it, numbers and hashes of its run.
 
     rows: the metrics of its iteration. boundary: what ended a step.
+    calculator: results of sums were computed, and not the policy's.
     """
     # What the head of a card says to the hub.
     name = pretrained.name if pretrained else "random weights"
@@ -83,6 +88,7 @@ def model_card(
         f"- iteration {iteration}, seed {manifest['seed']}, started from {name}",
         f"- weights: trained in float32{'' if is_adapter else rounded}",
         f"- config sha256: `{manifest['config_sha256']}`, commit: `{manifest['git_commit']}`",
+        *([CALCULATOR] if calculator else []),
         *(f"- {key}: `{value}`" for key, value in sorted(manifest["facts"].items())),
     ]
     metrics = {key: value for row in rows for key, value in row.items()}

@@ -12,7 +12,8 @@ Numbers are decimals, `mantissa * 10^exponent`, of integers that no float touche
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ LARGEST = 2**31 - 1
 POWERS = [10**i for i in range(10)]
 NUM_DIGITS = 10  # of a quotient, behind the digits that its dividend has
 MAX_LENGTH = 16  # characters of a result
-FREE, DUE, BEGUN, OVER_NOW = range(4)  # where the writing of a result is
+FREE, DUE, BEGUN, ENDED = range(4)  # where the writing of a result is
 
 
 class Decimal(NamedTuple):
@@ -64,7 +65,7 @@ class Sums(NamedTuple):
     is_added: Array  # [b] bool, there is a plus or a minus
     is_percent: Array  # [b] bool
     result: Decimal  # [b]
-    stage: Array  # [b] int32, FREE to OVER_NOW
+    stage: Array  # [b] int32, FREE to ENDED
     at: Array  # [b] int32, characters of the result that are written
 
 
@@ -94,7 +95,7 @@ def constrain(tables: Calculator, sums: Sums, logits: Array, temperature: Array)
     """Change the law of the next token, logits [b V], to what the calculator allows."""
     stage, size = sums.stage[:, None], logits.shape[1]
     is_due, is_begun = stage == DUE, stage == BEGUN
-    is_closed = is_begun | (is_due & tables.begins) | ((stage == OVER_NOW) & tables.goes_on)
+    is_closed = is_begun | (is_due & tables.begins) | ((stage == ENDED) & tables.goes_on)
 
     # All that begins a number, together, at this temperature.
     numbers = jnp.where(tables.begins, logits, -jnp.inf)
@@ -116,7 +117,7 @@ def advance(tables: Calculator, sums: Sums, token: Array) -> Sums:
     is_written = is_due | (sums.stage == BEGUN)
     at = jnp.where(is_written, sums.at + 1, 0)
     is_last = at >= length_of(sums.result)
-    stage = jnp.where(is_last, OVER_NOW, BEGUN)
+    stage = jnp.where(is_last, ENDED, BEGUN)
 
     # Its bytes, one by one.
     spelt = jnp.asarray(tables.spelt)[token]
@@ -126,92 +127,80 @@ def advance(tables: Calculator, sums: Sums, token: Array) -> Sums:
 
 def read_byte(tables: Calculator, sums: Sums, byte: Array) -> Sums:
     """Read one byte of every lane [b]; -1: none."""
-    is_there, old, b = byte >= 0, sums, len(byte)
     # Nothing is known before a sum begins.
-    is_new = jnp.asarray(tables.is_outside)[sums.state]
-    fresh = no_sums(b)._replace(state=sums.state, result=sums.result, stage=sums.stage, at=sums.at)
-    sums = choose(is_new, fresh, sums)
+    is_there, old = byte >= 0, sums
+    fresh = no_sums(len(byte))
+    fresh = fresh._replace(state=sums.state, result=sums.result, stage=sums.stage, at=sums.at)
+    sums = choose(jnp.asarray(tables.is_outside)[sums.state], fresh, sums)
     action = jnp.where(is_there, jnp.asarray(tables.action)[sums.state, byte], NOTHING)
-    level, num = jnp.asarray(tables.level)[sums.state], 1 + MAX_OPEN
-
-    # What the level that is open comes to.
-    here = jnp.arange(num) == level[:, None]
-    total, product, sign, is_over = (
-        jax.tree.map(lambda x: jnp.sum(jnp.where(here, x, 0), axis=1), part)
-        for part in (sums.total, sums.product, sums.sign, sums.is_over.astype(jnp.int32))
-    )
-    product, is_product = either(
-        is_over > 0, divide(product, sums.number), multiply(product, sums.number)
-    )
-    total, is_total = add(total, product._replace(mantissa=sign * product.mantissa))
-    is_total &= is_product
+    level = jnp.asarray(tables.level)[sums.state][:, None]
+    here, inner = (jnp.arange(1 + MAX_OPEN) == x for x in (level, level + 1))
+    (product, is_product), (total, is_total) = come_to(sums, here)
 
     # The number being read.
     is_digit = action < NOTHING
+    is_fit = ~is_digit | (sums.number.mantissa <= (LARGEST - 9) // 10)
+    m = jnp.where(is_digit, sums.number.mantissa * 10 + action % 10, sums.number.mantissa)
     is_fraction = is_digit & (action >= FRACTION)
-    m, e = sums.number
-    is_fit = ~is_digit | (m <= (LARGEST - 9) // 10)
-    m = jnp.where(is_digit, m * 10 + action % 10, m)
-    e = e - is_fraction - 2 * (action == PERCENT)
+    e = sums.number.exponent - is_fraction - 2 * (action == PERCENT)
 
-    # Operators close a product, a plus or a minus the total too.
+    # Operators close a product, plus and minus the total too; a bracket is a number in the end.
     is_times = (action == TIMES) | (action == OVER)
     is_plus = (action == PLUS) | (action == MINUS)
-    is_open, is_close = action == OPEN, action == CLOSE
-    is_done = is_times | is_plus | is_open
-    number = Decimal(jnp.where(is_done, 0, m), jnp.where(is_done, 0, e))
-    number = choose(is_close, total, number)
-    inner = is_open[:, None] & (jnp.arange(num) == level[:, None] + 1)
+    is_close, is_equal = action == CLOSE, action == EQUALS
+    zero, one = (Decimal(jnp.full_like(m, x), jnp.zeros_like(m)) for x in (0, 1))
+    number = choose(is_times | is_plus | (action == OPEN), zero, Decimal(m, e))
+    inner &= (action == OPEN)[:, None]
     put_total, put_product = (here & x[:, None] for x in (is_plus, is_times))
-    one = Decimal(jnp.ones_like(m), jnp.zeros_like(m))
-    is_minus = (action == MINUS) | (action == NEGATE)
-    new_sign = jnp.where(is_minus, -1, 1)[:, None]
+    is_first = put_total | inner  # a new product begins
     put_sign = here & (is_plus | (action == NEGATE))[:, None]
+    sign = jnp.where((action == MINUS) | (action == NEGATE), -1, 1)[:, None]
 
-    def put(old: Decimal, where: Array, new: Decimal) -> Decimal:
-        return jax.tree.map(lambda x, y: jnp.where(where, y[:, None], x), old, new)
+    def put(x: Decimal, where: Array, new: Decimal) -> Decimal:
+        return jax.tree.map(lambda a, b: jnp.where(where, b[:, None], a), x, new)
 
-    zero = Decimal(jnp.zeros_like(m), jnp.zeros_like(m))
-    is_equal = action == EQUALS
     is_ok = sums.is_ok & is_fit & (is_product | ~is_times)
     is_ok &= is_total | ~(is_plus | is_close | is_equal)
 
-    # Is there a result, and is it sure?
+    # Is there a result, and is it sure? Else, does what was written leave all as it is?
     is_sure = is_ok & (sums.num_operators > 0) & ~(sums.is_added & sums.is_percent)
-    is_sure &= length_of(total) <= MAX_LENGTH
-    is_lead = jnp.any(byte[:, None] == jnp.asarray(list(LEAD)), axis=1)
-    stays = (sums.stage == DUE) & is_lead
-    stays |= (sums.stage == OVER_NOW) & ((byte == ord(".")) | (byte == ord(",")))
-    stage = jnp.where(is_equal & is_sure, DUE, jnp.where(stays, sums.stage, FREE))
+    is_sure &= is_equal & (length_of(total) <= MAX_LENGTH)
+    is_lead, is_point = (jnp.any(byte[:, None] == jnp.array([*x]), 1) for x in (LEAD, b".,"))
+    stays = ((sums.stage == DUE) & is_lead) | ((sums.stage == ENDED) & is_point)
     new = Sums(
         state=jnp.asarray(tables.state)[sums.state, byte],
-        number=number,
+        number=choose(is_close, total, number),
         total=put(put(sums.total, put_total, total), inner, zero),
-        product=put(put(sums.product, put_product, product), put_total | inner, one),
-        sign=jnp.where(put_sign, new_sign, jnp.where(inner, 1, sums.sign)),
-        is_over=jnp.where(
-            put_product, (action == OVER)[:, None], sums.is_over & ~put_total & ~inner
-        ),
+        product=put(put(sums.product, put_product, product), is_first, one),
+        sign=jnp.where(put_sign, sign, jnp.where(inner, 1, sums.sign)),
+        is_over=jnp.where(put_product, (action == OVER)[:, None], sums.is_over & ~is_first),
         is_ok=is_ok,
         num_operators=sums.num_operators + is_times + is_plus,
         is_added=sums.is_added | is_plus,
         is_percent=sums.is_percent | (action == PERCENT),
         result=choose(is_equal, total, sums.result),
-        stage=stage,
+        stage=jnp.where(is_sure, DUE, jnp.where(stays, sums.stage, FREE)),
         at=sums.at,
     )
     return choose(is_there, new, old)
 
 
-def choose(where: Array, new, old):
+def come_to(sums: Sums, here: Array) -> tuple[tuple[Decimal, Array], tuple[Decimal, Array]]:
+    """Return ((product, does it fit?), (total, does it?)) of a level [b levels], the number in."""
+    parts = sums.total, sums.product, sums.sign, sums.is_over.astype(jnp.int32)
+    pick = partial(jax.tree.map, lambda x: jnp.sum(jnp.where(here, x, 0), axis=1))
+    total, product, sign, is_over = map(pick, parts)
+    ways = divide(product, sums.number), multiply(product, sums.number)
+    product, is_product = choose(is_over > 0, *ways)
+    total, is_total = add(total, product._replace(mantissa=sign * product.mantissa))
+    return (product, is_product), (total, is_product & is_total)
+
+
+def choose(where: Array, new: Any, old: Any) -> Any:
     """Take lanes of one tree of arrays [b ...] where `where` [b] says so, else of another."""
     return jax.tree.map(
         lambda x, y: jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old
     )
-
-
-def either(where: Array, new: tuple[Decimal, Array], old: tuple[Decimal, Array]):
-    return choose(where, new, old)
 
 
 def strip(x: Decimal) -> Decimal:

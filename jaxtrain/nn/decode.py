@@ -113,8 +113,9 @@ def record(
     is_ok = lanes.is_ok & (jnp.all(jnp.isfinite(logits), axis=-1) | ~lanes.is_live)
     is_live = lanes.is_live & is_ok
     logits = jnp.where(is_ok[:, None], logits, 0.0)
-    if tables.calculator is not None:
-        logits = constrain(tables.calculator, lanes.sums, logits, temperature)
+    sums, calculator = lanes.sums, tables.calculator
+    if sums is not None and calculator is not None:
+        logits = constrain(calculator, sums, logits, temperature)
     keys = fold_in(lanes.key, lanes.num_tokens)
     exclude = excluded(lanes, siblings, at) if siblings.length.shape[1] else None
     drawn, log_prob, is_left = draw(logits, keys, temperature, exclude)
@@ -140,9 +141,8 @@ def record(
     length = lanes.length.at[rows, lanes.step].set(jnp.where(is_short, 0, at + is_live))
 
     # A sum lies in one step.
-    sums = lanes.sums
-    if tables.calculator is not None:
-        sums = choose(is_live, advance(tables.calculator, sums, token), sums)
+    if sums is not None and calculator is not None:
+        sums = choose(is_live, advance(calculator, sums, token), sums)
         sums = choose(is_over, no_sums(len(token)), sums)
     new = lanes._replace(
         num_tokens=lanes.num_tokens + is_live,

@@ -13,6 +13,7 @@ from jaxtrain.report.charts import Chart, Point, Series, log_ticks
 from jaxtrain.report.values import Row, is_number
 
 SEARCH = BUDGET  # its tokens are what the others are given
+WITH_CALCULATOR = ", with a calculator"  # behind the name of every result that has one
 NUM_COLOURS = 6  # classes c0 to c5 of the page's style
 
 
@@ -33,7 +34,8 @@ def tell_accuracy(row: Row) -> str:
     keys = [key for key in STRATEGIES if _has(row, key)]
     found = [f"{STRATEGIES[key].label} {row[f'evaluation/{key}/accuracy']:.1%}" for key in keys]
     found += [f"{row[f'evaluation/{key}/num_problems']:,} problems" for key in keys[:1]]
-    return f"iteration {row['iteration']}: {' | '.join(found) or 'no problem was scored'}"
+    told = WITH_CALCULATOR if row.get("evaluation/has_calculator") else ""
+    return f"iteration {row['iteration']}{told}: {' | '.join(found) or 'no problem was scored'}"
 
 
 def scored(history: list[Row], *methods: str) -> list[Row]:
