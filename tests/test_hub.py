@@ -254,6 +254,8 @@ def test_a_card_names_base_license_and_use(tmp_path):
     ):
         assert text in card
     assert "rounded to the types of the base" in card
+    told = model_card("policy", 0, MANIFEST, [], "\n", None, calculator=True)
+    assert "with a calculator" in told and "calculator" not in card
     scratch = model_card("policy", 0, MANIFEST, [], "\n", None)
     assert (
         front_matter(scratch).keys() == {"library_name", "pipeline_tag", "tags"}

@@ -492,6 +492,8 @@ def test_losses_of_a_run_are_logged_update_by_update(real_rows):
 
 def test_line_for_the_terminal_has_every_method_that_was_measured(run_folder):
     assert tell_accuracy(outcomes_row(greedy=20)) == "iteration 1: greedy 20.0% | 100 problems"
+    row = outcomes_row(greedy=20) | {"evaluation/has_calculator": 1}
+    assert tell_accuracy(row).startswith("iteration 1, with a calculator: greedy")
     assert tell_accuracy({"iteration": 3}) == "iteration 3: no problem was scored"
     lone = {"iteration": 2, "evaluation/pass_at_k/accuracy": 0.5}
     lone["evaluation/pass_at_k/num_problems"] = 8

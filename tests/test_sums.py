@@ -325,11 +325,7 @@ def test_the_law_is_that_of_a_policy_whose_sums_are_right():
     assert_law([pair[0] for pair in found], steps)
     assert_law(found, in_order(steps, 2))
     # The log-probability that a row tells is the law's.
-    told = {
-        step: x
-        for b in range(NUM_TREES)
-        for step, x in zip(found[b], tree.log_prob[b], strict=True)
-    }
+    told = dict(zip((s for pair in found for s in pair), tree.log_prob.ravel(), strict=True))
     assert {s: np.exp(x) for s, x in told.items()} == pytest.approx({s: steps[s] for s in told})
 
 
