@@ -108,7 +108,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
             run_i = replace(
                 run, config=replace(config, updates=replace(config.updates, policy=how))
             )
-            policy = fit(run_i, i, "policy", state.base, state.policy, rows)
+            policy = fit(run_i, i, "policy", state.base, state.policy, rows, True)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
             workdir.remove_fits(i)

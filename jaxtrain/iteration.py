@@ -62,7 +62,7 @@ def warm_start(run: Run, base: Params) -> State:
     # the policy, from demonstrations
     shown, num_demonstrations_too_long = encode_demonstrations(run, run.task.demonstrations)
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
-    policy = fit(run, 0, "policy", base, fns.init_policy(key), shown)
+    policy = fit(run, 0, "policy", base, fns.init_policy(key), shown, is_imitation=True)
     prm = fns.init_prm(policy.params)
 
     # the PRM, from the first trees of that policy

@@ -29,7 +29,8 @@ from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
-from jaxtrain.structs import Examples, Kind, Learner, Networks, Params, Prompts, Shard, Tree
+from jaxtrain.search.totals import totals_of
+from jaxtrain.structs import Examples, Learner, Networks, Params, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Place, Stored
 from jaxtrain.updates import LearnerConfig
@@ -105,7 +106,7 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     require_some_ok(run, i, counts)
     metrics = {
-        **named("search", search_totals([shard.tree for shard in shards])),
+        **named("search", totals_of([shard.tree for shard in shards])),
         **named("labels", totals),
     }
     run.log.append(i, {**metrics, "time/search": phase.seconds})
@@ -232,17 +233,36 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
         return None
 
 
-def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: Examples) -> Learner:
-    """Fit one network to its examples, from where an interrupted fit was last saved."""
+def fit(
+    run: Run,
+    i: int,
+    name: str,
+    base: Params,
+    learner: Learner,
+    examples: Examples,
+    is_imitation: bool = False,
+) -> Learner:
+    """Fit one network to its examples, from where an interrupted fit was last saved.
+
+    is_imitation: the examples are demonstrations to the policy, whatever it learns of trees.
+    """
     # the whole fit is laid out before it begins
-    update = partial(getattr(run.fns, f"update_{name}"), base)
-    learner_config: LearnerConfig = getattr(run.config.updates, name)
-    c, d = learner_config.fit_of(i), run.config.datasets
-    size, rng = learner_config.batch_size, host_rng(run.config.seed, FITS[name], i)
+    update = partial(run.fns.imitate if is_imitation else getattr(run.fns, f"update_{name}"), base)
+    learning: LearnerConfig = getattr(run.config.updates, name)
+    c, d = learning.fit_of(i), run.config.datasets
+    size, rng = learning.batch_size, host_rng(run.config.seed, FITS[name], i)
     num_updates = updates.count_updates(c, size, datasets.num_rows(examples))
     rates = updates.learning_rates(c, num_updates)
+    order = "rows" if is_imitation else updates.OBJECTIVES[name][learning.objective].order
     batches = datasets.batches(
-        examples, num_updates, size, rng, d.balance_outcomes, d.group_by_length
+        examples,
+        num_updates,
+        size,
+        rng,
+        d.balance_outcomes,
+        d.group_by_length,
+        order,
+        run.config.updates.prm.num_together,
     )
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     # where it stood when it was interrupted, if it was
@@ -342,34 +362,6 @@ def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     num = sum(n for _, n in told)
     constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
-
-
-def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
-    """Count what a search cost and how much of it was of use."""
-    if not grown:
-        return {}
-    # what the trees counted themselves
-    names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
-    totals: dict[str, float] = {
-        name: int(sum(getattr(t, name).sum() for t in grown)) for name in names
-    }
-    # what their rows are
-    rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
-    num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
-    useful = sum(int(t.length.sum()) for t in grown)
-    both = totals["policy_tokens"] + totals["prm_tokens"]
-    return totals | {
-        "num_steps": num_candidates + rows[Kind.ROLLOUT],
-        "num_duplicates": rows[Kind.DUPLICATE],
-        "num_closed_nodes": sum(int(t.num_closed.sum()) for t in grown),
-        "num_exhausted_nodes": sum(int(t.num_exhausted.sum()) for t in grown),
-        "sampled_tokens": useful,
-        "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
-        "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
-        "share_duplicates": rows[Kind.DUPLICATE] / max(num_candidates, 1),
-        "policy_tokens_per_sampled": totals["policy_tokens"] / max(useful, 1),
-        "tokens_per_sampled": both / max(useful, 1),
-    }
 
 
 def tally(phase: Phase, shard: Shard, is_restored: bool) -> dict[str, int]:

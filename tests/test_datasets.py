@@ -105,7 +105,6 @@ def test_a_row_is_one_text_in_its_places():
         np.testing.assert_array_equal(rows.segment, is_token)
         np.testing.assert_array_equal(rows.position, is_token * np.arange(MAX_LENGTH))
         assert not rows.weight[~is_token].any() and not rows.weight[:, 0].any()
-        assert (rows.group == -1).all()
 
 
 def test_traces_are_distinct_and_capped_by_score_then_length_then_text():
@@ -322,7 +321,7 @@ def test_a_batch_is_as_wide_as_the_quarters_that_its_longest_row_needs(longest, 
     (batch,) = batches(datasets.demonstrations(pairs, 18)[0], 1, 2)
     for field in (batch.tokens, batch.position, batch.segment, batch.target, batch.weight):
         assert field.shape == (2, width)
-    assert batch.group.shape == (2,)
+    assert batch.group.shape == (2, width)
     assert sorted(length_of(batch).tolist()) == [1, longest]
     assert max(batch.tokens.max(axis=1)) == longest
 
@@ -396,6 +395,60 @@ def test_grouped_batches_stay_balanced_and_sort_each_half():
             assert (
                 np.sort(pool.flatten()).reshape(pool.shape) == pool[np.argsort(pool[:, 0])]
             ).all()
+
+
+def test_pairs_stay_side_by_side():
+    found = batches(shown(*[2] * 10), 20, 4, order="pairs", balance_outcomes=True)
+    pairs = np.concatenate([batch.tokens[:, 1] for batch in found]).reshape(-1, 2) - 100
+    assert (pairs[:, 0] % 2 == 0).all() and (pairs[:, 1] == pairs[:, 0] + 1).all()
+    epochs = np.sort(pairs.reshape(8, 5, 2)[..., 0], axis=1)
+    assert (epochs == np.arange(0, 10, 2)).all()
+    assert len({tuple(epoch) for epoch in pairs.reshape(8, 10).tolist()}) > 3
+
+
+def bunches(problems, num_together, num_updates, batch_size, seed=0):
+    """Rows of problems, by runs of one problem: [[(problem, row), ...], ...] of all batches."""
+    examples = paths_of([row % 4 == 0 for row in range(len(problems))])
+    examples = examples.replace(problem_id=np.array(problems, np.int32))
+    how = dict(order="problems", num_together=num_together)
+    rows = [length_of(b) - 1 for b in batches(examples, num_updates, batch_size, seed, **how)]
+    return np.concatenate(rows)
+
+
+def test_rows_of_a_problem_come_together():
+    """Every epoch holds every row once; a problem's bunches are of like size."""
+    problems = np.array([0] * 9 + [1] * 3 + [2] * 4 + [3])
+    rows = bunches(problems, 4, 17 * 4, 2).reshape(-1, 17)  # 8 epochs
+    assert (np.sort(rows, axis=1) == np.arange(17)).all()
+    assert len({tuple(epoch) for epoch in rows.tolist()}) == 8
+    for epoch in problems[rows]:
+        runs = np.split(epoch, np.flatnonzero(np.diff(epoch)) + 1)
+        sizes = {p: [len(run) for run in runs if run[0] == p] for p in range(4)}
+        # neighbours may be of one problem: three bunches of 3 are a run of 9, too
+        assert all(n % 3 == 0 for n in sizes[0]) and sum(sizes[0]) == 9
+        assert (sizes[1], sizes[2], sizes[3]) == ([3], [4], [1])
+
+
+def test_a_bunch_holds_its_share_of_what_ends_correct():
+    rows = bunches([5] * 16, 4, 12, 4).reshape(-1, 4)
+    assert ((rows % 4 == 0).sum(axis=1) == 1).all()
+    other = bunches([5] * 16, 4, 12, 4, seed=1).reshape(-1, 4)
+    assert (rows != other).any() and (rows == bunches([5] * 16, 4, 12, 4).reshape(-1, 4)).all()
+
+
+def test_steps_are_compared_at_their_depth_and_ends_with_ends():
+    """All of one problem, whatever the shard and the iteration."""
+    tree = [Row(-1, (1,)), Row(0, (2,)), Row(1, (3,), C), Row(0, (4,), W), Row(-1, (5,), W)]
+    shards = [shard_of([tree, tree], [3, 4]), shard_of([tree], [3])]
+    _, paths, _ = collect(shards, shards, config=LARGE)
+    rows, named = paths.rows, defaultdict(set)
+    for row, at in zip(*np.nonzero(rows.weight), strict=True):
+        depth = at - min(paths.problem_id[row] + 1, 5)
+        is_end = at == length_of(rows)[row] - 1
+        named[paths.problem_id[row], -1 if is_end else depth].add(int(rows.group[row, at]))
+    assert len(named) == 6 and all(len(groups) == 1 for groups in named.values())
+    assert len({group for groups in named.values() for group in groups}) == 6
+    assert (rows.group[rows.weight == 0] == -1).all()
 
 
 def test_segments_tell_text_from_padding_whatever_the_ids():

@@ -10,10 +10,11 @@ use, so another kind of label or another cap is another view of the same files. 
 is counted. All of this is host numpy: texts are compared, and the results are small.
 """
 
-from jaxtrain.datasets.batches import POOL, batches
+from jaxtrain.datasets.batches import ORDERS, POOL, batches
 from jaxtrain.datasets.collect import DatasetsConfig, collect, demonstrations, num_rounds, num_rows
 
 __all__ = [
+    "ORDERS",
     "POOL",
     "DatasetsConfig",
     "batches",

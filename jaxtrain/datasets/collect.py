@@ -158,6 +158,7 @@ def _collect_paths(
 ) -> tuple[Examples, Counts]:
     """Take paths of every problem by chance; each label weighs on the first path through it."""
     rows, learnt, counts = [], {}, {}
+    group: dict[tuple[int, int], int] = {}
     for i in _newest(rounds, config.paths_rounds):
         found, num_leaves = _read(rounds[i], is_path=True, max_length=max_length)
         # Which paths of a problem stay is chance.
@@ -167,7 +168,9 @@ def _collect_paths(
         for text in chosen:
             steps = [step for step in text.steps if (i, step.row) not in learnt]
             learnt |= {(i, step.row): step for step in steps}
-            rows.append((i, text, [step.end for step in steps], [step.target for step in steps]))
+            ranks = [group.setdefault(_rank(text, step), len(group)) for step in steps]
+            ends, targets = [step.end for step in steps], [step.target for step in steps]
+            rows.append((i, text, ends, targets, ranks))
         fates = _fates("paths", num_leaves, len(found), groups, len(chosen))
         counts = counts or fates | {"num_values_new": len(learnt)}
     return _examples(rows, max_length), {
@@ -270,13 +273,22 @@ def _by_depth(steps: Iterable[Step]) -> list[list]:
     return [[float(np.mean(targets[d])) if targets[d] else None, len(targets[d])] for d in depths]
 
 
-def _response(text: Text) -> tuple[slice, float]:
-    """The places where the policy learns, and the target there, which it does not read."""
-    return slice(text.prompt_length, len(text.tokens)), 0.0
+def _rank(text: Text, step: Step) -> tuple[int, int]:
+    """Name the steps that one is compared with: those of its problem at its depth; ends with all
+    ends, or the number of steps would tell them apart.
+    """
+    return text.problem_id, -1 if step.end == len(text.tokens) - 1 else step.depth
 
 
-def _examples(rows: Sequence[tuple[int, Text, Any, Any]], max_length: int) -> Examples:
-    """Make rows of one text each, of (iteration, text, places that are learnt, targets there)."""
+def _response(text: Text) -> tuple[slice, float, int]:
+    """The places where the policy learns, target and group there, which it does not read."""
+    return slice(text.prompt_length, len(text.tokens)), 0.0, -1
+
+
+def _examples(rows: Sequence[tuple[int, Text, Any, Any, Any]], max_length: int) -> Examples:
+    """Make rows of one text each, of (iteration, text, places that are learnt, targets there,
+    groups there).
+    """
     # One segment a row, from its first column on.
     length = np.array([len(text.tokens) for _, text, *_ in rows], np.int32)
     place = np.broadcast_to(np.arange(max_length, dtype=np.int32), (len(rows), max_length))
@@ -284,9 +296,10 @@ def _examples(rows: Sequence[tuple[int, Text, Any, Any]], max_length: int) -> Ex
     tokens = np.zeros(place.shape, np.int32)
     # Where nothing is learnt the weight is 0.
     target, weight = np.zeros(place.shape, np.float32), np.zeros(place.shape, np.float32)
-    for k, (_, text, places, targets) in enumerate(rows):
+    group = np.full(place.shape, -1, np.int32)
+    for k, (_, text, places, targets, groups) in enumerate(rows):
         tokens[k, : length[k]] = text.tokens
-        target[k, places], weight[k, places] = targets, 1
+        target[k, places], weight[k, places], group[k, places] = targets, 1, groups
     return Examples(
         rows=TokenRows(
             tokens=tokens,
@@ -294,7 +307,7 @@ def _examples(rows: Sequence[tuple[int, Text, Any, Any]], max_length: int) -> Ex
             segment=is_token.astype(np.int32),
             target=target,
             weight=weight,
-            group=np.full(len(rows), -1, np.int32),
+            group=group,
         ),
         problem_id=np.array([text.problem_id for _, text, *_ in rows], np.int32),
         iteration=np.array([i for i, *_ in rows], np.int32),

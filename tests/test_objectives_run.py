@@ -1,0 +1,83 @@
+"""Every objective in two iterations of a tiny run, told by one line of a config, and stopped and
+resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from io import StringIO
+
+import jax
+import numpy as np
+import pytest
+from test_iteration import CONFIG as WHOLE
+
+from jaxtrain import iteration
+from jaxtrain.build import build
+from jaxtrain.config import EvaluationConfig
+from jaxtrain.progress import Progress
+from jaxtrain.sharding import ShardingConfig, make_mesh
+from jaxtrain.tasks import Demonstration, make_task
+from jaxtrain.tasks.countdown import solutions
+from jaxtrain.updates import OBJECTIVES
+from jaxtrain.workdir import open_workdir
+
+CONFIG = replace(
+    WHOLE, evaluation=EvaluationConfig(num_problems=8, strategies=("search",), search=WHOLE.search)
+)
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Countdown whose demonstrations are solutions of its own training problems."""
+    task = make_task(CONFIG.tasks)
+    asked = [(p.prompt, *p.prompt.split("=")) for p in task.train]
+    shown = [
+        Demonstration(prompt, solutions(tuple(map(int, numbers.split())), int(target))[0])
+        for prompt, numbers, target in asked
+    ]
+    return replace(task, demonstrations=tuple(shown))
+
+
+def learning(network, **how):
+    """Change how a network learns."""
+    learner = replace(getattr(CONFIG.updates, network), **how)
+    return replace(CONFIG, updates=replace(CONFIG.updates, **{network: learner}))
+
+
+def run(folder, task, config, num_iterations):
+    """Run on one device; the search that answers is the one that learns, and compiled once."""
+    config = replace(config, loop=replace(config.loop, num_iterations=num_iterations))
+    mesh = make_mesh(ShardingConfig(), jax.devices()[:1])
+    fns = build(config, task.tokenizer, Progress(0, StringIO()), mesh=mesh)
+    fns = replace(fns, grow={**fns.grow, "search": fns.grow["train"]})
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_workdir(folder, {"seed": config.seed}, {}) as workdir,
+        Progress(num_iterations, StringIO()) as progress,
+    ):
+        patch.setattr(iteration, "build", lambda *_: fns)
+        return iteration.run_loop(config, task, workdir, progress)
+
+
+def rows_of(folder):
+    """Merge the metrics of every iteration."""
+    merged = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        merged.setdefault(row["iteration"], {}).update(row)
+    return merged
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES["prm"])
+def test_a_prm_learns_by_every_objective(task, tmp_path, objective):
+    config = learning("prm", objective=objective)
+    state = run(tmp_path, task, config, 2)
+    weight = state.prm.params["head"]["weight"]
+    assert weight.shape[1:] == {"squared": (), "bins": (11,)}.get(objective, (2,))
+    assert np.abs(weight).max() > 0
+    for row in rows_of(tmp_path).values():
+        assert row["updates/prm/num_updates"] > 0 and row["updates/prm/num_skipped"] == 0
+        assert np.isfinite(row["updates/prm/loss"])
