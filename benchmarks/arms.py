@@ -41,8 +41,9 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
+from jaxtrain.learning import fit
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Run, encode, encode_demonstrations, fit, score
+from jaxtrain.phases import Run, encode, encode_demonstrations, score
 from jaxtrain.progress import Progress
 from jaxtrain.runs import list_facts, open_model
 from jaxtrain.structs import Kind

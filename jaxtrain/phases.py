@@ -1,8 +1,8 @@
 """A stage as it is run: with its files, its progress and its log. Stands between the compiled
 functions and the loop.
 
-What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a fit is made
-in parts that are saved; a checkpoint is scored; and what cannot go on says so.
+What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a checkpoint is
+scored; and what cannot go on says so. Fits are made in `learning.py`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxtrain import datasets, evaluation, labels, prompts, updates
+from jaxtrain import datasets, evaluation, labels, prompts
 from jaxtrain.build import Functions
-from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
+from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
 from jaxtrain.files import write_atomic
-from jaxtrain.keys import Purpose, host_rng
+from jaxtrain.keys import Purpose
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
-from jaxtrain.search.totals import totals_of
-from jaxtrain.structs import Examples, Learner, Networks, Params, Prompts, Shard, Tree
+from jaxtrain.structs import Examples, Kind, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Place, Stored
-from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
 # the draws and file names of trees, by what grows them; all but the first answer
@@ -43,11 +40,8 @@ GROWN = {
     "samples": Purpose.SAMPLE,
     "search": Purpose.SOLVE,
 }
-FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 Job = tuple[str, int, Prompts]  # a key of GROWN, the number of a batch, the batch
 NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
-
-is_finite = jax.jit(updates.all_finite)
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     require_some_ok(run, i, counts)
     metrics = {
-        **named("search", totals_of([shard.tree for shard in shards])),
+        **named("search", search_totals([shard.tree for shard in shards])),
         **named("labels", totals),
     }
     run.log.append(i, {**metrics, "time/search": phase.seconds})
@@ -233,82 +227,6 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
         return None
 
 
-def fit(
-    run: Run,
-    i: int,
-    name: str,
-    base: Params,
-    learner: Learner,
-    examples: Examples,
-    is_imitation: bool = False,
-) -> Learner:
-    """Fit one network to its examples, from where an interrupted fit was last saved.
-
-    is_imitation: the examples are demonstrations to the policy, whatever it learns of trees.
-    """
-    # the whole fit is laid out before it begins
-    update = partial(run.fns.imitate if is_imitation else getattr(run.fns, f"update_{name}"), base)
-    learning: LearnerConfig = getattr(run.config.updates, name)
-    c, d = learning.fit_of(i), run.config.datasets
-    size, rng = learning.batch_size, host_rng(run.config.seed, FITS[name], i)
-    num_updates = updates.count_updates(c, size, datasets.num_rows(examples))
-    rates = updates.learning_rates(c, num_updates)
-    order = "rows" if is_imitation else updates.OBJECTIVES[name][learning.objective].order
-    batches = datasets.batches(
-        examples,
-        num_updates,
-        size,
-        rng,
-        d.balance_outcomes,
-        d.group_by_length,
-        order,
-        run.config.updates.prm.num_together,
-    )
-    every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
-    # where it stood when it was interrupted, if it was
-    with (
-        FitCheckpoints(folder, not every, run.workdir.run_key, run.progress.note) as saved,
-        run.progress.phase(
-            f"{name} updates", iteration=i, total=num_updates, unit="updates"
-        ) as phase,
-    ):
-        learner, infos = saved.restore(learner, updates.NO_INFOS)
-        num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
-
-        # a run of updates that are not finite ends the run
-        def on_update(loss: float, is_skipped: bool) -> None:
-            nonlocal num_skipped
-            phase.advance(loss=loss)
-            num_skipped = num_skipped + 1 if is_skipped else 0
-            if num_skipped == limit:
-                what = f"{limit} updates of the {name} in a row were not finite"
-                raise diverged(run, i, f"{what}, so they were skipped")
-
-        # part by part, each saved when it is done
-        done = sum(1 for _ in islice(batches, len(infos["loss"])))
-        phase.advance(done, is_restored=True)
-        while done < num_updates:
-            part = rates[done : done + (every or num_updates)]
-            learner, told = updates.fit(update, learner, batches, part, on_update)
-            if not len(told["loss"]):
-                break
-            if not is_finite(learner):
-                what = f"parameters or moments of the {name}"
-                raise diverged(run, i, f"{what} are not finite after its updates")
-            infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
-            done = len(infos["loss"])
-            if every:
-                saved.save(learner, infos)
-
-    # what there is to tell of it
-    info = updates.summarise(infos)
-    if info["is_skipped_fit"]:
-        run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
-    told = {**info, "losses": [float(f"{loss:.6g}") for loss in infos["loss"]]}
-    run.log.append(i, {**named(f"updates/{name}", told), f"time/{name}_updates": phase.seconds})
-    return learner
-
-
 def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = None) -> None:
     """Measure an iteration on held-out problems, log it as one event, and write the report.
 
@@ -362,6 +280,34 @@ def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     num = sum(n for _, n in told)
     constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
+
+
+def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
+    """Count what a search cost and how much of it was of use."""
+    if not grown:
+        return {}
+    # what the trees counted themselves
+    names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
+    totals: dict[str, float] = {
+        name: int(sum(getattr(t, name).sum() for t in grown)) for name in names
+    }
+    # what their rows are
+    rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
+    num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
+    useful = sum(int(t.length.sum()) for t in grown)
+    both = totals["policy_tokens"] + totals["prm_tokens"]
+    return totals | {
+        "num_steps": num_candidates + rows[Kind.ROLLOUT],
+        "num_duplicates": rows[Kind.DUPLICATE],
+        "num_closed_nodes": sum(int(t.num_closed.sum()) for t in grown),
+        "num_exhausted_nodes": sum(int(t.num_exhausted.sum()) for t in grown),
+        "sampled_tokens": useful,
+        "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
+        "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
+        "share_duplicates": rows[Kind.DUPLICATE] / max(num_candidates, 1),
+        "policy_tokens_per_sampled": totals["policy_tokens"] / max(useful, 1),
+        "tokens_per_sampled": both / max(useful, 1),
+    }
 
 
 def tally(phase: Phase, shard: Shard, is_restored: bool) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -65,6 +65,20 @@ class Text(NamedTuple):
         return self.problem_id, self.tokens.tobytes()
 
 
+class Lesson(NamedTuple):
+    """What is learnt at one place of a text, or at several; what a network does not read is 0."""
+
+    places: Any  # an index of its tokens
+    target: float = 0.0
+    weight: float = 1.0
+    group: int = -1  # what it is compared with
+
+
+Row = tuple[int, Text, Sequence[Lesson]]  # the iteration that made it first
+# (rounds, config, L, seed) -> (the policy's examples, counts)
+RowsFn = Callable[[Rounds, DatasetsConfig, int, int], tuple[Examples, Counts]]
+
+
 def num_rounds(config: DatasetsConfig) -> int:
     """Return how many of the newest iterations must have kept their trees."""
     return max(config.traces_rounds, config.paths_rounds)
@@ -76,13 +90,18 @@ def num_rows(examples: Examples) -> int:
 
 
 def collect(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+    rounds: Rounds,
+    config: DatasetsConfig,
+    max_length: int,
+    seed: int,
+    rows_fn: RowsFn | None = None,
 ) -> tuple[Examples, Examples, Counts]:
     """Make the rows of both networks from the labelled trees of the newest rounds.
 
     rounds: shards by iteration, among them the newest one; a problem may occur in several shards.
     max_length: L; what is longer is left out. seed (not negative) decides, with the iteration and
-    the problem id, which paths stay under the cap.
+    the problem id, which paths stay under the cap. rows_fn: what the policy learns from, one of
+    `ROWS`; its traces by default.
 
     Returns the policy's examples, the PRM's, and counts of what was kept and dropped. The host
     holds 20 L bytes a row, and at most rounds x problems x cap rows. In the counts, "new" is of the
@@ -95,16 +114,16 @@ def collect(
         chex.assert_equal_shape([tree.parent, labels.verdict, labels.target])
         chex.assert_trees_all_equal(prompts.problem_id, tree.problem_id)
     # Both views of the same trees.
-    traces, trace_counts = _collect_traces(rounds, config, max_length)
+    learnt, counts = (rows_fn or traces)(rounds, config, max_length, seed)
     paths, path_counts = _collect_paths(rounds, config, max_length, seed)
     # What the newest trees said, learnt or not.
     labelled = [shard.labels.target[shard.labels.is_labelled] for shard in rounds[max(rounds)]]
     labelled = np.concatenate([*labelled, np.zeros(0)])
     return (
-        traces,
+        learnt,
         paths,
         {
-            **trace_counts,
+            **counts,
             **path_counts,
             "num_values_left_out": len(labelled) - path_counts["num_values_new"],
             "value_histogram": np.histogram(labelled, bins=10, range=(0, 1))[0].tolist(),
@@ -125,16 +144,16 @@ def demonstrations(
         for prompt, response in pairs
     ]
     fitting = [text for text in texts if len(text.tokens) <= max_length]
-    examples = _examples([(0, text, *_response(text)) for text in fitting], max_length)
+    examples = make_examples([(0, text, [response(text)]) for text in fitting], max_length)
     return examples, len(texts) - len(fitting)
 
 
-def _collect_traces(
-    rounds: Rounds, config: DatasetsConfig, max_length: int
+def traces(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
     """Take the best traces of every problem; a text found again counts for its newest round."""
     rows, counts, seen, num_renewed = [], {}, set(), 0
-    for i in _newest(rounds, config.traces_rounds):
+    for i in newest(rounds, config.traces_rounds):
         found, num_leaves = _read(rounds[i], is_path=False, max_length=max_length)
         # The likeliest first; between equals the shorter one.
         found.sort(key=lambda text: (-text.score, len(text.tokens), text.key))
@@ -142,11 +161,11 @@ def _collect_traces(
         chosen = _interleave(groups, config.max_traces_per_problem)
         # What a newer round has given already is not given again.
         fresh = [text for text in chosen if text.key not in seen]
-        rows += [(i, text, *_response(text)) for text in fresh]
+        rows += [(i, text, [response(text)]) for text in fresh]
         seen |= {text.key for text in fresh}
         num_renewed += len(chosen) - len(fresh)
         counts = counts or _fates("traces", num_leaves, len(found), groups, len(chosen))
-    return _examples(rows, max_length), {
+    return make_examples(rows, max_length), {
         "num_traces": len(rows),
         **counts,
         "num_traces_renewed": num_renewed,
@@ -159,7 +178,7 @@ def _collect_paths(
     """Take paths of every problem by chance; each label weighs on the first path through it."""
     rows, learnt, counts = [], {}, {}
     group: dict[tuple[int, int], int] = {}
-    for i in _newest(rounds, config.paths_rounds):
+    for i in newest(rounds, config.paths_rounds):
         found, num_leaves = _read(rounds[i], is_path=True, max_length=max_length)
         # Which paths of a problem stay is chance.
         groups = [_shuffle(group, i, seed) for group in _distinct(found)]
@@ -169,11 +188,11 @@ def _collect_paths(
             steps = [step for step in text.steps if (i, step.row) not in learnt]
             learnt |= {(i, step.row): step for step in steps}
             ranks = [group.setdefault(_rank(text, step), len(group)) for step in steps]
-            ends, targets = [step.end for step in steps], [step.target for step in steps]
-            rows.append((i, text, ends, targets, ranks))
+            told = zip(steps, ranks, strict=True)
+            rows.append((i, text, [Lesson(step.end, step.target, 1.0, k) for step, k in told]))
         fates = _fates("paths", num_leaves, len(found), groups, len(chosen))
         counts = counts or fates | {"num_values_new": len(learnt)}
-    return _examples(rows, max_length), {
+    return make_examples(rows, max_length), {
         "num_paths": len(rows),
         "num_paths_correct": sum(text.is_correct for _, text, *_ in rows),
         **counts,
@@ -182,7 +201,7 @@ def _collect_paths(
     }
 
 
-def _newest(rounds: Rounds, num: int) -> list[int]:
+def newest(rounds: Rounds, num: int) -> list[int]:
     """The newest iterations that are there, newest first."""
     return [i for i in sorted(rounds, reverse=True) if i > max(rounds) - num]
 
@@ -280,15 +299,13 @@ def _rank(text: Text, step: Step) -> tuple[int, int]:
     return text.problem_id, -1 if step.end == len(text.tokens) - 1 else step.depth
 
 
-def _response(text: Text) -> tuple[slice, float, int]:
-    """The places where the policy learns, target and group there, which it does not read."""
-    return slice(text.prompt_length, len(text.tokens)), 0.0, -1
+def response(text: Text, target: float = 0.0) -> Lesson:
+    """Let the policy learn all but the prompt."""
+    return Lesson(slice(text.prompt_length, len(text.tokens)), target)
 
 
-def _examples(rows: Sequence[tuple[int, Text, Any, Any, Any]], max_length: int) -> Examples:
-    """Make rows of one text each, of (iteration, text, places that are learnt, targets there,
-    groups there).
-    """
+def make_examples(rows: Sequence[Row], max_length: int) -> Examples:
+    """Make rows of one text each."""
     # One segment a row, from its first column on.
     length = np.array([len(text.tokens) for _, text, *_ in rows], np.int32)
     place = np.broadcast_to(np.arange(max_length, dtype=np.int32), (len(rows), max_length))
@@ -297,9 +314,10 @@ def _examples(rows: Sequence[tuple[int, Text, Any, Any, Any]], max_length: int) 
     # Where nothing is learnt the weight is 0.
     target, weight = np.zeros(place.shape, np.float32), np.zeros(place.shape, np.float32)
     group = np.full(place.shape, -1, np.int32)
-    for k, (_, text, places, targets, groups) in enumerate(rows):
+    for k, (_, text, lessons) in enumerate(rows):
         tokens[k, : length[k]] = text.tokens
-        target[k, places], weight[k, places], group[k, places] = targets, 1, groups
+        for places, *told in lessons:
+            target[k, places], weight[k, places], group[k, places] = told
     return Examples(
         rows=TokenRows(
             tokens=tokens,
