@@ -451,6 +451,82 @@ def test_steps_are_compared_at_their_depth_and_ends_with_ends():
     assert (rows.group[rows.weight == 0] == -1).all()
 
 
+def rows_of(kind, *rounds, config=LARGE, seed=0):
+    """Rows of a kind that the policy learns from: ([(text, what is learnt), ...], counts)."""
+    rounds = dict(enumerate(rounds, start=1))
+    examples, counts = datasets.ROWS[kind](rounds, config, MAX_LENGTH, seed)
+    at = range(datasets.num_rows(examples))
+    learnt = [examples.rows.tokens[i][examples.rows.weight[i] > 0].tolist() for i in at]
+    return [(text(examples, i), learnt[i]) for i in at], examples, counts
+
+
+# Behind a prompt of 900: two answers behind 1, of which one is right, and a wrong one at once.
+FORKED = [Row(-1, (1,)), Row(0, (2, 3), C), Row(0, (4,), W), Row(-1, (5,), W), Row(-1, (6,))]
+
+
+def test_pairs_of_traces_are_right_and_wrong_answers_to_a_problem():
+    rows, examples, counts = rows_of("trace_pairs", [shard_of([FORKED])])
+    (chosen, _), (rejected, _) = rows
+    assert chosen == [900, 1, 2, 3] and rejected in ([900, 1, 4], [900, 5])
+    assert [learnt for _, learnt in rows] == [chosen[1:], rejected[1:]]
+    assert counts == {"num_pairs": 1, "num_pairs_new": 1, "num_pairs_over_cap": 0}
+    assert not examples.rows.target.any() and examples.is_correct.tolist() == [True, False]
+    seen = {str(rows_of("trace_pairs", [shard_of([FORKED])], seed=s)[0]) for s in range(8)}
+    assert len(seen) == 2, "which ones are matched is chance"
+
+
+def test_pairs_of_steps_are_siblings_and_learn_the_step_alone():
+    """Of 1 and 5 one leads to a right answer, and so it is of (2, 3) and 4 behind 1."""
+    rows, _, counts = rows_of("step_pairs", [shard_of([FORKED])])
+    pairs = sorted(zip(rows[::2], rows[1::2], strict=True))
+    assert pairs == [
+        (([900, 1], [1]), ([900, 5], [5])),
+        (([900, 1, 2, 3], [2, 3]), ([900, 1, 4], [4])),
+    ]
+    assert counts["num_pairs"] == 2
+    one = replace(LARGE, max_traces_per_problem=1)
+    rows, _, counts = rows_of("step_pairs", [shard_of([FORKED])], config=one)
+    assert len(rows) == 2 and counts["num_pairs_over_cap"] == 1
+
+
+def test_a_text_of_a_pair_that_was_once_right_is_right():
+    """Equal texts of several trees are one, and siblings are what stands behind equal texts."""
+    lost = [Row(-1, (1,)), Row(0, (9,), W), Row(-1, (7,), C)]
+    rows, *_ = rows_of("step_pairs", [shard_of([FORKED, lost], [0, 0])])
+    chosen, rejected = [x for x, _ in rows[::2]], [x for x, _ in rows[1::2]]
+    assert [900, 1] in chosen or [900, 7] in chosen
+    assert [900, 1] not in rejected and [900, 5] in rejected
+    assert rejected.count([900, 1, 4]) + rejected.count([900, 1, 9]) == 1
+
+
+def test_pairs_learn_of_all_rounds_in_use():
+    """Each round gives its own; none where all are right or wrong."""
+    alike = [Row(-1, (1,), W), Row(-1, (2,), W)]
+    rounds = [shard_of([FORKED])], [shard_of([alike])]
+    _, examples, counts = rows_of("trace_pairs", *rounds)
+    assert examples.iteration.tolist() == [1, 1] and counts["num_pairs_new"] == 0
+    newest = replace(LARGE, traces_rounds=1)
+    assert rows_of("trace_pairs", *rounds, config=newest)[2]["num_pairs"] == 0
+
+
+def test_answers_carry_their_advantage():
+    """As often as they were given; (reward - mean) / (deviation + 1e-4), as in TRL."""
+    given = [*FORKED, Row(-1, (5,), W)]
+    alike = [Row(-1, (1,), W), Row(-1, (2,), W)]
+    old = [shard_of([[Row(-1, (8,), C), Row(-1, (9,), W)]])]
+    rows, examples, counts = rows_of("answers", old, [shard_of([given, alike])])
+    assert Counter(str(x) for x, _ in rows)[str([900, 5])] == 2 and len(rows) == 4
+    deviation = np.std([1, 0, 0, 0], ddof=1) + 1e-4
+    for row, is_correct in enumerate(examples.is_correct):
+        told = examples.rows.target[row][examples.rows.weight[row] > 0]
+        np.testing.assert_allclose(told, (is_correct - 0.25) / deviation, rtol=1e-6)
+        assert rows[row][1] == rows[row][0][1:]
+    assert counts == {"num_answers": 4, "num_problems_undecided": 1}
+    two = replace(LARGE, max_paths_per_problem=2)
+    found = [len(rows_of("answers", [shard_of([given])], config=two, seed=s)[0]) for s in range(9)]
+    assert set(found) == {0, 2}, "two of four, by chance both wrong"
+
+
 def test_segments_tell_text_from_padding_whatever_the_ids():
     rows = [Row(-1, (0, 5, 0)), Row(0, (0, 0), C)]  # 0 is the padding id too
     traces, paths, _ = collect([shard_of([rows], [0])])

@@ -5,6 +5,7 @@ their gradients against finite differences in float64.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,80 @@ def test_a_new_head_says_one_half(num):
     value = value_of(head, hidden)
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, np.full((3, 4), 0.5), rtol=1e-6)
+
+
+# The policy: two pairs, of prompts of two tokens and answers of several lengths.
+OWN = (PLACE >= 2) & (np.array([9, 6, 7, 8])[:, None] > PLACE)
+ADVANTAGE = np.array([1.5, -0.5, 0.7, -1.2])
+POLICY_ROWS = PRM_ROWS.replace(
+    target=(OWN * ADVANTAGE[:, None]).astype(np.float32),
+    weight=OWN.astype(np.float32),
+    log_prob=-RNG.uniform(0.1, 3, OWN.shape).astype(np.float32),
+)
+LOG_PROBS = POLICY_ROWS.log_prob + RNG.normal(0, 0.4, OWN.shape)
+
+
+def policy_loss_of(name, log_probs, rows=POLICY_ROWS, **how):
+    return OBJECTIVES["policy"][name].loss(log_probs, rows, PolicyConfig(**how))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES["policy"])
+def test_the_gradient_of_a_policy_loss_is_what_differences_say(name):
+    with jax.enable_x64(True):
+        log_probs = jnp.asarray(LOG_PROBS)
+        check_grads(
+            lambda x: policy_loss_of(name, x), (log_probs,), order=1, modes=["rev"], atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES["policy"])
+def test_a_policy_loss_reads_nothing_but_what_is_learnt(name):
+    gradient_of = jax.jit(jax.value_and_grad(lambda x, rows: policy_loss_of(name, x, rows)))
+    other = np.where(OWN, 0, RNG.normal(size=OWN.shape)).astype(np.float32)
+    rows = POLICY_ROWS.replace(log_prob=POLICY_ROWS.log_prob + other)
+    found = gradient_of(LOG_PROBS.astype(np.float32) - 2 * other, rows)
+    expected = gradient_of(LOG_PROBS.astype(np.float32), POLICY_ROWS)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
+    assert not found[1][~OWN].any() and found[1][OWN].any()
+
+
+@pytest.mark.parametrize("name", ["dpo", "step_dpo"])
+def test_preference_is_dpo(name):
+    """As in TRL's `sigmoid` loss: minus log sigmoid of beta times (policy's log-ratio less the
+    reference's), summed over the answers' tokens, mean over pairs.
+    """
+    chosen, rejected = (LOG_PROBS * OWN).sum(axis=1).reshape(2, 2).T
+    their_chosen, their_rejected = (POLICY_ROWS.log_prob * OWN).sum(axis=1).reshape(2, 2).T
+    logits = (chosen - rejected) - (their_chosen - their_rejected)
+    expected = np.mean([-log_sigmoid(0.3 * x) for x in logits])
+    assert policy_loss_of(name, LOG_PROBS, beta=0.3) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_a_pair_shares_cancels():
+    """So of sibling steps the prefix need not be learnt, or may be."""
+    shared = POLICY_ROWS.replace(
+        weight=(PLACE < 6).astype(np.float32), log_prob=POLICY_ROWS.log_prob.copy()
+    )
+    log_probs = LOG_PROBS.copy()
+    for array in (log_probs, shared.log_prob):
+        array[1::2, :4] = array[::2, :4]
+    alone = shared.replace(weight=((PLACE >= 4) & (PLACE < 6)).astype(np.float32))
+    told = [float(policy_loss_of("step_dpo", log_probs, rows)) for rows in (shared, alone)]
+    assert told[0] == pytest.approx(told[1], rel=1e-5)
+
+
+def test_clipped_is_grpo():
+    """As in TRL with `loss_type="bnpo"`, which is "dapo" of one batch."""
+    ratio = np.exp(LOG_PROBS - POLICY_ROWS.log_prob)
+    bounded = np.clip(ratio, 0.8, 1.2)
+    assert (ratio != bounded)[OWN].any(), "some are clipped"
+    advantage = ADVANTAGE[:, None]
+    loss = -np.minimum(ratio * advantage, bounded * advantage)
+    away = POLICY_ROWS.log_prob - LOG_PROBS
+    loss = loss + 0.04 * (np.exp(away) - away - 1)
+    expected = (loss * OWN).sum() / OWN.sum()
+    found = policy_loss_of("grpo", LOG_PROBS, clip=0.2, kl=0.04)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 BAD = {

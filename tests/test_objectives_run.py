@@ -5,6 +5,7 @@ resumed.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from io import StringIO
 
@@ -69,6 +70,42 @@ def rows_of(folder):
         row = json.loads(line)
         merged.setdefault(row["iteration"], {}).update(row)
     return merged
+
+
+@pytest.fixture(scope="module")
+def warm(task, tmp_path_factory):
+    """A run that stands after iteration 0, which is the same whatever is learnt of trees."""
+    folder = tmp_path_factory.mktemp("warm")
+    run(folder, task, CONFIG, 0)
+    return folder
+
+
+CASES = {name: dict(objective=name) for name in OBJECTIVES["policy"]}
+CASES |= {
+    "nll from the warm start": dict(init_from="warm_start"),
+    "weighted from the warm start": dict(objective="weighted", init_from="warm_start"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_policy_learns_by_every_objective(task, warm, tmp_path, case):
+    """And a run that was stopped between its iterations ends where an undisturbed one does."""
+    config, folder = learning("policy", **CASES[case]), tmp_path / "run"
+    shutil.copytree(warm, folder)
+    state = run(folder, task, config, 2)
+    rows = rows_of(folder)
+    assert rows[2]["updates/policy/num_updates"] == 4, rows[2]
+    assert rows[2]["updates/policy/num_skipped"] == 0
+    told = rows[1]["updates/policy/losses"]
+    if "dpo" in case:
+        assert told[0] == pytest.approx(np.log(2), rel=1e-3), "nothing is preferred at first"
+    if case == "grpo":
+        assert told[0] != 0 and np.isfinite(told).all()
+
+    stopped = tmp_path / "stopped"
+    shutil.copytree(warm, stopped)
+    run(stopped, task, config, 1)
+    jax.tree.map(np.testing.assert_array_equal, run(stopped, task, config, 2), state)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES["prm"])
