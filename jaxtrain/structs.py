@@ -208,6 +208,7 @@ class Labels:
     is_correct: Array  # [B R] bool, a correct answer is reached here or below
     target: Array  # [B R] float32, what the step is worth, in [0, 1]
     is_labelled: Array  # [B R] bool
+    weight: Array | None = None  # [B R] float32, how much a label counts; None: all alike
 
 
 class Shard(NamedTuple):

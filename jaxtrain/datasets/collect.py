@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import chain
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import chex
@@ -45,9 +47,12 @@ class Step(NamedTuple):
     """A labelled step of a text."""
 
     row: tuple[int, int, int]  # shard, tree of the shard, row of the tree
+    text: bytes  # a hash of its problem and of what is written up to its end
     depth: int  # steps before it
-    end: int  # index of its last token
+    start: int  # index of its first token
+    end: int  # of its last one
     target: float
+    weight: float
 
 
 class Text(NamedTuple):
@@ -172,33 +177,73 @@ def traces(
     }
 
 
+def steps(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+) -> tuple[Examples, Counts]:
+    """Take the paths that the PRM learns for the policy, every step by the weight of its label."""
+    chosen, label, _ = _choose_paths(rounds, config, max_length, seed)
+    rows = [
+        (i, text, [Lesson(slice(s.start, s.end + 1), weight=label[s.text][0]) for s in own])
+        for i, text, own in chosen
+    ]
+    worth = [row for row in rows if any(lesson.weight for lesson in row[2])]
+    counts = {"num_weighted_paths": len(worth), "num_worthless_paths": len(rows) - len(worth)}
+    return make_examples(worth, max_length), counts
+
+
 def _collect_paths(
     rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
-    """Take paths of every problem by chance; each label weighs on the first path through it."""
-    rows, learnt, counts = [], {}, {}
-    group: dict[tuple[int, int], int] = {}
+    """Take paths of every problem for the PRM, a label at the end of every step."""
+    chosen, label, counts = _choose_paths(rounds, config, max_length, seed)
+    # Steps of a problem are compared at their depth, and ends with all ends, or the number of steps
+    # would tell them apart.
+    rows, group, depth = [], {}, {}
+    for i, text, own in chosen:
+        ranks = [(text.problem_id, -1 if s == text.steps[-1] else s.depth) for s in own]
+        numbers = [group.setdefault(rank, len(group)) for rank in ranks]
+        told = zip(own, numbers, strict=True)
+        rows.append((i, text, [Lesson(s.end, *label[s.text], number) for s, number in told]))
+        depth |= {s.text: s.depth for s in own}
+    return make_examples(rows, max_length), {
+        "num_paths": len(rows),
+        "num_paths_correct": sum(text.is_correct for _, text, _ in rows),
+        **counts,
+        "num_values": len(depth),
+        "targets_by_depth": _by_depth((depth[text], label[text][0]) for text in depth),
+    }
+
+
+def _choose_paths(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+) -> tuple[list[tuple[int, Text, list[Step]]], dict[bytes, tuple[float, float]], Counts]:
+    """Take paths of every problem by chance; each label weighs on the first path through it.
+
+    Equal texts of a problem have one label: the mean of what its trees say of it. Returns
+    (iteration, path, the steps of its own), the labels (target, weight) by text, and counts.
+    """
+    rows, learnt, counts = [], set(), {}
+    told: dict[bytes, list[tuple[float, float]]] = defaultdict(list)
     for i in newest(rounds, config.paths_rounds):
         found, num_leaves = _read(rounds[i], is_path=True, max_length=max_length)
-        # Which paths of a problem stay is chance.
-        groups = [_shuffle(group, i, seed) for group in _distinct(found)]
+        # What every row says of its text, chosen or not.
+        for step in dict.fromkeys(chain.from_iterable(text.steps for text in found)):
+            told[step.text].append((step.target, step.weight))
+        # Which paths of a problem stay is chance; one that another goes on from says nothing more.
+        inner = {step.text for text in found for step in text.steps[:-1]}
+        longest = [text for text in found if text.steps[-1].text not in inner]
+        groups = [_shuffle(group, i, seed) for group in _distinct(longest)]
         chosen = _interleave(groups, config.max_paths_per_problem)
         # A step that paths share is learnt on the first of them.
         for text in chosen:
-            steps = [step for step in text.steps if (i, step.row) not in learnt]
-            learnt |= {(i, step.row): step for step in steps}
-            ranks = [group.setdefault(_rank(text, step), len(group)) for step in steps]
-            told = zip(steps, ranks, strict=True)
-            rows.append((i, text, [Lesson(step.end, step.target, 1.0, k) for step, k in told]))
+            own = [step for step in text.steps if step.text not in learnt]
+            learnt |= {step.text for step in own}
+            rows += [(i, text, own)] if own else []
         fates = _fates("paths", num_leaves, len(found), groups, len(chosen))
         counts = counts or fates | {"num_values_new": len(learnt)}
-    return make_examples(rows, max_length), {
-        "num_paths": len(rows),
-        "num_paths_correct": sum(text.is_correct for _, text, *_ in rows),
-        **counts,
-        "num_values": len(learnt),
-        "targets_by_depth": _by_depth(learnt.values()),
-    }
+    # Now all is heard.
+    means = {text: [fmean(x) for x in zip(*told[text], strict=True)] for text in learnt}
+    return rows, {text: (target, weight) for text, (target, weight) in means.items()}, counts
 
 
 def newest(rounds: Rounds, num: int) -> list[int]:
@@ -227,16 +272,26 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
 
         # plain lists, which are read faster one by one
         is_labelled, target = labels.is_labelled.tolist(), labels.target.tolist()
+        weight = (labels.is_labelled if labels.weight is None else labels.weight).tolist()
         for k in np.flatnonzero(length <= max_length):
             b, leaf = int(problem[k]), int(row[k])
+            problem_id, starts = int(tree.problem_id[b]), [prompts.length[b], *step_end[k] + 1]
             steps = (
-                Step((number, b, r), depth, int(step_end[k, depth]), target[b][r])
+                Step(
+                    row=(number, b, r),
+                    text=_hash(problem_id, tokens[k, : step_end[k, depth] + 1]),
+                    depth=depth,
+                    start=int(starts[depth]),
+                    end=int(step_end[k, depth]),
+                    target=target[b][r],
+                    weight=float(weight[b][r]),
+                )
                 for depth, r in enumerate(rows[k].tolist())
                 if r >= 0 and is_labelled[b][r]
             )
             found.append(
                 Text(
-                    problem_id=int(tree.problem_id[b]),
+                    problem_id=problem_id,
                     tokens=tokens[k, : length[k]],
                     prompt_length=int(prompts.length[b]),
                     score=float(tree.score[b, leaf]),
@@ -245,6 +300,10 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
                 )
             )
     return found, num_leaves
+
+
+def _hash(problem_id: int, tokens: np.ndarray) -> bytes:
+    return blake2b(b"%d " % problem_id + tokens.tobytes(), digest_size=16).digest()
 
 
 def _distinct(texts: Sequence[Text]) -> list[list[Text]]:
@@ -283,20 +342,13 @@ def _fates(
     }
 
 
-def _by_depth(steps: Iterable[Step]) -> list[list]:
+def _by_depth(values: Iterable[tuple[int, float]]) -> list[list]:
     """Average targets by their depth: [mean, count] each, the mean None where there is none."""
     targets: dict[int, list[float]] = defaultdict(list)
-    for step in steps:
-        targets[step.depth].append(step.target)
+    for depth, target in values:
+        targets[depth].append(target)
     depths = range(max(targets, default=-1) + 1)
     return [[float(np.mean(targets[d])) if targets[d] else None, len(targets[d])] for d in depths]
-
-
-def _rank(text: Text, step: Step) -> tuple[int, int]:
-    """Name the steps that one is compared with: those of its problem at its depth; ends with all
-    ends, or the number of steps would tell them apart.
-    """
-    return text.problem_id, -1 if step.end == len(text.tokens) - 1 else step.depth
 
 
 def response(text: Text, target: float = 0.0) -> Lesson:

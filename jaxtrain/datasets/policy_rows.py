@@ -22,6 +22,7 @@ from jaxtrain.datasets.collect import (
     make_examples,
     newest,
     response,
+    steps,
     traces,
 )
 from jaxtrain.keys import Purpose, host_rng
@@ -76,6 +77,7 @@ def answers(
 
 ROWS: dict[str, RowsFn] = {
     "traces": traces,
+    "steps": steps,
     "trace_pairs": trace_pairs,
     "step_pairs": step_pairs,
     "answers": answers,

@@ -73,6 +73,15 @@ def make_outputs(model: Network, key: Array | None = None) -> ReadFn:
     return outputs
 
 
+def make_values(model: Network) -> ReadFn:
+    """Make the function that reads the PRM's value of the text up to every token, raw."""
+
+    def values(params: Params, rows: TokenRows) -> Array:
+        return value_of(params["head"], read_rows(model, params["backbone"], rows, None))
+
+    return values
+
+
 def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None) -> Array:
     """Read whole rows; a text sees itself alone. Returns hidden states [M L width].
 
