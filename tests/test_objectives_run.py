@@ -18,14 +18,18 @@ from jaxtrain import iteration
 from jaxtrain.build import build
 from jaxtrain.config import EvaluationConfig
 from jaxtrain.progress import Progress
+from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.countdown import solutions
 from jaxtrain.updates import OBJECTIVES
 from jaxtrain.workdir import open_workdir
 
+SEARCH = SearchConfig(num_simulations=3, num_candidates=4, temperature=1.5)
 CONFIG = replace(
-    WHOLE, evaluation=EvaluationConfig(num_problems=8, strategies=("search",), search=WHOLE.search)
+    WHOLE,
+    search=SEARCH,
+    evaluation=EvaluationConfig(num_problems=8, strategies=("search",), search=SEARCH),
 )
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -48,12 +52,16 @@ def learning(network, **how):
     return replace(CONFIG, updates=replace(CONFIG.updates, **{network: learner}))
 
 
-def run(folder, task, config, num_iterations):
-    """Run on one device; the search that answers is the one that learns, and compiled once."""
-    config = replace(config, loop=replace(config.loop, num_iterations=num_iterations))
+def functions(task, config):
+    """Build for one device; the search that answers is the one that learns, and compiled once."""
     mesh = make_mesh(ShardingConfig(), jax.devices()[:1])
     fns = build(config, task.tokenizer, Progress(0, StringIO()), mesh=mesh)
-    fns = replace(fns, grow={**fns.grow, "search": fns.grow["train"]})
+    return replace(fns, grow={**fns.grow, "search": fns.grow["train"]})
+
+
+def run(folder, task, config, num_iterations, fns=None):
+    config = replace(config, loop=replace(config.loop, num_iterations=num_iterations))
+    fns = fns or functions(task, config)
     with (
         pytest.MonkeyPatch.context() as patch,
         open_workdir(folder, {"seed": config.seed}, {}) as workdir,
@@ -73,10 +81,15 @@ def rows_of(folder):
 
 
 @pytest.fixture(scope="module")
-def warm(task, tmp_path_factory):
+def plain(task):
+    return functions(task, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def warm(task, plain, tmp_path_factory):
     """A run that stands after iteration 0, which is the same whatever is learnt of trees."""
     folder = tmp_path_factory.mktemp("warm")
-    run(folder, task, CONFIG, 0)
+    run(folder, task, CONFIG, 0, plain)
     return folder
 
 
@@ -88,11 +101,14 @@ CASES |= {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_policy_learns_by_every_objective(task, warm, tmp_path, case):
+def test_a_policy_learns_by_every_objective(task, plain, warm, tmp_path, case):
     """And a run that was stopped between its iterations ends where an undisturbed one does."""
     config, folder = learning("policy", **CASES[case]), tmp_path / "run"
     shutil.copytree(warm, folder)
-    state = run(folder, task, config, 2)
+    own = functions(task, config)
+    # What no objective changes need not be compiled again.
+    fns = replace(own, grow=plain.grow, update_prm=plain.update_prm, init_policy=plain.init_policy)
+    state = run(folder, task, config, 2, fns)
     rows = rows_of(folder)
     assert rows[2]["updates/policy/num_updates"] == 4, rows[2]
     assert rows[2]["updates/policy/num_skipped"] == 0
@@ -104,8 +120,8 @@ def test_a_policy_learns_by_every_objective(task, warm, tmp_path, case):
 
     stopped = tmp_path / "stopped"
     shutil.copytree(warm, stopped)
-    run(stopped, task, config, 1)
-    jax.tree.map(np.testing.assert_array_equal, run(stopped, task, config, 2), state)
+    run(stopped, task, config, 1, fns)
+    jax.tree.map(np.testing.assert_array_equal, run(stopped, task, config, 2, fns), state)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES["prm"])
