@@ -20,7 +20,7 @@ from jaxtrain.boundaries import Tables, TraceConfig
 from jaxtrain.keys import fold_in
 from jaxtrain.nn import cache
 from jaxtrain.nn.decode import Lanes, idle_lanes, write_chunk
-from jaxtrain.nn.heads import HEAD, Network
+from jaxtrain.nn.heads import Network, value_of
 from jaxtrain.nn.memory import (
     Both,
     Memory,
@@ -104,7 +104,7 @@ def write(
     tokens, is_written = token.token.T, token.is_written.T
     position = memory.lanes.start[:, None] + memory.lanes.num_tokens[:, None] + jnp.arange(size)
     hidden, judged = model.apply({"params": backbone}, tokens, position, is_written, segments)
-    value = HEAD.apply({"params": params[1]["head"]}, hidden).astype(jnp.float32)
+    value = value_of(params[1]["head"], hidden)
     lane, step = (
         jnp.arange(len(tokens))[:, None],
         jnp.where(token.is_last.T, token.step.T, num_steps),
