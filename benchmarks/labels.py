@@ -89,7 +89,8 @@ class Fit:
 
 BASE = Fit()  # the quickstart's, but for where it starts
 FORK = replace(BASE, start=NEWEST)
-EVERY = replace(FORK, shared_steps="every", num_rounds=3)
+HARD = replace(FORK, kind="hard", rate=1e-3)
+EVERY = replace(HARD, shared_steps="every")
 KINDS = ("exact", *(kind for kind in labels.TARGETS if kind != BASE.kind))
 FITS = (
     # one change at a time
@@ -104,13 +105,14 @@ FITS = (
     # the same from where it matters
     FORK,
     *(replace(FORK, kind=kind) for kind in KINDS),
-    replace(FORK, num_rounds=3),
-    replace(FORK, shared_steps="every"),
-    replace(FORK, updates=3),
-    # and together
-    EVERY,
-    *(replace(EVERY, kind=kind) for kind in ("exact", "hard", "soft")),
     *(replace(FORK, kind="hard", objective=name) for name in ("binary", "bins", "pairwise")),
+    replace(FORK, shared_steps="every"),
+    # and together
+    replace(EVERY, rate=2e-3, num_rounds=3),
+    replace(EVERY, num_rounds=3),
+    replace(EVERY, rate=5e-4, num_rounds=3),
+    replace(HARD, num_rounds=3),
+    *(replace(fit, updates=times) for fit in (HARD, EVERY) for times in (1, 3)),
 )
 
 
