@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtrain import hub, search, sharding, updates
 from jaxtrain.boundaries import make_tables
+from jaxtrain.commuting import make_form
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose, problem_keys
@@ -70,8 +71,11 @@ def build(
     progress: Progress,
     pretrained: Pretrained | None = None,
     mesh: Any = None,
+    commuting: str = "",
 ) -> Functions:
     """Build everything a run will call; the policy starts from `pretrained` where it is given.
+
+    commuting: the characters of the task that let words change places.
 
     Raises UserError where the mesh does not fit the devices.
     """
@@ -81,6 +85,7 @@ def build(
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
+    form = make_form(tokenizer.token_bytes, commuting)
 
     # Where everything lies.
     state = abstract_state(config, model, mesh)
@@ -93,7 +98,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
-        reader = make_reader(model, tables, trace, searching.chunk)
+        reader = make_reader(model, tables, trace, searching.chunk, form)
         fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 

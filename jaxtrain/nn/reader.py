@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.boundaries import Tables, TraceConfig
+from jaxtrain.commuting import make_form
 from jaxtrain.keys import fold_in
 from jaxtrain.nn import cache
 from jaxtrain.nn.decode import Lanes, idle_lanes, write_chunk
@@ -34,13 +35,18 @@ from jaxtrain.nn.memory import (
     siblings_of,
 )
 from jaxtrain.nn.transformer import Segment
-from jaxtrain.structs import Array, Cost, Order, Params, Reader, Written
+from jaxtrain.structs import Array, Cost, FormFn, Order, Params, Reader, Written
 
+PLAIN = make_form((), "")  # steps are told apart by their tokens
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
 
 def make_reader(
-    model: Network, tables: Tables, trace: TraceConfig, chunk: int | None = None
+    model: Network,
+    tables: Tables,
+    trace: TraceConfig,
+    chunk: int | None = None,
+    form: FormFn = PLAIN,
 ) -> Reader:
     """Make a reader of the networks; see `structs.Reader` for its functions.
 
@@ -48,13 +54,14 @@ def make_reader(
     nothing is cached, and an order is written as a whole.
 
     A step ends where `tables` say so, or at `trace.step_tokens` tokens, but never inside an answer.
-    At `trace.max_step_tokens` it is cut.
+    At `trace.max_step_tokens` it is cut. form: which steps are the same.
     """
     return Reader(
         open=partial(open_memory, model, trace, chunk),
         renew=partial(renew, model),
         write=partial(write, model, tables, trace, chunk),
         text=lambda memory: memory.tokens,
+        form=form,
     )
 
 
