@@ -40,7 +40,8 @@ from jaxtrain.files import write_json
 from jaxtrain.intervals import mean_interval, wilson
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import Transformer, decode_weights
+from jaxtrain.nn.transformer import Transformer
+from jaxtrain.nn.weights import decode_weights
 from jaxtrain.prompts import encode, make_encode
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.search import SearchConfig, make_grow
@@ -208,7 +209,7 @@ def open_game(path: Path, num_problems: int) -> Game:
 
     def grower(searching: SearchConfig) -> Any:
         searching = replace(searching, chunk_tokens=trace.max_step_tokens)
-        reader = make_reader(model, tables, trace, searching.chunk, form)
+        reader = make_reader((model, model), tables, trace, searching.chunk, form)
         return make_grow(searching, trace.max_steps, told_values(reader, task.tokenizer.decode))
 
     cast = partial(decode_weights, config.model, is_split=False)

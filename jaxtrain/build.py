@@ -28,13 +28,8 @@ from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
 from jaxtrain.nn.heads import init_head, make_log_probs, make_outputs
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import (
-    Transformer,
-    abstract_params,
-    cast_weights,
-    decode_weights,
-    init_params,
-)
+from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
+from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
@@ -84,6 +79,7 @@ def build(
     adapters, trace = config.updates.lora, config.trace
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
+    writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
     form = make_form(tokenizer.token_bytes, commuting)
 
@@ -98,7 +94,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
-        reader = make_reader(model, tables, trace, searching.chunk, form)
+        reader = make_reader((writer, model), tables, trace, searching.chunk, form)
         fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
@@ -108,16 +104,8 @@ def build(
 
     # What starts from random weights, and what is read from a folder instead.
     inits = {
-        "base": compiled("base init", partial(new_base, config, model), out_shardings=at.base),
-        "policy": compiled(
-            "policy init", partial(new_policy, config, model), out_shardings=at.policy
-        ),
-        "prm": compiled(
-            "PRM init",
-            partial(new_prm, config),
-            in_shardings=(at.policy.params,),
-            out_shardings=at.prm,
-        ),
+        name: compiled(f"{name} init", fn, out_shardings=getattr(at, name))
+        for name, fn in starters(config, model).items()
     }
     if pretrained is not None:
         inits |= loaders(config, pretrained, state, progress)
@@ -147,6 +135,17 @@ def build(
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=state,
     )
+
+
+def starters(config: Config, model: Transformer) -> dict[str, Callable]:
+    """List what makes the parts of a State from random weights: of a key, or the PRM's of the
+    policy's parameters.
+    """
+    return {
+        "base": partial(new_base, config, model),
+        "policy": partial(new_policy, config, model),
+        "prm": partial(new_prm, config),
+    }
 
 
 def new_base(config: Config, model: Transformer, key: Array) -> Params:
@@ -233,7 +232,8 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
         backbone = lora.merge(base, prm_params["backbone"])
-        return grow_fn(lora.merge(base, policy_params), prm_params | {"backbone": backbone}, *args)
+        policy = unstack(lora.merge(base, policy_params))
+        return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
     # Trees do not know each other: a device grows its own.
     per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)

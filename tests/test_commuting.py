@@ -58,7 +58,7 @@ def compiled(config: SearchConfig, max_steps: int, commute: str):
     trace = TraceConfig(max_steps=max_steps, max_step_tokens=SIZE)
     tables = make_tables(IDS.token_bytes, IDS.end_ids, "\n", "end")
     form = make_form(IDS.token_bytes, commute)
-    reader = make_reader(Bigram(), tables, trace, config.chunk, form)
+    reader = make_reader((Bigram(), Bigram()), tables, trace, config.chunk, form)
     return jax.jit(make_grow(config, max_steps, reader))
 
 

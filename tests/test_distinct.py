@@ -60,7 +60,7 @@ def in_order(steps: dict[Words, float], num: int) -> dict[tuple[Words, ...], flo
 @cache
 def compiled(config: SearchConfig, chunk: int | None, size: int):
     trace = TraceConfig(max_steps=2, max_step_tokens=size)
-    reader = make_reader(BIGRAM, make_tables(TEXT, [END], "\n", "end"), trace, chunk)
+    reader = make_reader((BIGRAM, BIGRAM), make_tables(TEXT, [END], "\n", "end"), trace, chunk)
     return jax.jit(make_grow(config, trace.max_steps, reader))
 
 

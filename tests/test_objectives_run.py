@@ -70,7 +70,7 @@ def run(folder, task, config, num_iterations, fns=None):
         open_workdir(folder, {"seed": config.seed}, {}) as workdir,
         Progress(num_iterations, StringIO()) as progress,
     ):
-        patch.setattr(iteration, "build", lambda *_: fns)
+        patch.setattr(iteration, "build", lambda *_, **__: fns)
         return iteration.run_loop(config, task, workdir, progress)
 
 
