@@ -33,7 +33,8 @@ from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
-from jaxtrain.updates import UpdateFn
+from jaxtrain.updates import fits
+from jaxtrain.updates.fits import UpdateFn
 
 ReadOverFn = Callable[[Params, Params, TokenRows], Array]
 # what the terminal calls the searches that answer
@@ -164,7 +165,7 @@ def new_policy(config: Config, model: Transformer, key: Array) -> Learner:
     else:
         shapes, lora_key = abstract_params(model), jax.random.fold_in(typed, 1)
         params = lora.init(shapes, lora_key, adapters.rank, adapters.targets)
-    return updates.init_learner(params, updates.make_optimizer(config.updates.policy))
+    return fits.init_learner(params, fits.make_optimizer(config.updates.policy))
 
 
 def new_prm(config: Config, policy_params: Params) -> Learner:
@@ -172,7 +173,7 @@ def new_prm(config: Config, policy_params: Params) -> Learner:
     learning = config.updates.prm
     num_outputs = updates.prm.OBJECTIVES[learning.objective].num_outputs(learning)
     params = {"backbone": policy_params, "head": init_head(config.model.width, num_outputs)}
-    return updates.init_learner(params, updates.make_optimizer(config.updates.prm))
+    return fits.init_learner(params, fits.make_optimizer(config.updates.prm))
 
 
 def abstract_state(config: Config, model: Transformer, mesh: Any) -> State:
@@ -205,8 +206,8 @@ def loaders(
         return load_fn(source, abstract)
 
     def learner(name: str, params: Params) -> Learner:
-        optimizer = updates.make_optimizer(getattr(config.updates, name))
-        fresh = partial(updates.init_learner, optimizer=optimizer)
+        optimizer = fits.make_optimizer(getattr(config.updates, name))
+        fresh = partial(fits.init_learner, optimizer=optimizer)
         out = placed(getattr(state, name))
         return jax.jit(fresh, out_shardings=out, donate_argnums=0)(params)
 
@@ -255,7 +256,7 @@ def policy_update(config: Config, model: Transformer, objective: str) -> UpdateF
         read = make_log_probs(model, key_of(num_updates))
         return loss_fn(read(lora.merge(base, params), rows), rows, learning)
 
-    return updates.make_update(loss, updates.make_optimizer(learning))
+    return fits.make_update(loss, fits.make_optimizer(learning))
 
 
 def policy_reading(model: Transformer) -> ReadOverFn:
@@ -273,7 +274,7 @@ def prm_update(config: Config, model: Transformer) -> UpdateFn:
         outputs = make_outputs(model, key_of(num_updates))(merged, rows)
         return loss_fn(outputs, rows, learning, config.trace.max_steps)
 
-    return updates.make_update(loss, updates.make_optimizer(learning))
+    return fits.make_update(loss, fits.make_optimizer(learning))
 
 
 def dropout_key(config: Config, purpose: Purpose) -> Callable[[Array], Array | None]:
