@@ -54,6 +54,7 @@ from jaxtrain.structs import (
 from jaxtrain.tasks import Problem, Task
 from jaxtrain.tasks.countdown import legal_moves, read_prompt, write_move
 from jaxtrain.trees import TreeFiles
+from jaxtrain.updates import fits
 
 WARM, NEWEST, PREVIOUS = "warm policy", "newest policy", "previous PRM"
 
@@ -263,11 +264,11 @@ class Bench:
             order=updates.prm.OBJECTIVES[fit.objective].order,
             num_together=self.config.updates.prm.num_together,
         )
-        learner, _ = updates.fit(
+        learner, _ = fits.fit(
             partial(fns.update_prm, base),
             learner,
             batches,
-            updates.learning_rates(schedule, num_updates),
+            fits.learning_rates(schedule, num_updates),
         )
         return learner.params
 

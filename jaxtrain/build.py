@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtrain import hub, search, sharding, updates
 from jaxtrain.boundaries import make_tables
+from jaxtrain.commuting import make_form
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose, problem_keys
@@ -27,17 +28,13 @@ from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
 from jaxtrain.nn.heads import init_head, make_log_probs, make_outputs
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import (
-    Transformer,
-    abstract_params,
-    cast_weights,
-    decode_weights,
-    init_params,
-)
+from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
+from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
-from jaxtrain.updates import UpdateFn
+from jaxtrain.updates import fits
+from jaxtrain.updates.fits import UpdateFn
 
 ReadOverFn = Callable[[Params, Params, TokenRows], Array]
 # what the terminal calls the searches that answer
@@ -70,8 +67,11 @@ def build(
     progress: Progress,
     pretrained: Pretrained | None = None,
     mesh: Any = None,
+    commuting: str = "",
 ) -> Functions:
     """Build everything a run will call; the policy starts from `pretrained` where it is given.
+
+    commuting: the characters of the task that let words change places.
 
     Raises UserError where the mesh does not fit the devices.
     """
@@ -80,7 +80,9 @@ def build(
     adapters, trace = config.updates.lora, config.trace
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
+    writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
+    form = make_form(tokenizer.token_bytes, commuting)
 
     # Where everything lies.
     state = abstract_state(config, model, mesh)
@@ -93,7 +95,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
-        reader = make_reader(model, tables, trace, searching.chunk)
+        reader = make_reader((writer, model), tables, trace, searching.chunk, form)
         fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
@@ -103,16 +105,8 @@ def build(
 
     # What starts from random weights, and what is read from a folder instead.
     inits = {
-        "base": compiled("base init", partial(new_base, config, model), out_shardings=at.base),
-        "policy": compiled(
-            "policy init", partial(new_policy, config, model), out_shardings=at.policy
-        ),
-        "prm": compiled(
-            "PRM init",
-            partial(new_prm, config),
-            in_shardings=(at.policy.params,),
-            out_shardings=at.prm,
-        ),
+        name: compiled(f"{name} init", fn, out_shardings=getattr(at, name))
+        for name, fn in starters(config, model).items()
     }
     if pretrained is not None:
         inits |= loaders(config, pretrained, state, progress)
@@ -144,6 +138,17 @@ def build(
     )
 
 
+def starters(config: Config, model: Transformer) -> dict[str, Callable]:
+    """List what makes the parts of a State from random weights: of a key, or the PRM's of the
+    policy's parameters.
+    """
+    return {
+        "base": partial(new_base, config, model),
+        "policy": partial(new_policy, config, model),
+        "prm": partial(new_prm, config),
+    }
+
+
 def new_base(config: Config, model: Transformer, key: Array) -> Params:
     """Draw what is not trained, in the dtype that it is computed in; key: data [2]."""
     # All weights are trained: there is nothing below them.
@@ -160,7 +165,7 @@ def new_policy(config: Config, model: Transformer, key: Array) -> Learner:
     else:
         shapes, lora_key = abstract_params(model), jax.random.fold_in(typed, 1)
         params = lora.init(shapes, lora_key, adapters.rank, adapters.targets)
-    return updates.init_learner(params, updates.make_optimizer(config.updates.policy))
+    return fits.init_learner(params, fits.make_optimizer(config.updates.policy))
 
 
 def new_prm(config: Config, policy_params: Params) -> Learner:
@@ -168,7 +173,7 @@ def new_prm(config: Config, policy_params: Params) -> Learner:
     learning = config.updates.prm
     num_outputs = updates.prm.OBJECTIVES[learning.objective].num_outputs(learning)
     params = {"backbone": policy_params, "head": init_head(config.model.width, num_outputs)}
-    return updates.init_learner(params, updates.make_optimizer(config.updates.prm))
+    return fits.init_learner(params, fits.make_optimizer(config.updates.prm))
 
 
 def abstract_state(config: Config, model: Transformer, mesh: Any) -> State:
@@ -201,8 +206,8 @@ def loaders(
         return load_fn(source, abstract)
 
     def learner(name: str, params: Params) -> Learner:
-        optimizer = updates.make_optimizer(getattr(config.updates, name))
-        fresh = partial(updates.init_learner, optimizer=optimizer)
+        optimizer = fits.make_optimizer(getattr(config.updates, name))
+        fresh = partial(fits.init_learner, optimizer=optimizer)
         out = placed(getattr(state, name))
         return jax.jit(fresh, out_shardings=out, donate_argnums=0)(params)
 
@@ -228,7 +233,8 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
         backbone = lora.merge(base, prm_params["backbone"])
-        return grow_fn(lora.merge(base, policy_params), prm_params | {"backbone": backbone}, *args)
+        policy = unstack(lora.merge(base, policy_params))
+        return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
     # Trees do not know each other: a device grows its own.
     per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)
@@ -250,7 +256,7 @@ def policy_update(config: Config, model: Transformer, objective: str) -> UpdateF
         read = make_log_probs(model, key_of(num_updates))
         return loss_fn(read(lora.merge(base, params), rows), rows, learning)
 
-    return updates.make_update(loss, updates.make_optimizer(learning))
+    return fits.make_update(loss, fits.make_optimizer(learning))
 
 
 def policy_reading(model: Transformer) -> ReadOverFn:
@@ -268,7 +274,7 @@ def prm_update(config: Config, model: Transformer) -> UpdateFn:
         outputs = make_outputs(model, key_of(num_updates))(merged, rows)
         return loss_fn(outputs, rows, learning, config.trace.max_steps)
 
-    return updates.make_update(loss, updates.make_optimizer(learning))
+    return fits.make_update(loss, fits.make_optimizer(learning))
 
 
 def dropout_key(config: Config, purpose: Purpose) -> Callable[[Array], Array | None]:

@@ -18,11 +18,11 @@ from jaxtrain.errors import UserError
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.phases import Run, diverged, named
 from jaxtrain.structs import Examples, Learner, Networks, Params
-from jaxtrain.updates import LearnerConfig
+from jaxtrain.updates import LearnerConfig, fits
 
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 
-is_finite = jax.jit(updates.all_finite)
+is_finite = jax.jit(fits.all_finite)
 
 
 def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict[str, Any]]:
@@ -69,8 +69,8 @@ def fit(
     learning: LearnerConfig = getattr(run.config.updates, name)
     c, d = learning.fit_of(i), run.config.datasets
     size, rng = learning.batch_size, host_rng(run.config.seed, FITS[name], i)
-    num_updates = updates.count_updates(c, size, datasets.num_rows(examples))
-    rates = updates.learning_rates(c, num_updates)
+    num_updates = fits.count_updates(c, size, datasets.num_rows(examples))
+    rates = fits.learning_rates(c, num_updates)
     order = "rows" if is_imitation else updates.OBJECTIVES[name][learning.objective].order
     batches = datasets.batches(
         examples,
@@ -92,7 +92,7 @@ def fit(
     ):
         if i > 1 and learning.init_from == "warm_start":
             learner = warm_learner(run, name, learner)
-        learner, infos = saved.restore(learner, updates.NO_INFOS)
+        learner, infos = saved.restore(learner, fits.NO_INFOS)
         num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
 
         # a run of updates that are not finite ends the run
@@ -109,7 +109,7 @@ def fit(
         phase.advance(done, is_restored=True)
         while done < num_updates:
             part = rates[done : done + (every or num_updates)]
-            learner, told = updates.fit(update, learner, batches, part, on_update)
+            learner, told = fits.fit(update, learner, batches, part, on_update)
             if not len(told["loss"]):
                 break
             if not is_finite(learner):
@@ -121,7 +121,7 @@ def fit(
                 saved.save(learner, infos)
 
     # what there is to tell of it
-    info = updates.summarise(infos)
+    info = fits.summarise(infos)
     if info["is_skipped_fit"]:
         run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
     told = {**info, "losses": [float(f"{loss:.6g}") for loss in infos["loss"]]}

@@ -144,7 +144,7 @@ def run_in(fns):
             open_workdir(folder, {"seed": config.seed}, {}) as workdir,
             progress or Progress(config.loop.num_iterations, StringIO()) as progress,
         ):
-            patch.setattr(iteration, "build", lambda *_: fns)
+            patch.setattr(iteration, "build", lambda *_, **__: fns)
             return iteration.run_loop(config, task, workdir, progress)
 
     return run_in

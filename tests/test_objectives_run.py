@@ -22,12 +22,15 @@ from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.countdown import solutions
-from jaxtrain.updates import OBJECTIVES
+from jaxtrain.updates import OBJECTIVES, FitConfig
 from jaxtrain.workdir import open_workdir
 
-SEARCH = SearchConfig(num_simulations=3, num_candidates=4, temperature=1.5)
+SEARCH = SearchConfig(num_simulations=5, num_candidates=4)
+POLICY = replace(WHOLE.updates.policy, fit=FitConfig(num_updates=4, learning_rate=2e-3))
 CONFIG = replace(
     WHOLE,
+    updates=replace(WHOLE.updates, policy=POLICY),
+    prompts=replace(WHOLE.prompts, num_first_problems=16),
     search=SEARCH,
     evaluation=EvaluationConfig(num_problems=8, strategies=("search",), search=SEARCH),
 )
@@ -67,7 +70,7 @@ def run(folder, task, config, num_iterations, fns=None):
         open_workdir(folder, {"seed": config.seed}, {}) as workdir,
         Progress(num_iterations, StringIO()) as progress,
     ):
-        patch.setattr(iteration, "build", lambda *_: fns)
+        patch.setattr(iteration, "build", lambda *_, **__: fns)
         return iteration.run_loop(config, task, workdir, progress)
 
 

@@ -19,11 +19,10 @@ from tiny_models import MODEL, random_params
 from jaxtrain.nn.heads import make_log_probs, make_outputs, token_log_probs
 from jaxtrain.nn.transformer import ModelConfig, Transformer, init_params
 from jaxtrain.structs import Learner, TokenRows
-from jaxtrain.updates import (
+from jaxtrain.updates import PolicyConfig, PrmConfig
+from jaxtrain.updates.fits import (
     FitConfig,
     LearnerConfig,
-    PolicyConfig,
-    PrmConfig,
     all_finite,
     count_updates,
     fit,

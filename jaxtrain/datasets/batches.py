@@ -56,20 +56,6 @@ def batches(
         yield _batch(examples.rows, picked, int(length[picked].max()))
 
 
-def shuffled(
-    rows: np.ndarray, examples: Examples, num_together: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Put rows in any order."""
-    return rng.permutation(rows)
-
-
-def in_pairs(
-    rows: np.ndarray, examples: Examples, num_together: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Put rows 2k and 2k + 1 side by side, and the pairs in any order."""
-    return rng.permutation(rows.reshape(-1, 2)).reshape(-1)
-
-
 def by_problem(
     rows: np.ndarray, examples: Examples, num_together: int, rng: np.random.Generator
 ) -> np.ndarray:
@@ -90,7 +76,12 @@ def by_problem(
     return rows[np.argsort(rng.permutation(bunch.max(initial=-1) + 1)[bunch], kind="stable")]
 
 
-ORDERS: dict[str, OrderFn] = {"rows": shuffled, "pairs": in_pairs, "problems": by_problem}
+ORDERS: dict[str, OrderFn] = {
+    "rows": lambda rows, examples, num, rng: rng.permutation(rows),
+    # rows 2k and 2k + 1 side by side
+    "pairs": lambda rows, examples, num, rng: rng.permutation(rows.reshape(-1, 2)).reshape(-1),
+    "problems": by_problem,
+}
 
 
 def _epochs(

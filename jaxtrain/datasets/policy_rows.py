@@ -7,7 +7,8 @@ sibling steps. Which of them stay under the caps is chance, of the problem and t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -29,25 +30,38 @@ from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import JUDGED, Examples, Shard, Verdict
 
 NO_ZERO = 1e-4  # beside a deviation that may be 0
-# a shard -> [B R] bool, the texts that end at these rows; then whether they are right, and whether
-# what was written before their last step is learnt too
-ReadFn = Callable[[Shard], tuple[np.ndarray, np.ndarray, bool]]
 
 
-def trace_pairs(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+def pairs(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int, is_whole: bool
 ) -> tuple[Examples, Counts]:
-    """Pair correct answers with wrong ones to the same problem; the chosen row comes first."""
-    return _pairs(rounds, config, max_length, seed, _answers)
+    """Pair right continuations of a text with wrong ones; the chosen row comes before the rejected.
 
-
-def step_pairs(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
-) -> tuple[Examples, Counts]:
-    """Pair steps below which a correct answer was found with labelled ones behind the same text
-    below which none was; the step alone is learnt, and the chosen row comes first.
+    Whole answers to a problem are right by their verdict. Else sibling steps are paired: one below
+    which a correct answer was found, and a labelled one below which none was; the step alone is
+    learnt.
     """
-    return _pairs(rounds, config, max_length, seed, _steps)
+    rows, num_new, num_over_cap = [], 0, 0
+    for i in newest(rounds, config.traces_rounds):
+        # Distinct continuations by the text before them; what was once right is right.
+        found: dict[int, dict[bytes, dict[bytes, Text]]] = defaultdict(lambda: defaultdict(dict))
+        for text in _texts(rounds[i], max_length, is_whole):
+            known = found[text.problem_id][text.tokens[: text.prompt_length].tobytes()]
+            if text.is_correct or text.key[1] not in known:
+                known[text.key[1]] = text
+
+        # Of every problem some pairs, of which the first are of different prefixes.
+        for problem_id, groups in found.items():
+            rng = host_rng(seed, Purpose.PAIRS, i, problem_id)
+            paired = [_match(list(known.values()), rng) for known in groups.values()]
+            turns = zip_longest(*(paired[k] for k in rng.permutation(len(paired))))
+            there = [pair for turn in turns for pair in turn if pair is not None]
+            kept = there[: config.max_traces_per_problem]
+            num_over_cap += len(there) - len(kept)
+            rows += [(i, text, [response(text)]) for pair in kept for text in pair]
+        num_new = len(rows) // 2 if i == max(rounds) else num_new
+    counts = {"num_pairs": len(rows) // 2, "num_pairs_new": num_new}
+    return make_examples(rows, max_length), counts | {"num_pairs_over_cap": num_over_cap}
 
 
 def answers(
@@ -60,7 +74,7 @@ def answers(
     """
     i, rows, num_undecided = max(rounds), [], 0
     found: dict[int, list[Text]] = defaultdict(list)
-    for text in _texts(rounds[i], max_length, _answers):
+    for text in _texts(rounds[i], max_length, is_whole=True):
         found[text.problem_id].append(text)
     for problem_id, texts in found.items():
         rng = host_rng(seed, Purpose.PAIRS, i, problem_id)
@@ -78,26 +92,19 @@ def answers(
 ROWS: dict[str, RowsFn] = {
     "traces": traces,
     "steps": steps,
-    "trace_pairs": trace_pairs,
-    "step_pairs": step_pairs,
+    "trace_pairs": partial(pairs, is_whole=True),
+    "step_pairs": partial(pairs, is_whole=False),
     "answers": answers,
 }
 
 
-def _answers(shard: Shard) -> tuple[np.ndarray, np.ndarray, bool]:
-    verdict = shard.labels.verdict
-    return np.isin(verdict, JUDGED), verdict == Verdict.CORRECT, True
-
-
-def _steps(shard: Shard) -> tuple[np.ndarray, np.ndarray, bool]:
-    return shard.labels.is_labelled, shard.labels.is_correct, False
-
-
-def _texts(shards: Sequence[Shard], max_length: int, read_fn: ReadFn) -> Iterator[Text]:
+def _texts(shards: Sequence[Shard], max_length: int, is_whole: bool) -> Iterator[Text]:
     """Yield the texts that fit; what is not learnt of them counts as their prompt."""
-    for shard in shards:
-        prompts, tree, _ = shard
-        is_end, is_right, is_whole = read_fn(shard)
+    for prompts, tree, labels in shards:
+        # where the texts end, and whether that is right
+        is_end, is_right = labels.is_labelled, labels.is_correct
+        if is_whole:
+            is_end, is_right = np.isin(labels.verdict, JUDGED), labels.verdict == Verdict.CORRECT
         problem, row = np.nonzero(is_end)
         rows = trees.row_paths(tree.parent, problem, row)
         tokens, length, _ = trees.sequences(tree, problem, rows, prompts)
@@ -109,32 +116,6 @@ def _texts(shards: Sequence[Shard], max_length: int, read_fn: ReadFn) -> Iterato
                 prompt_length=int(start[k]),
                 is_correct=bool(is_right[problem[k], row[k]]),
             )
-
-
-def _pairs(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int, read_fn: ReadFn
-) -> tuple[Examples, Counts]:
-    rows, num_new, num_over_cap = [], 0, 0
-    for i in newest(rounds, config.traces_rounds):
-        # Distinct continuations by the text before them; what was once right is right.
-        found: dict[int, dict[bytes, dict[bytes, Text]]] = defaultdict(lambda: defaultdict(dict))
-        for text in _texts(rounds[i], max_length, read_fn):
-            known = found[text.problem_id][text.tokens[: text.prompt_length].tobytes()]
-            if text.is_correct or text.key[1] not in known:
-                known[text.key[1]] = text
-
-        # Of every problem some pairs, of which the first are of different prefixes.
-        for problem_id, groups in found.items():
-            rng = host_rng(seed, Purpose.PAIRS, i, problem_id)
-            paired = [_match(list(known.values()), rng) for known in groups.values()]
-            turns = zip_longest(*(paired[k] for k in rng.permutation(len(paired))))
-            pairs = [pair for turn in turns for pair in turn if pair is not None]
-            kept = pairs[: config.max_traces_per_problem]
-            num_over_cap += len(pairs) - len(kept)
-            rows += [(i, text, [response(text)]) for pair in kept for text in pair]
-        num_new = len(rows) // 2 if i == max(rounds) else num_new
-    counts = {"num_pairs": len(rows) // 2, "num_pairs_new": num_new}
-    return make_examples(rows, max_length), counts | {"num_pairs_over_cap": num_over_cap}
 
 
 def _match(texts: Sequence[Text], rng: np.random.Generator) -> list[tuple[Text, Text]]:

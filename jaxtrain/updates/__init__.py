@@ -11,24 +11,9 @@ for the policy what a row is (a trace, one of a pair, ...), and for both which r
 batch together. Networks and data know no objective; `build` and `phases` read the tables.
 """
 
-from jaxtrain.updates import policy, prm
+from jaxtrain.updates import fits, policy, prm
 from jaxtrain.updates.config import LoraConfig, UpdatesConfig
-from jaxtrain.updates.fits import (
-    NO_INFOS,
-    FitConfig,
-    LearnerConfig,
-    LossFn,
-    UpdateFn,
-    all_finite,
-    count_updates,
-    fit,
-    init_learner,
-    is_weight,
-    learning_rates,
-    make_optimizer,
-    make_update,
-    summarise,
-)
+from jaxtrain.updates.fits import FitConfig, LearnerConfig
 from jaxtrain.updates.policy import PolicyConfig
 from jaxtrain.updates.prm import PrmConfig
 
@@ -36,25 +21,14 @@ from jaxtrain.updates.prm import PrmConfig
 OBJECTIVES = {"policy": policy.OBJECTIVES, "prm": prm.OBJECTIVES}
 
 __all__ = [
-    "NO_INFOS",
     "OBJECTIVES",
     "FitConfig",
     "LearnerConfig",
     "LoraConfig",
-    "LossFn",
     "PolicyConfig",
     "PrmConfig",
-    "UpdateFn",
     "UpdatesConfig",
-    "all_finite",
-    "count_updates",
-    "fit",
-    "init_learner",
-    "is_weight",
-    "learning_rates",
-    "make_optimizer",
-    "make_update",
+    "fits",
     "policy",
     "prm",
-    "summarise",
 ]
