@@ -86,7 +86,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
         Checkpoints(workdir.checkpoints, config.checkpoints, workdir.run_key) as checkpoints,
         MetricsLog(folder) as log,
     ):
-        fns = build(config, task.tokenizer, progress, model)
+        fns = build(config, task.tokenizer, progress, model, commuting=task.commuting)
         run = Run(config, task, fns, workdir, log, progress, checkpoints)
         newest = checkpoints.choose(None)
         state = checkpoints.restore(newest, fns.abstract_state, fns.init_base())

@@ -139,7 +139,7 @@ def read_trees(
     )
     tree = jax.tree.map(lambda x: x[tree.problem_id >= 0], tree)
     verdict = labels.judge(tree, task.verify_tokens)
-    return tree, labels.label(tree, verdict, "quality")
+    return tree, labels.label(tree, verdict, labels.LabelsConfig("quality"))
 
 
 def read_samples(

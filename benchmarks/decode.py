@@ -34,8 +34,10 @@ from jaxtrain.nn.transformer import (
     Segment,
     Transformer,
     abstract_params,
-    decode_weights,
+    empty_segment,
+    join,
 )
+from jaxtrain.nn.weights import decode_weights
 
 SMOLLM2_135M = ModelConfig(
     num_layers=30,
@@ -88,22 +90,19 @@ def read(model: Transformer, params, tokens, start: int, segments: tuple[Segment
     return segment, hidden[:, -1]
 
 
-def decode(model: Transformer, size: int, start: int, params, segments, hidden, keys):
-    """Draw `size` tokens a lane behind the segments: [b size]."""
+def decode(model: Transformer, size: int, start: int, params, segments, own, hidden, keys):
+    """Draw `size` tokens a lane behind the segments, into the last places of `own`: [b size]."""
     network, b = partial(model.apply, {"params": params}), hidden.shape[0]
-    one = jnp.zeros((b, 1), jnp.int32)
-    shapes = jax.eval_shape(lambda: network(one, one, one == 0, segments)[1])
-    empty = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-2], size, k.shape[-1]), k.dtype), shapes.k)
+    first, one = own.position.shape[1] - size, jnp.zeros((b, 1), jnp.int32)
 
     def next_token(at, carry):
         hidden, own, written = carry
         logits = network(hidden, method="logits")
         token = draw(logits, fold_in(keys, jnp.full(b, at)), jnp.float32(1)).token
         positions = jnp.full((b, 1), start + at)
-        hidden, own = network(token[:, None], positions, one == 0, segments, own, at)
+        hidden, own = network(token[:, None], positions, one == 0, segments, own, first + at)
         return hidden[:, 0], own, written.at[:, at].set(token)
 
-    own = Segment(empty, empty, jnp.full((b, size), -1))
     written = jnp.zeros((b, size), jnp.int32)
     return jax.lax.fori_loop(0, size, next_token, (hidden, own, written))[2]
 
@@ -114,18 +113,21 @@ def ours(model: Transformer, params, lanes: int, options) -> tuple[Callable[[], 
     draw_tokens = partial(rng.integers, 0, model.vocab_size, dtype=np.int32)
     reading = jax.jit(partial(read, model), static_argnums=2)
     prompt, hidden = reading(params, draw_tokens((prompts, options.prompt)), 0, ())
-    segments, hidden = (prompt,), jnp.repeat(hidden, lanes // prompts, axis=0)
+    hidden = jnp.repeat(hidden, lanes // prompts, axis=0)
+    # A lane's path and what it writes are one segment, as in a search.
+    own = empty_segment(prompt, lanes, options.tokens)
     if options.path:
-        path, hidden = reading(params, draw_tokens((lanes, options.path)), options.prompt, segments)
-        segments = prompt, path
+        tokens = draw_tokens((lanes, options.path))
+        path, hidden = reading(params, tokens, options.prompt, (prompt,))
+        own = join(path, own)
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), lanes))
-    args = params, segments, hidden, keys
+    args = params, (prompt,), own, hidden, keys
     decoding = partial(decode, model, options.tokens, options.prompt + options.path)
     start = time.perf_counter()
     compiled = jax.jit(decoding).lower(*args).compile()
     seconds = time.perf_counter() - start
     clock(compiled, *args)
-    cache = sum(x.nbytes for x in jax.tree.leaves(segments))
+    cache = sum(x.nbytes for x in jax.tree.leaves((prompt, own)))
     return lambda: clock(compiled, *args) / options.tokens, cache, seconds
 
 
@@ -170,13 +172,12 @@ def main() -> None:
     parser.add_argument("--path", type=int, default=24, help="tokens of a lane's own before")
     parser.add_argument("--shared", type=int, default=4, help="lanes that share a prompt")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--scanned", action="store_true", help="one compiled block for all layers")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--to", type=Path, default=Path("decode.json"), help="the figures, JSON")
     options = parser.parse_args()
 
-    config = {"dtype": options.dtype, "is_scanned": options.scanned}
+    config = {"dtype": options.dtype}
     config = ModelConfig(**{**vars(SMOLLM2_135M), **config})
     model = Transformer(config, config.num_ids)
     params = random_params(model)

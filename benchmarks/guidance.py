@@ -32,6 +32,7 @@ from jaxtrain import evaluation, labels, sharding, trees
 from jaxtrain.boundaries import make_tables
 from jaxtrain.build import abstract_state
 from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.commuting import make_form
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import Answered, Strategy, is_solved
 from jaxtrain.evaluation.strategies import mean_costs
@@ -39,7 +40,8 @@ from jaxtrain.files import write_json
 from jaxtrain.intervals import mean_interval, wilson
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import Transformer, decode_weights
+from jaxtrain.nn.transformer import Transformer
+from jaxtrain.nn.weights import decode_weights
 from jaxtrain.prompts import encode, make_encode
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.search import SearchConfig, make_grow
@@ -213,10 +215,11 @@ def open_game(path: Path, num_problems: int) -> Game:
     (prompts,), _ = encode(problems, encode_fn, config.prompts.max_prompt_tokens, len(problems))
     trace, ids = config.trace, task.tokenizer
     tables = make_tables(ids.token_bytes, ids.end_ids, trace.boundary, trace.answer)
+    form = make_form(ids.token_bytes, task.commuting)
 
     def grower(searching: SearchConfig) -> Any:
         searching = replace(searching, chunk_tokens=trace.max_step_tokens)
-        reader = make_reader(model, tables, trace, searching.chunk)
+        reader = make_reader((model, model), tables, trace, searching.chunk, form)
         return make_grow(searching, trace.max_steps, told_values(reader, task.tokenizer.decode))
 
     cast = partial(decode_weights, config.model, is_split=False)

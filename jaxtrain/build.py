@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtrain import hub, search, sharding, updates
 from jaxtrain.boundaries import make_tables
+from jaxtrain.commuting import make_form
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose, problem_keys
@@ -27,13 +28,8 @@ from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
 from jaxtrain.nn.heads import HEAD, make_logits, make_values
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.nn.transformer import (
-    Transformer,
-    abstract_params,
-    cast_weights,
-    decode_weights,
-    init_params,
-)
+from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
+from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
@@ -66,8 +62,11 @@ def build(
     progress: Progress,
     pretrained: Pretrained | None = None,
     mesh: Any = None,
+    commuting: str = "",
 ) -> Functions:
     """Build everything a run will call; the policy starts from `pretrained` where it is given.
+
+    commuting: the characters of the task that let words change places.
 
     Raises UserError where the mesh does not fit the devices.
     """
@@ -76,7 +75,9 @@ def build(
     adapters, trace = config.updates.lora, config.trace
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
+    writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, trace.boundary, trace.answer)
+    form = make_form(tokenizer.token_bytes, commuting)
 
     # Where everything lies.
     state = abstract_state(config, model, mesh)
@@ -88,7 +89,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
-        reader = make_reader(model, tables, trace, searching.chunk)
+        reader = make_reader((writer, model), tables, trace, searching.chunk, form)
         fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
@@ -211,7 +212,8 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
         backbone = lora.merge(base, prm_params["backbone"])
-        return grow_fn(lora.merge(base, policy_params), prm_params | {"backbone": backbone}, *args)
+        policy = unstack(lora.merge(base, policy_params))
+        return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
     # Trees do not know each other: a device grows its own.
     per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)

@@ -88,7 +88,7 @@ def run_loop(
     pretrained: Pretrained | None = None,
 ) -> State:
     """Run to the last iteration, from wherever the run folder stands."""
-    fns = build(config, task.tokenizer, progress, pretrained)
+    fns = build(config, task.tokenizer, progress, pretrained, commuting=task.commuting)
     with (
         Checkpoints(
             workdir.checkpoints, config.checkpoints, workdir.run_key, note_fn=progress.note

@@ -171,16 +171,16 @@ def begin(run: Run, name: str, i: int, k: int, batch: Prompts, networks_fn: Netw
 def finish(run: Run, begun: Begun) -> tuple[Shard, bool]:
     """Fetch, judge and store the trees of a batch; what lies on disk of them is read."""
     place, batch, tree, is_restored = begun
-    stored, kind = run.workdir.trees, run.config.labels.kind
+    stored, c = run.workdir.trees, run.config.labels
     if not is_restored:
         tree = jax.device_get(tree)
         stored.save(place, tree)
 
     # what they are worth
-    labelled = unless_damaged(run, partial(stored.load_labels, place, tree, kind))
+    labelled = unless_damaged(run, partial(stored.load_labels, place, tree, c.kind))
     if labelled is None:
-        labelled = labels.label(tree, labels.judge(tree, run.task.verify_tokens), kind)
-        stored.save_labels(place, tree, labelled, kind)
+        labelled = labels.label(tree, labels.judge(tree, run.task.verify_tokens), c)
+        stored.save_labels(place, tree, labelled, c.kind)
     return Shard(batch, tree, labelled), is_restored
 
 

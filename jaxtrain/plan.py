@@ -201,10 +201,13 @@ def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, floa
     prompt, size = config.prompts.max_prompt_tokens, t.max_step_tokens
     path, own = work.width * work.depth * size, work.num_lanes * work.num_steps * size
     if c.chunk is not None:
-        # Both networks keep all tokens, and a path is gathered for one of them at a time.
+        # Both networks keep all tokens, and what lanes see is gathered for one of them at a time.
         pages = -(-size // c.chunk) * c.chunk
-        tokens = 2 * (prompt + work.num_rows * pages) + path
-        tokens += work.num_lanes * c.chunk + own * (work.num_steps * size > c.chunk)
+        seen = path + own * (work.num_steps * size > c.chunk)
+        if work.num_lanes == work.width:
+            seen = min(seen, work.width * t.max_steps * size)
+        seen += work.num_lanes * c.chunk + prompt * (work.width == 1)
+        tokens = 2 * (prompt + work.num_rows * pages) + seen
     else:
         tokens = work.width * prompt + path + own
     kv = trees_at_once(config, mesh) * kv_bytes(config, mesh) * tokens

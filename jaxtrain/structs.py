@@ -142,6 +142,8 @@ class LaneShape(NamedTuple):
     num_siblings: int  # A
 
 
+# tokens of steps [... S] and how many of them count [...] -> [... x], equal where two are the same
+FormFn = Callable[[Array, Array], Array]
 Memory = Any  # what a Reader keeps of prompts, rows and lanes; opaque to search
 
 
@@ -153,13 +155,15 @@ class Reader(NamedTuple):
     prompt, their rows forgotten; a slot of -1 is none;
     write(params, memory, order, temperature) -> (Memory, Written, Cost): some tokens in every live
     lane;
-    text(memory) -> [B R S] int32, tokens of every row.
+    text(memory) -> [B R S] int32, tokens of every row;
+    form: which steps are the same.
     """
 
     open: Callable[[tuple[Params, Params], LaneShape, int], Memory]
     renew: Callable[[tuple[Params, Params], Memory, Array, Prompts], tuple[Memory, Cost]]
     write: Callable[..., tuple[Memory, Written, Cost]]
     text: Callable[[Memory], Array]
+    form: FormFn
 
 
 @struct.dataclass
@@ -208,6 +212,7 @@ class Labels:
     is_correct: Array  # [B R] bool, a correct answer is reached here or below
     target: Array  # [B R] float32, what the step is worth, in [0, 1]
     is_labelled: Array  # [B R] bool
+    weight: Array | None = None  # [B R] float32, how much a label counts; None: all alike
 
 
 class Shard(NamedTuple):

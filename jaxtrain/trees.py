@@ -96,10 +96,10 @@ class TreeFiles:
         """Say what a file is: labels are of one tree."""
         key = self.run_key if place.purpose == TRAINING else self.solve_key
         about = f"{key} {place.iteration} {place.shard} {place.purpose}"
-        return about if tree is None else f"{about} {kind} {_digest(vars(tree), about)}"
+        return about if tree is None else f"{about} {kind} {_digest(_arrays(tree), about)}"
 
     def _write(self, path: Path, value: Tree | Labels, about: str) -> None:
-        buffer, arrays = io.BytesIO(), {name: np.asarray(x) for name, x in vars(value).items()}
+        buffer, arrays = io.BytesIO(), _arrays(value)
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         with zipfile.ZipFile(buffer, "a") as file:
             file.comment = _digest(arrays, about).encode()
@@ -125,6 +125,11 @@ class TreeFiles:
             return value
         aside = set_aside(path, self.run).relative_to(self.run)
         raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and {instead}")
+
+
+def _arrays(value: Tree | Labels) -> dict[str, np.ndarray]:
+    """Name the arrays of a file; what is None is none of them."""
+    return {name: np.asarray(x) for name, x in vars(value).items() if x is not None}
 
 
 def _digest(arrays: dict[str, np.ndarray], about: str) -> str:

@@ -41,6 +41,8 @@ class World(Protocol):
 
     def score(self, prefix: tuple[int, ...]) -> float: ...
 
+    def form(self, tokens: tuple[int, ...]) -> tuple[int, ...]: ...
+
 
 def mix(value: int) -> int:
     """Return the 32-bit finalizer of MurmurHash3."""
@@ -79,6 +81,7 @@ class HashWorld:
     # scores are multiples of 1 / grid; at most 2^24, so that float32 holds them exactly
     grid: int = 64
     overshoot: float = 0.0  # how far raw scores reach below 0 and above 1, as a linear head's do
+    commutes: bool = False  # steps are the same where their tokens are, in whatever order
 
     def draw(self, prefix: tuple[int, ...], candidate: int) -> Step:
         """Return candidate step number `candidate` of a prefix."""
@@ -100,6 +103,10 @@ class HashWorld:
         share = (mix(fingerprint(prefix) ^ GOLDEN) >> 8) % (self.grid + 1) / self.grid
         return share * (1 + 2 * self.overshoot) - self.overshoot
 
+    def form(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Return what steps that are the same share."""
+        return tuple(sorted(tokens)) if self.commutes else tokens
+
 
 @dataclass(frozen=True)
 class TableWorld:
@@ -119,6 +126,9 @@ class TableWorld:
         """Return the score beside a prefix's last letter."""
         word = spell(prefix)
         return next(score for letter, score, _ in self.table[word[:-1]] if letter == word[-1])
+
+    def form(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        return tokens
 
 
 def spell(tokens: Sequence[int]) -> str:
@@ -289,15 +299,16 @@ def is_dyadic(value: float) -> bool:
 def expand(search: Search, world: World, node: Node, num_more: int, settings: Any) -> list[Node]:
     """Draw the first or further candidates of a node, and return the new ones.
 
-    Lanes begin behind what they find. A step that repeats another one is marked; where steps are to
-    be distinct, it is drawn again, and no lane says what stands there when it begins.
+    Lanes begin behind what they find. A step that is the same as another one is marked; where steps
+    are to be distinct, it is drawn again, and no lane says what stands there when it begins. But a
+    twin, not the same word for word, is drawn again once, and not where it has ended.
     """
     is_distinct, limit = settings.candidates == "distinct", lane_limit(settings)
     width = settings.max_candidates or settings.num_candidates
     num_lanes = min(settings.num_lanes or settings.num_candidates, limit)
-    there = {child.number: child for child in node.children}
+    there, round_of = {child.number: child for child in node.children}, {}
     wanted = list(range(len(there), min(len(there) + num_more, width)))
-    new, repeats, is_short = set(wanted), [], False
+    new, is_short = set(wanted), False
 
     for attempt in range(1 + limit * is_distinct):
         for first in range(0, len(wanted), num_lanes):
@@ -308,18 +319,18 @@ def expand(search: Search, world: World, node: Node, num_more: int, settings: An
             search.num_read += len(node.prefix) + sum(len(child.tokens) for child in steps)
             is_short |= len(steps) < len(part)
             there |= {child.number: child for child in steps}
-        # The later ones of those that are equal.
-        firsts: dict[tuple[int, ...], int] = {}
-        for number in sorted(there):
-            firsts.setdefault(there[number].tokens, number)
-        repeats = [n for n in sorted(there) if n != firsts[there[n].tokens]]
-        wanted = repeats
-        if attempt < limit * is_distinct:
-            there = {n: child for n, child in there.items() if n not in repeats}
+            round_of |= dict.fromkeys(part, attempt)
+        # The newer ones of those that are the same.
+        repeats, twins = newer(there, round_of, tuple), newer(there, round_of, world.form)
+        is_short |= attempt == limit and bool(repeats)
+        again = [n for n in twins if attempt == 0 and n not in repeats and not there[n].is_ended]
+        again += repeats if attempt < limit else []
+        wanted = sorted(again) if is_distinct else []
+        for number in set(twins) - set(wanted):
+            there[number].is_duplicate = True
+        there = {n: child for n, child in there.items() if n not in wanted}
 
-    for number in repeats:
-        there[number].is_duplicate = True
-    if is_distinct and (is_short or any(number in new for number in repeats)):
+    if is_distinct and is_short:
         node.is_exhausted = True
         search.num_exhausted += 1
     node.children = [there[number] for number in sorted(there)]
@@ -349,6 +360,15 @@ def step_of(
             child.is_ended = step.is_finished or step.is_cut or child.depth == settings.max_steps
             return child
     return None
+
+
+def newer(there: dict[int, Node], round_of: dict[int, int], form: Callable) -> list[int]:
+    """Number the candidates that are the same as an older one, a lower number the older."""
+    firsts: dict[tuple[int, ...], int] = {}
+    those = [n for n in sorted(there) if not there[n].is_duplicate]
+    for n in sorted(those, key=lambda n: (round_of.get(n, 0), n)):
+        firsts.setdefault(form(there[n].tokens), n)
+    return [n for n in those if n != firsts[form(there[n].tokens)]]
 
 
 def best(nodes: list[Node]) -> Node:

@@ -10,6 +10,7 @@ from forest import Row, grow_at_random, plant
 
 from jaxtrain import datasets, labels
 from jaxtrain.datasets import DatasetsConfig
+from jaxtrain.labels import LabelsConfig
 from jaxtrain.structs import Prompts, Shard, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG
@@ -32,7 +33,11 @@ def shard_of(forest, problem_ids=None):
         length=length,
         problem_id=ids,
     )
-    return Shard(prompts, tree, labels.label(tree, verdict, "quality"))
+    return Shard(prompts, tree, labels.label(tree, verdict, LabelsConfig("quality")))
+
+
+def relabelled(shard, kind):
+    return shard._replace(labels=labels.label(shard.tree, shard.labels.verdict, LabelsConfig(kind)))
 
 
 def random_shard(rng, num_trees=12, num_rows=40, vocabulary=10**6):
@@ -195,6 +200,33 @@ def test_under_the_cap_weights_stay_single_and_what_is_left_out_is_counted():
     assert counts["num_values"] + counts["num_values_left_out"] == shard.labels.is_labelled.sum()
     assert counts["num_values_left_out"] > 0 and counts["num_paths_duplicate"] > 0
     assert (paths.rows.weight.sum(axis=1) > 0).all()
+
+
+def test_equal_texts_of_a_problem_have_one_label_the_mean():
+    """Within a tree, in another one of the problem, and in another round; other problems apart."""
+    right, wrong = [Row(-1, (1,)), Row(0, (2,), C)], [Row(-1, (1,)), Row(0, (3,), W)]
+    both = [*right, Row(-1, (1,)), Row(2, (3,), W)]
+    newest = [shard_of([both, right, wrong], [3, 3, 4])]
+    config = replace(LARGE, paths_rounds=2)
+    before = [shard_of([wrong], [3])]
+    rounds = [[relabelled(shard, "hard") for shard in shards] for shards in (before, newest)]
+    _, paths, counts = collect(*rounds, config=config)
+    said = {
+        (int(problem_id), *tokens[problem_id + 1 : at + 1].tolist()): target[at]
+        for problem_id, tokens, target, weight in zip(
+            paths.problem_id, paths.rows.tokens, paths.rows.target, paths.rows.weight, strict=True
+        )
+        for at in np.flatnonzero(weight)
+    }
+    # four rows of problem 3 say of its first step: 1, 0, 1, 0
+    assert said == {(3, 1): 0.5, (3, 1, 2): 1, (3, 1, 3): 0, (4, 1): 0, (4, 1, 3): 0}
+    assert len(paths.problem_id) == 3 and counts["num_values"] == 5
+
+
+def test_a_label_counts_by_its_weight():
+    rows = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,), W)]
+    _, paths, _ = collect([relabelled(shard_of([rows]), "outcome")], config=LARGE)
+    assert sorted(paths.rows.weight[paths.rows.weight > 0]) == [1, 1, 1, 3]
 
 
 def test_cap_keeps_both_outcomes():

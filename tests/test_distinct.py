@@ -28,20 +28,20 @@ BIGRAM = Bigram()
 Words = tuple[int, ...]
 
 
-def table_of(laws: dict[int, dict[int, float]]) -> np.ndarray:
+def table_of(laws: dict[int, dict[int, float]], size: int = VOCAB) -> np.ndarray:
     """Make a Bigram: what follows each token, with which probability."""
-    table = np.full((VOCAB, VOCAB), -1e9, np.float32)
+    table = np.full((size, size), -1e9, np.float32)
     for token, law in laws.items():
         table[token, list(law)] = np.log(list(law.values()))
     return table
 
 
-def steps_behind(table: np.ndarray, token: int, at: int = 0) -> dict[Words, float]:
+def steps_behind(table: np.ndarray, token: int, at=0, size=SIZE) -> dict[Words, float]:
     """List all steps behind a token, with their probabilities."""
     law, steps = np.exp(table[token].astype(float)), {}
     for new in np.flatnonzero(law > 1e-6).tolist():
-        is_over = new in (END, NEWLINE) or at + 1 == SIZE
-        below = {(): 1.0} if is_over else steps_behind(table, new, at + 1)
+        is_over = new in (END, NEWLINE) or at + 1 == size
+        below = {(): 1.0} if is_over else steps_behind(table, new, at + 1, size)
         steps |= {(new, *rest): law[new] / law.sum() * share for rest, share in below.items()}
     return steps
 
@@ -60,7 +60,7 @@ def in_order(steps: dict[Words, float], num: int) -> dict[tuple[Words, ...], flo
 @cache
 def compiled(config: SearchConfig, chunk: int | None, size: int):
     trace = TraceConfig(max_steps=2, max_step_tokens=size)
-    reader = make_reader(BIGRAM, make_tables(TEXT, [END], "\n", "end"), trace, chunk)
+    reader = make_reader((BIGRAM, BIGRAM), make_tables(TEXT, [END], "\n", "end"), trace, chunk)
     return jax.jit(make_grow(config, trace.max_steps, reader))
 
 

@@ -23,6 +23,7 @@ from jaxtrain import datasets, prompts
 from jaxtrain.config import Config
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
+from jaxtrain.labels import TARGETS
 from jaxtrain.main import main
 from jaxtrain.structs import Examples, Kind, Labels, Shard, Tree
 from jaxtrain.tasks import Task, make_task
@@ -309,17 +310,18 @@ def test_without_a_path_one_line_names_the_key(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_stored_trees_are_labelled_anew_and_nothing_is_judged(trained, capsys):
+@pytest.mark.parametrize("new", [kind for kind in TARGETS if kind != "quality"])
+def test_stored_trees_are_labelled_anew_and_nothing_is_judged(trained, capsys, new):
     """The second time too, for an iteration alone; what the run learnt from stays as it is."""
     folder, kind = trained.workdir / "labels", trained.config.labels.kind
     before = {path: path.read_bytes() for path in folder.glob(f"*/search-*.{kind}.npz")}
     for more in ([], ["--iteration", "1"]):
-        command = ["main", "relabel", "--workdir", str(trained.workdir), "--kind", "mc_return"]
+        command = ["main", "relabel", "--workdir", str(trained.workdir), "--kind", new]
         assert main([*command, *more]) == 0
     assert {path: path.read_bytes() for path in before} == before
     assert len(before) > 1 and f"{len(before)} shards labelled" in capsys.readouterr().out
     for path in before:
-        made = Labels(**np.load(path.with_name(path.name.replace(kind, "mc_return"))))
+        made = Labels(**np.load(path.with_name(path.name.replace(kind, new))))
         tree = Tree(
             **np.load(trained.workdir / "trees" / path.parent.name / f"{path.name[:12]}.npz")
         )

@@ -42,7 +42,7 @@ def test_every_score_is_the_value_of_the_text_up_to_it(config):
     prm = {"backbone": policy, "head": head, "noise": jnp.array(noise[:3], jnp.float32)}
     encode_fn = make_encode(PromptsConfig(), tokenizer, ())
     (prompts,), _ = encode(TASK.train, encode_fn, 12, len(TASK.train))
-    reader = told_values(make_reader(model, tables, TRACE, config.chunk), tokenizer.decode)
+    reader = told_values(make_reader((model, model), tables, TRACE, config.chunk), tokenizer.decode)
     keys = problem_keys(0, jnp.int32(0), jnp.int32(0), prompts.problem_id)
     grow = jax.jit(make_grow(config, TRACE.max_steps, reader))
     tree = jax.device_get(grow(policy, prm, prompts, keys, jnp.float32(1)))

@@ -16,18 +16,19 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import datasets, iteration, phases
+from jaxtrain import datasets, iteration, labels, phases
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig
 from jaxtrain.config import Config, EvaluationConfig, LoopConfig
 from jaxtrain.errors import Diverged, UserError
+from jaxtrain.labels import LabelsConfig
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Examples, Kind, State, Verdict
+from jaxtrain.structs import Examples, Kind, Labels, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
 from jaxtrain.tasks.countdown import CountdownConfig, solutions
 from jaxtrain.trees import Place, TreeFiles
@@ -204,6 +205,21 @@ def collected(folder: Path, task: Task, fns: Functions, newest: int) -> tuple[Ex
 def test_one_iteration_then_another_equals_two(run_in, task, folder, straight):
     run_in(folder, task, replace(CONFIG, loop=LoopConfig(num_iterations=1)))
     assert_same_run(run_in(folder, task), folder, straight)
+
+
+@pytest.mark.parametrize("kind", labels.TARGETS)
+def test_two_iterations_learn_from_every_kind_of_label(run_in, task, folder, kind):
+    state = run_in(folder, task, replace(CONFIG, labels=LabelsConfig(kind)))
+    told = {key: value for row in read_rows(folder) for key, value in row.items()}
+    assert int(state.iteration) == 2 and told["datasets/num_values"] > 0
+    assert told["updates/prm/num_updates"] == 4 and told["updates/prm/num_skipped"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.prm.params))
+    # unsolved trees are learnt from by every kind but the paper's
+    for path in folder.glob(f"labels/[12]/search-*.{kind}.npz"):
+        made = Labels(**np.load(path))
+        is_solved = (made.verdict == Verdict.CORRECT).any(axis=1)
+        assert made.is_labelled[is_solved].any()
+        assert is_solved.all() or made.is_labelled[~is_solved].any() == (kind != "quality")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import pytest
 from forest import Row, grow_at_random, plant
 
 from jaxtrain import labels
+from jaxtrain.errors import UserError
+from jaxtrain.labels import LabelsConfig
+from jaxtrain.labels.td_lambda import TdLambdaConfig
 from jaxtrain.structs import Kind, Verdict
 
 C, W, NONE = Verdict.CORRECT, Verdict.WRONG, Verdict.NONE
@@ -88,7 +91,7 @@ def oracle(rows: list[Row]) -> dict[int, tuple[bool, float]]:
 
 
 def quality(tree, verdict):
-    return labels.label(tree, verdict, "quality")
+    return labels.label(tree, verdict, LabelsConfig("quality"))
 
 
 def words(known: dict[int, Verdict]):
@@ -292,7 +295,7 @@ def test_mc_return_is_the_share_of_correct_leaves_below():
     """Duplicates, unfinished steps and errors of the verifier are no leaves."""
     rng = np.random.default_rng(3)
     forest = [grow_at_random(rng, 40) for _ in range(40)]
-    made = labels.label(*plant(forest), "mc_return")
+    made = labels.label(*plant(forest), LabelsConfig("mc_return"))
     num_labelled = num_zero = 0
     for b, rows in enumerate(forest):
         children = children_of(rows)
@@ -313,11 +316,101 @@ def test_mc_return_is_the_share_of_correct_leaves_below():
     assert num_zero > 0, "unsolved trees have targets too, all of them zero"
 
 
+def estimates(rows: list[Row], log_prob: np.ndarray, decay: float) -> dict[int, dict[str, float]]:
+    """What each kind says of every row with a judged leaf at or below it, in recursion."""
+    children = children_of(rows)
+
+    def leaves(i: int) -> list[bool]:
+        own = [rows[i].verdict == C] * (rows[i].verdict in (C, W, Verdict.UNPARSABLE))
+        return own + [x for c in children[i] for x in leaves(c)]
+
+    def mean(pairs: list[tuple[float, float]]) -> float:
+        return sum(w * x for w, x in pairs) / sum(w for w, _ in pairs)
+
+    def chance(i: int) -> float:
+        if rows[i].verdict:
+            return float(rows[i].verdict == C)
+        return mean([(np.exp(log_prob[c]), chance(c)) for c in children[i] if leaves(c)])
+
+    def look_ahead(i: int) -> float:
+        if rows[i].verdict:
+            return float(rows[i].verdict == C)
+
+        def seen(c: int) -> float:
+            if rows[c].verdict in (C, W, Verdict.UNPARSABLE):
+                return float(rows[c].verdict == C)
+            # what was never followed anywhere is known by its score alone
+            given = look_ahead(c) if children[c] else rows[c].score
+            return (1 - decay) * rows[c].score + decay * given
+
+        return mean([(np.exp(log_prob[c]), seen(c)) for c in children[i]])
+
+    usable = [i for i in range(len(rows)) if i in children[rows[i].parent] and leaves(i)]
+    return {
+        i: {
+            "hard": float(any(leaves(i))),
+            "soft": chance(i),
+            "outcome": float(np.mean(leaves(i))),
+            "td_lambda": look_ahead(i),
+        }
+        for i in usable
+    }
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "outcome", "td_lambda"])
+def test_a_kind_equals_its_recursion_and_says_something_of_unsolved_trees(kind):
+    rng = np.random.default_rng(3)
+    forest = [grow_at_random(rng, 40) for _ in range(40)]
+    tree, verdict = plant(forest)
+    tree = replace(tree, log_prob=-5 * rng.random(tree.parent.shape, dtype=np.float32))
+    made = labels.label(tree, verdict, LabelsConfig(kind, TdLambdaConfig(0.7)))
+    num_zero = 0
+    for b, rows in enumerate(forest):
+        found = estimates(rows, tree.log_prob[b].astype(float), 0.7)
+        assert np.flatnonzero(made.is_labelled[b]).tolist() == sorted(found)
+        for r, said in found.items():
+            assert made.target[b, r] == pytest.approx(said[kind], abs=1e-6)
+        num_zero += bool(found) and not made.is_correct[b].any()
+    assert made.is_labelled.sum() > 500 and num_zero > 0
+
+
+def test_an_outcome_counts_for_every_trace_through_a_step():
+    rows = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,), W), Row(0), Row(-1, (4,), W)]
+    made = labels.label(*plant([rows]), LabelsConfig("outcome"))
+    assert made.weight[0].tolist() == [3, 1, 1, 1, 0, 1]
+    assert made.target[0, 0] == pytest.approx(1 / 3)
+
+
+def test_far_lambda_hears_answers_and_near_lambda_scores():
+    rows = [
+        Row(-1, score=0.1),
+        Row(0, score=0.4),
+        Row(1, (1,), C),
+        Row(1, (2,), W),
+        Row(0, score=0.8),
+    ]
+    for decay, first in ((1.0, (0.5 + 0.8) / 2), (0.0, (0.4 + 0.8) / 2)):
+        made = labels.label(*plant([rows]), LabelsConfig("td_lambda", TdLambdaConfig(decay)))
+        np.testing.assert_allclose(made.target[0], [first, 0.5, 1, 0, 0], atol=1e-6)
+        assert made.is_labelled[0].tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1])
+def test_a_lambda_is_a_share(decay):
+    with pytest.raises(UserError, match="--config.labels.td_lambda.decay"):
+        LabelsConfig("td_lambda", TdLambdaConfig(decay))
+
+
+def test_an_unknown_kind_is_told_what_there_is():
+    with pytest.raises(UserError, match=" or ".join(labels.TARGETS)):
+        LabelsConfig("quantity")
+
+
 def test_every_kind_of_label_keeps_to_usable_rows_and_the_unit_interval():
     rng = np.random.default_rng(4)
     tree, verdict = plant([grow_at_random(rng, 60) for _ in range(30)])
     for kind in labels.TARGETS:
-        made = labels.label(tree, verdict, kind)
+        made = labels.label(tree, verdict, LabelsConfig(kind))
         assert made.is_labelled.any() and not made.target[~made.is_labelled].any(), kind
         assert ((made.target >= 0) & (made.target <= 1)).all(), kind
         assert np.isin(tree.kind[made.is_labelled], (Kind.CANDIDATE, Kind.ROLLOUT)).all(), kind

@@ -47,7 +47,8 @@ def grow(config: SearchConfig, chunk: int | None, model=MODEL) -> Tree:
         np.arange(NUM_PROBLEMS, dtype=np.int32),
     )
     keys = np.stack([prompts.problem_id, prompts.problem_id + 1], axis=1).astype(np.uint32)
-    search = jax.jit(make_grow(config, TRACE.max_steps, make_reader(model, TABLES, TRACE, chunk)))
+    reader = make_reader((model, model), TABLES, TRACE, chunk)
+    search = jax.jit(make_grow(config, TRACE.max_steps, reader))
     policy, backbone = random_params(model), random_params(model, seed=6)
     prm = {"backbone": backbone, "head": HEAD}
     tree = jax.tree.map(np.asarray, search(policy, prm, prompts, keys, np.float32(1)))

@@ -52,7 +52,7 @@ class Steps:
 def compiled(model, chunk, num_lanes, max_steps, answer="end", step_tokens=None, text=TEXT):
     """Compile a reader's way from prompts to the steps of one order, until no lane is live."""
     trace = TraceConfig(DEEPEST, SIZE, step_tokens=step_tokens, answer=answer)
-    reader = make_reader(model, make_tables(text, [END], "\n", answer), trace, chunk)
+    reader = make_reader((model, model), make_tables(text, [END], "\n", answer), trace, chunk)
 
     def write(params, prefix, keys, room, temperature):
         num_trees, size = prefix.tokens.shape

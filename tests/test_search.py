@@ -252,6 +252,12 @@ SETTINGS = {
         ),
         oracle.HashWorld(grid=2**24, max_step_tokens=2, num_words=1),
     ),
+    # Steps are the same in whatever order of their words.
+    "commuting, two lanes, widening": (
+        replace(NEW, num_candidates=6, max_candidates=9, num_more=2, num_lanes=2),
+        oracle.HashWorld(grid=2**24, num_words=3, finished_of_16=6, commutes=True),
+    ),
+    "commuting, independent": (BASE, oracle.HashWorld(grid=8, num_words=3, commutes=True)),
 }
 
 

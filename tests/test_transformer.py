@@ -22,7 +22,8 @@ from tiny_models import (
 )
 
 from jaxtrain.nn import lora
-from jaxtrain.nn.transformer import Segment, Transformer, attend, fuse
+from jaxtrain.nn.transformer import Segment, Transformer, attend
+from jaxtrain.nn.weights import fuse, unroll, unstack
 
 ROWS, LENGTH = 3, 9
 PARAMS = random_params()
@@ -215,7 +216,7 @@ def test_grouped_queries_are_shared_keys_and_values(text, whole):
 
 
 @pytest.mark.parametrize("is_scanned", [False, True])
-def test_fused_projections_equal_those_of_their_own(text, is_scanned):
+def test_weights_for_decoding_equal_those_of_updates(text, is_scanned):
     """With biases, norms of heads and adapters, which may be laid over them before or after."""
     config = replace(CONFIG, has_qkv_bias=True, has_qk_norm=True, is_scanned=is_scanned)
     model = Transformer(config, VOCAB, scale=0.5)
@@ -230,6 +231,11 @@ def test_fused_projections_equal_those_of_their_own(text, is_scanned):
         block = fused["blocks" if is_scanned else "block_1"]
         assert {"wq_wk_wv", "gate_up", "wq_a", "bq"} <= set(block) and "wq" not in block
         np.testing.assert_allclose(read_jitted(model, fused, *text), plain, rtol=0, atol=1e-5)
+
+        # Layers apart, as a program that decodes has them.
+        unrolled = Transformer(unroll(config), VOCAB, scale=0.5)
+        apart = read_jitted(unrolled, unstack(fused), *text)
+        np.testing.assert_allclose(apart, plain, rtol=0, atol=1e-5)
 
 
 def test_only_distances_between_positions_count(text, whole):

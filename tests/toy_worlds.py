@@ -62,12 +62,13 @@ class Text(NamedTuple):
     length: Any  # [B R]
 
 
-def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
+def toy_reader(draw_fn, score_fn, trace: TraceConfig, commutes: bool = False) -> Reader:
     """Make a reader that writes an order as a whole, and reads every prefix anew.
 
     draw_fn(params, prefix [b], keys [b 2], number [b]) -> Step; score_fn(params, prefix [b]) ->
     [b], the value of a text. A step that a sibling has said already is drawn again, under the next
-    numbers; where all of NUM_DRAWS repeat, there is none.
+    numbers; where all of NUM_DRAWS repeat, there is none. Steps are the same where their tokens
+    are; where it commutes, in whatever order.
     """
 
     def open_text(_, shape, size) -> Text:
@@ -137,7 +138,13 @@ def toy_reader(draw_fn, score_fn, trace: TraceConfig) -> Reader:
         )
         return text, written, Cost(num_read, num_read, slots)
 
-    return Reader(open_text, renew, write, lambda text: text.tokens)
+    return Reader(open_text, renew, write, lambda text: text.tokens, partial(form_of, commutes))
+
+
+def form_of(commutes: bool, tokens, length):
+    """Tell steps apart by what they say."""
+    tokens = jnp.where(jnp.arange(tokens.shape[-1]) < length[..., None], tokens, -1)
+    return jnp.sort(tokens) if commutes else tokens
 
 
 def draw_unsaid(draw, number, said, said_length) -> Step:
@@ -220,9 +227,9 @@ def log_prob_of(prefix):
     return -(mix(text ^ jnp.uint32(oracle.LIKELY)) >> 8 & 31).astype(jnp.float32) / 8
 
 
-def toy_grow(config: SearchConfig, trace: TraceConfig, draw_fn, score_fn):
+def toy_grow(config: SearchConfig, trace: TraceConfig, draw_fn, score_fn, commutes=False):
     """Make a search that draws and scores with two functions."""
-    return make_grow(config, trace.max_steps, toy_reader(draw_fn, score_fn, trace))
+    return make_grow(config, trace.max_steps, toy_reader(draw_fn, score_fn, trace, commutes))
 
 
 @cache
@@ -232,7 +239,7 @@ def hash_grow(
     """Compile a search of a HashWorld, once for all tests that ask for the same."""
     draw_fn = partial(draw_step, world=world, is_keyed=is_keyed)
     score_fn = partial(score_text, world=world)
-    grow = jax.jit(toy_grow(config, trace, draw_fn, score_fn))
+    grow = jax.jit(toy_grow(config, trace, draw_fn, score_fn, world.commutes))
 
     def run(prompts: Prompts, bad_logits=HEALTHY, bad_scores=HEALTHY) -> Tree:
         keys = np.stack([prompts.problem_id, prompts.problem_id + 1], axis=1).astype(np.uint32)

@@ -83,7 +83,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
                 notice = f"{num_learnt} {split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
-            fns = build(config, learnt.tokenizer, progress)
+            fns = build(config, learnt.tokenizer, progress, commuting=task.commuting)
             run = Run(config, task, fns, workdir, log, progress, checkpoints)
             score(run, iteration, networks, MetricsLog(path))
             leaving.close()

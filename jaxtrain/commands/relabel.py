@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from jaxtrain import labels
 from jaxtrain.commands import Parser
@@ -42,7 +43,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         if tree is None or known is None:
             left_out.append(f"{files.path(place)} is not judged yet")
             continue
-        files.save_labels(place, tree, labels.label(tree, known.verdict, kind), kind)
+        made = labels.label(tree, known.verdict, replace(config.labels, kind=kind))
+        files.save_labels(place, tree, made, kind)
         num_done += 1
 
     for line in left_out:

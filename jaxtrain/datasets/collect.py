@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import chain
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import chex
@@ -45,9 +47,11 @@ class Step(NamedTuple):
     """A labelled step of a text."""
 
     row: tuple[int, int, int]  # shard, tree of the shard, row of the tree
+    text: bytes  # a hash of its problem and of what is written up to its end
     depth: int  # steps before it
     end: int  # index of its last token
     target: float
+    weight: float
 
 
 class Text(NamedTuple):
@@ -125,7 +129,7 @@ def demonstrations(
         for prompt, response in pairs
     ]
     fitting = [text for text in texts if len(text.tokens) <= max_length]
-    examples = _examples([(0, text, *_response(text)) for text in fitting], max_length)
+    examples = _examples([(0, text, _response(text)) for text in fitting], max_length)
     return examples, len(texts) - len(fitting)
 
 
@@ -142,7 +146,7 @@ def _collect_traces(
         chosen = _interleave(groups, config.max_traces_per_problem)
         # What a newer round has given already is not given again.
         fresh = [text for text in chosen if text.key not in seen]
-        rows += [(i, text, *_response(text)) for text in fresh]
+        rows += [(i, text, _response(text)) for text in fresh]
         seen |= {text.key for text in fresh}
         num_renewed += len(chosen) - len(fresh)
         counts = counts or _fates("traces", num_leaves, len(found), groups, len(chosen))
@@ -156,26 +160,38 @@ def _collect_traces(
 def _collect_paths(
     rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
-    """Take paths of every problem by chance; each label weighs on the first path through it."""
-    rows, learnt, counts = [], {}, {}
+    """Take paths of every problem by chance; each label weighs on the first path through it.
+
+    Equal texts of a problem have one label: the mean of what its trees say of it.
+    """
+    rows, learnt, counts = [], {}, {}  # learnt: the depth of every text that has a label
+    told: dict[bytes, list[tuple[float, float]]] = defaultdict(list)
     for i in _newest(rounds, config.paths_rounds):
         found, num_leaves = _read(rounds[i], is_path=True, max_length=max_length)
-        # Which paths of a problem stay is chance.
-        groups = [_shuffle(group, i, seed) for group in _distinct(found)]
+        # What every row says of its text, chosen or not.
+        for step in dict.fromkeys(chain.from_iterable(text.steps for text in found)):
+            told[step.text].append((step.target, step.weight))
+        # Which paths of a problem stay is chance; one that another goes on from says nothing more.
+        inner = {step.text for text in found for step in text.steps[:-1]}
+        longest = [text for text in found if text.steps[-1].text not in inner]
+        groups = [_shuffle(group, i, seed) for group in _distinct(longest)]
         chosen = _interleave(groups, config.max_paths_per_problem)
         # A step that paths share is learnt on the first of them.
         for text in chosen:
-            steps = [step for step in text.steps if (i, step.row) not in learnt]
-            learnt |= {(i, step.row): step for step in steps}
-            rows.append((i, text, [step.end for step in steps], [step.target for step in steps]))
+            steps = [step for step in text.steps if step.text not in learnt]
+            learnt |= {step.text: step.depth for step in steps}
+            rows += [(i, text, steps)] if steps else []
         fates = _fates("paths", num_leaves, len(found), groups, len(chosen))
         counts = counts or fates | {"num_values_new": len(learnt)}
-    return _examples(rows, max_length), {
+    # Now all is heard: (target, weight) of what is learnt.
+    label = {text: tuple(map(fmean, zip(*told[text], strict=True))) for text in learnt}
+    lessons = [(i, text, [(step.end, *label[step.text]) for step in s]) for i, text, s in rows]
+    return _examples(lessons, max_length), {
         "num_paths": len(rows),
         "num_paths_correct": sum(text.is_correct for _, text, *_ in rows),
         **counts,
         "num_values": len(learnt),
-        "targets_by_depth": _by_depth(learnt.values()),
+        "targets_by_depth": _by_depth((depth, label[text][0]) for text, depth in learnt.items()),
     }
 
 
@@ -205,16 +221,25 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
 
         # plain lists, which are read faster one by one
         is_labelled, target = labels.is_labelled.tolist(), labels.target.tolist()
+        weight = (labels.is_labelled if labels.weight is None else labels.weight).tolist()
         for k in np.flatnonzero(length <= max_length):
             b, leaf = int(problem[k]), int(row[k])
+            problem_id = int(tree.problem_id[b])
             steps = (
-                Step((number, b, r), depth, int(step_end[k, depth]), target[b][r])
+                Step(
+                    row=(number, b, r),
+                    text=_hash(problem_id, tokens[k, : step_end[k, depth] + 1]),
+                    depth=depth,
+                    end=int(step_end[k, depth]),
+                    target=target[b][r],
+                    weight=float(weight[b][r]),
+                )
                 for depth, r in enumerate(rows[k].tolist())
                 if r >= 0 and is_labelled[b][r]
             )
             found.append(
                 Text(
-                    problem_id=int(tree.problem_id[b]),
+                    problem_id=problem_id,
                     tokens=tokens[k, : length[k]],
                     prompt_length=int(prompts.length[b]),
                     score=float(tree.score[b, leaf]),
@@ -223,6 +248,10 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
                 )
             )
     return found, num_leaves
+
+
+def _hash(problem_id: int, tokens: np.ndarray) -> bytes:
+    return blake2b(b"%d " % problem_id + tokens.tobytes(), digest_size=16).digest()
 
 
 def _distinct(texts: Sequence[Text]) -> list[list[Text]]:
@@ -261,22 +290,24 @@ def _fates(
     }
 
 
-def _by_depth(steps: Iterable[Step]) -> list[list]:
+def _by_depth(values: Iterable[tuple[int, float]]) -> list[list]:
     """Average targets by their depth: [mean, count] each, the mean None where there is none."""
     targets: dict[int, list[float]] = defaultdict(list)
-    for step in steps:
-        targets[step.depth].append(step.target)
+    for depth, target in values:
+        targets[depth].append(target)
     depths = range(max(targets, default=-1) + 1)
     return [[float(np.mean(targets[d])) if targets[d] else None, len(targets[d])] for d in depths]
 
 
-def _response(text: Text) -> tuple[slice, float]:
-    """The places where the policy learns, and the target there, which it does not read."""
-    return slice(text.prompt_length, len(text.tokens)), 0.0
+def _response(text: Text) -> list[tuple]:
+    """The places where the policy learns; it does not read a target."""
+    return [(slice(text.prompt_length, len(text.tokens)), 0.0, 1.0)]
 
 
-def _examples(rows: Sequence[tuple[int, Text, Any, Any]], max_length: int) -> Examples:
-    """Make rows of one text each, of (iteration, text, places that are learnt, targets there)."""
+def _examples(rows: Sequence[tuple[int, Text, Sequence[tuple]]], max_length: int) -> Examples:
+    """Make rows of one text each, of (iteration, text, (places, target, weight) of what is learnt
+    there).
+    """
     # One segment a row, from its first column on.
     length = np.array([len(text.tokens) for _, text, *_ in rows], np.int32)
     place = np.broadcast_to(np.arange(max_length, dtype=np.int32), (len(rows), max_length))
@@ -284,9 +315,10 @@ def _examples(rows: Sequence[tuple[int, Text, Any, Any]], max_length: int) -> Ex
     tokens = np.zeros(place.shape, np.int32)
     # Where nothing is learnt the weight is 0.
     target, weight = np.zeros(place.shape, np.float32), np.zeros(place.shape, np.float32)
-    for k, (_, text, places, targets) in enumerate(rows):
+    for k, (_, text, lessons) in enumerate(rows):
         tokens[k, : length[k]] = text.tokens
-        target[k, places], weight[k, places] = targets, 1
+        for places, value, counted in lessons:
+            target[k, places], weight[k, places] = value, counted
     return Examples(
         rows=TokenRows(
             tokens=tokens,

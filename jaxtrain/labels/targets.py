@@ -7,23 +7,23 @@ every row its target in [0, 1] and whether it has one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import chex
 import jax
 import numpy as np
 
 from jaxtrain import trees
-from jaxtrain.errors import require_one_of
-from jaxtrain.labels.mc_return import mc_return
-from jaxtrain.labels.walks import fold_down, fold_up
+from jaxtrain.errors import require_one_of, require_share
+from jaxtrain.labels.leaves import hard, mc_return, outcome, soft
+from jaxtrain.labels.td_lambda import TdLambdaConfig, td_lambda
+from jaxtrain.labels.walks import Target, fold_down, fold_up
 from jaxtrain.structs import JUDGED, Labels, Tree, Verdict
 
-# (tree, verdict [B R]) -> (target [B R] float32, is_labelled [B R] bool)
-TargetFn = Callable[[Tree, np.ndarray], tuple[np.ndarray, np.ndarray]]
+TargetFn = Callable[[Tree, np.ndarray, "LabelsConfig"], Target]
 
 
-def quality(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quality(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     """Give steps their quality value (ReST-MCTS*, section 3.2, Eq. 1 and 2).
 
     Branches without a finished and judged trace are pruned (an ERROR does not count as judged), and
@@ -61,12 +61,16 @@ def quality(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         np.ones(len(parent), np.float32),
         lambda above, row: np.minimum(np.float32(1), above * factor[:, row]),
     )
-    return 1 - gap[:, :-1], is_kept & is_reached[:, -1:]
+    return Target(1 - gap[:, :-1], is_kept & is_reached[:, -1:])
 
 
 TARGETS: dict[str, TargetFn] = {
     "quality": quality,
     "mc_return": mc_return,
+    "hard": hard,
+    "soft": soft,
+    "outcome": outcome,
+    "td_lambda": td_lambda,
 }
 
 
@@ -75,26 +79,29 @@ class LabelsConfig:
     """What the PRM learns of a step."""
 
     # quality: the paper's, how near a correct answer is, and how surely; mc_return: the share of
-    # correct answers among those below the step
+    # correct answers among those below the step; hard: whether one of them is correct; soft: the
+    # policy's chance to end right, as far as its steps were followed; td_lambda: that, mixed with
+    # the PRM's scores on the way; outcome: the verdict on the end of every trace through the step
     kind: str = "quality"
+    td_lambda: TdLambdaConfig = field(default_factory=TdLambdaConfig)
 
     def __post_init__(self):
         require_one_of("labels", self, kind=tuple(TARGETS))
+        require_share("labels.td_lambda", self.td_lambda, "decay")
 
 
-def label(tree: Tree, verdict: np.ndarray, kind: str) -> Labels:
+def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:
     """Infer the value of every step from the verdicts on the finished traces below it.
 
-    verdict `[B R]` int32 from `judge`; kind: a key of `TARGETS`. Rows without a label have target
-    0. Duplicates, padding problems and trees set aside have no label, and their verdicts count for
-    nothing.
+    verdict `[B R]` int32 from `judge`. Rows without a label have target 0. Duplicates, padding
+    problems and trees set aside have no label, and their verdicts count for nothing.
     """
     tree = jax.device_get(tree)
     chex.assert_equal_shape([tree.parent, tree.kind, verdict])
     # Rows that are no steps of their own say nothing.
     usable = trees.is_usable(tree)
     verdict = np.where(usable, verdict, Verdict.NONE).astype(np.int32)
-    target, is_labelled = TARGETS[kind](tree, verdict)
+    target, is_labelled, weight = TARGETS[config.kind](tree, verdict, config)
     chex.assert_equal_shape([tree.parent, target, is_labelled])
     # Nor are they told anything.
     is_labelled = is_labelled & usable
@@ -104,6 +111,7 @@ def label(tree: Tree, verdict: np.ndarray, kind: str) -> Labels:
         is_correct=is_labelled & is_reached,
         target=np.where(is_labelled, target, 0).astype(np.float32),
         is_labelled=is_labelled,
+        weight=None if weight is None else np.where(is_labelled, weight, 0).astype(np.float32),
     )
 
 

@@ -8,14 +8,24 @@ the prompt is one more row, behind the others, and so the parent of the first st
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import numpy as np
 
 # (values of parents [B], values of their children [B]) -> values of the parents [B]
 CombineFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
-# (values of parents [B], a number of a row) -> values of that row [B]
+# (values [B], a number of a row) -> values [B]: of that row from its parents', or what its parents
+# see of its own
 StepFn = Callable[[np.ndarray, int], np.ndarray]
+
+
+class Target(NamedTuple):
+    """What a kind of label says of every row."""
+
+    value: np.ndarray  # [B R] in [0, 1], unread where there is no label
+    is_labelled: np.ndarray  # [B R] bool
+    weight: np.ndarray | None = None  # [B R], how much a label counts; none: all alike
 
 
 def fold_up(parent: np.ndarray, own: np.ndarray, prompt: float, combine: CombineFn) -> np.ndarray:
@@ -42,6 +52,25 @@ def fold_down(parent: np.ndarray, prompt: np.ndarray, step: StepFn) -> np.ndarra
     value = np.repeat(prompt[:, None], parent.shape[1] + 1, axis=1)
     for row in range(parent.shape[1]):
         value[:, row] = step(value[problem, above[:, row]], row)
+    return value
+
+
+def mean_up(parent: np.ndarray, own: np.ndarray, weight: np.ndarray, see: StepFn) -> np.ndarray:
+    """Give a row without a value of its own the mean of what it sees of its children: `[B R]`.
+
+    parent, own and weight `[B R]`; NaN is no value, and what sees nothing has none. A child counts
+    by its weight.
+    """
+    chex.assert_equal_shape([parent, own, weight])
+    value, total = np.array(own, float), np.zeros((2, len(parent), parent.shape[1] + 1))
+    problem, above = _above(parent)
+    for row in reversed(range(parent.shape[1])):
+        mean = np.divide(*total[:, :, row], where=total[1, :, row] > 0, out=own[:, row] + np.nan)
+        value[:, row] = np.where(np.isnan(own[:, row]), mean, own[:, row])
+        # What its parent takes in: a weighted sum, and the weight.
+        seen = see(value[:, row], row)
+        counted = np.where(np.isnan(seen), 0, weight[:, row])
+        total[:, problem, above[:, row]] += counted * np.nan_to_num(seen), counted
     return value
 
 

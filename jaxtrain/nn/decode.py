@@ -23,7 +23,7 @@ from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, Tables, TraceConf
 from jaxtrain.keys import fold_in
 from jaxtrain.nn.heads import Network
 from jaxtrain.nn.sampling import draw
-from jaxtrain.nn.transformer import Segment
+from jaxtrain.nn.transformer import Segment, newest
 from jaxtrain.structs import Array, Params
 
 
@@ -174,15 +174,18 @@ def write_chunk(
     params: Params,
     lanes: Lanes,
     segments: tuple[Segment, ...],
+    own: Segment,
     siblings: Siblings,
     temperature: Array,
     size: int,
 ) -> tuple[Lanes, Token, Segment, Array]:
-    """Write up to `size` tokens in every live lane, behind what `segments` hold.
+    """Write up to `size` tokens in every live lane, behind what `segments` hold and into the last
+    `size` places of `own`, which holds what each lane sees alone.
 
     Returns (lanes, the tokens [size b], their segment of `size` places, token slots held a lane).
     """
-    b, network = len(lanes.step), partial(model.apply, {"params": params})
+    network = partial(model.apply, {"params": params})
+    first = own.position.shape[1] - size
 
     def take_turn(carry):
         at, lanes, own, told = carry
@@ -192,28 +195,21 @@ def write_chunk(
         # The token is read at once, the last of a step too: others may go on behind it.
         positions = (lanes.start + lanes.num_tokens - 1)[:, None]
         mask = new.is_written[:, None]
-        hidden, own = network(new.token[:, None], positions, mask, segments, own, at)
+        hidden, own = network(new.token[:, None], positions, mask, segments, own, first + at)
         hidden = jnp.where(mask, hidden[:, 0], lanes.hidden)
         told = jax.tree.map(lambda x, y: x.at[at].set(y), told, new._replace(hidden=hidden))
         return at + 1, lanes._replace(hidden=hidden), own, told
 
-    def shapes(lanes: Lanes):
-        one = jnp.zeros((b, 1), jnp.int32)
-        _, segment = network(one, one, one > 0, segments)
+    def one_token(lanes: Lanes) -> Token:
         logits = network(lanes.hidden, method="logits")
-        return segment, record(trace, tables, lanes, siblings, logits, temperature)[1]
+        return record(trace, tables, lanes, siblings, logits, temperature)[1]
 
-    # Nothing is written at first.
-    segment, token = jax.eval_shape(shapes, lanes)
+    # Nothing is written at first. Token by token, until no lane writes any more.
+    token = jax.eval_shape(one_token, lanes)
     told = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), token)
-    places = jax.tree.map(
-        lambda x: jnp.zeros((*x.shape[:-2], size, x.shape[-1]), x.dtype), segment.k
-    )
-    own = Segment(places, places, jnp.full((b, size), -1))
-    # Token by token, until no lane writes any more.
     at, lanes, own, told = jax.lax.while_loop(
         lambda carry: (carry[0] < size) & jnp.any(carry[1].is_live),
         take_turn,
         (jnp.int32(0), lanes, own, told),
     )
-    return lanes, told, own, at
+    return lanes, told, newest(own, size), at

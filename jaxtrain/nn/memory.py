@@ -16,7 +16,8 @@ from jaxtrain.nn.transformer import Segment
 from jaxtrain.structs import Array, Cost, LaneShape, Order, Params, Prompts
 
 NO_PAGE = 2**24  # past all
-Both = tuple[Params, Params]  # policy, PRM
+Models = tuple[Network, Network]  # policy, PRM
+Both = tuple[Params, Params]  # likewise
 
 
 class Cache(NamedTuple):
@@ -51,7 +52,12 @@ class Place(NamedTuple):
 
 
 def open_memory(
-    model: Network, trace: TraceConfig, chunk: int | None, params: Both, shape: LaneShape, size: int
+    models: Models,
+    trace: TraceConfig,
+    chunk: int | None,
+    params: Both,
+    shape: LaneShape,
+    size: int,
 ) -> Memory:
     """Make the memory of trees that have no prompt yet."""
     # Text, empty.
@@ -63,7 +69,7 @@ def open_memory(
     backbones = params[0], params[1]["backbone"]
     told = [
         jax.eval_shape(partial(read, model, p), prompts, jnp.ones(num_trees, int))
-        for p in backbones
+        for model, p in zip(models, backbones, strict=True)
     ]
     hidden = told[0][1]
 
@@ -94,7 +100,7 @@ def open_memory(
 
 
 def renew(
-    model: Network, params: Both, memory: Memory, slots: Array, prompts: Prompts
+    models: Models, params: Both, memory: Memory, slots: Array, prompts: Prompts
 ) -> tuple[Memory, Cost]:
     """Let trees begin with a prompt. What rows say is forgotten when they are written anew."""
     num_trees, none = len(memory.prompt), jnp.zeros(slots.shape, jnp.int32)
@@ -106,7 +112,10 @@ def renew(
     held, cost = memory.cache, Cost(none, none, none)
     if held is not None:
         backbones = params[0], params[1]["backbone"]
-        told = [read(model, p, prompts.tokens, prompts.length) for p in backbones]
+        told = [
+            read(model, p, prompts.tokens, prompts.length)
+            for model, p in zip(models, backbones, strict=True)
+        ]
         segments = zip(held.prompt, told, strict=True)
         held = held._replace(
             prompt=tuple(cache.put_rows(old, slots, new) for old, (new, _) in segments),
@@ -123,12 +132,12 @@ def renew(
     return memory, cost
 
 
-def locate(memory: Memory, row: Array, size: int) -> Place:
-    """Find the tokens of chains of rows [B n D], at most D * size each."""
+def locate(memory: Memory, row: Array, num_places: int) -> Place:
+    """Find the tokens of chains of rows [B n D], which have so many places."""
     num_trees, n, depth = row.shape
     tree = jnp.arange(num_trees)[:, None, None]
     length = jnp.where(row >= 0, memory.length[tree, row], 0)
-    end, at = jnp.cumsum(length, axis=2), jnp.arange(depth * size)
+    end, at = jnp.cumsum(length, axis=2), jnp.arange(num_places)
     # Which row a token lies in, and where.
     d = jnp.sum(at[:, None] >= end[:, :, None], axis=3)
     is_token, d = d < depth, jnp.minimum(d, max(depth - 1, 0))

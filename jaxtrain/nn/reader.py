@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.boundaries import Tables, TraceConfig
+from jaxtrain.commuting import make_form
 from jaxtrain.keys import fold_in
 from jaxtrain.nn import cache
 from jaxtrain.nn.decode import Lanes, idle_lanes, write_chunk
@@ -24,6 +25,7 @@ from jaxtrain.nn.heads import HEAD, Network
 from jaxtrain.nn.memory import (
     Both,
     Memory,
+    Models,
     Place,
     is_first_to_say,
     keep,
@@ -33,14 +35,19 @@ from jaxtrain.nn.memory import (
     renew,
     siblings_of,
 )
-from jaxtrain.nn.transformer import Segment
-from jaxtrain.structs import Array, Cost, Order, Params, Reader, Written
+from jaxtrain.nn.transformer import Segment, empty_segment, join
+from jaxtrain.structs import Array, Cost, FormFn, Order, Params, Reader, Written
 
+PLAIN = make_form((), "")  # steps are told apart by their tokens
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
 
 
 def make_reader(
-    model: Network, tables: Tables, trace: TraceConfig, chunk: int | None = None
+    models: Models,
+    tables: Tables,
+    trace: TraceConfig,
+    chunk: int | None = None,
+    form: FormFn = PLAIN,
 ) -> Reader:
     """Make a reader of the networks; see `structs.Reader` for its functions.
 
@@ -48,18 +55,19 @@ def make_reader(
     nothing is cached, and an order is written as a whole.
 
     A step ends where `tables` say so, or at `trace.step_tokens` tokens, but never inside an answer.
-    At `trace.max_step_tokens` it is cut.
+    At `trace.max_step_tokens` it is cut. form: which steps are the same.
     """
     return Reader(
-        open=partial(open_memory, model, trace, chunk),
-        renew=partial(renew, model),
-        write=partial(write, model, tables, trace, chunk),
+        open=partial(open_memory, models, trace, chunk),
+        renew=partial(renew, models),
+        write=partial(write, models, tables, trace, chunk),
         text=lambda memory: memory.tokens,
+        form=form,
     )
 
 
 def write(
-    model: Network,
+    models: Models,
     tables: Tables,
     trace: TraceConfig,
     chunk: int | None,
@@ -75,19 +83,12 @@ def write(
     )
     # Begin what is new.
     memory = begin(memory, order)
-    place = locate(memory, order.path, trace.max_step_tokens)
     size = chunk or num_steps * trace.max_step_tokens
-    own = None
-    if num_steps * trace.max_step_tokens > size:  # else a lane is done when its chunk is
-        row = order.row.reshape(num_trees, width * num_lanes, num_steps)
-        own = locate(memory, row, trace.max_step_tokens)
 
     # The policy writes.
-    (segments, hidden), lanes = (
-        context(model, params[0], memory, 0, order, place, own),
-        memory.lanes,
-    )
-    is_new = order.is_new.reshape(-1)
+    path, alone = see(memory, trace, order, size)
+    segments, own, hidden = context(models[0], params[0], memory, 0, order, path, alone, size)
+    is_new, lanes = order.is_new.reshape(-1), memory.lanes
     hidden = jnp.repeat(hidden.reshape(-1, *hidden.shape[2:]), num_lanes, axis=0)
     lanes = lanes._replace(hidden=jnp.where(is_new[:, None], hidden, lanes.hidden))
     was_live = lanes.is_live.reshape(order.number.shape)
@@ -95,15 +96,17 @@ def write(
     is_same = lanes.is_same & (is_first_to_say(told) | ~is_new[:, None])
     lanes = lanes._replace(is_same=is_same)
     lanes, token, segment, num_slots = write_chunk(
-        model, trace, tables, params[0], lanes, segments, told, temperature, size
+        models[0], trace, tables, params[0], lanes, segments, own, told, temperature, size
     )
 
     # The PRM reads what was written, and says its word where a step ends.
     backbone = params[1]["backbone"]
-    segments, _ = context(model, backbone, memory, 1, order, place, own)
+    segments, behind, _ = context(models[1], backbone, memory, 1, order, path, alone, size)
     tokens, is_written = token.token.T, token.is_written.T
     position = memory.lanes.start[:, None] + memory.lanes.num_tokens[:, None] + jnp.arange(size)
-    hidden, judged = model.apply({"params": backbone}, tokens, position, is_written, segments)
+    hidden, judged = models[1].apply(
+        {"params": backbone}, tokens, position, is_written, (*segments, behind)
+    )
     value = HEAD.apply({"params": params[1]["head"]}, hidden).astype(jnp.float32)
     lane, step = (
         jnp.arange(len(tokens))[:, None],
@@ -120,7 +123,7 @@ def write(
     num_written = jnp.sum(is_written.reshape(num_trees, -1), axis=1)
     num_read = num_written
     if memory.cache is None:
-        before = memory.prompt_length[:, None] + jnp.sum(place.is_token, axis=2)
+        before = memory.lanes.start.reshape(was_live.shape)[:, :, 0]
         num_read = num_read + jnp.sum(jnp.where(jnp.any(was_live, axis=2), before, 0), axis=1)
     num_held = jnp.broadcast_to(num_slots * width * num_lanes, (num_trees,))
     return memory, tell(trace, memory.lanes, order), Cost(num_read, num_read, num_held)
@@ -155,27 +158,46 @@ def begin(memory: Memory, order: Order) -> Memory:
     )
 
 
+def see(memory: Memory, trace: TraceConfig, order: Order, size: int) -> tuple[Place | None, ...]:
+    """Find the steps that lanes see: (those that the lanes of a prefix share, those that one sees
+    alone, with `size` places to write into).
+    """
+    num_trees, width, num_lanes, num_steps = order.row.shape
+    depth, step = order.path.shape[2], trace.max_step_tokens
+    if memory.cache is None:
+        return locate(memory, order.path, depth * step), None
+    row = order.row.reshape(num_trees, -1, num_steps)
+    num_own = num_steps if num_steps * step > size else 0  # else a lane is done when its chunk is
+    if num_lanes > 1:
+        path = locate(memory, order.path, depth * step) if depth else None
+        return path, locate(memory, row, num_own * step + size)
+    # A lone lane has its path for itself; both together are no more than a trace.
+    row = jnp.concatenate([order.path, row], axis=2)
+    return None, locate(memory, row, min(depth + num_own, trace.max_steps) * step + size)
+
+
 def context(
     model: Network,
     params: Params,
     memory: Memory,
     network: int,
     order: Order,
-    path: Place,
-    own: Place | None,
-) -> tuple[tuple[Segment, ...], Array]:
-    """Give what a lane sees: segments, and the policy's hidden states at the prefixes' ends
-    [B W width].
+    path: Place | None,
+    alone: Place | None,
+    size: int,
+) -> tuple[tuple[Segment, ...], Segment, Array]:
+    """Give what lanes see: segments that they share, one of each its own with `size` places to
+    write into, and the policy's hidden states at the prefixes' ends [B W width].
     """
-    num_trees, width, _ = path.row.shape
+    num_trees, width, num_lanes, _ = order.row.shape
     tree, held = jnp.arange(num_trees)[:, None, None], memory.cache
     length = memory.prompt_length[:, None]
-    num_before = length + jnp.sum(path.is_token, axis=2)
 
     # Read prompt and path anew, one behind the other.
     if held is None:
-        size = memory.prompt.shape[1]
-        at = jnp.arange(size + path.row.shape[2])
+        assert path is not None
+        num_before = length + jnp.sum(path.is_token, axis=2)
+        at = jnp.arange(memory.prompt.shape[1] + path.row.shape[2])
         prompt = jnp.pad(memory.prompt, ((0, 0), (0, path.row.shape[2])))[:, None]
         tokens = memory.tokens[tree, path.row, path.at]
         behind = jnp.clip(at - length, 0, max(tokens.shape[2] - 1, 0))[:, None]
@@ -185,7 +207,8 @@ def context(
             prompt = jnp.where(at < length[:, None], prompt, tokens)
         text = jnp.broadcast_to(prompt, behind.shape).reshape(-1, len(at))
         segment, hidden = read(model, params, text, num_before.reshape(-1))
-        return (segment,), hidden.reshape(num_trees, width, -1)
+        own = empty_segment(segment, num_trees * width * num_lanes, size)
+        return (segment,), own, hidden.reshape(num_trees, width, -1)
 
     # Gather what was kept.
     def gather(place: Place, start: Array) -> Segment:
@@ -193,14 +216,21 @@ def context(
         address = held.address[tree, place.row, place.at]
         return cache.gather(pool, address, jnp.where(place.is_token, position, -1))
 
-    pool, segments = held.pool[network], [held.prompt[network]]
-    if path.row.shape[2]:
-        segments.append(gather(path, jnp.broadcast_to(length, num_before.shape)))
-    if own is not None:
-        segments.append(gather(own, jnp.repeat(num_before, own.row.shape[1] // width, axis=1)))
+    assert alone is not None
+    pool, segments, start = held.pool[network], [held.prompt[network]], length
+    if path is not None:
+        segments.append(gather(path, jnp.broadcast_to(length, path.row.shape[:2])))
+        start = jnp.repeat(length + jnp.sum(path.is_token, axis=2), num_lanes, axis=1)
+    segments.append(gather(alone, jnp.broadcast_to(start, alone.row.shape[:2])))
+
+    # Those of as many rows become one: the compiler would join them anew for every token.
+    joined = segments[:1]
+    for segment in segments[1:]:
+        is_equal = len(segment.position) == len(joined[-1].position)
+        joined[-1:] = [join(joined[-1], segment)] if is_equal else [joined[-1], segment]
     # The newest row of a path; without one, the prompt stands in front.
     last = jnp.max(order.path[..., -1:], axis=2, initial=-1) + 1
-    return tuple(segments), held.hidden[tree[..., 0], last]
+    return tuple(joined[:-1]), joined[-1], held.hidden[tree[..., 0], last]
 
 
 def tell(trace: TraceConfig, lanes: Lanes, order: Order) -> Written:

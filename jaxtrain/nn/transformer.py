@@ -93,6 +93,29 @@ class Segment(NamedTuple):
     position: Array  # [rows T] int32, -1: no token
 
 
+def join(first: Segment, second: Segment) -> Segment:
+    """Lay the tokens of two segments of as many rows side by side, the first in front."""
+    k, v = jax.tree.map(
+        lambda x, y: jnp.concatenate([x, y], axis=-2), (first.k, first.v), (second.k, second.v)
+    )
+    return Segment(k, v, jnp.concatenate([first.position, second.position], axis=1))
+
+
+def empty_segment(segment: Segment, rows: int, size: int) -> Segment:
+    """Make a segment of `size` free places a row, beside one with the same network's shapes."""
+    k, v = jax.tree.map(
+        lambda x: jnp.zeros((*x.shape[:-4], rows, x.shape[-3], size, x.shape[-1]), x.dtype),
+        (segment.k, segment.v),
+    )
+    return Segment(k, v, jnp.full((rows, size), -1))
+
+
+def newest(segment: Segment, size: int) -> Segment:
+    """Take the last `size` places of a segment."""
+    k, v = jax.tree.map(lambda x: x[..., -size:, :], (segment.k, segment.v))
+    return Segment(k, v, segment.position[:, -size:])
+
+
 def frequencies(config: ModelConfig) -> np.ndarray:
     """Return the rotary angles a position, [head / 2] float32, scaled as Llama 3.1 scales them."""
     half = config.head // 2
@@ -142,9 +165,6 @@ def attend(
         for weight, v in zip(weights, values, strict=True)
     ]
     return (reduce(jnp.add, mixed) / total).astype(q.dtype)
-
-
-FUSED = ("wq", "wk", "wv"), ("gate", "up")  # projections of the same input
 
 
 class RMSNorm(nn.Module):
@@ -239,46 +259,6 @@ class Block(nn.Module):
         gate, up = project(y, {name: (width, c.mlp_width) for name in ("gate", "up")})
         (y,) = project(nn.silu(gate) * up, {"down": (c.mlp_width, width)})
         return x + y.reshape(x.shape), (k, v)
-
-
-def cast_weights(config: ModelConfig, params: Params) -> Params:
-    """Cast the weights to the dtype of the activations, once for a program of many calls.
-
-    The scales of norms stay float32, as they are computed with.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
-    )
-
-
-def fuse(params: Params) -> Params:
-    """Lay the weights of projections with the same input side by side, once for a program that
-    decodes.
-
-    A block reads either form. Adapters stay as they are, so these may be merged before or after.
-    Not for weights whose heads are split over devices: a part of the whole would mix theirs.
-    """
-
-    def fuse_block(block: Params) -> Params:
-        if "gate" not in block:  # adapters alone
-            return block
-        axes = block["gate"].shape[:-1]  # [in] or [layers in]
-        for names in FUSED:
-            flat = [block[name].reshape(*axes, -1) for name in names]
-            block = {name: x for name, x in block.items() if name not in names}
-            block["_".join(names)] = jnp.concatenate(flat, axis=-1)
-        return block
-
-    return {room: fuse_block(x) if isinstance(x, dict) else x for room, x in params.items()}
-
-
-def decode_weights(config: ModelConfig, params: Params, is_split: bool) -> Params:
-    """Cast the weights and fuse them, for a program that decodes; is_split: over devices, by heads.
-
-    Adapters may be laid over the result.
-    """
-    cast = cast_weights(config, params)
-    return cast if is_split else fuse(cast)
 
 
 def scan_blocks(config: ModelConfig, *adapters: float) -> Any:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.search.rows import Rows, pick
-from jaxtrain.structs import Array, Kind, Order, Path, Written
+from jaxtrain.structs import Array, FormFn, Kind, Order, Path, Written
 
 NOTHING, WANTED, STARTED = 0, 1, 2  # what a continuation is
 
@@ -166,20 +166,33 @@ def collect(pending: Pending, order: Order, written: Written, rows: Rows) -> Don
     return Done(pending, rows, is_ok, jnp.any(is_short, axis=2))
 
 
-def find_repeats(pending: Pending, rows: Rows, code: Array) -> Array:
-    """Mark the rows [B W A] of an order that say what an earlier one behind an equal prefix says.
+def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tuple[Array, Array]:
+    """Mark the rows [B W A] of an order that say what an older one behind an equal prefix says:
+    word for word, and in the same form, which those do too.
 
-    code [B R x]: equal where two rows say the same.
+    text [B R S]: the tokens of all rows.
     """
     num_trees, width, num_candidates, _ = pending.row.shape
     row = pending.row[..., 0].reshape(num_trees, -1)
     at = jnp.maximum(row, 0)
     is_step = (row >= 0) & (pick(rows.kind, at) == Kind.CANDIDATE)
-    path = jnp.repeat(pending.path, num_candidates, axis=1)
-    said = jnp.concatenate([path, pick(rows.length, at)[..., None], pick(code, at)], axis=2)
-    is_same = jnp.all(said[:, :, None] == said[:, None], axis=3)
-    is_same &= is_step[:, :, None] & is_step[:, None]
-    return jnp.any(jnp.tril(is_same, k=-1), axis=2).reshape(num_trees, width, num_candidates)
+
+    def is_equal(x: Array) -> Array:
+        return jnp.all(x[:, :, None] == x[:, None], axis=3)
+
+    # A step that is drawn again never takes the place of one that stands.
+    age = pending.num_draws.reshape(num_trees, -1) * row.shape[1] + jnp.arange(row.shape[1])
+    is_older = (age[:, None] < age[:, :, None]) & is_step[:, :, None] & is_step[:, None]
+    is_older &= is_equal(jnp.repeat(pending.path, num_candidates, axis=1))
+
+    # Word for word, and in form.
+    tokens, length = pick(text, at), pick(rows.length, at)
+    is_repeat = is_older & is_equal(tokens) & (length[:, :, None] == length[:, None])
+    is_twin = is_older & is_equal(form(tokens, length))
+    is_repeat, is_twin = (
+        jnp.any(x, axis=2).reshape(num_trees, width, num_candidates) for x in (is_repeat, is_twin)
+    )
+    return is_repeat, is_twin
 
 
 def draw_again(pending: Pending, rows: Rows, is_again: Array) -> tuple[Pending, Rows]:

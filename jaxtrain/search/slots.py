@@ -24,7 +24,7 @@ from jaxtrain.search.lanes import (
     mark,
     no_pending,
 )
-from jaxtrain.search.rows import Job, Rows, choose, empty_rows
+from jaxtrain.search.rows import Job, Rows, choose, empty_rows, pick
 from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree
 
 
@@ -211,15 +211,19 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     # An order that is complete must hold no step twice.
     if method.compares:
         is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
-        is_repeat = find_repeats(pending, rows, job.reader.text(memory))
-        is_repeat &= is_complete[:, None, None]
+        found = find_repeats(pending, rows, job.reader.text(memory), job.reader.form)
+        is_repeat, is_twin = (x & is_complete[:, None, None] for x in found)
         if not method.may_repeat:
             # Every round brings one more step at least, for a lane says what no sibling said.
             is_again = is_repeat & (pending.num_draws < method.num_siblings)
+            is_short |= jnp.any(is_repeat & ~is_again, axis=2)
+            # That may be a twin, and there may be little else: one more draw, where a search could
+            # go on from it.
+            is_ended = pick(rows.is_ended, pending.row[..., 0])
+            is_again |= is_twin & ~is_repeat & ~is_ended & (pending.num_draws == 0)
             pending, rows = draw_again(pending, rows, is_again)
-            is_repeat &= ~is_again
-            is_short |= jnp.any(is_repeat, axis=2)
-        rows = mark(rows, pending.row[..., 0], is_repeat, Kind.DUPLICATE)
+            is_twin &= ~is_again
+        rows = mark(rows, pending.row[..., 0], is_twin, Kind.DUPLICATE)
 
     # A tree that met what is not finite is set aside.
     is_ok = growth.is_ok & done.is_ok

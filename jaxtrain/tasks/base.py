@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxtrain.commuting import in_order
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Tokenizer, Verdict
 
@@ -69,6 +70,9 @@ class Task:
     # rows read and dropped, by reason; reported as metrics
     counts: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()  # one line "file:line: reason" for each bad row
+    # ASCII characters, no letters or digits: words with one of them between may change places in a
+    # step without changing a verdict, so no search goes on from two steps that differ in that alone
+    commuting: str = ""
 
     def verify(self, problem: Problem, text: str) -> Verdict | bool:
         """Judge a finished response: all its steps, separated by newlines, without the end token.
@@ -86,12 +90,11 @@ class Task:
         return text or None
 
     def canonical_step(self, step: str) -> str:
-        """Return the form that a step shares with all that do the same; here the step itself.
+        """Return the form that a step shares with all that are the same but for what commutes.
 
-        Pure and total, in time linear in the length. One step in place of another of its form
-        changes no verdict. A step is a line of a response without its newline.
+        A step is a line of a response without its newline.
         """
-        return step
+        return in_order(step, self.commuting)
 
     @cached_property
     def problems(self) -> dict[int, Problem]:

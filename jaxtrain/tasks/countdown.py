@@ -89,6 +89,7 @@ class CountdownTask(Task):
     """Some numbers, one target; see the module for the format."""
 
     num_numbers: int = field(kw_only=True)
+    commuting: str = "+* "  # operands, and the remaining numbers
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Replay every line: operands taken from the line before, true arithmetic, exact remainder,
@@ -112,17 +113,6 @@ class CountdownTask(Task):
         if _read_moves(text, self.num_numbers) is None:
             return None
         return "\n".join(map(self.canonical_step, text.split("\n")))
-
-    def canonical_step(self, step: str) -> str:
-        """Return a line with the operands of + and * in order, and the remaining numbers too."""
-        move = read_move(step)
-        if move is None:
-            return step
-        left, right = move.left, move.right
-        if move.operator in "+*":
-            left, right = sorted((left, right))
-        remaining = " ".join(map(str, move.remaining))
-        return f"{left}{move.operator}{right}={move.result}|{remaining}"
 
 
 def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> CountdownTask:

@@ -1,0 +1,63 @@
+"""Labels that count the answers at or below a step: the estimates of Math-Shepherd, OVM, ReST-RL.
+
+A leaf is a finished trace that was judged; one without a readable answer is wrong. What has no leaf
+at or below it (unfinished, or the verifier failed) has no label. In a tree without a correct answer
+every target is 0, so unsolved trees are learnt from too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxtrain.labels.walks import Target, fold_up, mean_up
+from jaxtrain.structs import JUDGED, Tree, Verdict
+
+if TYPE_CHECKING:
+    from jaxtrain.labels.targets import LabelsConfig
+
+
+def hard(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+    """Give 1 where a correct leaf is at or below a step, else 0 (Math-Shepherd's hard estimate)."""
+    _, num_correct, num_leaves = _count(tree, verdict)
+    return Target(num_correct > 0, num_leaves > 0)
+
+
+def soft(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+    """Give the policy's chance to end right, by the steps that were drawn (the soft estimate).
+
+    Math-Shepherd takes the share of N continuations. Here steps are drawn without repeats, so each
+    of them counts by the probability that the policy gave it, among those that were followed to an
+    end.
+    """
+    is_leaf, *_ = _count(tree, verdict)
+    own = np.where(is_leaf, verdict == Verdict.CORRECT, np.nan)
+    value = mean_up(tree.parent, own, np.exp(tree.log_prob, dtype=float), lambda value, _: value)
+    return Target(value, np.isfinite(value))
+
+
+def mc_return(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+    """Give the share of correct leaves; each counts once, however often search visited it."""
+    _, num_correct, num_leaves = _count(tree, verdict)
+    return Target(num_correct / np.maximum(num_leaves, 1), num_leaves > 0)
+
+
+def outcome(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+    """Give every step of a trace the verdict on its end, as OVM does.
+
+    What traces share is told all their verdicts: their mean, which counts as often as there are
+    traces. So early steps weigh more than with `mc_return`, and values are the same.
+    """
+    _, _, num_leaves = _count(tree, verdict)
+    return mc_return(tree, verdict, config)._replace(weight=num_leaves)
+
+
+def _count(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which rows are leaves, and how many correct leaves and leaves are at or below: all [B R]."""
+    is_leaf = np.isin(verdict, JUDGED)
+    num_correct, num_leaves = (
+        fold_up(tree.parent, is_own.astype(np.int32), 0, np.add)[:, :-1]
+        for is_own in (verdict == Verdict.CORRECT, is_leaf)
+    )
+    return is_leaf, num_correct, num_leaves
