@@ -54,6 +54,7 @@ from jaxtrain.structs import (
 from jaxtrain.tasks import Problem, Task
 from jaxtrain.tasks.countdown import legal_moves, read_prompt, write_move
 from jaxtrain.trees import TreeFiles
+from jaxtrain.updates import fits
 
 WARM, NEWEST, PREVIOUS = "warm policy", "newest policy", "previous PRM"
 
@@ -70,6 +71,7 @@ class Fit:
     batch_size: int = 32
     rate: float = 2e-3
     updates: float = 1.0  # times those that are asked for
+    objective: str = "squared"
 
 
 BASE, FORK = Fit(), Fit(start=NEWEST)
@@ -88,6 +90,10 @@ FITS = {
 FITS |= {
     f"from the newest policy, {kind}": replace(FORK, kind=kind)
     for kind in ("exact", "mc_return", "hard", "soft", "outcome", "td_lambda")
+}
+FITS |= {
+    f"from the newest policy, hard, {name}": replace(FORK, kind="hard", objective=name)
+    for name in ("binary", "bins", "pairwise")
 }
 FITS["from the newest policy, three rounds"] = replace(FORK, num_rounds=3)
 FITS["from the newest policy, three times the updates"] = replace(FORK, updates=3)
@@ -195,11 +201,26 @@ class Bench:
             "leaves": grown(trees.is_usable(tree) & np.isin(verdict, JUDGED)),
         }
 
+    @cached_property
+    def built(self) -> dict[str, Functions]:
+        """What was built so far, by the PRM's objective."""
+        return {self.config.updates.prm.objective: self.fns}
+
+    def fns_of(self, objective: str) -> Functions:
+        """Build the functions of a PRM that learns by an objective, once."""
+        if objective not in self.built:
+            prm = replace(self.config.updates.prm, objective=objective)
+            config = replace(self.config, updates=replace(self.config.updates, prm=prm))
+            progress = Progress(0, sys.stderr)
+            self.built[objective] = build(config, self.task.tokenizer, progress)
+        return self.built[objective]
+
     def fit(self, fit: Fit, num_updates: int, seed: int) -> Params:
         """Fit a PRM, and return its parameters."""
         # what it begins as
         base, policy, prm = self.networks[0 if fit.start == WARM else -1]
-        learner = self.fns.init_prm(jax.tree.map(jnp.asarray, policy))
+        fns = self.fns_of(fit.objective)
+        learner = fns.init_prm(jax.tree.map(jnp.asarray, policy))
         if fit.start == PREVIOUS:
             learner = replace(learner, params=jax.tree.map(jnp.asarray, prm))
         # what it learns from
@@ -216,13 +237,19 @@ class Bench:
         num_updates = round(num_updates * fit.updates)
         schedule = replace(self.config.updates.prm.fit, learning_rate=fit.rate)
         batches = datasets.batches(
-            paths, num_updates, fit.batch_size, np.random.default_rng(seed), fit.is_balanced
+            paths,
+            num_updates,
+            fit.batch_size,
+            np.random.default_rng(seed),
+            fit.is_balanced,
+            order=updates.prm.OBJECTIVES[fit.objective].order,
+            num_together=self.config.updates.prm.num_together,
         )
-        learner, _ = updates.fit(
-            partial(self.fns.update_prm, base),
+        learner, _ = fits.fit(
+            partial(fns.update_prm, base),
             learner,
             batches,
-            updates.learning_rates(schedule, num_updates),
+            fits.learning_rates(schedule, num_updates),
         )
         return learner.params
 
@@ -248,7 +275,7 @@ class Bench:
         last, found = (shown.rows.segment > 0).sum(axis=1) - 1, []
         # some thousand at a time, for the memory
         for at in np.array_split(np.arange(len(last)), 1 + len(last) // 2048):
-            values = self.values_fn(prm, TokenRows(*(x[at] for x in vars(shown.rows).values())))
+            values = self.values_fn(prm, jax.tree.map(lambda x, at=at: x[at], shown.rows))
             found.append(np.asarray(values)[np.arange(len(at)), last[at]])
         return np.concatenate(found)
 
@@ -292,7 +319,7 @@ def texts(
         segment=is_token.astype(np.int32),
         target=none,
         weight=none,
-        group=np.full(len(ids), -1, np.int32),
+        group=np.full(ids.shape, -1, np.int32),
     )
     return Texts(rows, np.array(problem_id), np.array(is_right, bool))
 

@@ -240,7 +240,7 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
 
     def rows(size: int) -> TokenRows:
         whole, values = ints(size, config.max_length), floats(size, config.max_length)
-        return TokenRows(whole, whole, whole, values, values, ints(size))
+        return TokenRows(whole, whole, whole, values, values, whole)
 
     prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
