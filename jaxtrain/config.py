@@ -104,6 +104,11 @@ class Config:
                 f"--config.hub.prm={self.hub.prm}: has weights of its own, and with "
                 "--config.updates.lora.rank both networks share one base; leave one of them out"
             )
+        if self.hub.prm and self.updates.prm.init_from == "policy":
+            raise UserError(
+                f"--config.hub.prm={self.hub.prm}: is what the PRM starts from, and with "
+                "--config.updates.prm.init_from=policy it starts from the policy; leave one out"
+            )
         for network in ("policy", "prm"):
             objective = getattr(self.updates, network).objective
             is_ordered = OBJECTIVES[network][objective].order != "rows"

@@ -15,7 +15,7 @@ from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose
-from jaxtrain.learning import collect, fit, with_reference
+from jaxtrain.learning import collect, fit, prm_before, with_reference
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, named, score
@@ -42,7 +42,7 @@ def iterate(state: State, run: Run) -> State:
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", counts)})
     # updates
     policy = fit(run, i, "policy", state.base, state.policy, texts)
-    prm = fit(run, i, "prm", state.base, state.prm, paths)
+    prm = fit(run, i, "prm", state.base, prm_before(run, state.prm, policy), paths)
     return State(np.asarray(i, np.int32), state.base, policy, prm)
 
 

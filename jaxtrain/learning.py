@@ -129,6 +129,14 @@ def fit(
     return learner
 
 
+def prm_before(run: Run, prm: Learner, policy: Learner) -> Learner:
+    """Return what the PRM's fit begins as: the last one, or the new policy with a fresh head."""
+    if run.config.updates.prm.init_from != "policy":
+        return prm
+    jax.tree.map(lambda x: x.delete(), prm)
+    return run.fns.init_prm(policy.params)
+
+
 def warm_learner(run: Run, name: str, learner: Learner) -> Learner:
     """Restore a network as iteration 0 left it; the memory of `learner` is freed.
 

@@ -222,6 +222,21 @@ def test_equal_texts_of_a_problem_have_one_label_the_mean():
     assert len(paths.problem_id) == 3 and counts["num_values"] == 5
 
 
+def test_a_step_that_paths_share_is_learnt_once_or_on_every_path():
+    rng = np.random.default_rng(1)
+    shard = random_shard(rng, num_rows=60)
+    once, every = (
+        collect([shard], config=replace(LARGE, shared_steps=how))[1] for how in ("once", "every")
+    )
+    np.testing.assert_array_equal(once.rows.tokens, every.rows.tokens)
+    said = defaultdict(set)
+    for i, at in np.argwhere(every.rows.weight):
+        key = every.problem_id[i], tuple(every.rows.tokens[i, : at + 1].tolist())
+        said[key].add(float(every.rows.target[i, at]))
+    assert all(len(targets) == 1 for targets in said.values())
+    assert len(said) == once.rows.weight.sum() < every.rows.weight.sum()
+
+
 def test_a_label_counts_by_its_weight():
     rows = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,), W)]
     _, paths, _ = collect([relabelled(shard_of([rows]), "outcome")], config=LARGE)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxtrain import trees
-from jaxtrain.errors import require_at_least
+from jaxtrain.errors import require_at_least, require_one_of
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Examples, Shard, TokenRows, Verdict
 
@@ -33,6 +33,9 @@ class DatasetsConfig:
     traces_rounds: int = 3  # newest iterations whose traces are learnt from
     # newest iterations whose paths are learnt from; old values are those of an old policy
     paths_rounds: int = 2
+    # where a step that paths share is learnt: once, on the first of them; every, on each of them,
+    # and so early steps weigh more
+    shared_steps: str = "once"
     # half of every PRM batch from paths that end correct, half from the others
     balance_outcomes: bool = True
     # rows of like length in a batch: less padding to compute, batches mixed less
@@ -41,6 +44,7 @@ class DatasetsConfig:
     def __post_init__(self):
         require_at_least(1, "datasets", self, "max_traces_per_problem", "max_paths_per_problem")
         require_at_least(1, "datasets", self, "traces_rounds", "paths_rounds")
+        require_one_of("datasets", self, shared_steps=("once", "every"))
 
 
 class Step(NamedTuple):
@@ -216,11 +220,11 @@ def _collect_paths(
 
 def _choose_paths(
     rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
-) -> tuple[list[tuple[int, Text, list[Step]]], dict[bytes, tuple[float, float]], Counts]:
-    """Take paths of every problem by chance; each label weighs on the first path through it.
+) -> tuple[list[tuple[int, Text, Sequence[Step]]], dict[bytes, tuple[float, float]], Counts]:
+    """Take paths of every problem by chance, without those that say nothing new.
 
     Equal texts of a problem have one label: the mean of what its trees say of it. Returns
-    (iteration, path, the steps of its own), the labels (target, weight) by text, and counts.
+    (iteration, path, the steps that it teaches), the labels (target, weight) by text, and counts.
     """
     rows, learnt, counts = [], set(), {}
     told: dict[bytes, list[tuple[float, float]]] = defaultdict(list)
@@ -234,11 +238,12 @@ def _choose_paths(
         longest = [text for text in found if text.steps[-1].text not in inner]
         groups = [_shuffle(group, i, seed) for group in _distinct(longest)]
         chosen = _interleave(groups, config.max_paths_per_problem)
-        # A step that paths share is learnt on the first of them.
+        # A step that paths share is learnt on the first of them, or on each.
         for text in chosen:
-            own = [step for step in text.steps if step.text not in learnt]
-            learnt |= {step.text for step in own}
-            rows += [(i, text, own)] if own else []
+            new = [step for step in text.steps if step.text not in learnt]
+            learnt |= {step.text for step in new}
+            if new:
+                rows.append((i, text, new if config.shared_steps == "once" else text.steps))
         fates = _fates("paths", num_leaves, len(found), groups, len(chosen))
         counts = counts or fates | {"num_values_new": len(learnt)}
     # Now all is heard.

@@ -52,7 +52,8 @@ class UpdatesConfig:
             require_at_least(0, section, learner, "weight_decay")
             require_share(section, learner, "b1", "b2")
             require(learner.clip_norm > 0, section, learner, "clip_norm", "must be above 0")
-            require_one_of(section, learner, init_from=("previous", "warm_start"))
+            starts = ("previous", "warm_start", *(["policy"] if name == "prm" else []))
+            require_one_of(section, learner, init_from=starts)
             for part in ("warm_start", "fit"):
                 fit, keys = getattr(learner, part), f"{section}.{part}"
                 require_at_least(0, keys, fit, "num_updates", "max_epochs", "learning_rate")

@@ -62,8 +62,8 @@ class LearnerConfig:
     b2: float = 0.98  # AdamW's decay of the mean squared gradient, an update
     weight_decay: float = 0.01  # AdamW's, times the rate
     clip_norm: float = 1.0  # of the whole gradient
-    # where the fits of iterations 2, 3, ... begin: previous, the fit before; warm_start, the
-    # network of iteration 0
+    # where later fits begin: previous, the fit before; warm_start, from iteration 2 on, the network
+    # of iteration 0; policy, of the PRM alone: the policy just fitted, which knows likely steps
     init_from: str = "previous"
     objective: str = ""  # what is learnt, a key of the network's own table
 
