@@ -84,9 +84,9 @@ def f1(named: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
 def card(values: Sequence[np.ndarray], label: np.ndarray) -> dict[str, float]:
     """Measure the values of the steps of solutions, [steps] each, against their labels [n]."""
     told = dict(zip(("f1", "wrong", "right"), f1(first_below(values, 0.5), label), strict=True))
-    # The best threshold lies just above a value, or below all of them.
-    levels = np.unique(np.concatenate([*values, [-np.inf]]))
-    levels = np.append(np.nextafter(levels, np.inf), 0.5)
+    # The best threshold lies just above a value, or at 0, where none is named.
+    levels = np.nextafter(np.unique(np.concatenate(values)), np.inf)
+    levels = np.concatenate([[0.0, 0.5], levels])
     scores = [f1(first_below(values, level), label)[0] for level in levels]
     best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
     told |= {"best_f1": scores[best], "best_threshold": float(levels[best])}

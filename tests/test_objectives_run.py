@@ -17,6 +17,7 @@ from test_iteration import CONFIG as WHOLE
 from jaxtrain import iteration
 from jaxtrain.build import build
 from jaxtrain.config import EvaluationConfig
+from jaxtrain.plan import calls_of
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
@@ -125,6 +126,18 @@ def test_a_policy_learns_by_every_objective(task, plain, warm, tmp_path, case):
     shutil.copytree(warm, stopped)
     run(stopped, task, config, 1, fns)
     jax.tree.map(np.testing.assert_array_equal, run(stopped, task, config, 2, fns), state)
+
+
+@pytest.mark.parametrize("network", OBJECTIVES)
+def test_a_plan_knows_the_rows_of_every_objective(task, network):
+    for objective in OBJECTIVES[network]:
+        config = learning(network, objective=objective)
+        name = {"policy": "policy update", "prm": "PRM update"}[network]
+        update, arguments = calls_of(config, functions(task, config))[name]
+        learner, told = update.jitted.eval_shape(*arguments)
+        assert told["loss"].shape == () and jax.tree.structure(learner) == jax.tree.structure(
+            arguments[1]
+        )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES["prm"])
