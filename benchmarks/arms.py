@@ -41,8 +41,9 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
+from jaxtrain.learning import fit
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Run, encode, encode_demonstrations, fit, score
+from jaxtrain.phases import Run, encode, encode_demonstrations, score
 from jaxtrain.progress import Progress
 from jaxtrain.runs import list_facts, open_model
 from jaxtrain.structs import Kind
@@ -108,7 +109,7 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
             run_i = replace(
                 run, config=replace(config, updates=replace(config.updates, policy=how))
             )
-            policy = fit(run_i, i, "policy", state.base, state.policy, rows)
+            policy = fit(run_i, i, "policy", state.base, state.policy, rows, True)
             state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
             checkpoints.save(state)
             workdir.remove_fits(i)

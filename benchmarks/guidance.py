@@ -48,6 +48,7 @@ from jaxtrain.search import SearchConfig, make_grow
 from jaxtrain.search.beam import BeamConfig
 from jaxtrain.search.config import WideningConfig
 from jaxtrain.search.dvts import DvtsConfig
+from jaxtrain.search.gumbel import GumbelConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.structs import Array, Params, Prompts, Tree
 from jaxtrain.tasks import Task
@@ -73,8 +74,7 @@ class Level(NamedTuple):
         return "exact" if self.moves == 1 else f"{self.moves:.2f} / {self.leaves:.2f}"
 
 
-ALIKE = [Level(area, area) for area in (1.0, 0.92, 0.84)]  # all moves alike
-LEVELS = [*ALIKE, Level(0.76, 0.92), Level(0.53, 0.92)]
+LEAVES_ONLY = [Level(0.76, 0.92), Level(0.53, 0.92)]  # where leaves are known better
 
 
 def main() -> None:
@@ -85,6 +85,8 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=256)
     told = "samples whose tokens the searches get"
     parser.add_argument("--samples", type=int, nargs="+", default=[10, 18], help=told)
+    told = "AUROCs of all moves alike, of which 1 is exact"
+    parser.add_argument("--aurocs", type=float, nargs="+", default=[1.0, 0.92, 0.84], help=told)
     parser.add_argument("--temperature", type=float, default=1.0, help="of all methods")
     parser.add_argument("--to", type=Path, help="a file for the figures, as JSON")
     options = parser.parse_args()
@@ -93,7 +95,8 @@ def main() -> None:
         game = open_game(options.workdir, options.problems)
     except UserError as error:
         sys.exit(str(error))
-    for row in measure(game, options.samples, options.temperature):
+    levels = [*(Level(area, area) for area in options.aurocs), *LEAVES_ONLY]
+    for row in measure(game, options.samples, levels, options.temperature):
         rows.append(row)
         print(f"{row.method}, {row.level}: {cell(row)}", file=sys.stderr, flush=True)
     print("\n".join(table(rows)))
@@ -126,7 +129,14 @@ def searches(k: int, depth: int, temperature: float) -> dict[str, SearchConfig]:
     base = SearchConfig(num_candidates=NUM_CANDIDATES, num_lanes=1, temperature=temperature)
     base = replace(base, mcts_star=MctsStarConfig(num_rollout_steps=0))
     turns = max(2, round(k * depth / NUM_CANDIDATES))
-    tree = replace(base, num_simulations=turns)
+    # All but DFS look about before they go down: where several moves matter, they open more nodes
+    # of fewer candidates, or no trace would end. So Gumbel halves as many as it can see through.
+    tree = replace(
+        base,
+        num_simulations=turns * (depth - 1),
+        num_candidates=NUM_CANDIDATES // (depth - 1),
+        gumbel=GumbelConfig(num_considered=max(1, turns * (depth - 1) // depth)),
+    )
     # Half as many candidates at a time: those that widening adds, or four and a rollout.
     half = replace(base, num_simulations=2 * turns, num_candidates=NUM_CANDIDATES // 2)
     more = WideningConfig(max_candidates=4 * half.num_candidates, num_more=half.num_candidates)
@@ -140,12 +150,12 @@ def searches(k: int, depth: int, temperature: float) -> dict[str, SearchConfig]:
     narrow, wide = replace(base, num_candidates=k // 2), replace(base, num_candidates=1)
     return {
         f"MCTS* as in the paper, T {2 * turns}": paper,
-        f"MCTS* distinct and closed, T {turns}": tree,
+        f"MCTS* distinct and closed, T {tree.num_simulations}": tree,
         f"the same with widening, T {2 * turns}": replace(half, widening=more),
-        f"PUCT, T {turns}": replace(tree, method="puct"),
-        f"Gumbel, T {turns}": replace(tree, method="gumbel"),
-        f"best-first, T {turns}": replace(tree, method="best_first"),
-        f"DFS, T {turns}": replace(tree, method="dfs"),
+        f"PUCT, T {tree.num_simulations}": replace(tree, method="puct"),
+        f"Gumbel, T {tree.num_simulations}": replace(tree, method="gumbel"),
+        f"best-first, T {tree.num_simulations}": replace(tree, method="best_first"),
+        f"DFS, T {turns}": replace(base, method="dfs", num_simulations=turns),
         f"DVTS, 2 of {k // 2}": replace(narrow, method="dvts", dvts=DvtsConfig(2)),
         f"beam, 2 of {k // 2}": replace(narrow, method="beam", beam=BeamConfig(2)),
         f"beam, {k} of 1": replace(wide, method="beam", beam=BeamConfig(k)),
@@ -164,7 +174,7 @@ class Game:
     num_moves: int
 
     def grow(
-        self, config: SearchConfig, levels: Sequence[Level] = LEVELS
+        self, config: SearchConfig, levels: Sequence[Level]
     ) -> Iterator[tuple[Level, Tree, np.ndarray]]:
         """Search with values of every level: (level, trees, verdicts on them)."""
         grow_fn, (policy, prm) = jax.jit(self.make_grow(config)), self.params
@@ -218,14 +228,16 @@ def open_game(path: Path, num_problems: int) -> Game:
     return Game(task, prompts, keys, (cast(networks.policy), prm), grower, config.trace.max_steps)
 
 
-def measure(game: Game, budgets: Sequence[int], temperature: float) -> Iterator[Row]:
+def measure(
+    game: Game, budgets: Sequence[int], levels: Sequence[Level], temperature: float
+) -> Iterator[Row]:
     """Let every method answer at every level, for the tokens of so many samples each."""
     # The samples are the same at every level, and their scores are not.
     num_samples = 2 * max(budgets) + 4  # a vote pays for one network
     config = SearchConfig(method="sample", num_samples=num_samples, temperature=temperature)
-    ((_, tree, verdict),) = game.grow(config, LEVELS[:1])
+    ((_, tree, verdict),) = game.grow(config, levels[:1])
     answer_fn, sampled = game.task.answer_tokens, {}
-    for level in LEVELS:
+    for level in levels:
         scored = game.score_leaves(tree, level)
         found = evaluation.read_samples(scored, verdict, game.prompts.length, answer_fn)
         sampled[level] = found
@@ -235,7 +247,7 @@ def measure(game: Game, budgets: Sequence[int], temperature: float) -> Iterator[
             yield row_of(f"self-consistency, k {same}", level, VOTE, found, same, found)
     for k in budgets:
         for name, config in searches(k, game.num_moves, temperature).items():
-            for level, tree, verdict in game.grow(config):
+            for level, tree, verdict in game.grow(config, levels):
                 found = evaluation.read_choice(tree, verdict, answer_fn)
                 yield row_of(name, level, SEARCH, found, 1, sampled[level])
 
@@ -271,7 +283,8 @@ def pays_from(rows: Sequence[Row]) -> float:
     crosses zero first below exact values, between two levels on the line that joins them. NaN where
     it loses with exact values, the least of the levels where it wins at all of them.
     """
-    points = sorted((row.level.moves, row.gain) for row in rows if row.level in ALIKE)[::-1]
+    alike = (row for row in rows if row.level.moves == row.level.leaves)
+    points = sorted((row.level.moves, row.gain) for row in alike)[::-1]
     if points[0][1] <= 0:
         return math.nan
     for (above, won), (below, lost) in pairwise(points):

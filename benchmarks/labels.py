@@ -7,7 +7,7 @@ trees of every iteration and every kind of label, how labels of first moves comp
 the share of moves that have one, the accuracy of labels read as right or wrong, and their AUROC
 over all moves and within a problem. (Leaves are judged, so they are exact.)
 
-The second fits a PRM for every change of `FITS`, and tells its AUROC within a problem on the dev
+The second fits a PRM for every one of `FITS`, and tells its AUROC within a problem on the dev
 split: over all legal first moves, over the first moves that the newest policy drew in trees that
 are grown here, and over the leaves of these. The exact values are those of
 `benchmarks.countdown_values`, for judging alone: no fit but those named `exact` sees them.
@@ -54,6 +54,7 @@ from jaxtrain.structs import (
 from jaxtrain.tasks import Problem, Task
 from jaxtrain.tasks.countdown import legal_moves, read_prompt, write_move
 from jaxtrain.trees import TreeFiles
+from jaxtrain.updates import fits
 
 WARM, NEWEST, PREVIOUS = "warm policy", "newest policy", "previous PRM"
 
@@ -66,31 +67,54 @@ class Fit:
     start: str = WARM  # the network that the PRM begins as
     num_rounds: int = 1  # newest iterations whose trees are learnt from
     max_paths: int = 16  # of a problem and iteration
+    shared_steps: str = "once"  # or on every path
     is_balanced: bool = True
     batch_size: int = 32
     rate: float = 2e-3
-    updates: float = 1.0  # times those that are asked for
+    updates: int = 1  # times those that are asked for
+    objective: str = "squared"
+
+    def __str__(self) -> str:
+        told = {
+            f"{self.num_rounds} rounds": self.num_rounds > 1,
+            f"{self.max_paths} paths of a problem": self.max_paths != 16,
+            "shared steps on every path": self.shared_steps == "every",
+            "outcomes not balanced": not self.is_balanced,
+            f"batches of {self.batch_size}": self.batch_size != 32,
+            f"rate {self.rate}": self.rate != 2e-3,
+            f"{self.updates} times the updates": self.updates > 1,
+            self.objective: self.objective != "squared",
+        }
+        return ", ".join([f"{self.kind} from the {self.start}", *(x for x in told if told[x])])
 
 
-BASE, FORK = Fit(), Fit(start=NEWEST)
-FITS = {
-    "as the quickstart, from the warm policy": BASE,
-    "the truth in place of labels": replace(BASE, kind="exact"),
-    "unsolved trees too (hard)": replace(BASE, kind="hard"),
-    "three rounds": replace(BASE, num_rounds=3),
-    "64 paths of a problem": replace(BASE, max_paths=64),
-    "a shared step on all its paths (outcome)": replace(BASE, kind="outcome"),
-    "outcomes not balanced": replace(BASE, is_balanced=False),
-    "three times the updates": replace(BASE, updates=3),
-    "from the previous PRM": replace(BASE, start=PREVIOUS),
-    "from the newest policy": FORK,
-}
-FITS |= {
-    f"from the newest policy, {kind}": replace(FORK, kind=kind)
-    for kind in ("exact", "mc_return", "hard", "soft", "outcome", "td_lambda")
-}
-FITS["from the newest policy, three rounds"] = replace(FORK, num_rounds=3)
-FITS["from the newest policy, three times the updates"] = replace(FORK, updates=3)
+BASE = Fit()  # the quickstart's, but for where it starts
+FORK = replace(BASE, start=NEWEST)
+HARD = replace(FORK, kind="hard", rate=1e-3)
+EVERY = replace(HARD, shared_steps="every")
+KINDS = ("exact", *(kind for kind in labels.TARGETS if kind != BASE.kind))
+FITS = (
+    # one change at a time
+    BASE,
+    *(replace(BASE, kind=kind) for kind in ("exact", "hard")),
+    replace(BASE, num_rounds=3),
+    replace(BASE, max_paths=64),
+    replace(BASE, shared_steps="every"),
+    replace(BASE, is_balanced=False),
+    replace(BASE, updates=3),
+    replace(BASE, start=PREVIOUS),
+    # the same from where it matters
+    FORK,
+    *(replace(FORK, kind=kind) for kind in KINDS),
+    *(replace(FORK, kind="hard", objective=name) for name in ("binary", "bins", "pairwise")),
+    replace(FORK, shared_steps="every"),
+    # and together
+    replace(EVERY, rate=2e-3, num_rounds=3),
+    replace(EVERY, num_rounds=3),
+    replace(EVERY, rate=5e-4, num_rounds=3),
+    replace(HARD, num_rounds=3),
+    *(replace(fit, updates=times) for fit in (HARD, EVERY) for times in (1, 3)),
+)
 
 
 class Texts(NamedTuple):
@@ -195,11 +219,26 @@ class Bench:
             "leaves": grown(trees.is_usable(tree) & np.isin(verdict, JUDGED)),
         }
 
+    @cached_property
+    def built(self) -> dict[str, Functions]:
+        """What was built so far, by the PRM's objective."""
+        return {self.config.updates.prm.objective: self.fns}
+
+    def fns_of(self, objective: str) -> Functions:
+        """Build the functions of a PRM that learns by an objective, once."""
+        if objective not in self.built:
+            prm = replace(self.config.updates.prm, objective=objective)
+            config = replace(self.config, updates=replace(self.config.updates, prm=prm))
+            progress = Progress(0, sys.stderr)
+            self.built[objective] = build(config, self.task.tokenizer, progress)
+        return self.built[objective]
+
     def fit(self, fit: Fit, num_updates: int, seed: int) -> Params:
         """Fit a PRM, and return its parameters."""
         # what it begins as
         base, policy, prm = self.networks[0 if fit.start == WARM else -1]
-        learner = self.fns.init_prm(jax.tree.map(jnp.asarray, policy))
+        fns = self.fns_of(fit.objective)
+        learner = fns.init_prm(jax.tree.map(jnp.asarray, policy))
         if fit.start == PREVIOUS:
             learner = replace(learner, params=jax.tree.map(jnp.asarray, prm))
         # what it learns from
@@ -208,21 +247,28 @@ class Bench:
             self.config.datasets,
             paths_rounds=fit.num_rounds,
             max_paths_per_problem=fit.max_paths,
+            shared_steps=fit.shared_steps,
             max_traces_per_problem=1,
         )
         rounds = {i: self.shards(i, fit.kind) for i in newest}
         _, paths, _ = datasets.collect(rounds, config, self.config.max_length, self.config.seed)
         # the fit itself
-        num_updates = round(num_updates * fit.updates)
+        num_updates = num_updates * fit.updates
         schedule = replace(self.config.updates.prm.fit, learning_rate=fit.rate)
         batches = datasets.batches(
-            paths, num_updates, fit.batch_size, np.random.default_rng(seed), fit.is_balanced
+            paths,
+            num_updates,
+            fit.batch_size,
+            np.random.default_rng(seed),
+            fit.is_balanced,
+            order=updates.prm.OBJECTIVES[fit.objective].order,
+            num_together=self.config.updates.prm.num_together,
         )
-        learner, _ = updates.fit(
-            partial(self.fns.update_prm, base),
+        learner, _ = fits.fit(
+            partial(fns.update_prm, base),
             learner,
             batches,
-            updates.learning_rates(schedule, num_updates),
+            fits.learning_rates(schedule, num_updates),
         )
         return learner.params
 
@@ -248,7 +294,7 @@ class Bench:
         last, found = (shown.rows.segment > 0).sum(axis=1) - 1, []
         # some thousand at a time, for the memory
         for at in np.array_split(np.arange(len(last)), 1 + len(last) // 2048):
-            values = self.values_fn(prm, TokenRows(*(x[at] for x in vars(shown.rows).values())))
+            values = self.values_fn(prm, jax.tree.map(lambda x, at=at: x[at], shown.rows))
             found.append(np.asarray(values)[np.arange(len(at)), last[at]])
         return np.concatenate(found)
 
@@ -292,7 +338,7 @@ def texts(
         segment=is_token.astype(np.int32),
         target=none,
         weight=none,
-        group=np.full(len(ids), -1, np.int32),
+        group=np.full(ids.shape, -1, np.int32),
     )
     return Texts(rows, np.array(problem_id), np.array(is_right, bool))
 
@@ -339,7 +385,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--fits", nargs="*", choices=FITS, default=list(FITS), metavar="NAME")
+    known = {str(fit): fit for fit in FITS}
+    parser.add_argument("--fits", nargs="*", choices=known, default=list(known), metavar="NAME")
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
@@ -354,7 +401,7 @@ def main() -> None:
         tell("as stored, the newest", [bench.rank(bench.networks[-1].prm)])
         for name in options.fits:
             seeds = range(options.seeds)
-            tell(name, [bench.rank(bench.fit(FITS[name], options.updates, k)) for k in seeds])
+            tell(name, [bench.rank(bench.fit(known[name], options.updates, k)) for k in seeds])
 
 
 def tell(name: str, found: Sequence[Sequence[float]]) -> None:

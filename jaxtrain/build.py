@@ -26,15 +26,17 @@ from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
-from jaxtrain.nn.heads import HEAD, make_logits, make_values
+from jaxtrain.nn.heads import init_head, make_log_probs, make_outputs
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
 from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
-from jaxtrain.updates import UpdateFn
+from jaxtrain.updates import fits
+from jaxtrain.updates.fits import UpdateFn
 
+ReadOverFn = Callable[[Params, Params, TokenRows], Array]
 # what the terminal calls the searches that answer
 GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
 
@@ -50,7 +52,10 @@ class Functions:
     init_prm: Callable[[Params], Any]
     # "train": the trees that are learnt from; the others answer: evaluation.TREES
     grow: Mapping[str, GrowOverFn]
-    update_policy: UpdateFn
+    imitate: UpdateFn  # the policy's update on demonstrations
+    update_policy: UpdateFn  # on what trees gave
+    # (base, policy params, rows [M L]) -> log-probability of every token, [M L] float32
+    read_log_probs: ReadOverFn
     update_prm: UpdateFn
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
     abstract_state: State  # shapes, dtypes and shardings
@@ -84,6 +89,7 @@ def build(
     state = abstract_state(config, model, mesh)
     at, networks = placed(state), placed(state.networks)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
+    read = at.base, at.policy.params, split
 
     # How each kind of function is compiled.
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
@@ -100,16 +106,8 @@ def build(
 
     # What starts from random weights, and what is read from a folder instead.
     inits = {
-        "base": compiled("base init", partial(new_base, config, model), out_shardings=at.base),
-        "policy": compiled(
-            "policy init", partial(new_policy, config, model), out_shardings=at.policy
-        ),
-        "prm": compiled(
-            "PRM init",
-            partial(new_prm, config),
-            in_shardings=(at.policy.params,),
-            out_shardings=at.prm,
-        ),
+        name: compiled(f"{name} init", fn, out_shardings=getattr(at, name))
+        for name, fn in starters(config, model).items()
     }
     if pretrained is not None:
         inits |= loaders(config, pretrained, state, progress)
@@ -119,6 +117,12 @@ def build(
         key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
         return inits["base"](key) if state.base else {}
 
+    # Demonstrations are imitated, whatever is learnt of trees.
+    update_policy, imitate = (
+        updater("policy update", policy_update(config, model, objective), at.policy)
+        for objective in (config.updates.policy.objective, "nll")
+    )
+
     # All that a run will call.
     return Functions(
         init_base=init_base,
@@ -126,11 +130,24 @@ def build(
         init_prm=inits["prm"],
         grow={"train": grower("search", config.search)}
         | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
-        update_policy=updater("policy update", policy_update(config, model), at.policy),
+        update_policy=update_policy,
+        imitate=update_policy if config.updates.policy.objective == "nll" else imitate,
+        read_log_probs=compiled("policy reading", policy_reading(model), in_shardings=read),
         update_prm=updater("PRM update", prm_update(config, model), at.prm),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=state,
     )
+
+
+def starters(config: Config, model: Transformer) -> dict[str, Callable]:
+    """List what makes the parts of a State from random weights: of a key, or the PRM's of the
+    policy's parameters.
+    """
+    return {
+        "base": partial(new_base, config, model),
+        "policy": partial(new_policy, config, model),
+        "prm": partial(new_prm, config),
+    }
 
 
 def new_base(config: Config, model: Transformer, key: Array) -> Params:
@@ -149,14 +166,15 @@ def new_policy(config: Config, model: Transformer, key: Array) -> Learner:
     else:
         shapes, lora_key = abstract_params(model), jax.random.fold_in(typed, 1)
         params = lora.init(shapes, lora_key, adapters.rank, adapters.targets)
-    return updates.init_learner(params, updates.make_optimizer(config.updates.policy))
+    return fits.init_learner(params, fits.make_optimizer(config.updates.policy))
 
 
 def new_prm(config: Config, policy_params: Params) -> Learner:
     """Start the PRM from the policy, with a head that says 0.5."""
-    head = HEAD.init(jax.random.key(0), jnp.zeros((1, config.model.width)))["params"]
-    params = {"backbone": policy_params, "head": head}
-    return updates.init_learner(params, updates.make_optimizer(config.updates.prm))
+    learning = config.updates.prm
+    num_outputs = updates.prm.OBJECTIVES[learning.objective].num_outputs(learning)
+    params = {"backbone": policy_params, "head": init_head(config.model.width, num_outputs)}
+    return fits.init_learner(params, fits.make_optimizer(config.updates.prm))
 
 
 def abstract_state(config: Config, model: Transformer, mesh: Any) -> State:
@@ -189,8 +207,8 @@ def loaders(
         return load_fn(source, abstract)
 
     def learner(name: str, params: Params) -> Learner:
-        optimizer = updates.make_optimizer(getattr(config.updates, name))
-        fresh = partial(updates.init_learner, optimizer=optimizer)
+        optimizer = fits.make_optimizer(getattr(config.updates, name))
+        fresh = partial(fits.init_learner, optimizer=optimizer)
         out = placed(getattr(state, name))
         return jax.jit(fresh, out_shardings=out, donate_argnums=0)(params)
 
@@ -202,6 +220,9 @@ def loaders(
         load_fn = partial(hub.load_prm, unembedding=policy_params.get("unembedding"))
         return learner("prm", load(pretrained.prm, load_fn, state.prm.params))
 
+    if pretrained.prm:
+        objective, weight = config.updates.prm.objective, state.prm.params["head"]["weight"]
+        hub.check_head(pretrained.prm, 1 if weight.ndim == 1 else weight.shape[1], objective)
     # With adapters the pretrained weights are the base, and both learners start fresh.
     if state.base:
         return {"base": lambda _: load(pretrained, hub.load_params, state.base)}
@@ -227,26 +248,34 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
     return cast_and_grow
 
 
-def policy_update(config: Config, model: Transformer) -> UpdateFn:
-    """Make the policy's update."""
-    key_of = dropout_key(config, Purpose.FIT_POLICY)
+def policy_update(config: Config, model: Transformer, objective: str) -> UpdateFn:
+    """Make the policy's update by one of its objectives."""
+    key_of, learning = dropout_key(config, Purpose.FIT_POLICY), config.updates.policy
+    loss_fn = updates.policy.OBJECTIVES[objective].loss
 
     def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
-        merged = lora.merge(base, params)
-        return updates.policy_loss(make_logits(model, key_of(num_updates)), merged, rows)
+        read = make_log_probs(model, key_of(num_updates))
+        return loss_fn(read(lora.merge(base, params), rows), rows, learning)
 
-    return updates.make_update(loss, updates.make_optimizer(config.updates.policy))
+    return fits.make_update(loss, fits.make_optimizer(learning))
+
+
+def policy_reading(model: Transformer) -> ReadOverFn:
+    """Make the function that reads the policy's log-probabilities of rows."""
+    return lambda base, params, rows: make_log_probs(model)(lora.merge(base, params), rows)
 
 
 def prm_update(config: Config, model: Transformer) -> UpdateFn:
     """Make the PRM's update."""
-    key_of = dropout_key(config, Purpose.FIT_PRM)
+    key_of, learning = dropout_key(config, Purpose.FIT_PRM), config.updates.prm
+    loss_fn = updates.prm.OBJECTIVES[learning.objective].loss
 
     def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
         merged = params | {"backbone": lora.merge(base, params["backbone"])}
-        return updates.prm_loss(make_values(model, key_of(num_updates)), merged, rows)
+        outputs = make_outputs(model, key_of(num_updates))(merged, rows)
+        return loss_fn(outputs, rows, learning, config.trace.max_steps)
 
-    return updates.make_update(loss, updates.make_optimizer(config.updates.prm))
+    return fits.make_update(loss, fits.make_optimizer(learning))
 
 
 def dropout_key(config: Config, purpose: Purpose) -> Callable[[Array], Array | None]:

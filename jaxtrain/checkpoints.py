@@ -265,6 +265,12 @@ class Checkpoints(Store):
         params = {name: getattr(abstract.networks, name) for name in NETWORKS}
         return Networks(base or {}, **self.read(iteration, params))
 
+    def restore_learner(self, iteration: int, network: str, abstract: State) -> Learner:
+        """Read one network, `policy` or `prm`, and its optimizer."""
+        names = network, f"{network}_optimizer"
+        found = self.read(iteration, {name: as_items(abstract)[name] for name in names})
+        return Learner(params=found[network], **found[names[1]])
+
     def restore_params(self, iteration: int, network: str, abstract: State) -> Params:
         """Read the parameters of one network, `policy` or `prm`, and nothing else."""
         params = getattr(abstract.networks, network)

@@ -24,7 +24,7 @@ from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, TasksConfig
-from jaxtrain.updates import UpdatesConfig
+from jaxtrain.updates import OBJECTIVES, UpdatesConfig
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,19 @@ class Config:
                 f"--config.hub.prm={self.hub.prm}: has weights of its own, and with "
                 "--config.updates.lora.rank both networks share one base; leave one of them out"
             )
+        if self.hub.prm and self.updates.prm.init_from == "policy":
+            raise UserError(
+                f"--config.hub.prm={self.hub.prm}: is what the PRM starts from, and with "
+                "--config.updates.prm.init_from=policy it starts from the policy; leave one out"
+            )
+        for network in ("policy", "prm"):
+            objective = getattr(self.updates, network).objective
+            is_ordered = OBJECTIVES[network][objective].order != "rows"
+            if is_ordered and self.datasets.group_by_length:
+                raise UserError(
+                    "--config.datasets.group_by_length=True: parts the rows that "
+                    f"--config.updates.{network}.objective={objective} compares; leave one out"
+                )
 
     @property
     def max_length(self) -> int:

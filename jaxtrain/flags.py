@@ -239,7 +239,9 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 def list_keys(config: Any, section: str = "config") -> Iterator[str]:
     """Yield a line for every key of a config: its value and the remark at its field."""
-    remarks = read_remarks(inspect.getsource(type(config)))
+    # What a class inherits is remarked where it stands; `object` has no source.
+    kinds = reversed(type(config).__mro__[:-1])
+    remarks = read_remarks("\n".join(map(inspect.getsource, kinds)))
     for name, value in vars(config).items():
         if is_dataclass(value):
             yield from list_keys(value, f"{section}.{name}")

@@ -10,24 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxtrain import datasets
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose
+from jaxtrain.learning import collect, fit, prm_before, with_reference
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import (
-    Run,
-    draw,
-    earlier_rounds,
-    encode_demonstrations,
-    fit,
-    grow,
-    named,
-    score,
-)
+from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, named, score
 from jaxtrain.progress import Progress
 from jaxtrain.resume import tell_resume
 from jaxtrain.structs import Networks, Params, State
@@ -40,17 +31,18 @@ def iterate(state: State, run: Run) -> State:
 
     Checkpoint and evaluation are `run_loop`'s.
     """
-    i, c = int(state.iteration) + 1, run.config
+    i = int(state.iteration) + 1
     # prompts and search
     batches, num_too_long = draw(run, i)
     shards = grow(run, i, batches, state.networks)
     # what is learnt from, of this iteration and those before
     rounds = {**earlier_rounds(run, i), i: shards}
-    traces, paths, counts = datasets.collect(rounds, c.datasets, c.max_length, c.seed)
+    texts, paths, counts = collect(run, rounds)
+    texts = with_reference(run, state.networks, texts)
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", counts)})
     # updates
-    policy = fit(run, i, "policy", state.base, state.policy, traces)
-    prm = fit(run, i, "prm", state.base, state.prm, paths)
+    policy = fit(run, i, "policy", state.base, state.policy, texts)
+    prm = fit(run, i, "prm", state.base, prm_before(run, state.prm, policy), paths)
     return State(np.asarray(i, np.int32), state.base, policy, prm)
 
 
@@ -58,17 +50,17 @@ def warm_start(run: Run, base: Params) -> State:
     """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's
     first trees (D_V0).
     """
-    c, fns = run.config, run.fns
+    fns = run.fns
     # the policy, from demonstrations
     shown, num_demonstrations_too_long = encode_demonstrations(run, run.task.demonstrations)
     key = fns.problem_keys(0, int(Purpose.INIT), np.zeros(1, np.int32))[0]
-    policy = fit(run, 0, "policy", base, fns.init_policy(key), shown)
+    policy = fit(run, 0, "policy", base, fns.init_policy(key), shown, is_imitation=True)
     prm = fns.init_prm(policy.params)
 
     # the PRM, from the first trees of that policy
     batches, num_too_long = draw(run, 0)
     shards = grow(run, 0, batches, Networks(base, policy.params, prm.params))
-    _, paths, counts = datasets.collect({0: shards}, c.datasets, c.max_length, c.seed)
+    _, paths, counts = collect(run, {0: shards})
     told = {
         "prompts/num_too_long": num_too_long,
         "prompts/num_demonstrations_too_long": num_demonstrations_too_long,

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     FIT_PRM = 6
     PROMPTS = 7
     PATHS = 8
+    PAIRS = 9
 
 
 def host_rng(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:

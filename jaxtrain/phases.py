@@ -1,8 +1,8 @@
 """A stage as it is run: with its files, its progress and its log. Stands between the compiled
 functions and the loop.
 
-What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a fit is made
-in parts that are saved; a checkpoint is scored; and what cannot go on says so.
+What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a checkpoint is
+scored; and what cannot go on says so. Fits are made in `learning.py`.
 """
 
 from __future__ import annotations
@@ -11,28 +11,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxtrain import datasets, evaluation, labels, prompts, updates
+from jaxtrain import datasets, evaluation, labels, prompts
 from jaxtrain.build import Functions
-from jaxtrain.checkpoints import Checkpoints, FitCheckpoints
+from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
 from jaxtrain.files import write_atomic
-from jaxtrain.keys import Purpose, host_rng
+from jaxtrain.keys import Purpose
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
-from jaxtrain.structs import Examples, Kind, Learner, Networks, Params, Prompts, Shard, Tree
+from jaxtrain.structs import Examples, Kind, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Place, Stored
-from jaxtrain.updates import LearnerConfig
 from jaxtrain.workdir import Workdir
 
 # the draws and file names of trees, by what grows them; all but the first answer
@@ -42,11 +40,8 @@ GROWN = {
     "samples": Purpose.SAMPLE,
     "search": Purpose.SOLVE,
 }
-FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 Job = tuple[str, int, Prompts]  # a key of GROWN, the number of a batch, the batch
 NetworksFn = Callable[[], Networks]  # asked only where there is something to grow
-
-is_finite = jax.jit(updates.all_finite)
 
 
 @dataclass(frozen=True)
@@ -230,63 +225,6 @@ def unless_damaged(run: Run, load_fn: Callable[[], Stored | None]) -> Stored | N
     except Damaged as damage:
         run.progress.note(str(damage))
         return None
-
-
-def fit(run: Run, i: int, name: str, base: Params, learner: Learner, examples: Examples) -> Learner:
-    """Fit one network to its examples, from where an interrupted fit was last saved."""
-    # the whole fit is laid out before it begins
-    update = partial(getattr(run.fns, f"update_{name}"), base)
-    learner_config: LearnerConfig = getattr(run.config.updates, name)
-    c, d = learner_config.fit_of(i), run.config.datasets
-    size, rng = learner_config.batch_size, host_rng(run.config.seed, FITS[name], i)
-    num_updates = updates.count_updates(c, size, datasets.num_rows(examples))
-    rates = updates.learning_rates(c, num_updates)
-    batches = datasets.batches(
-        examples, num_updates, size, rng, d.balance_outcomes, d.group_by_length
-    )
-    every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
-    # where it stood when it was interrupted, if it was
-    with (
-        FitCheckpoints(folder, not every, run.workdir.run_key, run.progress.note) as saved,
-        run.progress.phase(
-            f"{name} updates", iteration=i, total=num_updates, unit="updates"
-        ) as phase,
-    ):
-        learner, infos = saved.restore(learner, updates.NO_INFOS)
-        num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
-
-        # a run of updates that are not finite ends the run
-        def on_update(loss: float, is_skipped: bool) -> None:
-            nonlocal num_skipped
-            phase.advance(loss=loss)
-            num_skipped = num_skipped + 1 if is_skipped else 0
-            if num_skipped == limit:
-                what = f"{limit} updates of the {name} in a row were not finite"
-                raise diverged(run, i, f"{what}, so they were skipped")
-
-        # part by part, each saved when it is done
-        done = sum(1 for _ in islice(batches, len(infos["loss"])))
-        phase.advance(done, is_restored=True)
-        while done < num_updates:
-            part = rates[done : done + (every or num_updates)]
-            learner, told = updates.fit(update, learner, batches, part, on_update)
-            if not len(told["loss"]):
-                break
-            if not is_finite(learner):
-                what = f"parameters or moments of the {name}"
-                raise diverged(run, i, f"{what} are not finite after its updates")
-            infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
-            done = len(infos["loss"])
-            if every:
-                saved.save(learner, infos)
-
-    # what there is to tell of it
-    info = updates.summarise(infos)
-    if info["is_skipped_fit"]:
-        run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
-    told = {**info, "losses": [float(f"{loss:.6g}") for loss in infos["loss"]]}
-    run.log.append(i, {**named(f"updates/{name}", told), f"time/{name}_updates": phase.seconds})
-    return learner
 
 
 def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = None) -> None:

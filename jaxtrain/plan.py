@@ -29,6 +29,7 @@ from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
 from jaxtrain.search.work import work_of
 from jaxtrain.structs import Prompts, TokenRows
+from jaxtrain.updates import policy
 
 
 @dataclass(frozen=True)
@@ -238,9 +239,10 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
     def floats(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    def rows(size: int) -> TokenRows:
+    def rows(size: int, has_reference: bool = False) -> TokenRows:
         whole, values = ints(size, config.max_length), floats(size, config.max_length)
-        return TokenRows(whole, whole, whole, values, values, ints(size))
+        log_prob = values if has_reference else None
+        return TokenRows(whole, whole, whole, values, values, whole, log_prob)
 
     prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
     keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
@@ -250,7 +252,9 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
     calls: dict[str, Any] = {"search": (fns.grow["train"], grown)}
     if sampling:
         calls["sampling"] = sampling[0], grown
-    policy_rows, prm_rows = rows(u.policy.batch_size), rows(u.prm.batch_size)
+    objective = policy.OBJECTIVES[u.policy.objective]
+    policy_rows = rows(u.policy.batch_size, objective.has_reference)
+    prm_rows = rows(u.prm.batch_size)
     return calls | {
         "policy update": (fns.update_policy, (state.base, state.policy, policy_rows, floats())),
         "PRM update": (fns.update_prm, (state.base, state.prm, prm_rows, floats())),

@@ -239,11 +239,13 @@ class TokenRows:
     # [E L] float32, how much a token counts in the loss; 0 where nothing is learnt, and so at the
     # first token of a text
     weight: Array
-    group: Array  # [E] int32, rows of one number are compared by a loss; -1: with no other
+    group: Array  # [E L] int32, tokens of one number are compared by a loss; -1: with no other
+    # [E L] float32, of every token by the policy before the fit; None where no loss asks for it
+    log_prob: Array | None = None
 
 
-# (params, rows [M L]) -> what a network says at every token, float32: the policy's logits [M L V],
-# the PRM's values [M L]
+# (params, rows [M L]) -> what a network says at every token, float32: the policy's log-probability
+# of it [M L], the PRM's outputs [M L] or [M L K]
 ReadFn = Callable[[Params, TokenRows], Array]
 
 

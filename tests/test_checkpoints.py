@@ -17,7 +17,7 @@ from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, adopt, fingerpr
 from jaxtrain.errors import UserError
 from jaxtrain.sharding import tree_shardings
 from jaxtrain.structs import State
-from jaxtrain.updates import LearnerConfig, init_learner, make_optimizer
+from jaxtrain.updates.fits import LearnerConfig, init_learner, make_optimizer
 
 CUBE, ROW, ONE = (2, 2, 2), (8, 1, 1), (1, 1, 1)
 

@@ -110,7 +110,6 @@ def test_a_row_is_one_text_in_its_places():
         np.testing.assert_array_equal(rows.segment, is_token)
         np.testing.assert_array_equal(rows.position, is_token * np.arange(MAX_LENGTH))
         assert not rows.weight[~is_token].any() and not rows.weight[:, 0].any()
-        assert (rows.group == -1).all()
 
 
 def test_traces_are_distinct_and_capped_by_score_then_length_then_text():
@@ -221,6 +220,21 @@ def test_equal_texts_of_a_problem_have_one_label_the_mean():
     # four rows of problem 3 say of its first step: 1, 0, 1, 0
     assert said == {(3, 1): 0.5, (3, 1, 2): 1, (3, 1, 3): 0, (4, 1): 0, (4, 1, 3): 0}
     assert len(paths.problem_id) == 3 and counts["num_values"] == 5
+
+
+def test_a_step_that_paths_share_is_learnt_once_or_on_every_path():
+    rng = np.random.default_rng(1)
+    shard = random_shard(rng, num_rows=60)
+    once, every = (
+        collect([shard], config=replace(LARGE, shared_steps=how))[1] for how in ("once", "every")
+    )
+    np.testing.assert_array_equal(once.rows.tokens, every.rows.tokens)
+    said = defaultdict(set)
+    for i, at in np.argwhere(every.rows.weight):
+        key = every.problem_id[i], tuple(every.rows.tokens[i, : at + 1].tolist())
+        said[key].add(float(every.rows.target[i, at]))
+    assert all(len(targets) == 1 for targets in said.values())
+    assert len(said) == once.rows.weight.sum() < every.rows.weight.sum()
 
 
 def test_a_label_counts_by_its_weight():
@@ -354,7 +368,7 @@ def test_a_batch_is_as_wide_as_the_quarters_that_its_longest_row_needs(longest, 
     (batch,) = batches(datasets.demonstrations(pairs, 18)[0], 1, 2)
     for field in (batch.tokens, batch.position, batch.segment, batch.target, batch.weight):
         assert field.shape == (2, width)
-    assert batch.group.shape == (2,)
+    assert batch.group.shape == (2, width)
     assert sorted(length_of(batch).tolist()) == [1, longest]
     assert max(batch.tokens.max(axis=1)) == longest
 
@@ -428,6 +442,159 @@ def test_grouped_batches_stay_balanced_and_sort_each_half():
             assert (
                 np.sort(pool.flatten()).reshape(pool.shape) == pool[np.argsort(pool[:, 0])]
             ).all()
+
+
+def test_pairs_stay_side_by_side():
+    found = batches(shown(*[2] * 10), 20, 4, order="pairs", balance_outcomes=True)
+    pairs = np.concatenate([batch.tokens[:, 1] for batch in found]).reshape(-1, 2) - 100
+    assert (pairs[:, 0] % 2 == 0).all() and (pairs[:, 1] == pairs[:, 0] + 1).all()
+    epochs = np.sort(pairs.reshape(8, 5, 2)[..., 0], axis=1)
+    assert (epochs == np.arange(0, 10, 2)).all()
+    assert len({tuple(epoch) for epoch in pairs.reshape(8, 10).tolist()}) > 3
+
+
+def bunches(problems, num_together, num_updates, batch_size, seed=0):
+    """Rows of problems, by runs of one problem: [[(problem, row), ...], ...] of all batches."""
+    examples = paths_of([row % 4 == 0 for row in range(len(problems))])
+    examples = examples.replace(problem_id=np.array(problems, np.int32))
+    how = dict(order="problems", num_together=num_together)
+    rows = [length_of(b) - 1 for b in batches(examples, num_updates, batch_size, seed, **how)]
+    return np.concatenate(rows)
+
+
+def test_rows_of_a_problem_come_together():
+    """Every epoch holds every row once; a problem's bunches are of like size."""
+    problems = np.array([0] * 9 + [1] * 3 + [2] * 4 + [3])
+    rows = bunches(problems, 4, 17 * 4, 2).reshape(-1, 17)  # 8 epochs
+    assert (np.sort(rows, axis=1) == np.arange(17)).all()
+    assert len({tuple(epoch) for epoch in rows.tolist()}) == 8
+    for epoch in problems[rows]:
+        runs = np.split(epoch, np.flatnonzero(np.diff(epoch)) + 1)
+        sizes = {p: [len(run) for run in runs if run[0] == p] for p in range(4)}
+        # neighbours may be of one problem: three bunches of 3 are a run of 9, too
+        assert all(n % 3 == 0 for n in sizes[0]) and sum(sizes[0]) == 9
+        assert (sizes[1], sizes[2], sizes[3]) == ([3], [4], [1])
+
+
+def test_a_bunch_holds_its_share_of_what_ends_correct():
+    rows = bunches([5] * 16, 4, 12, 4).reshape(-1, 4)
+    assert ((rows % 4 == 0).sum(axis=1) == 1).all()
+    other = bunches([5] * 16, 4, 12, 4, seed=1).reshape(-1, 4)
+    assert (rows != other).any() and (rows == bunches([5] * 16, 4, 12, 4).reshape(-1, 4)).all()
+
+
+def test_steps_are_compared_at_their_depth_and_ends_with_ends():
+    """All of one problem, whatever the shard and the iteration."""
+    tree = [Row(-1, (1,)), Row(0, (2,)), Row(1, (3,), C), Row(0, (4,), W), Row(-1, (5,), W)]
+    shards = [shard_of([tree, tree], [3, 4]), shard_of([tree], [3])]
+    _, paths, _ = collect(shards, shards, config=LARGE)
+    rows, named = paths.rows, defaultdict(set)
+    for row, at in zip(*np.nonzero(rows.weight), strict=True):
+        depth = at - min(paths.problem_id[row] + 1, 5)
+        is_end = at == length_of(rows)[row] - 1
+        named[paths.problem_id[row], -1 if is_end else depth].add(int(rows.group[row, at]))
+    assert len(named) == 6 and all(len(groups) == 1 for groups in named.values())
+    assert len({group for groups in named.values() for group in groups}) == 6
+    assert (rows.group[rows.weight == 0] == -1).all()
+
+
+def rows_of(kind, *rounds, config=LARGE, seed=0):
+    """Rows of a kind that the policy learns from: ([(text, what is learnt), ...], counts)."""
+    rounds = dict(enumerate(rounds, start=1))
+    examples, counts = datasets.ROWS[kind](rounds, config, MAX_LENGTH, seed)
+    at = range(datasets.num_rows(examples))
+    learnt = [examples.rows.tokens[i][examples.rows.weight[i] > 0].tolist() for i in at]
+    return [(text(examples, i), learnt[i]) for i in at], examples, counts
+
+
+# Behind a prompt of 900: two answers behind 1, of which one is right, and a wrong one at once.
+FORKED = [Row(-1, (1,)), Row(0, (2, 3), C), Row(0, (4,), W), Row(-1, (5,), W), Row(-1, (6,))]
+
+
+def test_pairs_of_traces_are_right_and_wrong_answers_to_a_problem():
+    rows, examples, counts = rows_of("trace_pairs", [shard_of([FORKED])])
+    (chosen, _), (rejected, _) = rows
+    assert chosen == [900, 1, 2, 3] and rejected in ([900, 1, 4], [900, 5])
+    assert [learnt for _, learnt in rows] == [chosen[1:], rejected[1:]]
+    assert counts == {"num_pairs": 1, "num_pairs_new": 1, "num_pairs_over_cap": 0}
+    assert not examples.rows.target.any() and examples.is_correct.tolist() == [True, False]
+    seen = {str(rows_of("trace_pairs", [shard_of([FORKED])], seed=s)[0]) for s in range(8)}
+    assert len(seen) == 2, "which ones are matched is chance"
+
+
+def test_pairs_of_steps_are_siblings_and_learn_the_step_alone():
+    """Of 1 and 5 one leads to a right answer, and so it is of (2, 3) and 4 behind 1."""
+    rows, _, counts = rows_of("step_pairs", [shard_of([FORKED])])
+    pairs = sorted(zip(rows[::2], rows[1::2], strict=True))
+    assert pairs == [
+        (([900, 1], [1]), ([900, 5], [5])),
+        (([900, 1, 2, 3], [2, 3]), ([900, 1, 4], [4])),
+    ]
+    assert counts["num_pairs"] == 2
+    one = replace(LARGE, max_traces_per_problem=1)
+    rows, _, counts = rows_of("step_pairs", [shard_of([FORKED])], config=one)
+    assert len(rows) == 2 and counts["num_pairs_over_cap"] == 1
+
+
+def test_a_text_of_a_pair_that_was_once_right_is_right():
+    """Equal texts of several trees are one, and siblings are what stands behind equal texts."""
+    lost = [Row(-1, (1,)), Row(0, (9,), W), Row(-1, (7,), C)]
+    rows, *_ = rows_of("step_pairs", [shard_of([FORKED, lost], [0, 0])])
+    chosen, rejected = [x for x, _ in rows[::2]], [x for x, _ in rows[1::2]]
+    assert [900, 1] in chosen or [900, 7] in chosen
+    assert [900, 1] not in rejected and [900, 5] in rejected
+    assert rejected.count([900, 1, 4]) + rejected.count([900, 1, 9]) == 1
+
+
+def test_pairs_learn_of_all_rounds_in_use():
+    """Each round gives its own; none where all are right or wrong."""
+    alike = [Row(-1, (1,), W), Row(-1, (2,), W)]
+    rounds = [shard_of([FORKED])], [shard_of([alike])]
+    _, examples, counts = rows_of("trace_pairs", *rounds)
+    assert examples.iteration.tolist() == [1, 1] and counts["num_pairs_new"] == 0
+    newest = replace(LARGE, traces_rounds=1)
+    assert rows_of("trace_pairs", *rounds, config=newest)[2]["num_pairs"] == 0
+
+
+def test_steps_weigh_what_their_labels_are_worth():
+    """A step that paths share is learnt on one of them; a path of no worth on none."""
+    shard = shard_of([[*FORKED[:4], Row(3, (6,), W)]])
+    _, examples, counts = rows_of("steps", [shard])
+    paths = collect([shard], config=LARGE)[1].rows
+    ends = {
+        (tuple(tokens[: at + 1])): target[at]
+        for tokens, target, weight in zip(paths.tokens, paths.target, paths.weight, strict=True)
+        for at in np.flatnonzero(weight)
+    }
+    learnt = {}
+    rows = examples.rows
+    for tokens, weight in zip(rows.tokens, rows.weight, strict=True):
+        for at in np.flatnonzero(weight):
+            learnt.setdefault(tuple(tokens[: at + 1]), []).append(weight[at])
+    worth = {text: value for text, value in ends.items() if value > 0}
+    assert {len(values) for values in learnt.values()} == {1} and len(worth) >= 3
+    assert worth.items() <= {text: values[0] for text, values in learnt.items()}.items()
+    inside = learnt[900, 1, 2]  # the first token of the step (2, 3)
+    assert inside == learnt[900, 1, 2, 3] == [1] and len(learnt) == len(worth) + 1
+    assert counts["num_weighted_paths"] == len(rows.tokens) and not rows.target.any()
+
+
+def test_answers_carry_their_advantage():
+    """As often as they were given; (reward - mean) / (deviation + 1e-4), as in TRL."""
+    given = [*FORKED, Row(-1, (5,), W)]
+    alike = [Row(-1, (1,), W), Row(-1, (2,), W)]
+    old = [shard_of([[Row(-1, (8,), C), Row(-1, (9,), W)]])]
+    rows, examples, counts = rows_of("answers", old, [shard_of([given, alike])])
+    assert Counter(str(x) for x, _ in rows)[str([900, 5])] == 2 and len(rows) == 4
+    deviation = np.std([1, 0, 0, 0], ddof=1) + 1e-4
+    for row, is_correct in enumerate(examples.is_correct):
+        told = examples.rows.target[row][examples.rows.weight[row] > 0]
+        np.testing.assert_allclose(told, (is_correct - 0.25) / deviation, rtol=1e-6)
+        assert rows[row][1] == rows[row][0][1:]
+    assert counts == {"num_answers": 4, "num_problems_undecided": 1}
+    two = replace(LARGE, max_paths_per_problem=2)
+    found = [len(rows_of("answers", [shard_of([given])], config=two, seed=s)[0]) for s in range(9)]
+    assert set(found) == {0, 2}, "two of four, by chance both wrong"
 
 
 def test_segments_tell_text_from_padding_whatever_the_ids():

@@ -595,6 +595,25 @@ def test_prm_auroc_by_depth_equals_pairs_of_steps(random_report):
     np.testing.assert_allclose(report["evaluation/prm/auroc_by_depth"], expected, rtol=1e-6)
 
 
+def test_prm_auroc_within_by_depth_equals_pairs_of_steps_of_a_problem(random_report):
+    tree, labels, report = random_report
+    depth, steps = row_depth(tree.parent), {}
+    for b, r in kept_rows(tree):
+        if labels.is_labelled[b, r]:
+            at = depth[b, r], int(tree.problem_id[b])
+            sides = steps.setdefault(at, ([], []))
+            sides[int(labels.is_correct[b, r])].append(tree.score[b, r])
+    found = {}
+    for (d, _), (wrong, right) in steps.items():
+        if right and wrong:
+            found.setdefault(d, []).append(share_won([(p, q) for p in right for q in wrong]))
+    expected = [[d, np.mean(x), len(x)] for d, x in sorted(found.items())]
+    assert len(expected) > 3 and len(found[0]) > 1
+    np.testing.assert_allclose(report["evaluation/prm/auroc_within_by_depth"], expected, rtol=1e-6)
+    first = [report[f"evaluation/prm/auroc_within_first{end}"] for end in ("_low", "", "_high")]
+    assert first == sorted(first) and first[1] == pytest.approx(np.mean(found[0]))
+
+
 def test_prm_calibration_by_hand():
     tree = make_tree([[(-1, [1], s, False) for s in (-0.5, 0.05, 0.15, 0.95, 1.0, 1.5)]])
     target = np.array([[0.0, 0.5, 0.25, 0.5, 1.0, 0.75, 9.0, 9.0]], np.float32)
@@ -663,7 +682,7 @@ def test_nothing_to_measure_is_nan():
     tree = make_tree([SAMPLES[0], SAMPLES[1]], is_ok=np.array([False, False]))
     report = prm_report(tree, make_labels(tree, verdicts(SAMPLE_VERDICTS)), UNFITTED)
     counts = {"num_leaves": 0, "num_steps": 0, "num_trees": 0, "num_mixed": 0, "calibration": []}
-    counts["auroc_by_depth"] = []
+    counts |= {"auroc_by_depth": [], "auroc_within_by_depth": []}
     for name, value in report.items():
         name = name.removeprefix("evaluation/prm/")
         assert value == counts[name] if name in counts else math.isnan(value), name

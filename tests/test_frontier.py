@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -46,7 +46,13 @@ ChooseFn = Callable[[list[Prefix], list[Prefix | None], int], list[Prefix | None
 
 
 def run(
-    world: oracle.HashWorld, prompt: tuple[int, ...], width: int, num_turns: int, choose: ChooseFn
+    world: oracle.HashWorld,
+    prompt: tuple[int, ...],
+    width: int,
+    num_turns: int,
+    choose: ChooseFn,
+    budget: float = np.inf,
+    threshold: float = np.inf,
 ) -> tuple[dict, int, int]:
     """Search: rows (parent, kind, tokens, score, finished, ended), tokens read, lanes opened."""
     rows, pool, num_tokens, num_lanes = {}, [], 0, 0
@@ -72,6 +78,9 @@ def run(
                 num_tokens += len(step.tokens)
                 pool += [new] * (kind == Kind.CANDIDATE)
         frontier = choose(pool, frontier, turn)
+        num_sampled = sum(len(row[2]) for row in rows.values())
+        if num_sampled >= budget or any(at.is_finished and at.score >= threshold for at in pool):
+            break
         if all(at is None or at.is_ended for at in frontier):
             break
     return rows, num_tokens, num_lanes
@@ -183,6 +192,23 @@ def test_a_frontier_equals_plain_python(method, grid):
             row[4] for n, row in rows.items() if n < max(rows) - width * NUM_CANDIDATES
         )
     assert tree.is_ok.all() and num_early > NUM_TREES // 8, "some must finish before others"
+
+
+@pytest.mark.parametrize("name", ["beam 2", "best first 3", "dvts 3", "dfs 0.0"])
+@pytest.mark.parametrize("limit", [{"num_tokens": 14}, {"end_threshold": 0.7}], ids=str)
+def test_a_budget_of_tokens_and_a_threshold_end_a_tree(name, limit):
+    world, (config, width, num_turns, make_choose) = oracle.HashWorld(), METHODS[name]
+    limits = limit.get("num_tokens", np.inf), limit.get("end_threshold", np.inf)
+    trace = TraceConfig(MAX_STEPS, world.max_step_tokens)
+    prompts, num_rows = make_prompts(NUM_TREES, seed=width), [0, 0]
+    tree = hash_grow(replace(config, **limit), trace, world)(prompts)
+    for b in range(NUM_TREES):
+        prompt = tuple(prompts.tokens[b, : prompts.length[b]].tolist())
+        rows, *_ = run(world, prompt, width, num_turns, make_choose(), *limits)
+        assert rows_of(tree, b) == rows, f"tree {b}"
+        whole, *_ = run(world, prompt, width, num_turns, make_choose())
+        num_rows = np.add(num_rows, (len(rows), len(whole)))
+    assert 0 < num_rows[0] < num_rows[1], "some trees must end early"
 
 
 def test_a_beam_does_not_depend_on_its_neighbours():

@@ -14,7 +14,7 @@ from benchmarks.guidance import Level, Row, pays_from
 from jaxtrain import trees
 from jaxtrain.boundaries import TraceConfig, make_tables
 from jaxtrain.keys import problem_keys
-from jaxtrain.nn.heads import HEAD
+from jaxtrain.nn.heads import init_head
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.nn.transformer import Transformer, abstract_params
 from jaxtrain.prompts import PromptsConfig, encode, make_encode
@@ -37,7 +37,7 @@ def test_every_score_is_the_value_of_the_text_up_to_it(config):
     model = Transformer(replace(CONFIG, num_layers=1), tokenizer.vocab_size)
     tables = make_tables(tokenizer.token_bytes, tokenizer.end_ids, "\n", "end")
     policy = random_like(abstract_params(model), 0)
-    head = HEAD.init(jax.random.key(0), jnp.zeros((1, CONFIG.width)))["params"]
+    head = init_head(CONFIG.width)
     noise = Noise(first=0.3, inner=0.5, leaf=0.7)
     prm = {"backbone": policy, "head": head, "noise": jnp.array(noise[:3], jnp.float32)}
     encode_fn = make_encode(PromptsConfig(), tokenizer, ())

@@ -933,14 +933,18 @@ def test_transformers_reads_our_prm(folders, name, tmp_path, torch):
     )
 
 
-@pytest.mark.parametrize("network", ["policy", "prm"])
+@pytest.mark.parametrize("network", ["policy", "prm", "prm of 3 bins"])
 def test_the_code_in_a_card_runs(tmp_path, network, torch, capsys):
+    network, _, bins = network.partition(" of ")
     model, params, pretrained = load(write_base(tmp_path / "base", "qwen2", ml_dtypes.bfloat16))
-    card = model_card(network, 2, MANIFEST, [], "\n", pretrained)
+    card = model_card(network, 2, MANIFEST, [], "\n", pretrained, num_outputs=3 if bins else 1)
     prm = {
         "backbone": params,
         "head": {"weight": jnp.zeros(model.config.width), "bias": jnp.float32(1.5)},
     }
+    if bins:
+        weight, bias = jnp.zeros((model.config.width, 3)), jnp.log(jnp.array([1.0, 1.0, 2.0]))
+        prm["head"] = {"weight": weight, "bias": bias}
     what, how = params if network == "policy" else prm, (64, card, pretrained)
     write_network(tmp_path / "out", network, what, model.config, pretrained.tokenizer, *how)
     names = {}
@@ -958,7 +962,8 @@ def test_the_code_in_a_card_runs(tmp_path, network, torch, capsys):
             names["model"].generation_config.top_p,
         ) == (0.6, 0.9)
     else:
-        assert "tensor(1., " in capsys.readouterr().out, "1.5, clipped"
+        told = "tensor(0.62" if bins else "tensor(1., "  # 1/4 of 1/2 and 1/2 of 1; 1.5, clipped
+        assert told in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_ours_is_written_for_transformers(tmp_path):

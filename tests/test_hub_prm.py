@@ -15,6 +15,7 @@ from hub_models import write_model
 from safetensors.numpy import load_file, save_file
 from tiny_models import random_like
 
+from jaxtrain import updates
 from jaxtrain.build import build
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
@@ -22,6 +23,9 @@ from jaxtrain.hub import HubConfig, load_params, open_pretrained
 from jaxtrain.hub.export import write_network
 from jaxtrain.nn.transformer import Transformer, abstract_params
 from jaxtrain.progress import Progress
+from jaxtrain.updates import PrmConfig, UpdatesConfig
+
+SQUARED = PrmConfig()
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +45,11 @@ def exported(tmp_path_factory):
     return root, prms
 
 
-def start(root, name, prm, **how):
+def start(root, name, prm, learning=SQUARED, **how):
     """Start a PRM from a folder, as a run does. Returns (its parameters, those of the policy)."""
     pretrained = open_pretrained(HubConfig(str(root / name), prm=str(prm)))
-    config = replace(Config(), model=replace(pretrained.config, **how))
+    model = replace(pretrained.config, **how)
+    config = replace(Config(), model=model, updates=UpdatesConfig(prm=learning))
     with Progress(0) as progress:
         fns = build(config, pretrained.tokenizer, progress, pretrained)
     policy = load_params(pretrained, fns.abstract_state.policy.params)
@@ -61,6 +66,26 @@ def test_our_own_prm_comes_back_bit_for_bit(exported, name):
             "backbone": expected["backbone"] | {"unembedding": policy["unembedding"]}
         }
     jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.mark.parametrize("objective", ["binary", "bins", "pairwise"])
+def test_a_prm_with_several_outputs_comes_back_too(exported, tmp_path, objective):
+    """Its labels name the values that the softmax weighs."""
+    root, prms = exported
+    learning = PrmConfig(objective=objective, num_bins=5)
+    pretrained = open_pretrained(HubConfig(str(root / "qwen2")))
+    num = updates.prm.OBJECTIVES[objective].num_outputs(learning)
+    model = Transformer(pretrained.config, pretrained.config.vocab_size)
+    head = {"weight": jnp.linspace(-1, 1, 32 * num).reshape(32, num), "bias": jnp.arange(num) / 2}
+    params = prms["qwen2"] | {"head": head}
+    to = tmp_path / "prm"
+    write_network(to, "prm", params, model.config, pretrained.tokenizer, 64, "", pretrained)
+    found, policy = start(root, "qwen2", to, learning)
+    jax.tree.map(np.testing.assert_array_equal, found["head"], head)
+    labels = json.loads((to / "config.json").read_text())["id2label"]
+    assert (labels["0"], labels[str(num - 1)], len(labels)) == ("value 0", "value 1", num)
+    with pytest.raises(UserError, match=f"has {num} labels, .*squared reads 1; choose binary"):
+        start(root, "qwen2", to)
 
 
 def test_layers_may_be_scanned(exported):
@@ -116,7 +141,11 @@ BAD = {
             p,
             **{"score.weight": np.ones((2, 32), np.float32), "score.bias": np.ones(2, np.float32)},
         ),
-        r"score.weight has shape \(2, 32\), not \(1, 32\); supported is a PRM with one label",
+        "has 2 labels, and --config.updates.prm.objective=squared reads 1; choose binary, pairwise",
+    ),
+    "another width": (
+        lambda p: edit(p, **{"score.weight": np.ones((1, 31), np.float32)}),
+        r"score.weight has shape \(1, 31\), not \(labels, 32\); supported is a PRM whose head",
     ),
     "no head": (lambda p: edit(p, ["score.weight"]), "score.weight has shape None"),
     "a policy": (
@@ -171,5 +200,8 @@ def test_another_prm_is_refused_in_one_line(exported, tmp_path, case):
 
 
 def test_a_prm_needs_a_policy():
+    prm = replace(UpdatesConfig().prm, init_from="policy")
+    with pytest.raises(UserError, match="init_from=policy it starts from the policy"):
+        Config(hub=HubConfig(pretrained="x", prm="y"), updates=UpdatesConfig(prm=prm))
     with pytest.raises(UserError, match="--config.hub.prm=x: needs --config.hub.pretrained"):
         HubConfig(prm="x")

@@ -32,7 +32,7 @@ from jaxtrain.structs import Examples, Kind, Labels, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
 from jaxtrain.tasks.countdown import CountdownConfig, solutions
 from jaxtrain.trees import Place, TreeFiles
-from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
+from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir, run_key
 
 TASKS = TasksConfig(
@@ -49,12 +49,12 @@ CONFIG = Config(
     trace=TraceConfig(max_steps=2, max_step_tokens=12),
     search=SearchConfig(num_simulations=3, num_candidates=2),
     updates=UpdatesConfig(
-        policy=LearnerConfig(
+        policy=PolicyConfig(
             warm_start=FitConfig(num_updates=120, learning_rate=0.02),
             fit=FitConfig(num_updates=4, learning_rate=0.02),
             batch_size=16,
         ),
-        prm=LearnerConfig(
+        prm=PrmConfig(
             warm_start=FitConfig(num_updates=6), fit=FitConfig(num_updates=4), batch_size=8
         ),
     ),
@@ -144,7 +144,7 @@ def run_in(fns):
             open_workdir(folder, {"seed": config.seed}, {}) as workdir,
             progress or Progress(config.loop.num_iterations, StringIO()) as progress,
         ):
-            patch.setattr(iteration, "build", lambda *_: fns)
+            patch.setattr(iteration, "build", lambda *_, **__: fns)
             return iteration.run_loop(config, task, workdir, progress)
 
     return run_in
@@ -205,6 +205,15 @@ def collected(folder: Path, task: Task, fns: Functions, newest: int) -> tuple[Ex
 def test_one_iteration_then_another_equals_two(run_in, task, folder, straight):
     run_in(folder, task, replace(CONFIG, loop=LoopConfig(num_iterations=1)))
     assert_same_run(run_in(folder, task), folder, straight)
+
+
+def test_a_prm_may_begin_as_the_policy_that_was_just_fitted(run_in, task, folder):
+    prm = replace(CONFIG.updates.prm, init_from="policy", fit=FitConfig(num_updates=0))
+    config = replace(CONFIG, updates=replace(CONFIG.updates, prm=prm))
+    state = run_in(folder, task, config)
+    jax.tree.map(np.testing.assert_array_equal, state.prm.params["backbone"], state.policy.params)
+    assert not state.prm.params["head"]["weight"].any() and int(state.prm.num_updates) == 0
+    assert int(state.policy.num_updates) == 120 + 4 + 4
 
 
 @pytest.mark.parametrize("kind", labels.TARGETS)
@@ -274,7 +283,7 @@ def test_a_fit_keeps_to_its_rates_and_epochs(run_in, task, fns, tmp_path):
     config = replace(
         CONFIG, updates=replace(CONFIG.updates, policy=policy), loop=LoopConfig(num_iterations=1)
     )
-    run_in(tmp_path, task, config, fns=replace(fns, update_policy=update))
+    run_in(tmp_path, task, config, fns=replace(fns, update_policy=update, imitate=update))
     num_first = policy.warm_start.num_updates
     first, later = rates[:num_first], rates[num_first:]
     assert (max(first), max(later)) == pytest.approx((0.02, 0.01), rel=1e-2)

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -30,7 +30,7 @@ from jaxtrain.structs import Kind, Learner, State, Tree
 from jaxtrain.tasks import TasksConfig, make_task
 from jaxtrain.tasks.countdown import CountdownConfig, solutions
 from jaxtrain.tasks.jsonl import REASONS
-from jaxtrain.updates import FitConfig, LearnerConfig, UpdatesConfig
+from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir
 
 CONFIG = {"seed": 0, "tasks": {"name": "countdown"}, "loop": {"num_iterations": 3}}
@@ -229,7 +229,8 @@ def stub_functions(task):
         init_base=dict,
         **dict.fromkeys(("init_policy", "init_prm"), init),
         grow=dict.fromkeys(("train", *TREES), grow),
-        **dict.fromkeys(("update_policy", "update_prm"), update),
+        **dict.fromkeys(("imitate", "update_policy", "update_prm"), update),
+        read_log_probs=lambda base, params, rows: rows.weight,
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
         abstract_state=State(np.zeros((), np.int32), {}, init(0), init(0)),
     )
@@ -238,7 +239,7 @@ def stub_functions(task):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A real run but for its networks: what no stage writes, the report cannot show."""
-    learner = LearnerConfig(FitConfig(num_updates=4), FitConfig(num_updates=3), batch_size=2)
+    how = dict(warm_start=FitConfig(num_updates=4), fit=FitConfig(num_updates=3), batch_size=2)
     config = Config(
         tasks=TasksConfig(
             countdown=CountdownConfig(max_number=4, max_target=12),
@@ -254,7 +255,9 @@ def run_folder(tmp_path_factory):
             batch_size=4,
         ),
         trace=TraceConfig(max_steps=2, max_step_tokens=32),
-        updates=UpdatesConfig(policy=learner, prm=replace(learner, fit=FitConfig(num_updates=2))),
+        updates=UpdatesConfig(
+            policy=PolicyConfig(**how), prm=PrmConfig(**how | {"fit": FitConfig(num_updates=2)})
+        ),
         evaluation=EvaluationConfig(
             num_problems=8, samples=SearchConfig(method="sample", num_samples=4, temperature=0.7)
         ),

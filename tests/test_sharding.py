@@ -29,12 +29,11 @@ from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh, spec_of
 from jaxtrain.structs import Prompts, TokenRows
 from jaxtrain.tokenizers import character_tokenizer
-from jaxtrain.updates import LearnerConfig, UpdatesConfig
+from jaxtrain.updates import PolicyConfig, PrmConfig, UpdatesConfig
 
 TOKENIZER = character_tokenizer("\nabcde")
 VOCAB = TOKENIZER.vocab_size  # 8
 SILENT = SimpleNamespace(compiling=lambda name: nullcontext())
-LEARNER = LearnerConfig(batch_size=8)
 CONFIG = Config(
     model=ModelConfig(num_layers=1, width=16, num_heads=4, num_kv_heads=2, mlp_width=24),
     prompts=PromptsConfig(max_prompt_tokens=6, batch_size=16),
@@ -42,7 +41,7 @@ CONFIG = Config(
     search=SearchConfig(
         num_simulations=5, num_candidates=3, mcts_star=MctsStarConfig(num_rollout_steps=2)
     ),
-    updates=UpdatesConfig(policy=LEARNER, prm=LEARNER),
+    updates=UpdatesConfig(policy=PolicyConfig(batch_size=8), prm=PrmConfig(batch_size=8)),
 )
 LENGTH = CONFIG.max_length
 AXES = ("data", "fsdp", "tp")
@@ -161,7 +160,7 @@ def policy_batches(num):
             segment=(place < length).astype(np.int32),
             target=np.zeros((8, LENGTH), np.float32),
             weight=((place >= prompt_length) & (place < length)).astype(np.float32),
-            group=np.full(8, -1, np.int32),
+            group=np.full((8, LENGTH), -1, np.int32),
         )
 
 

@@ -16,10 +16,11 @@ import optax
 import pytest
 from tiny_models import MODEL, random_params
 
-from jaxtrain.nn.heads import make_logits, make_values
+from jaxtrain.nn.heads import make_log_probs, make_outputs, token_log_probs
 from jaxtrain.nn.transformer import ModelConfig, Transformer, init_params
 from jaxtrain.structs import Learner, TokenRows
-from jaxtrain.updates import (
+from jaxtrain.updates import PolicyConfig, PrmConfig
+from jaxtrain.updates.fits import (
     FitConfig,
     LearnerConfig,
     all_finite,
@@ -30,22 +31,25 @@ from jaxtrain.updates import (
     learning_rates,
     make_optimizer,
     make_update,
-    policy_loss,
-    prm_loss,
     summarise,
 )
+from jaxtrain.updates.policy import likelihood
+from jaxtrain.updates.prm import squared
 
 ROWS, LENGTH, VOCAB = 4, 7, 5
 RNG = np.random.default_rng(0)
 
 
-def constant(params, rows):
-    assert rows.tokens.shape == (ROWS, LENGTH)
-    return params
+def policy_loss(logits, rows):
+    return likelihood(token_log_probs(logits, rows.tokens), rows, PolicyConfig())
 
 
-policy_gradient = jax.jit(jax.value_and_grad(partial(policy_loss, constant)))
-prm_gradient = jax.jit(jax.value_and_grad(partial(prm_loss, constant)))
+def prm_loss(values, rows):
+    return squared(values, rows, PrmConfig(), LENGTH)
+
+
+policy_gradient = jax.jit(jax.value_and_grad(policy_loss))
+prm_gradient = jax.jit(jax.value_and_grad(prm_loss))
 
 TOKENS = RNG.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32)
 PLACE = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), TOKENS.shape)
@@ -59,7 +63,7 @@ POLICY_ROWS = TokenRows(
     segment=(PLACE < TEXT_LENGTH).astype(np.int32),
     target=RNG.normal(size=TOKENS.shape).astype(np.float32),  # not to be read
     weight=((PLACE >= PROMPT_LENGTH) & (PLACE < TEXT_LENGTH)).astype(np.float32),
-    group=np.full(ROWS, -1, np.int32),
+    group=np.full(TOKENS.shape, -1, np.int32),
 )
 LOGITS = RNG.normal(size=(ROWS, LENGTH, VOCAB)).astype(np.float32)
 
@@ -140,26 +144,33 @@ def packed(rows):
 
 
 def test_texts_packed_in_a_row_are_read_as_texts_in_rows():
-    """Hidden states, both losses and their gradients: no text sees another."""
+    """What either network says, its loss and gradients: no text sees another."""
     prm_params = {
         "backbone": random_params(),
         "head": {"weight": RNG.normal(size=16).astype(np.float32), "bias": np.float32(0.1)},
     }
-    for loss, make_read, params, rows in (
-        (policy_loss, make_logits, random_params(), POLICY_ROWS),
-        (prm_loss, make_values, prm_params, PRM_ROWS),
+    for loss, config, make_read, params, rows in (
+        (likelihood, PolicyConfig(), make_log_probs, random_params(), POLICY_ROWS),
+        (lambda *args: squared(*args, LENGTH), PrmConfig(), make_outputs, prm_params, PRM_ROWS),
     ):
-        read = jax.jit(make_read(MODEL))
-        apart, together = read(params, rows), read(params, packed(rows))
-        in_row, num_tokens = apart[rows.segment > 0], rows.segment.sum()
-        np.testing.assert_allclose(together[0, :num_tokens], in_row, atol=1e-4)
-        one_text = packed(rows).replace(segment=np.minimum(packed(rows).segment, 1))
-        assert np.abs(read(params, one_text)[0, :num_tokens] - in_row).max() > 0.1
-        gradient = jax.jit(jax.value_and_grad(partial(loss, read)))
+        read, together = jax.jit(make_read(MODEL)), packed(rows)
+
+        def inner(said, rows):
+            return np.asarray(said)[(rows.segment > 0) & (rows.position > 0)]
+
+        apart = inner(read(params, rows), rows)
+        np.testing.assert_allclose(inner(read(params, together), together), apart, atol=1e-4)
+        one_text = together.replace(segment=np.minimum(together.segment, 1))
+        assert np.abs(inner(read(params, one_text), together) - apart).max() > 0.1
+
+        def cost(params, rows, loss=loss, config=config, read=read):
+            return loss(read(params, rows), rows, config)
+
+        gradient = jax.jit(jax.value_and_grad(cost))
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
             gradient(params, rows),
-            gradient(params, packed(rows)),
+            gradient(params, together),
         )
 
 

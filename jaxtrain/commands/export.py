@@ -16,7 +16,7 @@ from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.commands import Parser
 from jaxtrain.errors import UserError
 from jaxtrain.hub.card import model_card
-from jaxtrain.hub.export import write_adapter, write_network
+from jaxtrain.hub.export import value_labels, write_adapter, write_network
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.nn import lora
 from jaxtrain.progress import Progress
@@ -49,7 +49,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
     told = (network, iteration, manifest, rows, config.trace.boundary, pretrained)
-    card = model_card(*told, is_adapter, config.trace.calculator)
+    num_outputs = len(value_labels(params["head"])) if network == "prm" else 1
+    card = model_card(*told, is_adapter, num_outputs, config.trace.calculator)
 
     # Adapters alone, or whole weights: what other programs load knows no adapters.
     if is_adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxtrain import trees
-from jaxtrain.errors import require_at_least
+from jaxtrain.errors import require_at_least, require_one_of
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Examples, Shard, TokenRows, Verdict
 
@@ -33,6 +33,9 @@ class DatasetsConfig:
     traces_rounds: int = 3  # newest iterations whose traces are learnt from
     # newest iterations whose paths are learnt from; old values are those of an old policy
     paths_rounds: int = 2
+    # where a step that paths share is learnt: once, on the first of them; every, on each of them,
+    # and so early steps weigh more
+    shared_steps: str = "once"
     # half of every PRM batch from paths that end correct, half from the others
     balance_outcomes: bool = True
     # rows of like length in a batch: less padding to compute, batches mixed less
@@ -41,6 +44,7 @@ class DatasetsConfig:
     def __post_init__(self):
         require_at_least(1, "datasets", self, "max_traces_per_problem", "max_paths_per_problem")
         require_at_least(1, "datasets", self, "traces_rounds", "paths_rounds")
+        require_one_of("datasets", self, shared_steps=("once", "every"))
 
 
 class Step(NamedTuple):
@@ -49,7 +53,8 @@ class Step(NamedTuple):
     row: tuple[int, int, int]  # shard, tree of the shard, row of the tree
     text: bytes  # a hash of its problem and of what is written up to its end
     depth: int  # steps before it
-    end: int  # index of its last token
+    start: int  # index of its first token
+    end: int  # of its last one
     target: float
     weight: float
 
@@ -69,6 +74,20 @@ class Text(NamedTuple):
         return self.problem_id, self.tokens.tobytes()
 
 
+class Lesson(NamedTuple):
+    """What is learnt at one place of a text, or at several; what a network does not read is 0."""
+
+    places: Any  # an index of its tokens
+    target: float = 0.0
+    weight: float = 1.0
+    group: int = -1  # what it is compared with
+
+
+Row = tuple[int, Text, Sequence[Lesson]]  # the iteration that made it first
+# (rounds, config, L, seed) -> (the policy's examples, counts)
+RowsFn = Callable[[Rounds, DatasetsConfig, int, int], tuple[Examples, Counts]]
+
+
 def num_rounds(config: DatasetsConfig) -> int:
     """Return how many of the newest iterations must have kept their trees."""
     return max(config.traces_rounds, config.paths_rounds)
@@ -80,13 +99,18 @@ def num_rows(examples: Examples) -> int:
 
 
 def collect(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+    rounds: Rounds,
+    config: DatasetsConfig,
+    max_length: int,
+    seed: int,
+    rows_fn: RowsFn | None = None,
 ) -> tuple[Examples, Examples, Counts]:
     """Make the rows of both networks from the labelled trees of the newest rounds.
 
     rounds: shards by iteration, among them the newest one; a problem may occur in several shards.
     max_length: L; what is longer is left out. seed (not negative) decides, with the iteration and
-    the problem id, which paths stay under the cap.
+    the problem id, which paths stay under the cap. rows_fn: what the policy learns from, one of
+    `ROWS`; its traces by default.
 
     Returns the policy's examples, the PRM's, and counts of what was kept and dropped. The host
     holds 20 L bytes a row, and at most rounds x problems x cap rows. In the counts, "new" is of the
@@ -99,16 +123,16 @@ def collect(
         chex.assert_equal_shape([tree.parent, labels.verdict, labels.target])
         chex.assert_trees_all_equal(prompts.problem_id, tree.problem_id)
     # Both views of the same trees.
-    traces, trace_counts = _collect_traces(rounds, config, max_length)
+    learnt, counts = (rows_fn or traces)(rounds, config, max_length, seed)
     paths, path_counts = _collect_paths(rounds, config, max_length, seed)
     # What the newest trees said, learnt or not.
     labelled = [shard.labels.target[shard.labels.is_labelled] for shard in rounds[max(rounds)]]
     labelled = np.concatenate([*labelled, np.zeros(0)])
     return (
-        traces,
+        learnt,
         paths,
         {
-            **trace_counts,
+            **counts,
             **path_counts,
             "num_values_left_out": len(labelled) - path_counts["num_values_new"],
             "value_histogram": np.histogram(labelled, bins=10, range=(0, 1))[0].tolist(),
@@ -129,16 +153,16 @@ def demonstrations(
         for prompt, response in pairs
     ]
     fitting = [text for text in texts if len(text.tokens) <= max_length]
-    examples = _examples([(0, text, _response(text)) for text in fitting], max_length)
+    examples = make_examples([(0, text, [response(text)]) for text in fitting], max_length)
     return examples, len(texts) - len(fitting)
 
 
-def _collect_traces(
-    rounds: Rounds, config: DatasetsConfig, max_length: int
+def traces(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
     """Take the best traces of every problem; a text found again counts for its newest round."""
     rows, counts, seen, num_renewed = [], {}, set(), 0
-    for i in _newest(rounds, config.traces_rounds):
+    for i in newest(rounds, config.traces_rounds):
         found, num_leaves = _read(rounds[i], is_path=False, max_length=max_length)
         # The likeliest first; between equals the shorter one.
         found.sort(key=lambda text: (-text.score, len(text.tokens), text.key))
@@ -146,27 +170,65 @@ def _collect_traces(
         chosen = _interleave(groups, config.max_traces_per_problem)
         # What a newer round has given already is not given again.
         fresh = [text for text in chosen if text.key not in seen]
-        rows += [(i, text, _response(text)) for text in fresh]
+        rows += [(i, text, [response(text)]) for text in fresh]
         seen |= {text.key for text in fresh}
         num_renewed += len(chosen) - len(fresh)
         counts = counts or _fates("traces", num_leaves, len(found), groups, len(chosen))
-    return _examples(rows, max_length), {
+    return make_examples(rows, max_length), {
         "num_traces": len(rows),
         **counts,
         "num_traces_renewed": num_renewed,
     }
 
 
+def steps(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+) -> tuple[Examples, Counts]:
+    """Take the paths that the PRM learns for the policy, every step by the weight of its label."""
+    chosen, label, _ = _choose_paths(rounds, config, max_length, seed)
+    rows = [
+        (i, text, [Lesson(slice(s.start, s.end + 1), weight=label[s.text][0]) for s in own])
+        for i, text, own in chosen
+    ]
+    worth = [row for row in rows if any(lesson.weight for lesson in row[2])]
+    counts = {"num_weighted_paths": len(worth), "num_worthless_paths": len(rows) - len(worth)}
+    return make_examples(worth, max_length), counts
+
+
 def _collect_paths(
     rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
-    """Take paths of every problem by chance; each label weighs on the first path through it.
+    """Take paths of every problem for the PRM, a label at the end of every step."""
+    chosen, label, counts = _choose_paths(rounds, config, max_length, seed)
+    # Steps of a problem are compared at their depth, and ends with all ends, or the number of steps
+    # would tell them apart.
+    rows, group, depth = [], {}, {}
+    for i, text, own in chosen:
+        ranks = [(text.problem_id, -1 if s == text.steps[-1] else s.depth) for s in own]
+        numbers = [group.setdefault(rank, len(group)) for rank in ranks]
+        told = zip(own, numbers, strict=True)
+        rows.append((i, text, [Lesson(s.end, *label[s.text], number) for s, number in told]))
+        depth |= {s.text: s.depth for s in own}
+    return make_examples(rows, max_length), {
+        "num_paths": len(rows),
+        "num_paths_correct": sum(text.is_correct for _, text, _ in rows),
+        **counts,
+        "num_values": len(depth),
+        "targets_by_depth": _by_depth((depth[text], label[text][0]) for text in depth),
+    }
 
-    Equal texts of a problem have one label: the mean of what its trees say of it.
+
+def _choose_paths(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+) -> tuple[list[tuple[int, Text, Sequence[Step]]], dict[bytes, tuple[float, float]], Counts]:
+    """Take paths of every problem by chance, without those that say nothing new.
+
+    Equal texts of a problem have one label: the mean of what its trees say of it. Returns
+    (iteration, path, the steps that it teaches), the labels (target, weight) by text, and counts.
     """
-    rows, learnt, counts = [], {}, {}  # learnt: the depth of every text that has a label
+    rows, learnt, counts = [], set(), {}
     told: dict[bytes, list[tuple[float, float]]] = defaultdict(list)
-    for i in _newest(rounds, config.paths_rounds):
+    for i in newest(rounds, config.paths_rounds):
         found, num_leaves = _read(rounds[i], is_path=True, max_length=max_length)
         # What every row says of its text, chosen or not.
         for step in dict.fromkeys(chain.from_iterable(text.steps for text in found)):
@@ -176,26 +238,20 @@ def _collect_paths(
         longest = [text for text in found if text.steps[-1].text not in inner]
         groups = [_shuffle(group, i, seed) for group in _distinct(longest)]
         chosen = _interleave(groups, config.max_paths_per_problem)
-        # A step that paths share is learnt on the first of them.
+        # A step that paths share is learnt on the first of them, or on each.
         for text in chosen:
-            steps = [step for step in text.steps if step.text not in learnt]
-            learnt |= {step.text: step.depth for step in steps}
-            rows += [(i, text, steps)] if steps else []
+            new = [step for step in text.steps if step.text not in learnt]
+            learnt |= {step.text for step in new}
+            if new:
+                rows.append((i, text, new if config.shared_steps == "once" else text.steps))
         fates = _fates("paths", num_leaves, len(found), groups, len(chosen))
         counts = counts or fates | {"num_values_new": len(learnt)}
-    # Now all is heard: (target, weight) of what is learnt.
-    label = {text: tuple(map(fmean, zip(*told[text], strict=True))) for text in learnt}
-    lessons = [(i, text, [(step.end, *label[step.text]) for step in s]) for i, text, s in rows]
-    return _examples(lessons, max_length), {
-        "num_paths": len(rows),
-        "num_paths_correct": sum(text.is_correct for _, text, *_ in rows),
-        **counts,
-        "num_values": len(learnt),
-        "targets_by_depth": _by_depth((depth, label[text][0]) for text, depth in learnt.items()),
-    }
+    # Now all is heard.
+    means = {text: [fmean(x) for x in zip(*told[text], strict=True)] for text in learnt}
+    return rows, {text: (target, weight) for text, (target, weight) in means.items()}, counts
 
 
-def _newest(rounds: Rounds, num: int) -> list[int]:
+def newest(rounds: Rounds, num: int) -> list[int]:
     """The newest iterations that are there, newest first."""
     return [i for i in sorted(rounds, reverse=True) if i > max(rounds) - num]
 
@@ -224,12 +280,13 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
         weight = (labels.is_labelled if labels.weight is None else labels.weight).tolist()
         for k in np.flatnonzero(length <= max_length):
             b, leaf = int(problem[k]), int(row[k])
-            problem_id = int(tree.problem_id[b])
+            problem_id, starts = int(tree.problem_id[b]), [prompts.length[b], *step_end[k] + 1]
             steps = (
                 Step(
                     row=(number, b, r),
                     text=_hash(problem_id, tokens[k, : step_end[k, depth] + 1]),
                     depth=depth,
+                    start=int(starts[depth]),
                     end=int(step_end[k, depth]),
                     target=target[b][r],
                     weight=float(weight[b][r]),
@@ -299,15 +356,13 @@ def _by_depth(values: Iterable[tuple[int, float]]) -> list[list]:
     return [[float(np.mean(targets[d])) if targets[d] else None, len(targets[d])] for d in depths]
 
 
-def _response(text: Text) -> list[tuple]:
-    """The places where the policy learns; it does not read a target."""
-    return [(slice(text.prompt_length, len(text.tokens)), 0.0, 1.0)]
+def response(text: Text, target: float = 0.0) -> Lesson:
+    """Let the policy learn all but the prompt."""
+    return Lesson(slice(text.prompt_length, len(text.tokens)), target)
 
 
-def _examples(rows: Sequence[tuple[int, Text, Sequence[tuple]]], max_length: int) -> Examples:
-    """Make rows of one text each, of (iteration, text, (places, target, weight) of what is learnt
-    there).
-    """
+def make_examples(rows: Sequence[Row], max_length: int) -> Examples:
+    """Make rows of one text each."""
     # One segment a row, from its first column on.
     length = np.array([len(text.tokens) for _, text, *_ in rows], np.int32)
     place = np.broadcast_to(np.arange(max_length, dtype=np.int32), (len(rows), max_length))
@@ -315,10 +370,11 @@ def _examples(rows: Sequence[tuple[int, Text, Sequence[tuple]]], max_length: int
     tokens = np.zeros(place.shape, np.int32)
     # Where nothing is learnt the weight is 0.
     target, weight = np.zeros(place.shape, np.float32), np.zeros(place.shape, np.float32)
+    group = np.full(place.shape, -1, np.int32)
     for k, (_, text, lessons) in enumerate(rows):
         tokens[k, : length[k]] = text.tokens
-        for places, value, counted in lessons:
-            target[k, places], weight[k, places] = value, counted
+        for places, *told in lessons:
+            target[k, places], weight[k, places], group[k, places] = told
     return Examples(
         rows=TokenRows(
             tokens=tokens,
@@ -326,7 +382,7 @@ def _examples(rows: Sequence[tuple[int, Text, Sequence[tuple]]], max_length: int
             segment=is_token.astype(np.int32),
             target=target,
             weight=weight,
-            group=np.full(len(rows), -1, np.int32),
+            group=group,
         ),
         problem_id=np.array([text.problem_id for _, text, *_ in rows], np.int32),
         iteration=np.array([i for i, *_ in rows], np.int32),

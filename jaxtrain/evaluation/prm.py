@@ -58,8 +58,10 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     within_depth, the share within 0.1 of the target (Eq. 38); calibration, a list of [mean
     prediction, mean target, count] for the tenths of [0, 1] that occur; auroc_by_depth, a list of
     [depth, AUROC, count] of labelled steps that reach a correct answer against those that do not,
-    at depths that have both; num_leaves, num_steps, num_trees. Unparsable leaves are wrong ones;
-    duplicates, verifier errors, padding and problems set aside are left out.
+    at depths that have both; auroc_within_by_depth, a list of [depth, mean AUROC of the problems
+    that have both there, their number]; auroc_within_first (x) that of first steps; num_leaves,
+    num_steps, num_trees. Unparsable leaves are wrong ones; duplicates, verifier errors, padding and
+    problems set aside are left out.
     """
     chex.assert_equal_shape([tree.kind, labels.target])
     tree, labels = keep((np.asarray(tree.problem_id) >= 0) & np.asarray(tree.is_ok), (tree, labels))
@@ -81,6 +83,15 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
         for d, at in by_depth
     ]
     step_metrics["auroc_by_depth"] = [row for row in rows if np.isfinite(row[1])]
+    # Within a problem, where a search compares: at each depth, and first moves with an interval.
+    is_right = np.asarray(labels.is_correct)
+    ranked = [
+        (int(d), within_problems(score[at], is_right[at], problem[at])[0]) for d, at in by_depth
+    ]
+    step_metrics["auroc_within_by_depth"] = [[d, mean(x), len(x)] for d, x in ranked if len(x)]
+    at = step & (depth == 0)
+    first = within_problems(score[at], is_right[at], problem[at])
+    step_metrics |= with_interval("auroc_within_first", *first)
     return named("prm", {**leaf_metrics, **step_metrics, "num_trees": len(tree.problem_id)})
 
 
@@ -101,17 +112,29 @@ def samples_report(sampled: Answered) -> Metrics:
 
 def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray) -> Metrics:
     low, high = auroc_interval(score, is_correct, problem)
-    # Within a problem; one that has both kinds of leaves says something.
-    within = {p: auroc(score[problem == p], is_correct[problem == p]) for p in np.unique(problem)}
-    mixed = {p: value for p, value in within.items() if np.isfinite(value)}
+    within, mixed = within_problems(score, is_correct, problem)
     return {
         "auroc": auroc(score, is_correct),
         "auroc_low": low,
         "auroc_high": high,
-        **with_interval("auroc_within", np.array(list(mixed.values())), np.array(list(mixed))),
+        **with_interval("auroc_within", within, mixed),
         "num_mixed": len(mixed),
         "num_leaves": len(score),
     }
+
+
+def within_problems(
+    score: np.ndarray, is_right: np.ndarray, problem: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUROC of every problem that has both kinds, which alone say something, and these
+    problems. All arrays are of one length.
+    """
+    order = np.argsort(problem, kind="stable")
+    names, starts = np.unique(problem[order], return_index=True)
+    parts = np.split(order, starts[1:])
+    found = np.array([auroc(score[at], is_right[at]) for at in parts if len(at)])
+    is_mixed = np.isfinite(found)
+    return found[is_mixed], names[is_mixed]
 
 
 def _step_metrics(

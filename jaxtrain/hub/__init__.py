@@ -18,7 +18,7 @@ from jaxtrain.hub.pretrained import (
     open_folder,
     open_gguf_file,
 )
-from jaxtrain.hub.prm import load_prm, open_prm
+from jaxtrain.hub.prm import check_head, load_prm, open_prm
 from jaxtrain.hub.tokenizer import HubTokenizer
 from jaxtrain.nn.transformer import ModelConfig
 
@@ -88,6 +88,7 @@ __all__ = [
     "HubConfig",
     "HubTokenizer",
     "Pretrained",
+    "check_head",
     "load_params",
     "load_prm",
     "open_pretrained",

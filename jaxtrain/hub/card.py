@@ -28,9 +28,8 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=100)[0]))
     "prm": """\
 # A process reward model, made by jaxtrain
 
-Its one label is the value of a solution up to a token. Read it at the last token of a step (steps
-ended at {boundary!r} in training) and clip it to [0, 1]: 1 where the solution is expected to end
-right, 0 where it is not.
+{labels} Read it at the last token of a step (steps ended at {boundary!r} in training): 1 where the
+solution is expected to end right, 0 where it is not.
 
 ```python
 {imports}
@@ -39,12 +38,21 @@ folder = "."
 {load}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 tokens = tokenizer("Question: what is 3 + 4?\\nAnswer:\\n3 + 4 = 7\\n", return_tensors="pt")
-print(model(**tokens).logits[0, -1, 0].clip(0, 1))  # at the last step's end, no end token behind it
+print({value})  # at the last step's end, no end token behind it
 ```""",
 }
 CALCULATOR = """\
 - **with a calculator**: in training and in the scores below the results of sums were computed, and
   not the policy's (`trace.calculator`); transformers does not compute them"""
+ONE = (
+    "Its one label is the value of a solution up to a token, to be clipped to [0, 1].",
+    "model(**tokens).logits[0, -1, 0].clip(0, 1)",
+)
+SEVERAL = (
+    "The softmax of its {num} labels weighs {num} values from 0 to 1, evenly spaced; their mean is "
+    "the value of a solution up to a token.",
+    "model(**tokens).logits[0, -1].float().softmax(-1) @ torch.linspace(0, 1, {num})",
+)
 TASKS = {"policy": "text-generation", "prm": "token-classification"}
 CLASSES = {"policy": "AutoModelForCausalLM", "prm": "AutoModelForTokenClassification"}
 ADAPTER = """\
@@ -60,11 +68,12 @@ def model_card(
     boundary: str,
     pretrained: Pretrained | None,
     is_adapter: bool = False,
+    num_outputs: int = 1,
     calculator: bool = False,
 ) -> str:
     """Write the README.md of a network: what it is, how to use it, numbers and hashes of its run.
 
-    rows: the metrics of its iteration. boundary: what ended a step.
+    rows: the metrics of its iteration. boundary: what ended a step. num_outputs: of the PRM's head.
     calculator: results of sums were computed, and not the policy's.
     """
     # What the head of a card says to the hub.
@@ -74,13 +83,17 @@ def model_card(
     head = [*base, library, f"pipeline_tag: {TASKS[network]}", "tags: [jaxtrain]"]
 
     # How it is loaded.
-    kind, labels = CLASSES[network], ", num_labels=1" if network == "prm" else ""
+    kind, labels = CLASSES[network], f", num_labels={num_outputs}" if network == "prm" else ""
     imports = f"from transformers import {kind}, AutoTokenizer"
+    if num_outputs > 1:
+        imports = f"import torch\n{imports}"
     load = f"model = {kind}.from_pretrained(folder)"
     if is_adapter:
         imports = f"from peft import PeftModel\n{imports}"
         load = ADAPTER.format(kind=kind, base=name, labels=labels)
-    use = USE[network].format(boundary=boundary, imports=imports, load=load)
+    told, value = (text.format(num=num_outputs) for text in (SEVERAL if num_outputs > 1 else ONE))
+    how = {"boundary": boundary, "imports": imports, "load": load, "labels": told, "value": value}
+    use = USE[network].format(**how)
 
     # Where it comes from, and its scores.
     rounded = ", rounded to the types of the base" if pretrained and pretrained.dtypes else ""

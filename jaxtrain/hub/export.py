@@ -1,9 +1,10 @@
 """Write a network as a Hugging Face folder, which all that is built on its format can load.
 
-The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label: the value at
-every token, before it is clipped to [0, 1]. What started from a folder leaves with its config,
-sampling defaults and dtypes. Adapters may leave alone, as a folder of PEFT. A folder is written
-beside its place and renamed into it, so it is whole or absent.
+The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label, the value at
+every token before it is clipped to [0, 1], or with several, values that a softmax weighs. What
+started from a folder leaves with its config, sampling defaults and dtypes. Adapters may leave
+alone, as a folder of PEFT. A folder is written beside its place and renamed into it, so it is whole
+or absent.
 """
 
 from __future__ import annotations
@@ -60,10 +61,13 @@ def write_network(
         data = families.write_model_config(config, len(backbone["embedding"]), max_length)
     texts, tensors = {"config.json": data}, named_tensors(backbone, base)
 
-    # The PRM has no unembedding and writes no text; its one label is the value.
+    # The PRM has no unembedding and writes no text.
     if is_prm:
         kinds = [name.replace("CausalLM", "TokenClassification") for name in data["architectures"]]
-        data |= {"architectures": kinds, "id2label": {"0": "value"}, "label2id": {"value": 0}}
+        labels = value_labels(params["head"])
+        names = {str(k): label for k, label in enumerate(labels)}
+        data |= {"architectures": kinds, "id2label": names}
+        data |= {"label2id": {label: k for k, label in enumerate(labels)}}
         tensors = chain((pair for pair in tensors if pair[0] != OUTPUT), head_tensors(params))
     elif base and "generation_config.json" in base.given:
         texts["generation_config.json"] = base.given["generation_config.json"]
@@ -116,9 +120,17 @@ def write_adapter(
 
 
 def head_tensors(params: Params) -> Tensors:
-    """Yield the tensors of the PRM's head."""
-    for name in ("weight", "bias"):
-        yield f"score.{name}", np.asarray(params["head"][name])[None]
+    """Yield the tensors of the PRM's head, an output a row."""
+    weight, bias = (np.asarray(params["head"][name]) for name in ("weight", "bias"))
+    yield "score.weight", np.ascontiguousarray(np.atleast_2d(weight.T))
+    yield "score.bias", np.atleast_1d(bias)
+
+
+def value_labels(head: Params) -> list[str]:
+    """Name the outputs of the PRM's head: the value, or the values that a softmax weighs."""
+    if np.ndim(head["weight"]) == 1:
+        return ["value"]
+    return [f"value {x:.3g}" for x in np.linspace(0, 1, np.shape(head["weight"])[1])]
 
 
 def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:

@@ -1,9 +1,9 @@
 """A PRM that comes in: a backbone of the policy's shape and a linear head, ours or anyone's.
 
-Supported is a `...ForTokenClassification` or `...ForSequenceClassification` with one label, whose
-raw output at the last token of a step is the value. A softmax over labels is refused: our head does
-not compute it. Whether a PRM reads its values at a marker between steps no file says; ours never
-sees one.
+Supported is a `...ForTokenClassification` or `...ForSequenceClassification`: with one label, whose
+raw output at the last token of a step is the value, or with K, whose softmax weighs K values from 0
+to 1 (with two: wrong, then right). How many, the objective of the run says. Whether a PRM reads its
+values at a marker between steps no file says; ours never sees one.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
         )
     prm = open_folder(path, kind)
     width = policy.config.width
-    if prm.shapes.get(WEIGHT) != (1, width) or prm.shapes.get(BIAS, (1,)) != (1,):
+    shape = prm.shapes.get(WEIGHT)
+    if not shape or shape[1:] != (width,) or prm.shapes.get(BIAS, shape[:1]) != shape[:1]:
         raise UserError(
-            f"{path}: {WEIGHT} has shape {prm.shapes.get(WEIGHT)}, not (1, {width}); "
-            "supported is a PRM with one label, whose raw output is the value"
+            f"{path}: {WEIGHT} has shape {shape}, not (labels, {width}); supported is a PRM whose "
+            "head is linear"
         )
     if prm.tokenizer.sha256 != policy.tokenizer.sha256:
         raise UserError(f"{path}: its tokenizer is not that of {policy.where}; take its own PRM")
@@ -61,6 +62,16 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
     return prm
 
 
+def check_head(prm: Pretrained, num_outputs: int, objective: str) -> None:
+    """Refuse a PRM whose head an objective does not read. Raises UserError."""
+    (num_labels, _), several = prm.shapes[WEIGHT], "binary, pairwise or, with num_bins, bins"
+    if num_labels != num_outputs:
+        raise UserError(
+            f"{prm.where}: has {num_labels} labels, and --config.updates.prm.objective={objective} "
+            f"reads {num_outputs}; choose {several if num_labels > 1 else 'squared'}"
+        )
+
+
 def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Params:
     """Load a PRM onto the shapes, dtypes and shardings of `abstract`.
 
@@ -71,8 +82,11 @@ def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Pa
     backbone = load_params(prm, wanted)
     if unembedding is not None:
         backbone["unembedding"] = jnp.copy(unembedding)
-    bias: Any = read_tensor(prm, BIAS) if BIAS in prm.shapes else np.zeros(1, np.float32)
-    head = {"weight": read_tensor(prm, WEIGHT)[0], "bias": bias.reshape(())}
+    weight: Any = read_tensor(prm, WEIGHT)
+    bias: Any = read_tensor(prm, BIAS) if BIAS in prm.shapes else np.zeros(len(weight), np.float32)
+    # One output has no axis of its own.
+    shapes = {name: leaf.shape for name, leaf in abstract["head"].items()}
+    head = {"weight": weight.T.reshape(shapes["weight"]), "bias": bias.reshape(shapes["bias"])}
     return {
         "backbone": backbone,
         "head": {name: place(head[name], abstract["head"][name]) for name in head},

@@ -1,51 +1,83 @@
-"""What the two networks read from rows for their fits: the policy's logits, the PRM's values."""
+"""What the two networks read from rows for their fits: the policy's log-probabilities, what the
+PRM's head says.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxtrain.structs import Array, Params, ReadFn, TokenRows
 
-# a Transformer, or its head; flax types what `apply` returns as if it could be mutable collections
-# too
+# a Transformer; flax types what `apply` returns as if it could be mutable collections too
 Network = Any
 
 
-class ValueHead(nn.Module):
-    """Linear in float32, 0.5 at the start. The raw output is fitted: clip it where it is used."""
+def init_head(width: int, num_outputs: int = 1) -> Params:
+    """Make a head that says 0.5 of everything.
 
-    @nn.compact
-    def __call__(self, hidden: Array) -> Array:
-        """hidden: [... width]. Returns [...] float32."""
-        weight = self.param("weight", nn.initializers.zeros, (hidden.shape[-1],))
-        bias = self.param("bias", nn.initializers.constant(0.5), ())
-        return hidden.astype(jnp.float32) @ weight + bias
-
-
-HEAD: Network = ValueHead()
+    With one output: weight [width], bias [], the value itself. With K: weight [width K], bias [K].
+    """
+    if num_outputs == 1:
+        return {"weight": jnp.zeros(width), "bias": jnp.asarray(0.5)}
+    return {"weight": jnp.zeros((width, num_outputs)), "bias": jnp.zeros(num_outputs)}
 
 
-def make_logits(model: Network, key: Array | None = None) -> ReadFn:
-    """Make the function that reads the policy's logits at every token; key: see `read_rows`."""
+def head_outputs(head: Params, hidden: Array) -> Array:
+    """Read hidden states [... width], in float32: [...] of a head with one output, or [... K]."""
+    return hidden.astype(jnp.float32) @ head["weight"] + head["bias"]
 
-    def logits(params: Params, rows: TokenRows) -> Array:
+
+def value_of(head: Params, hidden: Array) -> Array:
+    """Read the value from hidden states [... width]: [...] float32.
+
+    One output is the value, raw: clip it where it is used. Of K, a softmax tells how likely K
+    values from 0 to 1 are, evenly spaced, and their mean is the value.
+    """
+    outputs = head_outputs(head, hidden)
+    if head["weight"].ndim == 1:
+        return outputs
+    return jax.nn.softmax(outputs) @ jnp.linspace(0.0, 1.0, outputs.shape[-1])
+
+
+def make_log_probs(model: Network, key: Array | None = None) -> ReadFn:
+    """Make the function that reads the policy's log-probability of every token, given those before
+    it; 0 at the first. key: see `read_rows`.
+    """
+
+    def log_probs(params: Params, rows: TokenRows) -> Array:
         hidden = read_rows(model, params, rows, key)
-        return model.apply({"params": params}, hidden, method="logits")
+        logits = model.apply({"params": params}, hidden, method="logits")
+        return token_log_probs(logits, rows.tokens)
 
-    return logits
+    return log_probs
 
 
-def make_values(model: Network, key: Array | None = None) -> ReadFn:
-    """Make the function that reads the PRM's value of the text up to every token."""
+def token_log_probs(logits: Array, tokens: Array) -> Array:
+    """Pick the log-probability of every token from the logits [M L V] of the token before it."""
+    chex.assert_equal_shape_prefix([logits, tokens], 2)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
+    return jnp.pad(-loss, ((0, 0), (1, 0)))
+
+
+def make_outputs(model: Network, key: Array | None = None) -> ReadFn:
+    """Make the function that reads what the PRM's head says of the text up to every token."""
+
+    def outputs(params: Params, rows: TokenRows) -> Array:
+        return head_outputs(params["head"], read_rows(model, params["backbone"], rows, key))
+
+    return outputs
+
+
+def make_values(model: Network) -> ReadFn:
+    """Make the function that reads the PRM's value of the text up to every token, raw."""
 
     def values(params: Params, rows: TokenRows) -> Array:
-        hidden = read_rows(model, params["backbone"], rows, key)
-        return HEAD.apply({"params": params["head"]}, hidden)
+        return value_of(params["head"], read_rows(model, params["backbone"], rows, None))
 
     return values
 

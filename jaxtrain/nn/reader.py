@@ -21,7 +21,7 @@ from jaxtrain.commuting import make_form
 from jaxtrain.keys import fold_in
 from jaxtrain.nn import cache
 from jaxtrain.nn.decode import Lanes, idle_lanes, write_chunk
-from jaxtrain.nn.heads import HEAD, Network
+from jaxtrain.nn.heads import Network, value_of
 from jaxtrain.nn.memory import (
     Both,
     Memory,
@@ -107,7 +107,7 @@ def write(
     hidden, judged = models[1].apply(
         {"params": backbone}, tokens, position, is_written, (*segments, behind)
     )
-    value = HEAD.apply({"params": params[1]["head"]}, hidden).astype(jnp.float32)
+    value = value_of(params[1]["head"], hidden)
     lane, step = (
         jnp.arange(len(tokens))[:, None],
         jnp.where(token.is_last.T, token.step.T, num_steps),

@@ -60,7 +60,7 @@ class SearchConfig:
     num_simulations: int = 16
     num_candidates: int = 4  # A: steps sampled behind a prefix (b in the paper)
     num_samples: int = 16  # traces a problem, for the method `sample`
-    # sampled tokens at which a tree search ends, whatever its simulations; None: no such budget
+    # sampled tokens at which a search ends, whatever else it has left; None: no such budget
     num_tokens: int | None = None
     temperature: float = 1.0  # of the policy while it searches
     # how steps behind a prefix are drawn: distinct: without replacement; independent: as in the

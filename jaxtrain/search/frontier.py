@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxtrain.keys import fold_in
 from jaxtrain.search.lanes import NOTHING, WANTED, Pending
-from jaxtrain.search.rows import Job, choose, clip, path_to, pick
+from jaxtrain.search.rows import Job, Rows, choose, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree
 
@@ -79,8 +79,8 @@ def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
 class FrontierMoves:
     """The moves of trees under a rule."""
 
-    def __init__(self, rule: FrontierRule, job: Job):
-        self.rule, self.job = rule, job
+    def __init__(self, config: SearchConfig, rule: FrontierRule, job: Job):
+        self.config, self.rule, self.job = config, rule, job
         self.num_rows = rule.num_turns * rule.num_steps * rule.width * rule.num_lanes
 
     def move(self, growth: Growth) -> Growth:
@@ -93,7 +93,7 @@ class FrontierMoves:
         at = jnp.maximum(place, 0)
         goes_on = (place >= 0) & pick(pool.is_there & ~pool.is_ended, at)
         goes_on = (goes_on | is_first[:, None]) & (state.turn < rule.num_turns)[:, None]
-        is_over = is_ready & ~jnp.any(goes_on, axis=1)
+        is_over = is_ready & (~jnp.any(goes_on, axis=1) | self.is_spent(growth.rows))
 
         # What is opened is told, and waited for.
         opened = jnp.where(goes_on, place, self.num_rows)
@@ -107,6 +107,16 @@ class FrontierMoves:
         )
         growth = choose(is_ready & ~is_over, asked, growth)
         return growth._replace(is_over=growth.is_over | is_over)
+
+    def is_spent(self, rows: Rows) -> Array:
+        """Say which trees have spent their tokens, or hold a leaf that crosses the threshold."""
+        config, is_spent = self.config, jnp.zeros(len(rows.kind), bool)
+        if config.num_tokens is not None:
+            is_spent |= jnp.sum(rows.length, axis=1) >= config.num_tokens
+        if config.end_threshold is not None:
+            is_leaf = rows.is_finished & (rows.kind == Kind.CANDIDATE)
+            is_spent |= jnp.any(is_leaf & (clip(rows.score) >= config.end_threshold), axis=1)
+        return is_spent
 
     def pool(self, growth: Growth) -> Pool:
         """Make what a rule chooses among."""
@@ -154,7 +164,10 @@ class FrontierMoves:
 
 def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
     """Grow trees of R = turns * K * W * A rows."""
-    moves, none = FrontierMoves(rule, job), jnp.zeros((job.num_trees, rule.width), jnp.int32)
+    moves, none = (
+        FrontierMoves(config, rule, job),
+        jnp.zeros((job.num_trees, rule.width), jnp.int32),
+    )
     method = Method(
         num_rows=moves.num_rows,
         width=rule.width,

@@ -1,9 +1,6 @@
-"""Stage 5 of 7. Batches in, Learner out.
+"""Fits of a Learner, whatever it learns.
 
-A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one
-jitted, pure step `(base, learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh;
-only what the learner holds is trained, over a base that stays as it is. The
-learning rate is an argument and its schedule spans exactly one fit, so the warm start and every
+The learning rate is an argument and its schedule spans exactly one fit, so the warm start and every
 later fit have a horizon of their own while Adam's moments live on. An update leaves the learner as
 it was, and is counted, where its loss, its gradient, a parameter or a moment is not finite. What an
 update made is checked by the next one, and at the end of a fit: to check it at once would hold a
@@ -23,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxtrain.errors import UserError, require, require_at_least, require_share
-from jaxtrain.structs import PROJECTIONS, Array, Learner, Params, ReadFn, TokenRows
+from jaxtrain.structs import Array, Learner, Params
 
 # (params that are trained, base, rows, number of updates before) -> loss, [] float32
 LossFn = Callable[[Params, Params, Any, Array], Array]
@@ -66,72 +62,14 @@ class LearnerConfig:
     b2: float = 0.98  # AdamW's decay of the mean squared gradient, an update
     weight_decay: float = 0.01  # AdamW's, times the rate
     clip_norm: float = 1.0  # of the whole gradient
+    # where later fits begin: previous, the fit before; warm_start, from iteration 2 on, the network
+    # of iteration 0; policy, of the PRM alone: the policy just fitted, which knows likely steps
+    init_from: str = "previous"
+    objective: str = ""  # what is learnt, a key of the network's own table
 
     def fit_of(self, iteration: int) -> FitConfig:
         """Return what an iteration's fit is like."""
         return self.fit if iteration else self.warm_start
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Adapters of low rank, trained over weights that stay as they are."""
-
-    rank: int | None = None  # of the adapters; none: all weights are trained instead
-    # the matrices of a block that have an adapter: wq, wk, wv, wo, gate, up, down
-    targets: tuple[str, ...] = PROJECTIONS
-    alpha: float = 16.0  # what adapters give is multiplied by alpha / rank
-    dropout: float = 0.0  # share of their inputs that an update leaves out
-
-    @property
-    def scale(self) -> float:
-        """What adapters give is multiplied by."""
-        return self.alpha / (self.rank or 1)
-
-
-@dataclass(frozen=True)
-class UpdatesConfig:
-    """Fits of the two networks."""
-
-    policy: LearnerConfig = LearnerConfig()
-    prm: LearnerConfig = LearnerConfig()
-    lora: LoraConfig = LoraConfig()
-    # updates in a row that are not finite, and so are skipped, before the run stops
-    max_skipped: int = 20
-
-    def __post_init__(self):
-        require_at_least(1, "updates", self, "max_skipped")
-        require_at_least(1, "updates.lora", self.lora, "rank")
-        require_at_least(0, "updates.lora", self.lora, "alpha", "dropout")
-        targets = self.lora.targets
-        if not targets or not set(targets) <= set(PROJECTIONS):
-            told = f"--config.updates.lora.targets={','.join(targets)}"
-            raise UserError(f"{told}: must be some of {', '.join(PROJECTIONS)}")
-        require(self.lora.dropout < 1, "updates.lora", self.lora, "dropout", "must be below 1")
-        for name in ("policy", "prm"):
-            learner, section = getattr(self, name), f"updates.{name}"
-            require_at_least(1, section, learner, "batch_size")
-            require_at_least(0, section, learner, "weight_decay")
-            require_share(section, learner, "b1", "b2")
-            require(learner.clip_norm > 0, section, learner, "clip_norm", "must be above 0")
-            for part in ("warm_start", "fit"):
-                fit, keys = getattr(learner, part), f"{section}.{part}"
-                require_at_least(0, keys, fit, "num_updates", "max_epochs", "learning_rate")
-                require_share(keys, fit, "warmup", "final")
-
-
-def policy_loss(logits_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
-    """Mean negative log-likelihood of the tokens with a weight, told by those before: float32."""
-    logits, weight = logits_fn(params, rows)[:, :-1], rows.weight[:, 1:]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, rows.tokens[:, 1:])
-    return jnp.sum(loss * weight) / jnp.maximum(jnp.sum(weight), 1.0)
-
-
-def prm_loss(values_fn: ReadFn, params: Params, rows: TokenRows) -> Array:
-    """Mean squared error of raw values where there is a weight, at step ends (Eq. 37): float32."""
-    values = values_fn(params, rows)
-    # The mask stands inside: an unread position may hold anything, and 0 * inf is NaN.
-    error = jnp.where(rows.weight > 0, values - rows.target, 0.0)
-    return jnp.sum(rows.weight * error**2) / jnp.maximum(jnp.sum(rows.weight), 1.0)
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:

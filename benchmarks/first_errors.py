@@ -1,0 +1,168 @@
+"""Where does a PRM see the first error? On solutions in ProcessBench's form, any file of it.
+
+    python -m benchmarks.first_errors --workdir runs/NAME --file gsm8k.jsonl
+    python -m benchmarks.first_errors --workdir runs/NAME --file gsm8k.jsonl --iteration 0
+
+A line of the file is a JSON object: `problem`, `steps` (texts) and `label`, the number of the first
+wrong step from 0, or -1 where there is none. A PRM names the first step whose value is below a
+threshold. F1 is the harmonic mean of two shares: of the wrong solutions those whose first error is
+named exactly, of the right ones those that are let pass (Zheng et al., 2024). It is told at 0.5,
+and at the threshold that is best on this very file, as ProcessBench does for its PRMs; besides the
+AUROC of steps before the first error against the first error, within a solution and over all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxtrain.build import build
+from jaxtrain.checkpoints import Checkpoints
+from jaxtrain.errors import UserError
+from jaxtrain.intervals import auroc, mean
+from jaxtrain.nn import lora
+from jaxtrain.nn.heads import make_values
+from jaxtrain.nn.transformer import Transformer
+from jaxtrain.progress import Progress
+from jaxtrain.prompts import make_encode
+from jaxtrain.runs import open_run, open_task
+from jaxtrain.structs import TokenRows
+from jaxtrain.tasks import Problem
+
+BATCH_SIZE = 16
+RIGHT = -1  # the label of a solution without an error
+
+
+class Solution(NamedTuple):
+    """A solution in steps."""
+
+    problem: str
+    steps: tuple[str, ...]
+    label: int  # the first wrong step, or RIGHT
+
+
+def read_solutions(path: Path) -> list[Solution]:
+    """Read a file of JSON lines. Raises UserError that names the first line of another form."""
+    found = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        try:
+            fields = json.loads(line)
+            steps, label = tuple(map(str, fields["steps"])), int(fields["label"])
+            if not steps or not RIGHT <= label < len(steps):
+                raise ValueError(f"label {label} of {len(steps)} steps")
+            found.append(Solution(str(fields["problem"]), steps, label))
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"--file {path}:{number}: is no solution ({what}); a line is a JSON object with "
+                "problem, steps and label"
+            ) from error
+    return found
+
+
+def first_below(values: Sequence[np.ndarray], threshold: float) -> np.ndarray:
+    """Name the first step of every solution whose value is below a threshold, [n] int, or RIGHT."""
+    named = [np.flatnonzero(x < threshold) for x in values]
+    return np.array([at[0] if len(at) else RIGHT for at in named], int)
+
+
+def f1(named: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
+    """Return (F1, share of wrong solutions whose error is named, share of right ones let pass)."""
+    is_hit = named == label
+    wrong, right = mean(is_hit[label != RIGHT]), mean(is_hit[label == RIGHT])
+    return (2 * wrong * right / (wrong + right) if wrong + right else 0.0), wrong, right
+
+
+def card(values: Sequence[np.ndarray], label: np.ndarray) -> dict[str, float]:
+    """Measure the values of the steps of solutions, [steps] each, against their labels [n]."""
+    told = dict(zip(("f1", "wrong", "right"), f1(first_below(values, 0.5), label), strict=True))
+    # The best threshold lies just above a value, or at 0, where none is named.
+    levels = np.nextafter(np.unique(np.concatenate(values)), np.inf)
+    levels = np.concatenate([[0.0, 0.5], levels])
+    scores = [f1(first_below(values, level), label)[0] for level in levels]
+    best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
+    told |= {"best_f1": scores[best], "best_threshold": float(levels[best])}
+    # Steps that are known to be right or wrong: up to the first error.
+    known = [x[: len(x) if k == RIGHT else k + 1] for x, k in zip(values, label, strict=True)]
+    is_right = [np.arange(len(x)) != k for x, k in zip(known, label, strict=True)]
+    told["auroc"] = auroc(np.concatenate(known), np.concatenate(is_right))
+    within = np.array([auroc(x, y) for x, y in zip(known, is_right, strict=True)])
+    told["auroc_within"] = mean(within[np.isfinite(within)])
+    return told | {
+        "num_wrong": int((label != RIGHT).sum()),
+        "num_right": int((label == RIGHT).sum()),
+    }
+
+
+def score(
+    path: Path, iteration: int | None, solutions: Sequence[Solution], progress: Progress
+) -> tuple[list[np.ndarray], int]:
+    """Read the values of all steps with the PRM of a run. Returns them and the iteration."""
+    config, manifest, pretrained = open_run(path)
+    task = open_task(path, config, manifest, pretrained)
+    fns, folder = build(config, task.tokenizer, progress, pretrained), path / "checkpoints"
+    with Checkpoints(folder, config.checkpoints, manifest["run_key"], is_read_only=True) as stored:
+        iteration = stored.choose(iteration)
+        prm = stored.restore_params(iteration, "prm", fns.abstract_state)
+    prm = prm | {"backbone": lora.merge(fns.init_base(), prm["backbone"])}
+    adapters, size = config.updates.lora, config.model.vocab_size or task.tokenizer.vocab_size
+    read = jax.jit(make_values(Transformer(config.model, size, adapters.scale)))
+
+    # A step ends with its boundary, as those do that the PRM has learnt.
+    encode_fn = make_encode(config.prompts, task.tokenizer, task.demonstrations)
+    texts, ends = [], []
+    for problem, steps, _ in solutions:
+        ids, at = list(encode_fn(Problem(0, f"Q: {problem}\nA:\n", "", problem))), []
+        for step in steps:
+            ids += task.tokenizer.encode(step.strip("\n") + config.trace.boundary)
+            at.append(len(ids) - 1)
+        texts.append(ids)
+        ends.append(np.array(at))
+
+    # Of like length together, all batches of few widths.
+    found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+    order = np.argsort([len(ids) for ids in texts], kind="stable")
+    for first in range(0, len(order), BATCH_SIZE):
+        part = order[first : first + BATCH_SIZE]
+        width = -(-max(len(texts[k]) for k in part) // 128) * 128
+        tokens, segment = np.zeros((2, BATCH_SIZE, width), np.int32)
+        for row, k in enumerate(part):
+            tokens[row, : len(texts[k])], segment[row, : len(texts[k])] = texts[k], 1
+        place, none = np.arange(width, dtype=np.int32) * segment, np.zeros(tokens.shape, np.float32)
+        values = np.asarray(read(prm, TokenRows(tokens, place, segment, none, none, -segment)))
+        for row, k in enumerate(part):
+            found[k] = values[row, ends[k]].clip(0, 1)
+    return found, iteration
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--file", type=Path, required=True)
+    parser.add_argument("--iteration", type=int)
+    options = parser.parse_args()
+    try:
+        solutions = read_solutions(options.file)
+        with ExitStack() as leaving:
+            progress = leaving.enter_context(Progress(0, sys.stderr))
+            values, iteration = score(options.workdir, options.iteration, solutions, progress)
+    except UserError as error:
+        sys.exit(str(error))
+    label = np.array([solution.label for solution in solutions])
+    print(f"| iteration {iteration} | {options.file.name} |\n| --- | --- |")
+    for name, value in card(values, label).items():
+        print(f"| {name} | {value:.4g} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Stage 5 of 7. Batches in, Learner out.
+
+A *fit* is a number of updates, fixed before it begins, from a stream of batches; an *update* is one
+jitted, pure step `(base, learner, batch, learning_rate) -> (learner, info)`, sharded over the mesh;
+only what the learner holds is trained, over a base that stays as it is.
+
+What is learnt is an *objective*, one line of a table for either network (`prm.OBJECTIVES`,
+`policy.OBJECTIVES`): a pure function from what the network says of a batch, and the rows of the
+batch, to a loss. The line says besides what it takes: for the PRM how many outputs the head has,
+for the policy what a row is (a trace, one of a pair, ...), and for both which rows must stand in a
+batch together. Networks and data know no objective; `build` and `phases` read the tables.
+"""
+
+from jaxtrain.updates import fits, policy, prm
+from jaxtrain.updates.config import LoraConfig, UpdatesConfig
+from jaxtrain.updates.fits import FitConfig, LearnerConfig
+from jaxtrain.updates.policy import PolicyConfig
+from jaxtrain.updates.prm import PrmConfig
+
+# the tables of both networks
+OBJECTIVES = {"policy": policy.OBJECTIVES, "prm": prm.OBJECTIVES}
+
+__all__ = [
+    "OBJECTIVES",
+    "FitConfig",
+    "LearnerConfig",
+    "LoraConfig",
+    "PolicyConfig",
+    "PrmConfig",
+    "UpdatesConfig",
+    "fits",
+    "policy",
+    "prm",
+]
