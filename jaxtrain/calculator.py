@@ -51,17 +51,17 @@ class Calculator(NamedTuple):
     spelt: np.ndarray  # [V T] int32, bytes of a token, -1 behind them
     begins: np.ndarray  # [V] bool, it begins a number
     goes_on: np.ndarray  # [V] bool, it goes on with one
-    result: np.ndarray  # [12] int32, the tokens of RESULT
+    result: np.ndarray  # [12] int32, the tokens of RESULT; -1: no result has this sign
 
 
 def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
     """Compile the automaton for a tokenizer.
 
-    Raises UserError where the tokenizer cannot write every number.
+    Raises UserError where the tokenizer cannot write every whole number.
     """
-    # A result is written character by character.
+    # A result is written character by character. Without a sign or a point, none has it.
     ids = {text: i for i, text in reversed(list(enumerate(token_bytes)))}
-    missing = [char for char in RESULT if char.encode() not in ids]
+    missing = [char for char in RESULT[:10] if char.encode() not in ids]
     if missing:
         raise UserError(
             f"--config.trace.calculator=True: the tokenizer has no token for {missing[0]!r} "
@@ -93,7 +93,7 @@ def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
         spelt=spelt,
         begins=np.array([bool(BEGINS.match(text)) for text in token_bytes]),
         goes_on=np.array([bool(GOES_ON.match(text)) for text in token_bytes]),
-        result=np.array([ids[char.encode()] for char in RESULT], np.int32),
+        result=np.array([ids.get(char.encode(), -1) for char in RESULT], np.int32),
     )
 
 

@@ -233,6 +233,13 @@ def test_tokens_are_read_by_their_bytes():
 def test_a_tokenizer_that_cannot_write_a_result_is_refused():
     with pytest.raises(UserError, match="no token for '7'"):
         make_calculator([text for text in BYTES if text != b"7"])
+    # Without a point, no result has one.
+    whole = make_calculator([b"" if text == b"." else text for text in BYTES])
+    for text, is_due in ((b"6/3=", True), (b"5/2=", False), (b"2-5=", True)):
+        sums, turn = no_sums(1), jax.jit(partial(advance, whole))
+        for byte in text:
+            sums = turn(sums, jnp.array([byte]))
+        assert (sums.stage == DUE).item() is is_due
 
 
 @pytest.mark.parametrize("how", [{"step_tokens": 8}, {"boundary": "."}])

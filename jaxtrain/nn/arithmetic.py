@@ -165,6 +165,9 @@ def read_byte(tables: Calculator, sums: Sums, byte: Array) -> Sums:
     # Is there a result, and is it sure? Else, does what was written leave all as it is?
     is_sure = is_ok & (sums.num_operators > 0) & ~(sums.is_added & sums.is_percent)
     is_sure &= is_equal & (length_of(total) <= MAX_LENGTH)
+    # A tokenizer may have no token for a minus or a point.
+    has_minus, has_point = (tables.result[RESULT.index(char)] >= 0 for char in "-.")
+    is_sure &= (has_minus | (total.mantissa >= 0)) & (has_point | (total.exponent >= 0))
     is_lead, is_point = (jnp.any(byte[:, None] == jnp.array([*x]), 1) for x in (LEAD, b".,"))
     stays = ((sums.stage == DUE) & is_lead) | ((sums.stage == ENDED) & is_point)
     new = Sums(
