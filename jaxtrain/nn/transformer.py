@@ -50,7 +50,8 @@ class ModelConfig:
     rope_length: int = 8192  # Llama 3.1: tokens that the model was first trained on
     norm_eps: float = 1e-5  # under the root of every RMSNorm
     dtype: str = "float32"  # of activations and caches; logits, values and losses are float32
-    # one compiled block for all layers: deep networks compile in seconds, run a little slower
+    # one compiled block for all layers: deep networks compile in seconds. A policy that writes has
+    # them apart all the same: a scan would copy keys and values for every token
     is_scanned: bool = False
     # with is_scanned: updates compute activations again and keep one a layer
     is_rematerialised: bool = False

@@ -33,7 +33,7 @@ class PrmConfig(LearnerConfig):
     num_bins: int = 11  # with bins: values from 0 to 1 that the head tells apart
     pairwise_weight: float = 1.0  # with pairwise: of the comparisons, beside the binary loss
     # with pairwise: paths of a problem that stand in a batch together
-    num_together: int = 8
+    num_together: int = 2
 
 
 # (what the head says, [M L] or [M L K]; rows; config; D, labels of a row at most) -> [] float32
