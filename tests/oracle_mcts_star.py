@@ -301,7 +301,7 @@ def expand(search: Search, world: World, node: Node, num_more: int, settings: An
 
     Lanes begin behind what they find. A step that is the same as another one is marked; where steps
     are to be distinct, it is drawn again, and no lane says what stands there when it begins. But a
-    twin, not the same word for word, is drawn again once, and not where it has ended.
+    twin, not the same word for word, is drawn again once, and one that has ended is left alone.
     """
     is_distinct, limit = settings.candidates == "distinct", lane_limit(settings)
     width = settings.max_candidates or settings.num_candidates
@@ -321,9 +321,12 @@ def expand(search: Search, world: World, node: Node, num_more: int, settings: An
             there |= {child.number: child for child in steps}
             round_of |= dict.fromkeys(part, attempt)
         # The newer ones of those that are the same.
-        repeats, twins = newer(there, round_of, tuple), newer(there, round_of, world.form)
+        repeats = newer(there, round_of, tuple)
+        twins = [
+            n for n in newer(there, round_of, world.form) if n in repeats or not there[n].is_ended
+        ]
         is_short |= attempt == limit and bool(repeats)
-        again = [n for n in twins if attempt == 0 and n not in repeats and not there[n].is_ended]
+        again = [n for n in twins if attempt == 0 and n not in repeats]
         again += repeats if attempt < limit else []
         wanted = sorted(again) if is_distinct else []
         for number in set(twins) - set(wanted):

@@ -213,14 +213,14 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
         found = find_repeats(pending, rows, job.reader.text(memory), job.reader.form)
         is_repeat, is_twin = (x & is_complete[:, None, None] for x in found)
+        # Nobody goes on from a twin that has ended, and its wording teaches.
+        is_twin &= is_repeat | ~pick(rows.is_ended, pending.row[..., 0])
         if not method.may_repeat:
             # Every round brings one more step at least, for a lane says what no sibling said.
             is_again = is_repeat & (pending.num_draws < method.num_siblings)
             is_short |= jnp.any(is_repeat & ~is_again, axis=2)
-            # That may be a twin, and there may be little else: one more draw, where a search could
-            # go on from it.
-            is_ended = pick(rows.is_ended, pending.row[..., 0])
-            is_again |= is_twin & ~is_repeat & ~is_ended & (pending.num_draws == 0)
+            # That may be a twin, and there may be little else: one more draw.
+            is_again |= is_twin & ~is_repeat & (pending.num_draws == 0)
             pending, rows = draw_again(pending, rows, is_again)
             is_twin &= ~is_again
         rows = mark(rows, pending.row[..., 0], is_twin, Kind.DUPLICATE)
