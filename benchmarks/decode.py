@@ -127,7 +127,11 @@ def ours(model: Transformer, params, lanes: int, options) -> tuple[Callable[[], 
     compiled = jax.jit(decoding).lower(*args).compile()
     seconds = time.perf_counter() - start
     clock(compiled, *args)
-    cache = sum(x.nbytes for x in jax.tree.leaves((prompt, own)))
+    # What a lane must read: of the places that it writes into, half in the mean.
+    places = own.position.shape[1]
+    share = (places - options.tokens / 2) / places
+    prompt_bytes, own_bytes = (sum(x.nbytes for x in jax.tree.leaves(y)) for y in (prompt, own))
+    cache = int(prompt_bytes + share * own_bytes)
     return lambda: clock(compiled, *args) / options.tokens, cache, seconds
 
 

@@ -1,4 +1,4 @@
-"""Every pytree that crosses a file. Imports nothing of ours.
+"""Every pytree that crosses a file, and the choice between two. Imports nothing of ours.
 
 Dimension key, used in every shape comment of the project:
 
@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 from flax import struct
 
 # jax.Array inside jit, np.ndarray on the host: the stages hand both on, and no checker can tell
@@ -288,3 +290,8 @@ class State:
     @property
     def networks(self) -> Networks:
         return Networks(self.base, self.policy.params, self.prm.params)
+
+
+def choose(is_new: Array, new: Any, old: Any) -> Any:
+    """Take the entries [B] that are new from one tree of arrays [B ...], the others from `old`."""
+    return jax.tree.map(lambda x, y: jax.vmap(jnp.where)(is_new, x, y), new, old)

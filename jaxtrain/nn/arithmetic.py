@@ -13,7 +13,7 @@ Numbers are decimals, `mantissa * 10^exponent`, of integers that no float touche
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from jaxtrain.calculator import (
     TIMES,
     Calculator,
 )
-from jaxtrain.structs import Array
+from jaxtrain.structs import Array, choose
 
 LARGEST = 2**31 - 1
 POWERS = [10**i for i in range(10)]
@@ -197,13 +197,6 @@ def come_to(sums: Sums, here: Array) -> tuple[tuple[Decimal, Array], tuple[Decim
     product, is_product = choose(is_over > 0, *ways)
     total, is_total = add(total, product._replace(mantissa=sign * product.mantissa))
     return (product, is_product), (total, is_product & is_total)
-
-
-def choose(where: Array, new: Any, old: Any) -> Any:
-    """Take lanes of one tree of arrays [b ...] where `where` [b] says so, else of another."""
-    return jax.tree.map(
-        lambda x, y: jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old
-    )
 
 
 def strip(x: Decimal) -> Decimal:

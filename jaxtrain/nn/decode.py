@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from jaxtrain import boundaries
 from jaxtrain.boundaries import COMPLETE, FINISHED, NO_ANSWER, Tables, TraceConfig
 from jaxtrain.keys import fold_in
-from jaxtrain.nn.arithmetic import Sums, advance, choose, constrain, no_sums
+from jaxtrain.nn.arithmetic import Sums, advance, constrain, no_sums
 from jaxtrain.nn.heads import Network
 from jaxtrain.nn.sampling import draw
 from jaxtrain.nn.transformer import Segment, newest
-from jaxtrain.structs import Array, Params
+from jaxtrain.structs import Array, Params, choose
 
 
 class Lanes(NamedTuple):

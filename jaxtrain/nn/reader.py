@@ -13,7 +13,6 @@ from __future__ import annotations
 from functools import partial
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from jaxtrain.boundaries import Tables, TraceConfig
@@ -36,7 +35,7 @@ from jaxtrain.nn.memory import (
     siblings_of,
 )
 from jaxtrain.nn.transformer import Segment, empty_segment, join
-from jaxtrain.structs import Array, Cost, FormFn, Order, Params, Reader, Written
+from jaxtrain.structs import Array, Cost, FormFn, Order, Params, Reader, Written, choose
 
 PLAIN = make_form((), "")  # steps are told apart by their tokens
 LANES = 0x1A9E5  # sets the keys of lanes apart from those of nodes
@@ -144,10 +143,7 @@ def begin(memory: Memory, order: Order) -> Memory:
     is_same = (order.sibling >= 0).reshape(len(room), -1)
     fresh = fresh._replace(key=key, start=start, room=room, is_live=room > 0, is_same=is_same)
 
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(is_new.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-    lanes = jax.tree.map(choose, fresh, lanes)._replace(hidden=lanes.hidden)
+    lanes = choose(is_new, fresh, lanes)._replace(hidden=lanes.hidden)
     # What a row said before is forgotten.
     is_row = order.is_new[..., None] & (order.row >= 0)
     row = jnp.where(is_row, order.row, memory.tokens.shape[1])

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from jaxtrain.keys import fold_in
 from jaxtrain.search.lanes import NOTHING, WANTED, Pending
-from jaxtrain.search.rows import Job, Rows, choose, clip, path_to, pick
+from jaxtrain.search.rows import Job, Rows, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
-from jaxtrain.structs import Array, Kind, Tree
+from jaxtrain.structs import Array, Kind, Tree, choose
 
 if TYPE_CHECKING:
     from jaxtrain.search.config import SearchConfig

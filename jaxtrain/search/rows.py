@@ -65,8 +65,3 @@ def pick(x: Array, index: Array) -> Array:
 def clip(score: Array) -> Array:
     """Turn a raw score into a value. Scores are ranked raw, so that clipping ties nothing."""
     return jnp.clip(score, 0.0, 1.0)
-
-
-def choose(is_new: Array, new, old):
-    """Take the slots [B] that are new from one tree of arrays [B ...], the others from another."""
-    return jax.tree.map(lambda x, y: jax.vmap(jnp.where)(is_new, x, y), new, old)

@@ -24,8 +24,8 @@ from jaxtrain.search.lanes import (
     mark,
     no_pending,
 )
-from jaxtrain.search.rows import Job, Rows, choose, empty_rows, pick
-from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree
+from jaxtrain.search.rows import Job, Rows, empty_rows, pick
+from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree, choose
 
 
 class Growth(NamedTuple):

@@ -26,9 +26,9 @@ import numpy as np
 
 from jaxtrain.keys import fold_in
 from jaxtrain.search.lanes import want
-from jaxtrain.search.rows import Job, Rows, choose, clip, path_to, pick
+from jaxtrain.search.rows import Job, Rows, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
-from jaxtrain.structs import Array, Kind, Tree
+from jaxtrain.structs import Array, Kind, Tree, choose
 
 if TYPE_CHECKING:
     from jaxtrain.search.config import SearchConfig
