@@ -66,6 +66,9 @@ class SearchConfig:
     # how steps behind a prefix are drawn: distinct: without replacement; independent: as in the
     # paper, where repeats are told apart and never searched
     candidates: str = "distinct"
+    # share of the policy's probability at which the steps behind a prefix are enough and no more
+    # are drawn, by the lanes that have not begun: what is unlikely misleads a PRM; 1: all are drawn
+    top_p: float = 1.0
     # leaves that have ended: closed: never selected again; revisited: as in the paper
     ended_leaves: str = "closed"
     # l: the value at which a finished leaf decides its tree; None: the whole budget is spent
@@ -94,7 +97,7 @@ class SearchConfig:
         sizes = "num_simulations", "num_candidates", "num_samples", "num_tokens"
         require_at_least(1, "search", self, *sizes, "num_trees", "num_lanes", "chunk_tokens")
         require_at_least(0, "search", self, "temperature")
-        require_share("search", self, "end_threshold")
+        require_share("search", self, "end_threshold", "top_p")
         most = self.widening.max_candidates
         is_met, why = most is None or most >= self.num_candidates, "is below search.num_candidates"
         require(is_met, "search.widening", self.widening, "max_candidates", why)

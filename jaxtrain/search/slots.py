@@ -20,6 +20,7 @@ from jaxtrain.search.lanes import (
     assign,
     collect,
     draw_again,
+    drop_rest,
     find_repeats,
     mark,
     no_pending,
@@ -62,6 +63,7 @@ class Method(NamedTuple):
     num_steps: int  # K: steps of a continuation, at most
     compares: bool  # whether a candidate that repeats another is told apart from it
     may_repeat: bool  # whether it is drawn all the same
+    top_p: float  # probability of the steps behind a prefix from which no more are drawn
     state: Any  # of B trees that have not begun, [B ...]
     move: Callable[[Growth], Growth]  # all trees; those that are ready order something or are over
     # -> visits, value [B R], num_closed [B]
@@ -207,6 +209,11 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     memory, written, cost = job.reader.write(job.params, memory, order, job.temperature)
     done = collect(pending, order, written, growth.rows)
     pending, rows, is_short = done.pending, done.rows, done.is_short | growth.is_short
+
+    # What the policy would hardly say is not asked for.
+    if method.top_p < 1 and method.num_siblings:
+        pending, is_dropped = drop_rest(pending, rows, method.top_p)
+        is_short |= is_dropped
 
     # An order that is complete must hold no step twice.
     if method.compares:
