@@ -28,6 +28,7 @@ from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
+from jaxtrain.search.prior import rank
 from jaxtrain.structs import Examples, Kind, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.trees import Damaged, Place, Stored
@@ -252,7 +253,8 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
             for name, shards in found.items()
         }
         baseline = read_baseline(fit_log or run.log, i)
-        metrics = evaluation.measure(joined, c.strategies, baseline, run.task.answer_tokens)
+        answers, rank_fn = run.task.answer_tokens, partial(rank, c.samples.prior)
+        metrics = evaluation.measure(joined, c.strategies, baseline, answers, rank_fn)
     require_some_ok(run, i, counts)
 
     # What was left out or failed counts as wrong, and is told.

@@ -10,7 +10,7 @@ from jaxtrain.evaluation import Answered
 
 def answered(answers: list[list[str | None]]) -> Answered:
     zeros = np.zeros((len(answers), len(answers[0])))
-    return Answered(np.arange(len(answers)), answers, zeros > 0, zeros, zeros, zeros)
+    return Answered(np.arange(len(answers)), answers, zeros > 0, zeros, zeros, zeros, zeros)
 
 
 def test_answers_with_the_fewest_false_sums_stay():

@@ -18,8 +18,10 @@ from tiny_models import VOCAB, Bigram
 from jaxtrain.boundaries import TraceConfig, make_tables
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.search import SearchConfig, make_grow
+from jaxtrain.search.beam import BeamConfig
 from jaxtrain.search.config import WideningConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
+from jaxtrain.search.prior import PriorConfig
 from jaxtrain.structs import Kind, Prompts, Tree
 
 END, NEWLINE, WORD, OTHER, SIZE = 1, 2, 3, 4, 3
@@ -144,6 +146,56 @@ def test_a_node_with_fewer_steps_than_asked_says_so(num_lanes):
         assert all(sorted(words(tree, b)) == [(i,) for i in range(VOCAB)] for b in range(64))
         assert (tree.kind <= Kind.CANDIDATE).all() and (tree.num_exhausted == 1).all()
         assert tree.is_ok.all()
+
+
+def stopped(law: dict[tuple[Words, ...], float], steps: dict[Words, float], top_p: float):
+    """Cut sequences of draws behind the step with which they hold the share top_p, and add up."""
+    found = Counter()
+    for drawn, share in law.items():
+        masses = np.cumsum([steps[step] for step in drawn])
+        found[drawn[: 1 + int((masses < top_p).sum())]] += share
+    return found
+
+
+def test_no_step_is_drawn_once_the_others_hold_most_of_the_probability():
+    steps, top_p = steps_behind(FIVE, WORD), 0.6
+    tree = grow(FIVE, num_candidates=4, num_lanes=1, chunk=2, top_p=top_p)
+    found = [tuple(words(tree, b)) for b in range(NUM_TREES)]
+    assert_law(found, stopped(in_order(steps, 4), steps, top_p))
+    assert {len(drawn) for drawn in found} == {2, 3, 4}
+    # A node that drew less than it was asked for says so, and widens no more.
+    np.testing.assert_array_equal(tree.num_exhausted, [len(drawn) < 4 for drawn in found])
+    config = dict(num_candidates=1, num_simulations=6, widening=WideningConfig(4, exponent=1.0))
+    tree = grow(FIVE, chunk=2, top_p=top_p, **config)
+    for b in range(NUM_TREES):
+        masses = np.cumsum([steps[step] for step in words(tree, b)])
+        assert (masses[:-1] < top_p).all()
+
+
+def test_the_prompt_is_as_likely_behind_every_place_of_a_beam():
+    """Places that share a prefix share what is drawn behind it."""
+    steps = steps_behind(FIVE, WORD)
+    beam = dict(method="beam", beam=BeamConfig(width=2), num_candidates=2, num_lanes=1)
+    tree = grow(FIVE, chunk=3, top_p=0.7, **beam)
+    masses = np.array([sum(steps[step] for step in words(tree, b)) for b in range(NUM_TREES)])
+    num_drawn = np.array([len(words(tree, b)) for b in range(NUM_TREES)])
+    assert ((num_drawn == 4) | (masses >= 0.7)).all() and (num_drawn < 4).any()
+
+
+@pytest.mark.parametrize("normalises_length", [False, True])
+def test_what_answers_is_ranked_by_score_and_probability(normalises_length):
+    """Scores are 0 here, so the likeliest trace answers, or the one with the likeliest tokens."""
+    prior = PriorConfig(weight=0.5, normalises_length=normalises_length)
+    tree = grow(FIVE, 64, num_candidates=5, num_simulations=4, num_lanes=1, chunk=2, prior=prior)
+    for b in range(64):
+        ranks = {}
+        for row in np.flatnonzero(tree.is_finished[b]):
+            path = [row]
+            while (above := tree.parent[b, path[-1]]) >= 0:
+                path.append(above)
+            log_prob, length = (x[b, path].sum() for x in (tree.log_prob, tree.length))
+            ranks[row] = log_prob / length if normalises_length else log_prob
+        assert ranks[tree.chosen[b]] == pytest.approx(max(ranks.values()), abs=1e-6)
 
 
 def test_a_policy_that_hardly_varies_still_says_something_new_in_every_candidate():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from jaxtrain.intervals import mean_interval
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import read_baseline
 from jaxtrain.report import render_report, scores
+from jaxtrain.search.prior import PriorConfig, rank
 from jaxtrain.structs import Kind, Labels, Tree, Verdict
 
 NONE, CORRECT, WRONG, UNPARSABLE, ERROR = Verdict
@@ -114,6 +117,22 @@ def test_samples_are_the_paths_to_childless_rows_in_lane_order():
     np.testing.assert_allclose(read.score, [[0.7, 0.9, 0.3], [0.5, 0.6, 0.8]])
 
 
+def test_best_of_k_ranks_by_score_and_what_the_policy_thought_of_the_trace():
+    log_prob = np.zeros((2, 8))
+    log_prob[:, :6] = [[-0.5, -4, 0, -0.5, 0, 0], [-1, 0, 0, -9, 0, -1]]
+    tree = make_tree(SAMPLES, log_prob=log_prob)
+    found = {}
+    for weight in (0.0, 0.1):
+        rank_fn = partial(rank, PriorConfig(weight=weight))
+        read = read_samples(
+            tree, verdicts(SAMPLE_VERDICTS), np.array([10, 20]), read_answer, rank_fn
+        )
+        found[weight] = best_of_k(read, 3).tolist()
+    # 0.9 - 0.4 is less than 0.7 - 0.1, and 0.8 - 0.9 than 0.5 - 0.2; the scores stay
+    assert found == {0.0: [1, 2], 0.1: [0, 0]}
+    np.testing.assert_allclose(read.score, [[0.7, 0.9, 0.3], [0.5, 0.6, 0.8]])
+
+
 def test_samples_cost_the_prompt_once_and_every_sampled_token():
     read = read_samples(
         make_tree(SAMPLES), verdicts(SAMPLE_VERDICTS), np.array([10, 20]), read_answer
@@ -189,11 +208,13 @@ def make_answered(answer, is_correct, score=None, policy=10, prm=10, prompt=5):
     """B problems with K traces that cost `policy` and `prm` tokens each above the prompt."""
     shape = np.shape(is_correct)
     cost = np.broadcast_to(np.arange(1, shape[1] + 1), shape)
+    score = np.zeros(shape) if score is None else np.array(score)
     return Answered(
         np.arange(shape[0]),
         answer,
         np.array(is_correct),
-        np.zeros(shape) if score is None else np.array(score),
+        score,
+        score,
         prompt + policy * cost,
         prompt + prm * cost,
     )
@@ -419,8 +440,7 @@ def test_differences_are_paired():
 
 
 def test_other_problems_are_an_error():
-    other = Answered(np.arange(4)[::-1], *(getattr(GREEDY, name) for name in
-                     ("answer", "is_correct", "score", "policy_tokens", "prm_tokens")))  # fmt: skip
+    other = replace(GREEDY, problem_id=np.arange(4)[::-1])
     with pytest.raises(ValueError, match="greedy and samples answer different problems"):
         table_of(other, TABLE_SAMPLES)
 

@@ -20,7 +20,9 @@ from jaxtrain.evaluation.strategies import (
     TREES,
     Answered,
     AnswerFn,
+    RankFn,
     Strategy,
+    by_score,
     is_solved,
     read_choice,
     read_samples,
@@ -31,16 +33,21 @@ from jaxtrain.structs import Shard
 
 
 def measure(
-    found: Mapping[str, Shard], strategies: Sequence[str], baseline: Baseline, answer_fn: AnswerFn
+    found: Mapping[str, Shard],
+    strategies: Sequence[str],
+    baseline: Baseline,
+    answer_fn: AnswerFn,
+    rank_fn: RankFn = by_score,
 ) -> Metrics:
     """Turn judged trees, by their kind, into the accuracy table and the PRM's report.
 
-    Its steps and leaves are those of the search that answers, or else of the samples.
+    rank_fn: how best-of-k ranks what it chooses from. Steps and leaves of the report are those of
+    the search that answers, or else of the samples.
     """
     answered = {
         name: read_choice(tree, judged.verdict, answer_fn)
         if name == "search"
-        else read_samples(tree, judged.verdict, prompt.length, answer_fn)
+        else read_samples(tree, judged.verdict, prompt.length, answer_fn, rank_fn)
         for name, (prompt, tree, judged) in found.items()
     }
     metrics = accuracy_table(answered, strategies)

@@ -40,10 +40,13 @@ class Answered:
     answer: list[list[str | None]]  # [B][K], None: unfinished or unparsable
     is_correct: np.ndarray  # [B K] bool
     score: np.ndarray  # [B K] float, the PRM's value at the last step
+    rank: np.ndarray  # [B K] float, what the best of them has most of
     policy_tokens: np.ndarray  # [B K] int, tokens the policy computed for the first k + 1 traces
     prm_tokens: np.ndarray  # [B K] int, tokens the PRM computes to score them
 
 
+# score, log-probability and length in tokens of traces, arrays of one shape -> their ranks
+RankFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 # answered, k -> the trace [B] int that is chosen among the first k, -1 for none
 SelectFn = Callable[[Answered, int], np.ndarray]
 
@@ -77,16 +80,16 @@ def weighted_vote(answered: Answered, k: int) -> np.ndarray:
 
 
 def best_of_k(answered: Answered, k: int) -> np.ndarray:
-    """Return the trace `[B]` int that answers with the highest last-step value among the first k,
-    -1 without any.
+    """Return the trace `[B]` int that answers and has the highest rank among the first k, -1
+    without any.
 
-    A tie goes to the earlier trace. The value is not clipped here: it only ranks, and clipping
-    would tie the best.
+    A tie goes to the earlier trace. The rank is the last-step value, not clipped, which would tie
+    the best, and what `evaluation.samples.prior.weight` adds to it.
     """
     has_answer = np.array(
         [[a is not None for a in answer[:k]] for answer in answered.answer]
     ).reshape(-1, k)
-    best = np.argmax(np.where(has_answer, answered.score[:, :k], -np.inf), axis=1)
+    best = np.argmax(np.where(has_answer, answered.rank[:, :k], -np.inf), axis=1)
     return np.where(has_answer.any(axis=1), best, -1)
 
 
@@ -141,7 +144,18 @@ def mean_costs(strategy: Strategy, answered: Answered) -> np.ndarray:
     return np.array([mean(column) for column in tokens.T])
 
 
-def read_samples(tree: Tree, verdict: Array, prompt_length: Array, answer_fn: AnswerFn) -> Answered:
+def by_score(score: np.ndarray, log_prob: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Rank traces by their scores alone."""
+    return score
+
+
+def read_samples(
+    tree: Tree,
+    verdict: Array,
+    prompt_length: Array,
+    answer_fn: AnswerFn,
+    rank_fn: RankFn = by_score,
+) -> Answered:
     """Take the independent traces out of a tree of method `sample`.
 
     `verdict [B R]` int, a Verdict for every row; `prompt_length [B]` int. A trace is a chain of
@@ -159,9 +173,10 @@ def read_samples(tree: Tree, verdict: Array, prompt_length: Array, answer_fn: An
     last = np.full((len(rows), max([1, *map(len, rows)])), -1)
     for lanes, lane_rows in zip(last, rows, strict=True):
         lanes[: len(lane_rows)] = lane_rows
-    answer, is_correct, score, length = _read(tree, verdict, last, answer_fn)
+    answer, is_correct, score, log_prob, length = _read(tree, verdict, last, answer_fn)
+    rank = rank_fn(score, log_prob, length)
     num_tokens = prompt_length[:, None] + np.cumsum(length, axis=1)
-    return Answered(tree.problem_id, answer, is_correct, score, num_tokens, num_tokens)
+    return Answered(tree.problem_id, answer, is_correct, score, rank, num_tokens, num_tokens)
 
 
 def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
@@ -172,9 +187,9 @@ def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
     """
     chex.assert_equal_shape([tree.kind, verdict])
     tree, verdict = keep(np.asarray(tree.problem_id) >= 0, (tree, verdict))
-    answer, is_correct, score, _ = _read(tree, verdict, tree.chosen[:, None], answer_fn)
+    answer, is_correct, score, *_ = _read(tree, verdict, tree.chosen[:, None], answer_fn)
     costs = (tokens[:, None] for tokens in (tree.policy_tokens, tree.prm_tokens))
-    return Answered(tree.problem_id, answer, is_correct, score, *costs)
+    return Answered(tree.problem_id, answer, is_correct, score, score, *costs)
 
 
 def share_in_tree(tree: Tree, verdict: Array) -> float:
@@ -207,24 +222,27 @@ def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
 
 def _read(
     tree: Tree, verdict: Array, last: np.ndarray, answer_fn: AnswerFn
-) -> tuple[list[list[str | None]], np.ndarray, np.ndarray, np.ndarray]:
-    """Answer, correctness, score and length in tokens of the traces that end in the rows `last [B
-    K]`, -1 for none.
+) -> tuple[list[list[str | None]], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Answer, correctness, score, log-probability and length in tokens of the traces that end in
+    the rows `last [B K]`, -1 for none.
     """
     # Read the traces that are there.
     problem, lane = np.nonzero(last >= 0)
     row = last[problem, lane]
-    tokens, num_tokens, _ = trees.sequences(
-        tree, problem, trees.row_paths(tree.parent, problem, row)
-    )
+    paths = trees.row_paths(tree.parent, problem, row)
+    tokens, num_tokens, _ = trees.sequences(tree, problem, paths)
+    steps = np.where(paths >= 0, np.asarray(tree.log_prob)[problem[:, None], paths], 0.0)
     is_ok = np.asarray(tree.is_ok)[problem]
     # A tree that was set aside has no right answer.
-    is_correct, score, length = (np.zeros(last.shape, dtype) for dtype in (bool, float, int))
+    is_correct, score, log_prob, length = (
+        np.zeros(last.shape, dtype) for dtype in (bool, float, float, int)
+    )
     is_correct[problem, lane] = is_ok & (np.asarray(verdict)[problem, row] == Verdict.CORRECT)
     score[problem, lane] = tree.score[problem, row]
+    log_prob[problem, lane] = steps.sum(axis=1)
     length[problem, lane] = num_tokens
     # Only what is finished can be read as an answer.
     answer: list[list[str | None]] = [[None] * last.shape[1] for _ in last]
     for i in np.flatnonzero(is_ok & tree.is_finished[problem, row]):
         answer[problem[i]][lane[i]] = answer_fn(tokens[i, : num_tokens[i]])
-    return answer, is_correct, score, length
+    return answer, is_correct, score, log_prob, length

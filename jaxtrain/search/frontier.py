@@ -177,6 +177,7 @@ def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
         num_steps=rule.num_steps,
         compares=rule.is_distinct,
         may_repeat=config.candidates == "independent",
+        prior=config.prior,
         top_p=config.top_p,
         state=FrontierState(none[:, 0], none - 1, jnp.zeros((job.num_trees, moves.num_rows), bool)),
         move=moves.move,

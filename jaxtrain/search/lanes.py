@@ -195,19 +195,23 @@ def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tup
     return is_repeat, is_twin
 
 
-def drop_rest(pending: Pending, rows: Rows, top_p: float) -> tuple[Pending, Array]:
+def drop_rest(
+    pending: Pending, rows: Rows, is_repeat: Array, top_p: float
+) -> tuple[Pending, Array]:
     """Want no more behind prefixes whose steps hold the share top_p of the policy's probability.
 
-    Returns whether anything was dropped, [B W] bool.
+    is_repeat [B W A]: what says the same as another counts once. Returns whether anything was
+    dropped, [B W] bool.
     """
-    num_trees, width, *_ = pending.row.shape
-    row = pending.row[..., 0].reshape(num_trees, -1)
-    is_there = (row >= 0) & (pick(rows.kind, row) != Kind.EMPTY)
-    mass = jnp.where(is_there, jnp.exp(pick(rows.log_prob, row)), 0.0)
+    row = pending.row[..., 0]
+    at = jnp.maximum(row, 0).reshape(len(row), -1)
+    is_there = (row >= 0) & (pick(rows.kind, at).reshape(row.shape) != Kind.EMPTY) & ~is_repeat
+    mass = jnp.where(is_there, jnp.exp(pick(rows.log_prob, at)).reshape(row.shape), 0.0)
     # Places of a frontier may share a prefix.
     is_equal = jnp.all(pending.path[:, :, None] == pending.path[:, None], axis=3)
-    mass = jnp.sum(is_equal * jnp.sum(mass.reshape(num_trees, 1, width, -1), axis=3), axis=2)
-    is_dropped = (pending.state == WANTED) & (mass >= top_p)[..., None]
+    mass = jnp.sum(is_equal * jnp.sum(mass, axis=2)[:, None], axis=2)
+    is_enough = (mass >= top_p) & pending.is_distinct[:, None]
+    is_dropped = (pending.state == WANTED) & is_enough[..., None]
     state = jnp.where(is_dropped, NOTHING, pending.state)
     return pending._replace(state=state), jnp.any(is_dropped, axis=2)
 

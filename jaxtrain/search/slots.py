@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrain.search import prior
 from jaxtrain.search.lanes import (
     Pending,
     assign,
@@ -25,7 +26,8 @@ from jaxtrain.search.lanes import (
     mark,
     no_pending,
 )
-from jaxtrain.search.rows import Job, Rows, empty_rows, pick
+from jaxtrain.search.prior import PriorConfig
+from jaxtrain.search.rows import Job, Rows, empty_rows, pick, sum_above
 from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree, choose
 
 
@@ -63,6 +65,7 @@ class Method(NamedTuple):
     num_steps: int  # K: steps of a continuation, at most
     compares: bool  # whether a candidate that repeats another is told apart from it
     may_repeat: bool  # whether it is drawn all the same
+    prior: PriorConfig  # how the policy's own probability weighs in where a trace is chosen
     top_p: float  # probability of the steps behind a prefix from which no more are drawn
     state: Any  # of B trees that have not begun, [B ...]
     move: Callable[[Growth], Growth]  # all trees; those that are ready order something or are over
@@ -210,15 +213,14 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     done = collect(pending, order, written, growth.rows)
     pending, rows, is_short = done.pending, done.rows, done.is_short | growth.is_short
 
-    # What the policy would hardly say is not asked for.
-    if method.top_p < 1 and method.num_siblings:
-        pending, is_dropped = drop_rest(pending, rows, method.top_p)
-        is_short |= is_dropped
-
-    # An order that is complete must hold no step twice.
     if method.compares:
-        is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
         found = find_repeats(pending, rows, job.reader.text(memory), job.reader.form)
+        # What the policy would hardly say is not asked for.
+        if method.top_p < 1 and not method.may_repeat:
+            pending, is_dropped = drop_rest(pending, rows, found[0], method.top_p)
+            is_short |= is_dropped
+        # An order that is complete must hold no step twice.
+        is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
         is_repeat, is_twin = (x & is_complete[:, None, None] for x in found)
         # Nobody goes on from a twin that has ended, and its wording teaches.
         is_twin &= is_repeat | ~pick(rows.is_ended, pending.row[..., 0])
@@ -292,7 +294,11 @@ def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
 
     # The raw score ranks: values are clipped, which ties.
     is_answer = rows.is_finished & (rows.kind != Kind.DUPLICATE)
-    best = jnp.argmax(jnp.where(is_answer, rows.score, -jnp.inf), axis=1)
+    rank = rows.score
+    if method.prior.weight:
+        above = (sum_above(x, rows.parent, job.max_steps) for x in (rows.log_prob, rows.length))
+        rank = prior.rank(method.prior, rank, *above)
+    best = jnp.argmax(jnp.where(is_answer, rank, -jnp.inf), axis=1)
     best = jnp.where(jnp.any(is_answer, axis=1), best, -1)
     return Tree(
         problem_id=job.prompts.problem_id,

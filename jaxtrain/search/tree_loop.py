@@ -367,6 +367,7 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
             num_steps=max(1, rule.num_steps),
             compares=True,
             may_repeat=config.candidates == "independent",
+            prior=config.prior,
             top_p=config.top_p,
             state=TreeState(
                 tree=tree,
