@@ -12,8 +12,8 @@ arms share iteration 0, the warm start:
     demonstrations  the policy is fitted to D_S0 instead, by as many updates as `search` made on its
                     own traces
     sample          traces are sampled one by one instead of searched for, for as many generated
-                    tokens; as many updates as its own traces ask for. ReST-EM, but that every fit
-                    goes on from the policy before it
+                    tokens as search in the same iteration; as many updates as its own traces ask
+                    for. ReST-EM, but that every fit goes on from the policy before it
     reference       the policy is fitted to the dataset's own solutions of the problems that search
                     drew, by as many updates as `updates.policy` makes of so many rows: what right
                     traces of all problems would give. Nothing of iteration 0 is among them, and
@@ -28,11 +28,13 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from jaxtrain import prompts
 from jaxtrain.build import build
@@ -41,18 +43,24 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
 from jaxtrain.intervals import mean_interval
+from jaxtrain.iteration import iterate
 from jaxtrain.learning import fit
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, encode, encode_demonstrations, score
 from jaxtrain.progress import Progress
 from jaxtrain.runs import list_facts, open_model
-from jaxtrain.structs import Kind
+from jaxtrain.structs import Kind, State
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.reasoning_gym import ReasoningGymTask
 from jaxtrain.trees import TreeFiles
 from jaxtrain.workdir import open_workdir
 
 ARMS = ("search", "demonstrations", "sample", "reference")
+# outcomes by problem, or one figure a run
+MEASURES = (
+    *(f"evaluation/{name}/outcomes" for name in ("greedy", "best_of_k", "search", "pass_at_k")),
+    "evaluation/prm/samples/auroc_within",
+)
 
 
 def fork(flags: list[str], source: Path, folder: Path) -> None:
@@ -77,8 +85,12 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
         adopt(source, folder, 0, workdir.run_key)
 
 
-def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
-    """Fit the policy to given solutions and score it, in every iteration not on disk yet."""
+# (run, state, the run folder of `search`) -> the next state
+TurnFn = Callable[[Run, State, Path], State]
+
+
+def run_own(turn_fn: TurnFn, flags: list[str], source: Path, folder: Path) -> None:
+    """Turn the loop in a way of our own, in every iteration that is not on disk yet, and score."""
     config, model = open_model(parse(["arms", *flags])[0])
     task = make_task(config.tasks, model.tokenizer if model else None)
     with (
@@ -93,28 +105,39 @@ def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:
         state = checkpoints.restore(newest, fns.abstract_state, fns.init_base())
         if not log.truncate(int(state.iteration)):
             score(run, int(state.iteration), state.networks)
-        for i in range(int(state.iteration) + 1, config.loop.num_iterations + 1):
-            how, shown = (
-                config.updates.policy,
-                solutions(run, i) if arm == "reference" else task.demonstrations,
-            )
-            if arm == "demonstrations":
-                as_many = merge(source)[i]["updates/policy/num_updates"]
-                how = replace(how, fit=replace(how.fit, num_updates=as_many, max_epochs=None))
-            rows, num_too_long = encode_demonstrations(run, shown)
-            progress.note(
-                f"iteration {i}: fitted to {len(shown) - num_too_long} solutions, {num_too_long} "
-                "too long"
-            )
-            run_i = replace(
-                run, config=replace(config, updates=replace(config.updates, policy=how))
-            )
-            policy = fit(run_i, i, "policy", state.base, state.policy, rows, True)
-            state = replace(state, iteration=np.asarray(i, np.int32), policy=policy)
+        while int(state.iteration) < config.loop.num_iterations:
+            state = turn_fn(run, state, source)
             checkpoints.save(state)
-            workdir.remove_fits(i)
-            score(run, i, state.networks)
+            workdir.remove_fits(int(state.iteration))
+            score(run, int(state.iteration), state.networks)
             checkpoints.prune()
+
+
+def fit_shown(run: Run, state: State, source: Path, is_reference: bool) -> State:
+    """Fit the policy to given solutions instead of traces."""
+    i, how, shown = int(state.iteration) + 1, run.config.updates.policy, run.task.demonstrations
+    if is_reference:
+        shown = solutions(run, i)
+    else:
+        as_many = merge(source)[i]["updates/policy/num_updates"]
+        how = replace(how, fit=replace(how.fit, num_updates=as_many, max_epochs=None))
+    rows, num_too_long = encode_demonstrations(run, shown)
+    told = f"fitted to {len(shown) - num_too_long} solutions, {num_too_long} too long"
+    run.progress.note(f"iteration {i}: {told}")
+    config = replace(run.config, updates=replace(run.config.updates, policy=how))
+    policy = fit(replace(run, config=config), i, "policy", state.base, state.policy, rows, True)
+    return replace(state, iteration=np.asarray(i, np.int32), policy=policy)
+
+
+def iterate_sampled(run: Run, state: State, source: Path) -> State:
+    """Turn the loop with as many samples a problem as cost the tokens that `search` generated."""
+    i = int(state.iteration) + 1
+    num_samples = equal_samples(source, run.workdir.path if i > 1 else source, i)
+    run.progress.note(f"iteration {i}: {num_samples} samples a problem")
+    search = replace(run.config.search, num_samples=num_samples)
+    config = replace(run.config, search=search)
+    fns = build(config, run.task.tokenizer, run.progress, commuting=run.task.commuting)
+    return iterate(state, replace(run, config=config, fns=fns))
 
 
 def solutions(run: Run, iteration: int) -> list[Demonstration]:
@@ -135,11 +158,13 @@ def solutions(run: Run, iteration: int) -> list[Demonstration]:
     ]
 
 
-def equal_samples(source: Path) -> int:
-    """Count the samples a problem that cost as many tokens as search generated in iteration 1."""
-    merged = merge(source)[1]
-    folder = source / "trees" / "0"
-    paths = sorted(folder.glob("sample-*.npz")) or sorted(folder.glob("greedy-*.npz"))
+def equal_samples(source: Path, folder: Path, iteration: int) -> int:
+    """Count the samples a problem that cost what the search of run `source` generated in an
+    iteration: as long as those that `folder` was scored by in the iteration before.
+    """
+    merged = merge(source)[iteration]
+    scored = folder / "trees" / str(iteration - 1)
+    paths = sorted(scored.glob("sample-*.npz")) or sorted(scored.glob("greedy-*.npz"))
     trees = [np.load(path) for path in paths]
     is_first = [
         (t["parent"] == -1) & (t["kind"] != Kind.EMPTY) & (t["problem_id"] >= 0)[:, None]
@@ -147,14 +172,8 @@ def equal_samples(source: Path) -> int:
     ]
     num_samples = sum(int(rows.sum()) for rows in is_first)
     num_tokens = sum(int(t["length"][t["problem_id"] >= 0].sum()) for t in trees)
-    return max(
-        1,
-        round(
-            merged["search/sampled_tokens"]
-            / merged["labels/num_trees"]
-            / (num_tokens / num_samples)
-        ),
-    )
+    asked = merged["search/sampled_tokens"] / merged["labels/num_trees"]
+    return max(1, round(asked * num_samples / num_tokens))
 
 
 def merge(folder: Path) -> dict[int, dict]:
@@ -166,23 +185,25 @@ def merge(folder: Path) -> dict[int, dict]:
     return merged
 
 
+# how the arms that are no plain command turn the loop
+TURNS: dict[str, TurnFn] = {
+    "demonstrations": partial(fit_shown, is_reference=False),
+    "reference": partial(fit_shown, is_reference=True),
+    "sample": iterate_sampled,
+}
+
+
 def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict]:
     """Run one arm to its end, or take what is there. Returns its metrics by iteration."""
     source, folder = root / f"search_{seed}", root / f"{arm}_{seed}"
+    if arm == "search":
+        command = [sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)]
+        subprocess.run(command, check=True)
+        return merge(folder)
     if arm == "sample":
-        flags = [
-            *flags,
-            "--config.search.method=sample",
-            f"--config.search.num_samples={equal_samples(source)}",
-        ]
-    if arm != "search":
-        apart(fork, flags, source, folder)
-    if arm in ("demonstrations", "reference"):
-        apart(run_shown, arm, flags, source, folder)
-    else:
-        subprocess.run(
-            [sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)], check=True
-        )
+        flags = [*flags, "--config.search.method=sample"]
+    apart(fork, flags, source, folder)
+    apart(run_own, TURNS[arm], flags, source, folder)
     return merge(folder)
 
 
@@ -259,8 +280,14 @@ def main() -> None:
 def tell(where: str, found: dict[str, list[dict[int, dict]]], warm: list[dict[int, dict]]) -> None:
     """Print how far search stands above its warm start (`warm` at iteration 0) and other arms."""
     for name, theirs in {"its warm start": [{0: run[0]} for run in warm], **found}.items():
-        if name != "search":
-            print(f"{where}search, above {name}: {difference(theirs, found['search'])}")
+        if name == "search":
+            continue
+        print(f"{where}search, above {name}, in points:")
+        print(
+            "| | mean | over problems | over seeds | each seed |\n| --- | --- | --- | --- | --- |"
+        )
+        for row in compare(theirs, found["search"]):
+            print(row)
 
 
 def show(run: dict[int, dict]) -> str:
@@ -270,21 +297,40 @@ def show(run: dict[int, dict]) -> str:
     return f"greedy {accuracies} %, {tokens:,} tokens generated"
 
 
-def difference(theirs: list[dict[int, dict]], ours: list[dict[int, dict]]) -> str:
-    """Mean difference of greedy accuracy at the end, paired by problem, and that of every seed.
+def compare(theirs: list[dict[int, dict]], ours: list[dict[int, dict]]) -> Iterator[str]:
+    """Tell the mean differences at the end and those of every seed, a row for every measure.
 
-    The interval is bootstrapped over problems, which all seeds share: what other seeds would give,
-    it does not say.
+    Over problems, which all seeds share, an interval is bootstrapped in pairs; over seeds it is
+    Student's. Either says nothing of the other.
     """
-    key = "evaluation/greedy/outcomes"
-    rows = [
-        np.subtract(mine[max(mine)][key], other[max(other)][key])
-        for mine, other in zip(ours, theirs, strict=True)
-    ]
-    pairs = np.stack(rows).astype(float)  # [seeds problems]
-    low, high = mean_interval(pairs.mean(axis=0), np.arange(pairs.shape[1]))
-    each = " ".join(f"{100 * pair.mean():+.1f}" for pair in pairs)
-    return f"{100 * pairs.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] (each {each})"
+    last = [(mine[max(mine)], other[max(other)]) for mine, other in zip(ours, theirs, strict=True)]
+    for key in MEASURES:
+        if not all(key in row for pair in last for row in pair):
+            continue
+        pairs = [np.subtract(mine[key], other[key], dtype=float) for mine, other in last]
+        each = 100 * np.array([pair.mean() for pair in pairs])
+        over_problems = ""
+        if pairs[0].ndim:
+            by_problem = 100 * np.mean(pairs, axis=0)
+            over_problems = span(*mean_interval(by_problem, np.arange(len(by_problem))))
+        over_seeds = (
+            span(*stats.t.interval(0.95, len(each) - 1, each.mean(), stats.sem(each)))
+            if len(each) > 1
+            else ""
+        )
+        cells = (
+            f"{each.mean():+.1f}",
+            over_problems,
+            over_seeds,
+            " ".join(map("{:+.1f}".format, each)),
+        )
+        name = key.removeprefix("evaluation/").removesuffix("/outcomes")
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def span(low: float, high: float) -> str:
+    """Write an interval."""
+    return f"[{low:+.1f}, {high:+.1f}]"
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def stopped(law: dict[tuple[Words, ...], float], steps: dict[Words, float], top_
 
 
 def test_no_step_is_drawn_once_the_others_hold_most_of_the_probability():
-    steps, top_p = steps_behind(FIVE, WORD), 0.6
+    steps, top_p = steps_behind(FIVE, WORD), 0.62
     tree = grow(FIVE, num_candidates=4, num_lanes=1, chunk=2, top_p=top_p)
     found = [tuple(words(tree, b)) for b in range(NUM_TREES)]
     assert_law(found, stopped(in_order(steps, 4), steps, top_p))
