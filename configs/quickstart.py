@@ -34,6 +34,8 @@ def get_config():
     config.search.num_simulations = 9
     # the policy narrows as it learns: below this, half the candidates are duplicates
     config.search.temperature = 1.4
+    # what is left of a prefix's law then is false sums
+    config.search.top_p = 0.95
     # one lane a tree: no candidate in vain, and none waits for its siblings
     config.search.num_lanes = config.evaluation.search.num_lanes = 1
 
@@ -46,12 +48,16 @@ def get_config():
     policy.fit.num_updates = 1250
     policy.batch_size = 32  # small batches learn more a second on a CPU
     policy.warm_start.learning_rate = policy.fit.learning_rate = 4e-3
-    prm.warm_start.num_updates = prm.fit.num_updates = 1000
+    # the newest policy knows which steps are likely: a PRM that begins there learns first moves
+    prm.init_from = "policy"
+    prm.warm_start.num_updates, prm.fit.num_updates = 1000, 3000
     prm.batch_size = 32
-    prm.warm_start.learning_rate = prm.fit.learning_rate = 2e-3
+    prm.warm_start.learning_rate, prm.fit.learning_rate = 2e-3, 1e-3
 
-    config.evaluation.samples.num_samples = 32
-    config.evaluation.search.num_simulations = 5
-    config.evaluation.search.num_candidates = 4
-    config.evaluation.search.temperature = 1.4
+    # few simulations, of likely steps alone: unlikely ones fool the PRM
+    samples, searching = config.evaluation.samples, config.evaluation.search
+    samples.num_samples = 32
+    searching.num_simulations, searching.num_candidates, searching.top_p = 6, 8, 0.8
+    samples.temperature = searching.temperature = 1.0
+    samples.prior.weight = searching.prior.weight = 0.2
     return config
