@@ -21,6 +21,7 @@ from jaxtrain.datasets.collect import (
     num_rounds,
     num_rows,
 )
+from jaxtrain.datasets.packing import pack, pack_both
 from jaxtrain.datasets.policy_rows import ROWS
 
 __all__ = [
@@ -34,4 +35,6 @@ __all__ = [
     "demonstrations",
     "num_rounds",
     "num_rows",
+    "pack",
+    "pack_both",
 ]
