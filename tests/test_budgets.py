@@ -13,6 +13,7 @@ from jaxtrain.evaluation import Answered
 from jaxtrain.evaluation.budgets import (
     Lengths,
     compare,
+    is_met,
     lengths,
     read_budgets,
     read_methods,
@@ -136,10 +137,19 @@ def test_trees_that_ended_early_are_counted():
     tree = make_tree([[(-1, [1, 2], 0.1, True)], [(-1, [1], 0.1, True)], [(-1, [1], 0.1, True)]],
                      problem_id=np.array([1, 2, -1]))  # fmt: skip
     assert [share_early(tree, n) for n in (1, 2, 3, None)] == [0, 0.5, 1, None]
-    rows = [compare("puct", make_choice(np.ones(40, bool), 5, 5), make_samples(), 1000, 1.0, 1.0)]
-    (note,) = tables.notes([rows[0] | {"share_early": 0.62}])
-    assert note.startswith("puct at 1k: 62% of its trees ended before their tokens did")
-    assert list(tables.notes([rows[0] | {"share_early": None}, rows[0]])) == []
+    row = compare("puct", make_choice(np.ones(40, bool), 5, 5), make_samples(), 1000, 1.0, 1.0)
+    told = tables.cells(row | {"share_early": 0.62})
+    assert (told[4], told[8]) == ("10 (1%)", "62%")
+    # exhausted trees cannot spend more; others can
+    cases = (
+        (10, 0.62, True),
+        (10, 0.0, False),
+        (10, None, False),
+        (1040, 0.0, True),
+        (1060, 0.5, False),
+    )
+    for tokens, early, expected in cases:
+        assert is_met(row | {"tokens": tokens, "share_early": early}) == expected
 
 
 @pytest.mark.parametrize("method", sorted(RULES.keys() - {"sample"}))

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any
 
 from jaxtrain import sharding
@@ -27,7 +28,7 @@ from jaxtrain.commands import Parser, command_line
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import Config, check
 from jaxtrain.errors import UserError
-from jaxtrain.evaluation import STRATEGIES, Answered, budgets, read_choice, read_samples
+from jaxtrain.evaluation import STRATEGIES, Answered, budgets, read
 from jaxtrain.files import read_json, write_atomic, write_json
 from jaxtrain.flags import override, read_flags
 from jaxtrain.metrics import MetricsLog
@@ -126,51 +127,41 @@ def compare(
 
     Returns the rows of the table. Raises UserError for a budget that is too small.
     """
-    c, answer_fn, flops = run.config.evaluation, run.task.answer_tokens, FORWARD * num_read(run.fns)
+    c, flops = run.config.evaluation, FORWARD * num_read(run.fns)
     batches, num_too_long = held_out(run)
     trouble, rows = Counter(num_too_long=num_too_long), []
-
-    def grown(name: str, kind: str, search: SearchConfig) -> tuple[Shard, float]:
-        shard, seconds, failed = grow_apart(run, i, batches, networks, name, kind, search)
-        trouble.update(failed)
-        return shard, seconds
-
-    def sampled(name: str, kind: str, search: SearchConfig) -> tuple[Answered, float]:
-        (prompts, tree, judged), seconds = grown(name, kind, search)
-        return read_samples(tree, judged.verdict, prompts.length, answer_fn), seconds
+    grown = partial(grow_apart, run, i, networks, batches, trouble)
 
     def searched(method: str, budget: int) -> dict[str, Any]:
-        tokens, row, before = lengths.sampled(budget), {}, None
+        row, before = {}, None
+        tokens = wanted = lengths.sampled(budget)
         # What steps cost a search is known when it has run once; then it is sized once more.
         for number in (1, 2):
             search = sized(c.search, method, tokens, lengths.step, lengths.trace)
             if search == before:
                 break
-            (_, tree, judged), seconds = grown(f"{method}-{budget}-{number}", "search", search)
-            told = read_choice(tree, judged.verdict, answer_fn)
+            shard, told, seconds = grown(f"{method}-{budget}-{number}", "search", search)
             row = budgets.compare(method, told, samples, budget, seconds, flops)
-            row["share_early"] = budgets.share_early(tree, search.num_tokens)
+            row["share_early"] = budgets.share_early(shard.tree, search.num_tokens)
             if budgets.is_met(row):
                 break
-            before, tokens = (
-                search,
-                tokens * lengths.sampled(budget) / lengths.sampled(row["tokens"]),
-            )
+            before, tokens = search, tokens * wanted / lengths.sampled(row["tokens"])
         return row
 
     # How long traces are, by a few of them; then one set of samples for all budgets.
-    pilot, _ = grown("pilot", "samples", replace(c.samples, num_samples=NUM_PILOT))
+    pilot, *_ = grown("pilot", "samples", replace(c.samples, num_samples=NUM_PILOT))
     lengths = budgets.lengths(pilot.prompts.length, pilot.tree)
     budgets.require_one_sample(asked[0], lengths)
-    read = [STRATEGIES[name] for name in methods if name in STRATEGIES]
-    num_networks = 2 - any(s.trees == "samples" and not s.pays_prm for s in read)
-    num_samples = lengths.num_samples(asked[-1], num_networks)
+    strategies = [STRATEGIES[name] for name in methods if name in STRATEGIES]
+    is_free = any(s.trees == "samples" and not s.pays_prm for s in strategies)
+    num_samples = lengths.num_samples(asked[-1], 1 if is_free else 2)
     run.progress.note(f"{num_samples} samples a problem pay for {asked[-1]:,} tokens")
-    samples, sampling = sampled("samples", "samples", replace(c.samples, num_samples=num_samples))
+    drawing = replace(c.samples, num_samples=num_samples)
+    _, samples, sampling = grown("samples", "samples", drawing)
 
     # Every method, budget by budget; greedy decoding has none.
     if "greedy" in methods:
-        greedy, seconds = sampled("greedy", "greedy", c.samples)
+        _, greedy, seconds = grown("greedy", "greedy", c.samples)
         rows.append(budgets.compare("greedy", greedy, samples, None, seconds, flops))
     for budget in asked:
         for method in (name for name in methods if name != "greedy"):
@@ -191,16 +182,16 @@ def compare(
 def grow_apart(
     run: Run,
     i: int,
-    batches: list[Prompts],
     networks: Networks,
+    batches: list[Prompts],
+    trouble: Counter[str],
     name: str,
     kind: str,
     search: SearchConfig,
-) -> tuple[Shard, float, dict[str, int]]:
-    """Grow the trees of one kind for a method, in a folder of its own where a later start finds
-    them.
+) -> tuple[Shard, Answered, float]:
+    """Grow the trees of one kind in a folder of their own, and count what failed as trouble.
 
-    Returns (the trees, seconds a problem of growing and judging, counts of what failed).
+    Returns (the trees, what they answer, seconds a problem of growing and judging).
     """
     # Trees are the same however many grow at once.
     strategy = next(key for key, s in STRATEGIES.items() if s.trees == kind)
@@ -220,12 +211,14 @@ def grow_apart(
     )
     with run.progress.phase(name, iteration=i, total=num_problems(batches)) as phase:
         found, failed = solve(apart, i, batches, networks, phase)
+    trouble.update(failed)
 
     # What an earlier start has grown was timed by it.
     timed, num_grown = path / "seconds.json", phase.done - phase.restored
     if num_grown:
         write_json(timed, phase.worked_seconds / num_grown)
-    return found[kind], read_json(timed) if timed.exists() else math.nan, failed
+    told = read(kind, found[kind], run.task.answer_tokens)
+    return found[kind], told, read_json(timed) if timed.exists() else math.nan
 
 
 def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConfig:

@@ -17,13 +17,7 @@ import numpy as np
 
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.strategies import STRATEGIES, Answered, is_solved, mean_costs
-from jaxtrain.evaluation.table import (
-    BUDGET_TOLERANCE,
-    Metrics,
-    matched_k,
-    share_row,
-    with_interval,
-)
+from jaxtrain.evaluation.table import BUDGET_TOLERANCE, Metrics, matched_k, share_row, with_interval
 from jaxtrain.intervals import mean
 from jaxtrain.structs import Array, Kind, Tree
 
@@ -98,20 +92,13 @@ def compare(
     seconds: float,
     flops: float,
 ) -> Metrics:
-    """Say what a method made of the problems at a budget, and how it stands beside best-of-k.
+    """Say what a method, a strategy or a search, made of the problems at a budget, and how it
+    stands beside best-of-k of `samples` with as many tokens as it spent.
 
-    Args:
-      method: a strategy, or the name of a search.
-      answered: what the trees that it reads gave; of a search, what it chose.
-      samples: the set that best-of-k chooses from.
-      budget: None for a method that has none.
-      seconds: a problem, of growing and judging these trees.
-      flops: of one token in one network.
-
-    Returns accuracy, low, high, num_problems, outcomes, k (None but for samples); policy_tokens,
-    prm_tokens, tokens, flops and seconds a problem, those of samples by their share of the tokens
-    of the set; minus_best_of_k, _low, _high and best_of_k, the k, which is nearest to the tokens
-    of this method. What is not known is None.
+    seconds: a problem, of all trees that were read; those of samples are shared by tokens. flops: a
+    token in one network. Returns accuracy, low, high, outcomes, num_problems; k of samples; tokens,
+    policy_tokens, prm_tokens, flops, seconds of a problem; minus_best_of_k, _low, _high, and its k,
+    best_of_k. What is not known is None.
     """
     chex.assert_trees_all_equal(answered.problem_id, samples.problem_id)
     strategy = STRATEGIES.get(method, STRATEGIES["search"])
