@@ -55,10 +55,7 @@ class Calculator(NamedTuple):
 
 
 def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
-    """Compile the automaton for a tokenizer.
-
-    Raises UserError where the tokenizer cannot write every whole number.
-    """
+    """Compile the automaton. Raises UserError for a tokenizer that cannot write every number."""
     # A result is written character by character. Without a sign or a point, none has it.
     ids = {text: i for i, text in reversed(list(enumerate(token_bytes)))}
     missing = [char for char in RESULT[:10] if char.encode() not in ids]

@@ -56,9 +56,7 @@ def fingerprint(folder: Path, iteration: int) -> str:
 
 
 def adopt(source: Path, folder: Path, iteration: int, run_key: str) -> None:
-    """Copy a checkpoint of the run folder `source` into `folder`, another run's, which goes on from
-    it as its own.
-    """
+    """Copy a checkpoint of the run folder `source` into `folder`, that of another run."""
     place = folder / "checkpoints" / str(iteration)
     temporary = place.with_name(place.name + files.TEMPORARY)
     shutil.copytree(source / "checkpoints" / str(iteration), temporary, dirs_exist_ok=True)
@@ -113,9 +111,7 @@ class Store:
         return files.fault(self.folder / str(number), self._about | {"number": number})
 
     def newest_good(self) -> tuple[int | None, dict[int, str]]:
-        """Return (the newest number that is as it was saved, None without any; what is wrong with
-        the newer ones).
-        """
+        """Return (the newest good number, None without any; what is wrong with the newer ones)."""
         faults = {}
         for number in reversed(self.numbers()):
             if not (fault := self.fault(number)):
@@ -124,10 +120,7 @@ class Store:
         return None, faults
 
     def set_aside(self, faults: dict[int, str], instead: str) -> None:
-        """Move damaged numbers out of the way and say so, and what is used instead.
-
-        A reader only says it.
-        """
+        """Set damaged numbers aside and say what is used instead; a reader only says it."""
         for number, fault in faults.items():
             place = "left where it is"
             if not self._is_read_only:
@@ -136,10 +129,7 @@ class Store:
             self._note(f"{fault}; it is {place}, and {instead}")
 
     def write(self, number: int, items: Mapping[str, Any]) -> None:
-        """Write items; they are on disk, sealed, when this returns.
-
-        Raises UserError for a disk too full.
-        """
+        """Write items, sealed and on disk on return. Raises UserError for a disk too full."""
         self.require_space(items, f"{self._about['kind']} {number}")
         path = self.folder / str(number)
         temporary = path.with_name(path.name + files.TEMPORARY)
@@ -213,10 +203,7 @@ class Checkpoints(Store):
         return number
 
     def choose(self, iteration: int | None) -> int:
-        """Return `iteration`, or the newest good one for None.
-
-        Raises UserError where it is not there or damaged.
-        """
+        """Return `iteration`, or the newest good one for None. Raises UserError without it."""
         there = self.numbers()
         if not there:
             raise UserError(
@@ -235,10 +222,7 @@ class Checkpoints(Store):
         return chosen
 
     def save(self, state: State) -> None:
-        """Write a checkpoint; it is on disk when this returns.
-
-        Raises UserError for a disk too full.
-        """
+        """Write a checkpoint, on disk on return. Raises UserError for a disk too full."""
         self.write(int(state.iteration), as_items(state))
 
     def prune(self) -> None:
@@ -304,10 +288,7 @@ class FitCheckpoints(Store):
         super().__init__(folder, about, folder.parents[2], note_fn, is_read_only)
 
     def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
-        """Write the learner and what its updates told so far, [N] a key.
-
-        It is on disk when this returns.
-        """
+        """Write the learner and what its updates told so far, [N] a key; on disk on return."""
         self.write(len(infos["loss"]), {"learner": learner, "infos": infos})
         for old in self.numbers()[:-1]:
             self.remove(old)

@@ -125,10 +125,7 @@ class Config:
 
 
 def check(config: Config, task: Task) -> None:
-    """Refuse, before anything is written, what devices or problems do not allow.
-
-    Raises UserError.
-    """
+    """Refuse, before anything is written, what devices or problems do not allow (UserError)."""
     check_batches(config, sharding.make_mesh(config.sharding))
     size, num_ids = config.model.vocab_size, task.tokenizer.vocab_size
     if size is not None and size < num_ids:

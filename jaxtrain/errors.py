@@ -7,15 +7,11 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Say in one line what is wrong, where, and what to do next; `main` prints it and exits with
-    code 2.
-    """
+    """Say in one line what is wrong, where, and what to do next; exit code 2."""
 
 
 class Diverged(Exception):
-    """Say in one line that training cannot go on; exit code 3 and the last good checkpoint is
-    untouched.
-    """
+    """Say in one line that training cannot go on; exit code 3, the checkpoints stay."""
 
 
 @contextmanager
