@@ -84,10 +84,7 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def fault(folder: Path, about: Mapping[str, Any]) -> str:
-    """Say what is wrong with a sealed folder, "" where it is what was sealed.
-
-    Any file too few or too many counts.
-    """
+    """Say how a sealed folder differs from what was sealed, any file more or less too, or ""."""
     try:
         sealed = json.loads((folder / SEAL).read_text("utf-8"))
         expected = dict(sealed.pop("files"))
@@ -115,10 +112,7 @@ def fault(folder: Path, about: Mapping[str, Any]) -> str:
 
 
 def set_aside(path: Path, run: Path) -> Path:
-    """Move what is damaged into `damaged/` of its run folder, under a free name.
-
-    Returns where it lies now.
-    """
+    """Move what is damaged into `damaged/` of its run folder. Returns where it lies now."""
     (run / ASIDE).mkdir(exist_ok=True)
     name = "-".join(path.relative_to(run).parts)
     to, number = run / ASIDE / name, 1

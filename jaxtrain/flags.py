@@ -34,10 +34,7 @@ KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Read the command line, program name first. Returns the config and the run folder.
-
-    Raises UserError.
-    """
+    """Read a command line. Returns the config and the run folder. Raises UserError."""
     values = read_flags(argv[1:])
     file, folder = values.pop("config", ""), values.pop("workdir", "")
     if not file:
@@ -172,9 +169,7 @@ def load(file: str) -> dict[str, Any]:
 
 
 def no_such_config(name: str, path: Path) -> str:
-    """Say what is there instead: files of the folder that was named, nearest first, or configs of
-    ours.
-    """
+    """Say what is there instead: files of the folder that was named, or configs of ours."""
     others = nearest(path.name, (other.name for other in path.parent.glob("[!_]*.py")))
     if others and path.parent != CONFIGS:
         return f"--config {name}: no such file; {path.parent} has {', '.join(others)}"
@@ -183,10 +178,7 @@ def no_such_config(name: str, path: Path) -> str:
 
 
 def read_config(values: Mapping[str, Any], cls: type = Config, section: str = "config") -> Any:
-    """Turn nested dicts into frozen dataclasses.
-
-    Raises UserError for a key or a value that does not belong.
-    """
+    """Turn nested dicts into frozen dataclasses. Raises UserError for what does not belong."""
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:

@@ -22,9 +22,7 @@ UNKNOWN = (math.nan, math.nan)
 
 
 def wilson(num_correct: int, n: int) -> tuple[float, float]:
-    """Return Wilson's score interval (low, high) of the share num_correct / n, NaN for n = 0
-    (Wilson, 1927).
-    """
+    """Return Wilson's interval (low, high) of the share num_correct / n (1927), NaN for n = 0."""
     if n == 0:
         return UNKNOWN
     low, high = stats.binomtest(num_correct, n).proportion_ci(0.95, "wilson")

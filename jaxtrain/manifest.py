@@ -50,9 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this file lies in ("-dirty" where it was edited), None
-    elsewhere.
-    """
+    """Return the commit of our checkout ("-dirty" where it was edited), None elsewhere."""
     root = Path(__file__).resolve().parents[1]
     # An installed package may lie inside somebody else's repository, whose commit would be a lie.
     if not (root / ".git").exists():

@@ -195,9 +195,7 @@ def trees_at_once(config: Config, mesh: Any) -> float:
 
 
 def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
-    """Count what a search keeps and gathers of keys and values, and the trees of a batch, on one
-    device.
-    """
+    """Count the keys and values of a search, and the trees of a batch, on one device."""
     c, t, work = config.search, config.trace, work_of(config.search, config.trace.max_steps)
     prompt, size = config.prompts.max_prompt_tokens, t.max_step_tokens
     path, own = work.width * work.depth * size, work.num_lanes * work.num_steps * size
@@ -221,9 +219,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def kv_bytes(config: Config, mesh: Any) -> float:
-    """Count the bytes of one cached token on one device; heads that tp does not divide are whole
-    everywhere.
-    """
+    """Count the bytes of a cached token on one device; tp may leave heads whole everywhere."""
     m, tp = config.model, mesh.shape["tp"]
     num_heads = m.num_kv_heads / (1 if m.num_kv_heads % tp else tp)
     return 2 * m.num_layers * num_heads * m.head * jnp.dtype(m.dtype).itemsize
@@ -295,9 +291,7 @@ def programs(
 
 
 def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, Program]]:
-    """Estimate from shapes what a compiler would need: copies of weights, caches, gradients,
-    activations, logits.
-    """
+    """Estimate from shapes: copies of weights, caches, gradients, activations, logits."""
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
     base, trained, _ = map(num_parameters, fns.abstract_state.networks)

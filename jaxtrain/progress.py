@@ -77,9 +77,7 @@ class Phase:
         return parts
 
     def outlook(self) -> str:
-        """Return "ETA 0:12" where the work so far tells it and time has not proved it wrong, else
-        "0:12 so far".
-        """
+        """Return "ETA 0:12" where the work so far tells it and time agrees, else "0:12 so far"."""
         seconds = self.clock() - self.start - self.compile_seconds
         if self.total and (done := self.done - self.restored):
             left = (self.total - self.restored) * self.worked_seconds / done - seconds
@@ -153,10 +151,7 @@ class Progress:
         unit: str = "problems",
         iteration: int | None = None,
     ) -> Iterator[Phase]:
-        """Show a phase while the block runs, and one line about it at its end.
-
-        Phases do not nest.
-        """
+        """Show a phase, which holds no other, and say one line about it at its end."""
         phase = Phase(name, iteration, total, unit, self._clock, self._clock())
         self._phase = phase
         self.beat()
@@ -174,9 +169,7 @@ class Progress:
 
     @contextlib.contextmanager
     def compiling(self, name: str) -> Iterator[None]:
-        """Announce a compilation, and say at the end how long it took; its time is kept out of the
-        phase's speed.
-        """
+        """Announce a compilation, and how long it took, which the phase's speed leaves out."""
         start = self._clock()
         self._compiling = (name, start)
         self.note(f"compiling {name} ...")
@@ -196,9 +189,7 @@ class Progress:
         return seconds
 
     def beat(self) -> None:
-        """Show the state again: on a terminal at once, elsewhere if `interval` seconds have passed
-        in silence.
-        """
+        """Show the state again: on a terminal at once, elsewhere after `interval` s of silence."""
         # read once: the loop may end either meanwhile
         compiling, phase = self._compiling, self._phase
         with self._lock:

@@ -116,10 +116,7 @@ def make_encode(
 def encode(
     problems: Sequence[Problem], encode_fn: Encode, max_prompt_tokens: int, batch_size: int
 ) -> tuple[list[Prompts], int]:
-    """Encode problems into batches of one shape.
-
-    Returns (batches, number of prompts over the limit).
-    """
+    """Encode problems into batches of one shape. Returns them and the number of those too long."""
     encoded = [(problem.id, encode_fn(problem)) for problem in problems]
     fitting = [(i, ids) for i, ids in encoded if len(ids) <= max_prompt_tokens]
     starts = range(0, len(fitting), batch_size)

@@ -27,9 +27,7 @@ def open_model(config: Config) -> tuple[Config, Pretrained | None]:
 
 
 def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dict[str, Any]:
-    """List what a run depends on besides its config: hashes of its data, its problems and its
-    pretrained model.
-    """
+    """List what a run depends on besides its config: hashes of data, problems and model."""
     hashes = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
     hashes |= {"prompts.date": config.prompts.date} if config.prompts.date else {}
     return hashes | dict(pretrained.hashes if pretrained else {})

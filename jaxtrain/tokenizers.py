@@ -98,10 +98,7 @@ class AlphabetTokenizer:
 
 
 def character_tokenizer(alphabet: str) -> AlphabetTokenizer:
-    """Make a tokenizer of a few ASCII characters, newline among them.
-
-    Raises UserError for any other alphabet.
-    """
+    """Make a tokenizer of a few ASCII characters with a newline. Raises UserError for others."""
     if not alphabet.isascii() or "\n" not in alphabet or len(set(alphabet)) != len(alphabet):
         raise UserError(
             f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline "

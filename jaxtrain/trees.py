@@ -143,9 +143,7 @@ def _digest(arrays: dict[str, np.ndarray], about: str) -> str:
 
 
 def is_usable(tree: Tree) -> Array:
-    """Mark the rows that may be judged and labelled, `[B R]` bool: real steps, no duplicates, no
-    set-aside tree.
-    """
+    """Mark the rows that may be labelled, `[B R]` bool: real steps, once, of good trees."""
     is_step = (tree.kind == Kind.CANDIDATE) | (tree.kind == Kind.ROLLOUT)
     return is_step & (tree.is_ok & (tree.problem_id >= 0))[:, None]
 

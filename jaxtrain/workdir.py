@@ -228,9 +228,7 @@ def _make_folder(path: Path) -> None:
 
 
 def acquire(path: Path) -> IO[str]:
-    """Lock the folder through the kernel, which forgets a lock with its process, so none is ever
-    stale.
-    """
+    """Lock a folder through the kernel, which forgets the lock with its process."""
     lock = (path / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,9 +248,7 @@ def acquire(path: Path) -> IO[str]:
 def _differing(
     old: dict[str, Any], new: dict[str, Any], free_keys: tuple[str, ...] = ()
 ) -> list[str]:
-    """Return a line "key old -> new" for every leaf that two nested dicts do not share, free keys
-    apart.
-    """
+    """Return a line "key old -> new" for every leaf that differs, free keys apart."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     return [
         f"{key} {_show(before, key)} -> {_show(after, key)}"
@@ -303,7 +299,5 @@ def _now() -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """Return the value as JSON reads it back (tuples are lists), the only form that is compared or
-    hashed.
-    """
+    """Return a value as JSON reads it back, the form that is compared and hashed."""
     return json.loads(dumps(value))

@@ -63,10 +63,7 @@ def open_pretrained(config: HubConfig) -> Pretrained:
 
 
 def find_in_package(name: str) -> Path:
-    """Find the .gguf file of an installed package by its metadata; nothing of it is imported.
-
-    Raises UserError.
-    """
+    """Find the .gguf file that an installed package brings, unimported. Raises UserError."""
     flag = f"--config.hub.pretrained=package:{name}"
     try:
         files = metadata.files(name) or []

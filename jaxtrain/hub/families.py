@@ -204,10 +204,7 @@ def refuse(where: str, family: str, key: str, value: object, known: object) -> N
 
 
 def family_of(config: ModelConfig) -> str:
-    """Name the architecture that computes what a network of ours does.
-
-    Raises UserError where none does.
-    """
+    """Name the architecture that computes a network. Raises UserError where none does."""
     marks = {
         "a window": ("MistralForCausalLM", config.window),
         "qkv biases": ("Qwen2ForCausalLM", config.has_qkv_bias),

@@ -29,10 +29,7 @@ READ = re.compile(
 
 
 def open_gguf(path: Path) -> Any:
-    """Open a file through the `gguf` package.
-
-    Raises UserError where it is missing, no GGUF, or cut short.
-    """
+    """Open a file by the `gguf` package. Raises UserError for one missing, cut, or no GGUF."""
     try:
         from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -61,10 +58,7 @@ def field(reader: Any, key: str, default: Any = None) -> Any:
 
 
 def read_model_config(reader: Any, where: str) -> ModelConfig:
-    """Turn the metadata into a ModelConfig.
-
-    Raises UserError for another architecture, and what it cannot say.
-    """
+    """Turn the metadata into a ModelConfig. Raises UserError for what is not computed here."""
     with explained(f"{where}: holds a value of the wrong kind", "it is not supported"):
         return _read_model_config(reader, where)
 

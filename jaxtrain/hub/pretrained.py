@@ -118,10 +118,7 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
 
 
 def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
-    """Read a tensor by Hugging Face's name.
-
-    Raises UserError where a float32 would not be finite.
-    """
+    """Read a tensor by Hugging Face's name. Raises UserError if no float32 holds its values."""
     tensor = pretrained.read_fn(name)
     # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite
     # weights reach the limit.
@@ -157,10 +154,7 @@ def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: An
 
 
 def check_tensors(pretrained: Pretrained) -> None:
-    """Compare what a model holds with what its config says it holds.
-
-    Raises UserError at the first difference.
-    """
+    """Compare what a model holds with what its config says. Raises UserError for a difference."""
     abstract = abstract_params(Transformer(pretrained.config, pretrained.config.num_ids))
     wanted = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
@@ -182,10 +176,7 @@ def check_tensors(pretrained: Pretrained) -> None:
 
 
 def check_hashes(path: Path) -> None:
-    """Compare the files of a folder that we exported with the hashes beside them.
-
-    Raises UserError.
-    """
+    """Compare an exported folder with the hashes beside its files. Raises UserError."""
     if not (path / SEAL).exists():
         return
     for name, expected in folder.read_json(path / SEAL).items():

@@ -32,10 +32,7 @@ WEIGHT, BIAS = "score.weight", "score.bias"
 
 
 def open_prm(path: Path, policy: Pretrained) -> Pretrained:
-    """Open a PRM to start from.
-
-    Raises UserError where kind, shape or tokenizer are not supported.
-    """
+    """Open a PRM to start from. Raises UserError for another kind, shape or tokenizer."""
     names = read_json(path / "config.json").get("architectures") or ["(none)"]
     kind = next((kind for kind in KINDS if str(names[0]).endswith(kind)), None)
     if kind is None:

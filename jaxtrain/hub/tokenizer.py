@@ -136,10 +136,7 @@ class HubTokenizer:
 
 
 def stop_clock(template: str, date: str) -> str:
-    """Put a date (YYYY-MM-DD) where a chat template asks for today's.
-
-    Raises UserError without one.
-    """
+    """Put a date (YYYY-MM-DD) where a template asks for today's. Raises UserError without one."""
     if not CLOCK.search(template):
         return template
     if not date:
@@ -183,10 +180,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubTokenizer:
-    """Put the face on a tokenizer.
-
-    Raises UserError where it cannot belong to a network of `vocab_size` ids.
-    """
+    """Put the face on a tokenizer. Raises UserError if it cannot be that of `vocab_size` ids."""
     largest = max(fast.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         told = f"the tokenizer has id {largest}, the embedding {vocab_size} rows"

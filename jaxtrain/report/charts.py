@@ -53,9 +53,7 @@ class Chart:
 
     @cached_property
     def y_ticks(self) -> list[Tick]:
-        """About five ticks from 0 to just above the highest value, 1 to 5 times a power of ten
-        apart.
-        """
+        """About five ticks from 0 to just above the highest value, apart by 1 to 5 times 10^n."""
         tops = [max(point.y, point.high) for point in self.points] or [1, *self.bars]
         rough = max(*tops, 0.01) / 5
         power = 10.0 ** math.floor(math.log10(rough))

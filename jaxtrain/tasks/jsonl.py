@@ -189,9 +189,7 @@ def _response(row: Row, is_annotated: bool) -> str:
 
 
 def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[str], list[str]]:
-    """Return the good rows of a file, its number of lines, the counts of rows and reasons, and the
-    bad rows named.
-    """
+    """Return (good rows of a file, its number of lines, counts by reason, the bad rows named)."""
     path = getattr(config, key)
     lines = _read_lines(path, key)
     rows, counts, skipped, seen = [], Counter(rows=len(lines)), [], set()

@@ -89,17 +89,12 @@ class ReasoningGymTask(Task):
 
 
 def bare(text: str) -> str:
-    """Return a text without what spells a list or a word in one way or another: spaces, quotes and
-    case.
-    """
+    """Return a text without the spaces, quotes and case in which lists and words are spelt."""
     return re.sub(r"[\s'\"]", "", text).casefold()
 
 
 def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> ReasoningGymTask:
-    """Make the task that a config describes.
-
-    Raises UserError for a dataset or parameters that are not known.
-    """
+    """Make the task that a config describes. Raises UserError for a dataset that is not known."""
     c = config.reasoning_gym
     if config.num_train is None:
         raise UserError(
@@ -189,9 +184,7 @@ def substance(item: dict[str, str]) -> str:
 
 
 def is_unseen(template: str, config: TasksConfig) -> bool:
-    """Say whether a template is held out: by its hash, so that it does not depend on what else was
-    drawn.
-    """
+    """Say whether a template is held out: by its hash, whatever else was drawn."""
     number = int.from_bytes(
         hashlib.sha256(f"{config.seed} {template}".encode()).digest()[:8], "big"
     )

@@ -61,10 +61,7 @@ class Worker:
     """Ask a dataset for its items and for scores, in a process of its own."""
 
     def __init__(self, name: str, params: dict[str, Any], timeout: float = 5.0):
-        """Remember what to make; the process starts with the first request.
-
-        timeout: seconds for one answer.
-        """
+        """Remember what to make, and the seconds for an answer; the first request starts it."""
         self._setup, self._timeout = {"name": name, "params": params}, timeout
         self._process: subprocess.Popen[bytes] | None = None
 
