@@ -27,6 +27,7 @@ REFUSED = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EXDEV, errno.ELOOP),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
 )
+RESTORE = "restore it from a copy, or use another --workdir"
 ASIDE = "damaged"  # folder of a run that holds what was set aside
 
 
@@ -55,16 +56,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, dumps(value).encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises UserError, naming it, where it cannot be read or is not JSON."""
+def read_json(path: Path, then: str = RESTORE) -> dict[str, Any]:
+    """Read a JSON object; raises UserError where there is none, and says what to do then."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        return value
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); {then}") from error
     except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); restore it from a copy, or use another --workdir"
-        ) from error
+        raise UserError(f"{path} is not a JSON object ({error}); {then}") from error
 
 
 def dumps(value: Any) -> str:

@@ -155,11 +155,6 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if not (path / name).exists():
             continue
         value = read_json(path / name)
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{path / name} holds no JSON object; "
-                "restore it from a copy, or use another --workdir"
-            )
         if wrong := [key for key, kind in needed.items() if type(value.get(key)) is not kind]:
             hint = ", or remove it" if name == "manifest.json" else ""
             what = f"has no {', '.join(wrong)} as a run of this jaxtrain writes it"

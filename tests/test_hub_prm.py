@@ -19,8 +19,9 @@ from jaxtrain import updates
 from jaxtrain.build import build
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
-from jaxtrain.hub import HubConfig, load_params, open_pretrained
+from jaxtrain.hub import HubConfig, open_pretrained
 from jaxtrain.hub.export import write_network
+from jaxtrain.hub.pretrained import load_params
 from jaxtrain.nn.transformer import Transformer, abstract_params
 from jaxtrain.progress import Progress
 from jaxtrain.updates import PrmConfig, UpdatesConfig

@@ -168,8 +168,8 @@ def test_a_manifest_that_is_gone_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "is not JSON"),
-        ("[1]", "holds no JSON object"),
+        ("", "is not a JSON object"),
+        ("[1]", "is not a JSON object"),
         ('{"facts": {}}', "has no starts, versions, devices"),
         ("{}", "has no facts, starts"),
     ],
@@ -231,7 +231,7 @@ def test_impossible_folder_is_one_line(tmp_path, path):
 def test_damaged_config_is_one_line(tmp_path):
     start(tmp_path, CONFIG, FACTS)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not a JSON object"):
         start(tmp_path, CONFIG, FACTS)
 
 

@@ -11,15 +11,8 @@ from pathlib import Path
 
 from jaxtrain.errors import UserError, explained, require
 from jaxtrain.hub.folder import find_folder
-from jaxtrain.hub.pretrained import (
-    Pretrained,
-    check_tensors,
-    load_params,
-    open_folder,
-    open_gguf_file,
-)
-from jaxtrain.hub.prm import check_head, load_prm, open_prm
-from jaxtrain.hub.tokenizer import HubTokenizer
+from jaxtrain.hub.pretrained import Pretrained, check_tensors, open_folder, open_gguf_file
+from jaxtrain.hub.prm import open_prm
 from jaxtrain.nn.transformer import ModelConfig
 
 
@@ -79,15 +72,3 @@ def resolve(model: ModelConfig, pretrained: Pretrained) -> ModelConfig:
     """Take the shape of a pretrained model, and compute it as asked for."""
     how = ("dtype", "is_scanned", "is_rematerialised")
     return replace(pretrained.config, **{name: getattr(model, name) for name in how})
-
-
-__all__ = [
-    "HubConfig",
-    "HubTokenizer",
-    "Pretrained",
-    "check_head",
-    "load_params",
-    "load_prm",
-    "open_pretrained",
-    "resolve",
-]

@@ -5,8 +5,8 @@ Nothing in it is executed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
+from jaxtrain import files
 from jaxtrain.errors import UserError, explained
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what a model is known by
+
+read_json = partial(files.read_json, then="fetch the model again, or name its folder")
 
 
 def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
@@ -49,19 +52,6 @@ def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
         raise UserError(f"{flag}: {str(error).splitlines()[0]}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of the folder. Raises UserError."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-        return value
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; is {path.parent} the folder of a model?") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a JSON object ({error}); fetch the model again") from error
-
-
 def list_tensors(
     folder: Path,
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any], Callable[[str], np.ndarray]]:
@@ -71,11 +61,11 @@ def list_tensors(
     that tensor is ever mapped into memory. Raises UserError for a shard that is missing, damaged or
     outside the folder.
     """
-    files, listed = list_files(folder)
+    names, listed = list_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, Any] = {}
     places: dict[str, Path] = {}
-    for path in (folder / file for file in files):
+    for path in (folder / name for name in names):
         with open_safetensors(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no mapping)
                 header = tensors.get_slice(name)
@@ -114,12 +104,12 @@ def list_files(folder: Path) -> tuple[list[str], dict[str, str]]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError(f"{index}: has no weight_map from tensor to file; fetch the model again")
-    files = sorted(set(listed.values()))
-    for name in files:
+    names = sorted(set(listed.values()))
+    for name in names:
         if Path(name).name != name:
             told = f"{index}: names {name!r}, which is outside the folder"
             raise UserError(f"{told}; fetch the model again")
-    return files, listed
+    return names, listed
 
 
 def open_safetensors(path: Path) -> Any:

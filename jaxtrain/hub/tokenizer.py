@@ -33,6 +33,7 @@ class HubTokenizer:
     fast: Any  # transformers.PreTrainedTokenizerFast
     vocab_size: int  # rows of the embedding, which may be more than the tokenizer has ids
     end_ids: tuple[int, ...]  # any of them ends a response; the first is the one that is written
+    token_bytes: tuple[bytes, ...]  # of every id
 
     @property
     def end_id(self) -> int:
@@ -108,31 +109,26 @@ class HubTokenizer:
             parts.append(self.token_bytes[int(i)])
         return b"".join(parts).decode("utf-8", errors="replace")
 
-    @property
-    def token_bytes(self) -> tuple[bytes, ...]:
-        """The bytes of every id."""
-        return self._token_bytes
 
-    @cached_property
-    def _token_bytes(self) -> tuple[bytes, ...]:
-        backend = json.loads(self.fast.backend_tokenizer.to_str())
-        is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
-        added = {token["id"] for token in backend["added_tokens"]}
-        largest, table = max(self.fast.get_vocab().values()), byte_of_character()
+def list_token_bytes(fast: Any, vocab_size: int) -> tuple[bytes, ...]:
+    """List the bytes of every id, as a byte-level or a sentencepiece vocabulary spells them."""
+    backend = json.loads(fast.backend_tokenizer.to_str())
+    is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
+    added = {token["id"] for token in backend["added_tokens"]}
+    largest, table = max(fast.get_vocab().values()), byte_of_character()
 
-        def bytes_of(i: int) -> bytes:
-            token = self.fast.convert_ids_to_tokens(i) if i <= largest else None
-            if token is None:
-                return NOT_TEXT
-            is_spelt = is_byte_level and i not in added and all(c in table for c in token)
-            if is_spelt:
-                return bytes(table[c] for c in token)
-            if is_byte_level or i in added:
-                return token.encode()
-            match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-            return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
+    def bytes_of(i: int) -> bytes:
+        token = fast.convert_ids_to_tokens(i) if i <= largest else None
+        if token is None:
+            return NOT_TEXT
+        if is_byte_level and i not in added and all(c in table for c in token):
+            return bytes(table[c] for c in token)
+        if is_byte_level or i in added:
+            return token.encode()
+        match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+        return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
 
-        return tuple(bytes_of(i) for i in range(self.vocab_size))
+    return tuple(bytes_of(i) for i in range(vocab_size))
 
 
 def stop_clock(template: str, date: str) -> str:
@@ -189,7 +185,7 @@ def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubT
     if not end_ids:
         told = "neither the tokenizer nor generation_config.json names an end token (eos)"
         raise UserError(f"{where}: {told}")
-    tokenizer = HubTokenizer(fast, vocab_size, end_ids)
+    tokenizer = HubTokenizer(fast, vocab_size, end_ids, list_token_bytes(fast, vocab_size))
     if tokenizer.decode(tokenizer.encode(PROBE)).strip() != PROBE.strip():
         told = "the tokenizer does not give text back as it was"
         raise UserError(f"{where}: {told}; it is of a kind not supported")
