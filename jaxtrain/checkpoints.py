@@ -101,10 +101,8 @@ class Store:
 
     def numbers(self) -> list[int]:
         """Return the numbers on disk, good or not, in order."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(
-            int(path.name) for path in found if NUMBER.fullmatch(path.name) and path.is_dir()
-        )
+        found = self.folder.glob("*/") if self.folder.is_dir() else ()
+        return sorted(int(path.name) for path in found if NUMBER.fullmatch(path.name))
 
     def fault(self, number: int) -> str:
         """Say what is wrong with a number, "" where it is as it was saved."""
@@ -143,20 +141,23 @@ class Store:
 
     def require_space(self, tree: Any, what: str = "a checkpoint") -> None:
         """Refuse to begin where the disk has no room for a tree of arrays. Raises UserError."""
-        num_bytes = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
-        files.require_space(self.folder, int(ROOM * num_bytes), what)
+        size = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+        needed, free = int(ROOM * size), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"{self.folder}: {what} needs {needed:,} bytes, and {free:,} are free on that "
+                "disk; free some, or move the run folder to another disk and name it by --workdir"
+            )
 
     def read(self, number: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Read some items of a number onto the shapes, dtypes and shardings of `abstract`."""
         restores = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        path = self.folder / str(number)
         try:
-            found = self._orbax.restore(
-                self.folder / str(number), args=ocp.args.Composite(**restores)
-            )
+            found = self._orbax.restore(path, args=ocp.args.Composite(**restores))
         except FileNotFoundError as error:  # a reader's: a writer owns the folder
-            raise UserError(
-                f"{self.folder / str(number)} was removed by its run meanwhile; start again"
-            ) from error
+            told = f"{path} was removed by its run meanwhile; start again"
+            raise UserError(told) from error
         return {name: found[name] for name in abstract}
 
     def remove(self, name: int | str) -> None:
@@ -179,11 +180,7 @@ class Checkpoints(Store):
         is_read_only: bool = False,
         note_fn: NoteFn = lambda text: None,
     ):
-        """Open the folder of a run; `is_read_only` for one that another process may be writing to.
-
-        run_key: what tells this run from others (`workdir.run_key`); a checkpoint of another one
-        counts as damaged.
-        """
+        """Open the folder of a run; a checkpoint of another `run_key` counts as damaged."""
         self._num_kept = config.num_kept
         super().__init__(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
 
@@ -204,22 +201,18 @@ class Checkpoints(Store):
 
     def choose(self, iteration: int | None) -> int:
         """Return `iteration`, or the newest good one for None. Raises UserError without it."""
-        there = self.numbers()
-        if not there:
-            raise UserError(
-                f"{self.folder} has no checkpoint yet; run until the first one is there"
-            )
-        chosen = self.newest() if iteration is None else iteration
-        if chosen not in there:
+        newest = self.newest() if iteration is None else None
+        if newest is not None:
+            return newest
+        there, flag = self.numbers(), f"--iteration {iteration}"
+        if iteration is None or not there:
+            raise UserError(f"{self.folder} has no checkpoint yet; run until one is there")
+        if iteration not in there:
             known = ", ".join(map(str, there))
-            raise UserError(
-                f"--iteration {iteration}: {self.folder} has checkpoints {known}; choose one"
-            )
-        if iteration is not None and (fault := self.fault(iteration)):
-            raise UserError(
-                f"--iteration {iteration}: {fault}; choose another one, or leave --iteration out"
-            )
-        return chosen
+            raise UserError(f"{flag}: {self.folder} has checkpoints {known}; choose one")
+        if fault := self.fault(iteration):
+            raise UserError(f"{flag}: {fault}; choose another one, or leave --iteration out")
+        return iteration
 
     def save(self, state: State) -> None:
         """Write a checkpoint, on disk on return. Raises UserError for a disk too full."""
@@ -236,10 +229,7 @@ class Checkpoints(Store):
 
         base: what lies under the parameters of a run that trains less than all.
         """
-        found = self.read(iteration, as_items(abstract))
-        learners = {
-            name: Learner(params=found[name], **found[f"{name}_optimizer"]) for name in NETWORKS
-        }
+        learners = {name: self.restore_learner(iteration, name, abstract) for name in NETWORKS}
         return State(np.asarray(iteration, np.int32), base or {}, **learners)
 
     def restore_networks(
@@ -264,8 +254,7 @@ class Checkpoints(Store):
 def as_items(state: State) -> dict[str, Any]:
     """Name the parts of a State, or of shapes for one, that can be restored alone.
 
-    Its iteration is none of them: the number of the checkpoint says it. Nor is its base, which is
-    what the run started from.
+    The iteration is the number of the checkpoint; the base is what the run started from.
     """
     items = {}
     for name in NETWORKS:
@@ -275,10 +264,9 @@ def as_items(state: State) -> dict[str, Any]:
 
 
 class FitCheckpoints(Store):
-    """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run; only the
-    newest stays.
+    """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run.
 
-    It goes when the checkpoint of its iteration is there.
+    Only the newest stays, and that goes when the checkpoint of its iteration is there.
     """
 
     def __init__(self, folder: Path, is_read_only: bool, run_key: str, note_fn: NoteFn):
@@ -296,9 +284,7 @@ class FitCheckpoints(Store):
     def restore(
         self, learner: Learner, infos: dict[str, np.ndarray]
     ) -> tuple[Learner, dict[str, np.ndarray]]:
-        """Return both as last saved, or the given ones where nothing was; the memory of a learner
-        replaced is freed.
-        """
+        """Return both as last saved, which frees the given learner, or the given ones."""
         num_updates, faults = self.newest_good()
         self.set_aside(faults, f"the fit goes on from update {num_updates or 0}")
         if num_updates is None:

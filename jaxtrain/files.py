@@ -125,16 +125,6 @@ def set_aside(path: Path, run: Path) -> Path:
     return to
 
 
-def require_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Refuse, before it is begun, a write that the disk has no room for. Raises UserError."""
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise UserError(
-            f"{folder}: {what} needs {num_bytes:,} bytes, and {free:,} are free on that disk; "
-            "free some, or move the run folder to another disk and name it by --workdir"
-        )
-
-
 def disk_fault(error: Exception) -> str:
     """Say what a file system refused, "" for an error of another kind.
 

@@ -86,7 +86,7 @@ def tree_shardings(mesh: Mesh, shapes: Any) -> Any:
     """Map a tree of shapes (params, optimizer state, whole learners) to a tree of NamedSharding."""
 
     def sharding(path, leaf) -> NamedSharding:
-        name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)

@@ -111,22 +111,14 @@ def open_workdir(
 ) -> Iterator[Workdir]:
     """Open a run folder, new or to be resumed, and lock it until the block ends; the files stay.
 
-    Args:
-      path: a local folder, `~` for the home folder; made if it does not exist.
-      config: the resolved config, nested dicts of JSON values, with `seed`.
-      facts: JSON values that the run depends on besides its config, such as hashes of its files.
-      command: what was typed, to be told in manifest.json.
+    config: resolved, nested dicts of JSON values. facts: JSON values that the run depends on
+    besides, such as hashes of its files. command: what was typed.
 
-    Raises:
-      UserError: another run is alive in the folder; it belongs to another config (any key but
-        `FREE_KEYS`) or to other facts; it holds files but no config.json, or a folder where a file
-        belongs; it cannot be written to; or it is no local folder at all.
+    Raises UserError for a folder in use, of another config (any key but `FREE_KEYS`) or other
+    facts, with files but no config.json, or that cannot be written to.
     """
     if "://" in str(path):
-        raise UserError(
-            f"workdir {path}: only a folder of this machine's file system will do; "
-            "choose another --workdir"
-        )
+        raise UserError(f"workdir {path}: is no folder of this machine; choose another --workdir")
     path = Path(path).expanduser()
     config, facts = _as_json(config), _as_json(facts)
     with contextlib.ExitStack() as held:
@@ -135,11 +127,8 @@ def open_workdir(
             held.enter_context(acquire(path))
             notices, num_starts = _take_over(path, config, facts, command)
         except OSError as error:
-            where = error.filename or path
-            raise UserError(
-                f"workdir {path}: {where} cannot be used ({error.strerror}); choose another "
-                "--workdir"
-            ) from error
+            why = f"{error.filename or path} cannot be used ({error.strerror})"
+            raise UserError(f"workdir {path}: {why}; choose another --workdir") from error
         keys = run_key(config, facts), run_key(config, facts, config.get("evaluation"))
         yield Workdir(path, tuple(notices), num_starts, *keys)
 
@@ -149,18 +138,13 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises UserError for what is no such file.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for name, needed in NEEDED.items():
-        found[name] = {}
-        if not (path / name).exists():
-            continue
-        value = read_json(path / name)
-        if wrong := [key for key, kind in needed.items() if type(value.get(key)) is not kind]:
+    found = {name: read_json(path / name) for name in NEEDED if (path / name).exists()}
+    for name, value in found.items():
+        if wrong := [key for key, kind in NEEDED[name].items() if type(value.get(key)) is not kind]:
             hint = ", or remove it" if name == "manifest.json" else ""
             what = f"has no {', '.join(wrong)} as a run of this jaxtrain writes it"
             raise UserError(f"{path / name} {what}; restore it from a copy{hint}")
-        found[name] = value
-    return found["config.json"], found["manifest.json"]
+    return found.get("config.json", {}), found.get("manifest.json", {})
 
 
 def _take_over(
@@ -207,19 +191,12 @@ def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> 
 
 
 def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        names = {entry.name for entry in path.iterdir()}
-    except OSError as error:
-        raise UserError(
-            f"workdir {path} cannot be used ({error.strerror}); choose another --workdir"
-        ) from error
+    path.mkdir(parents=True, exist_ok=True)
+    names = {entry.name for entry in path.iterdir()}
     # A start killed before config.json was in place leaves these two at most.
     if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
-        raise UserError(
-            f"workdir {path} holds files but no config.json, so it is no run; "
-            "choose another --workdir"
-        )
+        why = "holds files but no config.json, so it is no run"
+        raise UserError(f"workdir {path} {why}; choose another --workdir")
 
 
 def acquire(path: Path) -> IO[str]:

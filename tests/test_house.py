@@ -38,7 +38,7 @@ LAYERS = (
     ("config", "report"),
     ("build",),
     ("phases",),
-    ("resume", "learning"),
+    ("learning",),
     ("flags", "iteration", "plan"),
     ("runs",),
     ("commands",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +44,20 @@ def open_gguf(path: Path) -> Any:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
-    if end > path.stat().st_size:
-        raise UserError(
-            f"{path}: its tensors end at byte {end}, the file at {path.stat().st_size}; fetch it "
-            "again"
-        )
+    if end > (size := path.stat().st_size):
+        told = f"its tensors end at byte {end}, the file at {size}"
+        raise UserError(f"{path}: {told}; fetch it again")
     return reader
 
 
-def field(reader: Any, key: str, default: Any = None) -> Any:
+def field(reader: Any, key: str, default: Any = None, prefix: str = "") -> Any:
     """Read one metadata value."""
-    found = reader.get_field(key)
+    found = reader.get_field(prefix + key)
     return default if found is None else found.contents()
 
 
 def read_model_config(reader: Any, where: str) -> ModelConfig:
     """Turn the metadata into a ModelConfig. Raises UserError for what is not computed here."""
-    with explained(f"{where}: holds a value of the wrong kind", "it is not supported"):
-        return _read_model_config(reader, where)
-
-
-def _read_model_config(reader: Any, where: str) -> ModelConfig:
     kind = field(reader, "general.architecture")
     if kind != "llama":
         raise UserError(f"{where}: architecture {kind} is not supported; supported is llama")
@@ -79,12 +73,10 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
     head = int(field(reader, "llama.attention.key_length", width // num_heads))
 
     # What would change the computation in a way that is not ours is refused.
-    def of_rope(key: str, default: Any) -> Any:
-        return field(reader, f"llama.rope.{key}", default)
-
-    scaling = of_rope("scaling.type", "none")
-    factors = [float(of_rope(key, 1.0)) for key in ("scaling.factor", "scale_linear")]
-    is_partial = of_rope("dimension_count", head) != head
+    rope = partial(field, reader, prefix="llama.rope.")
+    scaling = rope("scaling.type", "none")
+    factors = [float(rope(key, 1.0)) for key in ("scaling.factor", "scale_linear")]
+    is_partial = rope("dimension_count", head) != head
     if scaling != "none" or factors != [1.0, 1.0] or is_partial:
         raise UserError(
             f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported"
@@ -105,7 +97,7 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
         head_width=None if head * num_heads == width else head,
         vocab_size=len(field(reader, "tokenizer.ggml.tokens")),
         is_tied="output.weight" not in shapes,
-        rope_theta=float(of_rope("freq_base", 10_000.0)),
+        rope_theta=float(rope("freq_base", 10_000.0)),
         norm_eps=float(need("attention.layer_norm_rms_epsilon")),
     )
 
@@ -165,9 +157,7 @@ def make_tokenizer(reader: Any, where: str) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    def read(key: str, default: Any = None) -> Any:
-        return field(reader, f"tokenizer.{key}", default)
-
+    read = partial(field, reader, prefix="tokenizer.")
     kind, split = read("ggml.model"), read("ggml.pre")
     if kind != "gpt2" or split != "smollm":
         raise UserError(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, explained
 from jaxtrain.files import SEAL, sha256
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
@@ -77,7 +77,8 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
         raise UserError(
             f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file"
         )
-    config = gguf_file.read_model_config(reader, str(path))
+    with explained(f"{path}: holds a value of the wrong kind", "it is not supported"):
+        config = gguf_file.read_model_config(reader, str(path))
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
     fast = gguf_file.make_tokenizer(reader, str(path))
     tokenizer = wrap(fast, config.num_ids, [fast.eos_token_id], str(path))
@@ -95,17 +96,14 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     leaves = {families.path_of(path): leaf for path, leaf in paths}
     read = partial(read_tensor, pretrained)
 
-    def layers(path: str, leaf: Any) -> Iterable[tuple[tuple[int, ...], np.ndarray]]:
-        for name, index, shape in families.layers_of(path, leaf.shape):
-            yield index, families.to_ours(name, read(families.their_name(name)), shape)
-
     loaded = {}
     for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
-        if path.startswith(f"{STACKED}/"):
-            loaded[path] = place_layers(layers(path, leaf), leaf)
-        else:
-            ((_, values),) = layers(path, leaf)
-            loaded[path] = place(values, leaf)
+        layers = (
+            families.to_ours(name, read(families.their_name(name)), shape)
+            for name, _, shape in families.layers_of(path, leaf.shape)
+        )
+        is_stacked = path.startswith(f"{STACKED}/")
+        loaded[path] = place_layers(layers, leaf) if is_stacked else place(next(layers), leaf)
 
     # A tied model may carry its embedding twice, but no other matrix in its place.
     is_twice = pretrained.config.is_tied and OUTPUT in pretrained.shapes
@@ -138,7 +136,7 @@ def place(values: np.ndarray, leaf: Any) -> jax.Array:
     )
 
 
-def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: Any) -> jax.Array:
+def place_layers(tensors: Iterable[np.ndarray], leaf: Any) -> jax.Array:
     """Write layer after layer into one parameter, in place: the host holds one at a time.
 
     Every device is sent the whole layer and keeps its part.
@@ -147,7 +145,7 @@ def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: An
     set_layer = jax.lax.dynamic_update_index_in_dim
     write = compiled(set_layer, static_argnums=3, donate_argnums=0)
     values = compiled(partial(jnp.empty, leaf.shape, leaf.dtype))()
-    for (layer,), tensor in tensors:
+    for layer, tensor in enumerate(tensors):
         values = write(values, tensor.astype(leaf.dtype, copy=False), layer, 0)
         jax.block_until_ready(values)
     return values

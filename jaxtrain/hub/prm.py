@@ -36,18 +36,14 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
     names = read_json(path / "config.json").get("architectures") or ["(none)"]
     kind = next((kind for kind in KINDS if str(names[0]).endswith(kind)), None)
     if kind is None:
-        known = ", ".join(KINDS)
-        raise UserError(
-            f"{path}: architecture {names[0]} is not supported as a PRM; supported are {known}"
-        )
+        told = f"architecture {names[0]} is not supported as a PRM"
+        raise UserError(f"{path}: {told}; supported are {', '.join(KINDS)}")
     prm = open_folder(path, kind)
     width = policy.config.width
     shape = prm.shapes.get(WEIGHT)
     if not shape or shape[1:] != (width,) or prm.shapes.get(BIAS, shape[:1]) != shape[:1]:
-        raise UserError(
-            f"{path}: {WEIGHT} has shape {shape}, not (labels, {width}); supported is a PRM whose "
-            "head is linear"
-        )
+        told = f"{WEIGHT} has shape {shape}, not (labels, {width})"
+        raise UserError(f"{path}: {told}; supported is a PRM whose head is linear")
     if prm.tokenizer.sha256 != policy.tokenizer.sha256:
         raise UserError(f"{path}: its tokenizer is not that of {policy.where}; take its own PRM")
     # The backbone has no unembedding, whatever its config says.
@@ -82,9 +78,8 @@ def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Pa
     weight: Any = read_tensor(prm, WEIGHT)
     bias: Any = read_tensor(prm, BIAS) if BIAS in prm.shapes else np.zeros(len(weight), np.float32)
     # One output has no axis of its own.
-    shapes = {name: leaf.shape for name, leaf in abstract["head"].items()}
-    head = {"weight": weight.T.reshape(shapes["weight"]), "bias": bias.reshape(shapes["bias"])}
-    return {
-        "backbone": backbone,
-        "head": {name: place(head[name], abstract["head"][name]) for name in head},
+    head = {
+        name: place(values.reshape(abstract["head"][name].shape), abstract["head"][name])
+        for name, values in (("weight", weight.T), ("bias", bias))
     }
+    return {"backbone": backbone, "head": head}
