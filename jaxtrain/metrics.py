@@ -3,19 +3,14 @@
 One line of metrics.jsonl per event: a JSON object with `iteration` (int) and keys `stage/name`. How
 the log stays without gap or duplicate when the run is killed at any instant:
 
-1. An event is one line, appended and synced to the disk before `append` returns. A line torn by a
-   kill is dropped.
-2. What an iteration computes before its checkpoint is appended before that checkpoint is saved. So
-   a checkpoint that exists has all those rows, and rows of an iteration without one are cut by
-   `truncate` and made again.
-3. What comes after the checkpoint (the evaluation) is appended as one event, so it is there whole
-   or not at all: `truncate` says which, and the caller scores the restored iteration again where it
-   is missing.
+1. An event is one line, synced to the disk before `append` returns. A torn line is dropped.
+2. What an iteration computes before its checkpoint is appended before that is saved. So a
+   checkpoint has all those rows, and `truncate` cuts the rows of an iteration without one.
+3. What comes after it (the evaluation) is one event, there whole or not at all: `truncate` says
+   which, and the caller scores the restored iteration again where it is missing.
 
-TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept.
-
-The value of a key that ends with `/losses` is a list, one loss an update: TensorBoard shows one
-scalar for each, at the number that the update has in the whole run, counted over the rows.
+TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept. A
+list under a key that ends with `/losses` is shown as a scalar at each update of the whole run.
 """
 
 from __future__ import annotations
@@ -67,13 +62,10 @@ class MetricsLog:
             self._writer.close()
 
     def truncate(self, iteration: int, is_told: bool = True) -> bool:
-        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events from
-        the rest.
+        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events.
 
-        Its evaluation is cut too where nothing else tells of it (`is_told` False).
-
-        Returns:
-          Whether the restored iteration has its evaluation; if not, the caller scores it again.
+        Its evaluation is cut too where nothing else tells of it (`is_told` False). Returns whether
+        it is there; if not, the caller scores the iteration again.
         """
         rows = [row for row in self._rows if row["iteration"] <= iteration]
         if not is_told:
@@ -94,11 +86,8 @@ class MetricsLog:
     def append(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Append one event, synced to the disk when this returns.
 
-        Args:
-          iteration: the iteration that the event belongs to.
-          metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are
-            taken as such, and a float that is not finite is stored as null. Scalars also go to
-            TensorBoard, with step = iteration, and lists of losses, with step = update.
+        metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are
+        taken as such, and a float that is not finite is stored as null.
         """
         if self._writer is None:
             raise RuntimeError("call truncate(restored iteration, or -1) before the first append")

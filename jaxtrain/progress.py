@@ -50,10 +50,9 @@ class Phase:
     def advance(
         self, amount: int = 1, *, loss: float | None = None, is_restored: bool = False, **sums: int
     ) -> None:
-        """Count what has just been done, and show its loss, a Python float.
+        """Count what has just been done; `sums` may be tokens, and any pair of SHARES.
 
-        `sums` may be tokens, and any pair of SHARES. What is only restored counts as done and
-        solved, but tells nothing of the speed.
+        What is only restored counts as done and solved, but tells nothing of the speed.
         """
         self.done += amount
         if is_restored:
@@ -65,8 +64,7 @@ class Phase:
 
     def describe(self) -> list[str]:
         """Return the parts of a line about the phase: speed, shares, loss."""
-        # Work arrives in chunks: a speed as of the last one does not sag while the next is under
-        # way.
+        # Work arrives in chunks: a speed as of the last does not sag while the next is under way.
         counts = {self.unit: self.done - self.restored} | {name: self.sums[name] for name in TIMED}
         parts = [f"{_rate(n / self.worked_seconds)} {name}/s" for name, n in counts.items() if n]
         for name, whole in SHARES.items():
@@ -87,14 +85,11 @@ class Phase:
 
 
 class Progress:
-    """Show phases on a stream: bars on a terminal, elsewhere plain lines at most `interval` seconds
-    apart.
+    """Show phases: one bar on a terminal, elsewhere plain lines at most `interval` seconds apart.
 
-        with Progress(num_iterations) as progress:
-            with progress.phase("search", iteration=2, total=2048, unit="problems") as phase:
-                phase.advance(256, tokens=70_000, solved=31, attempted=256)
-            with progress.compiling("updates"):
-                ...
+    with Progress(num_iterations) as progress:
+        with progress.phase("search", iteration=2, total=2048) as phase:
+            phase.advance(256, tokens=70_000, solved=31, attempted=256)
     """
 
     def __init__(
