@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtrain.calculator import Calculator, make_calculator
-from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.errors import UserError, require, require_at_least, require_one_of
 
 START, OVER = 0, 1  # of the step's automaton
 # of the answer's: complete is a closed box whose line goes on
@@ -44,22 +44,18 @@ class TraceConfig:
         require_at_least(1, "trace", self, "max_steps", "max_step_tokens", "step_tokens")
         require_one_of("trace", self, answer=tuple(ANSWERS))
         if len(self.boundary.encode()) > MAX_BOUNDARY:
-            raise UserError(
-                f"--config.trace.boundary={self.boundary[:20]!r}...: "
-                f"has more than {MAX_BOUNDARY} bytes"
-            )
+            told = f"has more than {MAX_BOUNDARY} bytes"
+            raise UserError(f"--config.trace.boundary={self.boundary[:20]!r}...: {told}")
         if not self.boundary and self.step_tokens is None:
-            raise UserError(
-                "--config.trace.boundary='': nothing ends a step; "
-                "set it, or --config.trace.step_tokens"
-            )
+            told = "nothing ends a step; set it, or --config.trace.step_tokens"
+            raise UserError(f"--config.trace.boundary='': {told}")
         # What stands before a step must not go on in it, and no result may be cut in two.
         is_by_line = self.step_tokens is None and self.boundary.endswith("\n")
-        if self.calculator and not is_by_line:
-            raise UserError(
-                "--config.trace.calculator=True: reads steps that end with a line; leave "
-                "--config.trace.step_tokens out, and let --config.trace.boundary end with a newline"
-            )
+        why = (
+            "reads steps that end with a line; leave --config.trace.step_tokens out, and let "
+            "--config.trace.boundary end with a newline"
+        )
+        require(is_by_line or not self.calculator, "trace", self, "calculator", why)
 
 
 class Tables(NamedTuple):
@@ -77,11 +73,9 @@ def make_tables(
     answer: str,
     calculator: bool = False,
 ) -> Tables:
-    """Compile the automata.
+    """Compile the automata of `TraceConfig.boundary` and `.answer`, and the calculator's.
 
-    boundary: the text that ends a step once the step holds more than white space; empty: none does.
-    answer: what finishes a trace besides an end token, one of ANSWERS: `end` nothing, `hash` the
-    line of `####`, `boxed` the line in which `\\boxed{...}` closes.
+    A boundary ends a step once the step holds more than white space.
     """
     steps = tabulate([(False, b""), OVER], step_automaton(boundary.encode()))
     answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
@@ -136,7 +130,7 @@ def longest_start(read: bytes, text: bytes) -> bytes:
     return next(end for end in ends if text.startswith(end) and end != text)
 
 
-# What finishes a trace besides an end token: the next state of each automaton.
+# What finishes a trace besides an end token: nothing, the line of `####`, that of a closed box.
 ANSWERS: dict[str, Callable[[Hashable, int], Hashable]] = {
     "end": lambda state, byte: state,
     "hash": hash_automaton,

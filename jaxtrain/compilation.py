@@ -31,11 +31,9 @@ class CompilationConfig:
 
 
 def keep_compiled(config: CompilationConfig) -> str:
-    """Let jax keep what it compiles, where it does not do so already (JAX_COMPILATION_CACHE_DIR).
-    Returns a notice.
+    """Let jax keep what it compiles, where it does not already (JAX_COMPILATION_CACHE_DIR).
 
-    Raises UserError for a folder that cannot be made; without one in the user's own cache folder a
-    run does without.
+    Returns a notice. Raises UserError for a folder that was asked for and cannot be made.
     """
     if not JAX.jax_enable_compilation_cache:
         return "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
@@ -43,15 +41,13 @@ def keep_compiled(config: CompilationConfig) -> str:
     if not folder and not config.cache:
         return "compiled programs are not kept: --config.compilation.cache is empty"
     try:
-        folder = Path(
-            folder or (user_folder() if config.cache == USER else config.cache)
-        ).absolute()
+        asked = user_folder() if config.cache == USER else config.cache
+        folder = Path(folder or asked).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no right to; no home
         if config.cache != USER:
-            raise UserError(
-                f"--config.compilation.cache={config.cache}: cannot be made ({error})"
-            ) from error
+            flag = f"--config.compilation.cache={config.cache}"
+            raise UserError(f"{flag}: cannot be made ({error})") from error
         return f"compiled programs are not kept: {error}"
     JAX.update("jax_compilation_cache_dir", str(folder))
     return f"compiled programs are kept in {folder}"

@@ -1,12 +1,11 @@
 """Means, AUROC and the 95 % intervals that say how far to trust them. Nothing of ours is imported.
 
-Two intervals suffice. A share of independent problems gets Wilson's, which stays inside [0, 1] and
-has a width even at 0 of n. All else gets a percentile bootstrap over *groups*: the steps of one
-tree share a problem and most of a prefix, so to resample steps as if they were independent would
-promise far too much.
+A share of independent problems gets Wilson's interval, which stays inside [0, 1] and has a width
+even at 0 of n. All else gets a percentile bootstrap over *groups*: the steps of one tree share a
+problem and most of a prefix, so steps resampled as if independent would promise far too much.
 
-What cannot be known is NaN (no data, one class, one group), never an exception and never a made-up
-0. The seed of the bootstrap is fixed: the same data give the same interval, also after a resume.
+What cannot be known is NaN (no data, one class, one group), never a made-up 0. The seed of the
+bootstrap is fixed: the same data give the same interval, also after a resume.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """Bootstrap the mean of `values [n]` over the groups that `group [n]` (any integers) puts them
-    in.
+    """Bootstrap the mean of `values [n]` over their groups, `group [n]` of any integers.
 
     Paired comparisons are means of differences, so they go through here too.
     """
@@ -57,8 +55,7 @@ def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
 
 
 def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
-    """Return the chance that a positive outscores a negative, ties counting half; NaN with one
-    class only.
+    """Return the chance that a positive outscores a negative, ties half; NaN with one class only.
 
     `score [n]`, `is_positive [n]` bool. By ranks (Mann and Whitney, 1947), hence O(n log n).
     """
@@ -69,9 +66,7 @@ def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
 def auroc_interval(
     score: np.ndarray, is_positive: np.ndarray, group: np.ndarray
 ) -> tuple[float, float]:
-    """Bootstrap `auroc` over the groups that `group [n]` puts the scores in; resamples with one
-    class are left out.
-    """
+    """Bootstrap `auroc` over the groups `group [n]`, resamples with one class left out."""
     names, member = np.unique(group, return_inverse=True)
     if len(names) < 2:
         return UNKNOWN

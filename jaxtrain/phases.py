@@ -99,10 +99,8 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     # what there is to tell of them
     totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
     require_some_ok(run, i, counts)
-    metrics = {
-        **named("search", search_totals([shard.tree for shard in shards])),
-        **named("labels", totals),
-    }
+    searched = search_totals([shard.tree for shard in shards])
+    metrics = named("search", searched) | named("labels", totals)
     run.log.append(i, {**metrics, "time/search": phase.seconds})
     return shards
 
@@ -134,9 +132,8 @@ def make_shards(
 ) -> Iterator[tuple[Shard, bool]]:
     """Read the trees of iteration i and their labels, or grow, judge and store them, in order.
 
-    Yields (host arrays, which also lie on disk; whether the trees lay there already). The device is
-    given the next batch before the host waits for this one, so it grows while the host judges and
-    stores; it holds the trees of two batches at most.
+    Yields (host arrays, whether the trees lay on disk already). The device is given the next batch
+    before the host waits for this one, and holds the trees of two batches at most.
     """
     ahead: Begun | None = None
     for name, k, batch in asked:
@@ -196,13 +193,10 @@ def networks_before(run: Run, i: int) -> Networks:
 
 def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
     """Raise Diverged where every tree was set aside: a network holds what overflows, or NaN."""
-    num_trees, num_set_aside = (
-        sum(count[key] for count in counts) for key in ("num_trees", "num_set_aside")
-    )
-    if num_set_aside == num_trees > 0:
-        raise diverged(
-            run, i, f"all {num_trees} trees were set aside, since logits or scores were not finite"
-        )
+    num_trees = sum(count["num_trees"] for count in counts)
+    if sum(count["num_set_aside"] for count in counts) == num_trees > 0:
+        why = "were set aside, since logits or scores were not finite"
+        raise diverged(run, i, f"all {num_trees} trees {why}")
 
 
 def diverged(run: Run, i: int, what: str) -> Diverged:
@@ -247,10 +241,8 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
             found[name].append(shard)
             counts.append(tally(phase, shard, is_restored))
         # What the strategies make of them.
-        joined: dict[str, Shard] = {
-            name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
-            for name, shards in found.items()
-        }
+        join = partial(jax.tree.map, lambda *x: np.concatenate(x))
+        joined: dict[str, Shard] = {name: join(*shards) for name, shards in found.items()}
         baseline = read_baseline(fit_log or run.log, i)
         metrics = evaluation.measure(joined, c.strategies, baseline, run.task.answer_tokens)
     require_some_ok(run, i, counts)
@@ -283,15 +275,13 @@ def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
 
 
-def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
+def search_totals(grown: Sequence[Tree]) -> dict[str, Any]:
     """Count what a search cost and how much of it was of use."""
     if not grown:
         return {}
     # what the trees counted themselves
     names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
-    totals: dict[str, float] = {
-        name: int(sum(getattr(t, name).sum() for t in grown)) for name in names
-    }
+    totals = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
     # what their rows are
     rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
     num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]

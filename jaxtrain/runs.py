@@ -42,18 +42,14 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     try:
         return read_config(values), manifest
     except (UserError, ValueError, TypeError) as error:
-        where = path / "config.json"
-        raise UserError(
-            f"{where}: is of another layout ({error}); take the jaxtrain that wrote it"
-        ) from error
+        told = f"{path / 'config.json'}: is of another layout ({error})"
+        raise UserError(f"{told}; take the jaxtrain that wrote it") from error
 
 
 def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
-    """Open a run that is there, to read it alone. Returns (its config, its manifest, the model it
-    started from).
+    """Open a run to read it. Returns (config for the devices here, manifest, pretrained model).
 
-    The config is for the devices here. Raises UserError where it is no run, or its model is not
-    what it was.
+    Raises UserError where it is no run, or its model is not what it was.
     """
     config, manifest = read_run(path)
     pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
@@ -61,26 +57,23 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
     started = {name: value for name, value in manifest["facts"].items() if name.startswith("hub/")}
     for name in sorted(started.keys() | hashes.keys()):
         if started.get(name) != hashes.get(name):
-            raise UserError(
-                f"{config.hub.pretrained}: {name} is not what it was when {path} started from it"
-            )
+            told = f"{name} is not what it was when {path} started from it"
+            raise UserError(f"{config.hub.pretrained}: {told}")
     return replace(config, sharding=ShardingConfig()), manifest, pretrained
 
 
 def open_task(
     path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None
 ) -> Task:
-    """Make the task of a run anew. Raises UserError where its problems are not those that it
-    trained on.
+    """Make the task of a run anew.
 
-    So it does where the file of a task of the user's own, and with it the verifier, is another.
+    Raises UserError where its problems, or the file of a task of the user's own, are others.
     """
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     facts, own = manifest["facts"], "tasks.name.sha256"
     if facts.get(own) != file_hashes(config.tasks).get(own):
-        raise UserError(
-            f"--workdir {path}: {config.tasks.name} is not what it was when the run started"
-        )
+        told = f"{config.tasks.name} is not what it was when the run started"
+        raise UserError(f"--workdir {path}: {told}")
     if digest(task) != facts["tasks.problems.sha256"]:
         raise UserError(
             f"--workdir {path}: its config no longer makes the problems that it trained on, so "

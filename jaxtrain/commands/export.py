@@ -40,10 +40,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         raise UserError(f"--adapter: {workdir} {why}; leave --adapter out")
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
     progress = leaving.enter_context(Progress(0))
-    folder, key = workdir / "checkpoints", manifest["run_key"]
-    with Checkpoints(
-        folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note
-    ) as checkpoints:
+    told = workdir / "checkpoints", config.checkpoints, manifest["run_key"], True, progress.note
+    with Checkpoints(*told) as checkpoints:
         iteration = checkpoints.choose(options.iteration)
         fns = build(config, tokenizer, progress, pretrained)
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)

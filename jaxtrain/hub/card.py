@@ -73,8 +73,7 @@ def model_card(
 ) -> str:
     """Write the README.md of a network: what it is, how to use it, numbers and hashes of its run.
 
-    rows: the metrics of its iteration. boundary: what ended a step. num_outputs: of the PRM's head.
-    calculator: results of sums were computed, and not the policy's.
+    rows: the metrics of its iteration. boundary, calculator: of its steps. num_outputs: of the PRM.
     """
     # What the head of a card says to the hub.
     name = pretrained.name if pretrained else "random weights"
@@ -104,12 +103,9 @@ def model_card(
         *([CALCULATOR] if calculator else []),
         *(f"- {key}: `{value}`" for key, value in sorted(manifest["facts"].items())),
     ]
-    metrics = {key: value for row in rows for key, value in row.items()}
-    table = [
-        f"| {key} | {value:.4g} |"
-        for key, value in sorted(metrics.items())
-        if key.startswith("evaluation/") and isinstance(value, int | float)
-    ]
+    metrics = {key: x for row in rows for key, x in row.items() if key.startswith("evaluation/")}
+    scores = [(key, x) for key, x in sorted(metrics.items()) if isinstance(x, int | float)]
+    table = [f"| {key} | {x:.4g} |" for key, x in scores]
     table = ["| metric | value |", "| --- | --- |", *table] if table else ["It was not scored."]
     return "\n".join(["---", *head, "---", "", use, "", *about, "", *table, ""])
 

@@ -2,9 +2,7 @@
 
 The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label, the value at
 every token before it is clipped to [0, 1], or with several, values that a softmax weighs. What
-started from a folder leaves with its config, sampling defaults and dtypes. Adapters may leave
-alone, as a folder of PEFT. A folder is written beside its place and renamed into it, so it is whole
-or absent.
+started from a folder leaves with its config, sampling defaults and dtypes.
 """
 
 from __future__ import annotations
@@ -112,11 +110,11 @@ def write_adapter(
             module = families.their_name(name[: -len(lora.A)]).removesuffix("weight")
             tensors[module + part] = np.ascontiguousarray(np.asarray(leaf)[index].T)
 
-    def write_weights(folder: Path) -> None:
+    def write(folder: Path) -> None:
         named = {PEFT + name: x for name, x in tensors.items()}
         save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    write_folder(to, {"adapter_config.json": data}, write_weights, tokenizer, card)
+    write_folder(to, {"adapter_config.json": data}, write, tokenizer, card)
 
 
 def head_tensors(params: Params) -> Tensors:
@@ -134,9 +132,9 @@ def value_labels(head: Params) -> list[str]:
 
 
 def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:
-    """Yield the tensors of a Transformer as Hugging Face names and shapes them.
+    """Yield the tensors of a Transformer as Hugging Face has them, in the dtypes of `base`.
 
-    One parameter is on the host at a time. Each is rounded to the dtype that it has in `base`.
+    One parameter is on the host at a time.
     """
     dtypes = base.dtypes if base else {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -148,22 +146,15 @@ def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:
 
 
 def write_folder(
-    to: Path,
-    texts: Mapping[str, Any],
-    write_weights: Callable[[Path], None],
-    tokenizer: Any,
-    card: str,
+    to: Path, texts: Mapping[str, Any], write_fn: Callable[[Path], None], tokenizer: Any, card: str
 ) -> None:
-    """Write everything beside `to`, then rename. Raises UserError where `to` exists.
-
-    texts: JSON by the name of its file.
-    """
+    """Write all beside `to`, `texts` as JSON, and rename it. Raises UserError if it is there."""
     if to.exists():
         raise UserError(f"--to {to}: exists already; choose another folder or remove it")
     beside = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    write_weights(beside)
+    write_fn(beside)
     fast_tokenizer(tokenizer).save_pretrained(str(beside))
     for name, content in texts.items():
         write_json(beside / name, content)
@@ -195,10 +186,11 @@ def write_tensors(folder: Path, tensors: Tensors) -> None:
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / SINGLE)
         return
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for i, name in enumerate(names):
+    listed = {}
+    for i, shard in enumerate(shards):
+        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{i}").rename(folder / name)
-    listed = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        listed |= dict.fromkeys(shard, name)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": listed})
 
 

@@ -25,10 +25,9 @@ read_json = partial(files.read_json, then="fetch the model again, or name its fo
 
 
 def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
-    """Find a model: a local folder, or an id of the hub in its cache.
+    """Find a model: a local folder, or an id of the hub in Hugging Face's own cache.
 
-    The cache is Hugging Face's own (HF_HOME, HF_HUB_OFFLINE and HF_TOKEN hold). Nothing is fetched
-    unless asked. Raises UserError where it is not there.
+    Nothing is fetched unless asked. Raises UserError where it is not there.
     """
     flag = f"--config.hub.{key}={name}"
     if Path(name).is_dir():
@@ -57,9 +56,8 @@ def list_tensors(
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any], Callable[[str], np.ndarray]]:
     """List the tensors of a folder: shapes and dtypes by name, and a function that reads one.
 
-    Only headers are read here. A file is opened anew for every tensor, so that no more of it than
-    that tensor is ever mapped into memory. Raises UserError for a shard that is missing, damaged or
-    outside the folder.
+    A file is opened anew for every tensor, so that no more than that is mapped into memory. Raises
+    UserError for a shard that is missing, damaged or outside the folder.
     """
     names, listed = list_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -78,9 +76,8 @@ def list_tensors(
                 places[name] = path
     for name, file in listed.items():
         if places.get(name) != folder / file:
-            raise UserError(
-                f"{folder / file}: tensor {name} is missing, which {INDEX} says is there"
-            )
+            told = f"tensor {name} is missing, which {INDEX} says is there"
+            raise UserError(f"{folder / file}: {told}")
 
     def read(name: str) -> np.ndarray:
         with open_safetensors(places[name]) as tensors:

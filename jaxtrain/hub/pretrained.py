@@ -1,8 +1,7 @@
 """A pretrained model: opened, checked and loaded. Stands above `nn`.
 
-Opening reads headers and tokenizer and refuses, in one line, what we would compute wrongly;
-`load_params` then streams the tensors, largest parameters first, straight onto their shardings, so
-the host holds one at a time besides.
+Opening reads headers and tokenizer and refuses what we would compute wrongly; `load_params` then
+streams the tensors, largest first, onto their shardings, so the host holds one at a time besides.
 """
 
 from __future__ import annotations
@@ -74,9 +73,8 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     reader = gguf_file.open_gguf(path)
     found = sha256(path)
     if expected and found != expected:
-        raise UserError(
-            f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file"
-        )
+        told = f"its sha256 is {found}, not --config.hub.sha256={expected}"
+        raise UserError(f"{path}: {told}; it is another file")
     with explained(f"{path}: holds a value of the wrong kind", "it is not supported"):
         config = gguf_file.read_model_config(reader, str(path))
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
@@ -89,8 +87,7 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
     """Load the weights onto the shapes, dtypes and shardings of `abstract`, a Transformer's.
 
-    Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that
-    a tied model does not use.
+    Raises UserError for a tensor that is not finite, and an unembedding that is not used.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = {families.path_of(path): leaf for path, leaf in paths}
@@ -118,8 +115,7 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
 def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
     """Read a tensor by Hugging Face's name. Raises UserError if no float32 holds its values."""
     tensor = pretrained.read_fn(name)
-    # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite
-    # weights reach the limit.
+    # A sum needs no mask: an infinity or NaN goes through it, no finite weights reach the limit.
     with np.errstate(invalid="ignore", over="ignore"):
         total = tensor.sum(dtype=np.float64)
     if not abs(total) <= np.finfo(np.float32).max:
@@ -162,10 +158,8 @@ def check_tensors(pretrained: Pretrained) -> None:
         if name not in pretrained.shapes:
             raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")
         if pretrained.shapes[name] != shape:
-            raise UserError(
-                f"{pretrained.where}: tensor {name} has shape {pretrained.shapes[name]}, the "
-                f"config asks for {shape}"
-            )
+            told = f"has shape {pretrained.shapes[name]}, the config asks for {shape}"
+            raise UserError(f"{pretrained.where}: tensor {name} {told}")
     for name in pretrained.shapes:
         is_known = name in wanted or families.IGNORED.fullmatch(name)
         # A tied model may carry its embedding twice.
@@ -179,7 +173,5 @@ def check_hashes(path: Path) -> None:
         return
     for name, expected in folder.read_json(path / SEAL).items():
         if not (path / name).is_file() or sha256(path / name) != expected:
-            raise UserError(
-                f"{path / name}: is missing or not as it was exported (its sha256 differs); export "
-                "again"
-            )
+            told = "is missing or not as it was exported (its sha256 differs); export again"
+            raise UserError(f"{path / name}: {told}")

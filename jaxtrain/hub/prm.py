@@ -1,9 +1,8 @@
 """A PRM that comes in: a backbone of the policy's shape and a linear head, ours or anyone's.
 
-Supported is a `...ForTokenClassification` or `...ForSequenceClassification`: with one label, whose
-raw output at the last token of a step is the value, or with K, whose softmax weighs K values from 0
-to 1 (with two: wrong, then right). How many, the objective of the run says. Whether a PRM reads its
-values at a marker between steps no file says; ours never sees one.
+Supported are the KINDS with one label, whose raw output at the last token of a step is the value,
+or with K, whose softmax weighs K values from 0 to 1 (with two: wrong, then right). Whether a PRM
+reads its values at a marker between steps no file says; ours never sees one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A tokenizer of transformers behind the face that the rest of jaxtrain knows.
 
-Every id is known by its bytes. Text is put together from them, here and in the tables that decide
-inside `jit` where a step ends, so that both see the same text; an id that stands for none becomes
-U+FFFD and never vanishes.
+Every id is known by its bytes. Text is put together from them, here and in the tables that are
+read inside `jit`, so that both see the same text; an id that stands for none becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ class HubTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that continues another; special tokens it spells are text.
 
-        Sentencepiece vocabularies put a space before a text; behind a newline that is cut off
-        again, they do not.
+        Sentencepiece vocabularies put a space before a text, but not behind a newline.
         """
         encode = partial(self.fast.encode, add_special_tokens=False, split_special_tokens=True)
         ids = encode(text)
@@ -57,10 +55,7 @@ class HubTokenizer:
         return both[len(newline) :] if both[: len(newline)] == newline else ids
 
     def encode_start(self, text: str) -> list[int]:
-        """Return the ids of a text that starts a sequence, behind the begin ids if there are some.
-
-        What the tokenizer would put behind it, such as its end, is left out: a response follows.
-        """
+        """Return the ids of a text that starts a sequence: begin ids, but none of an end."""
         ids = self.fast.encode(text, split_special_tokens=True)
         return ids[: len(ids) - self.num_behind]
 
@@ -68,8 +63,7 @@ class HubTokenizer:
         """Return the ids of one user's turn in the model's chat template, up to its answer.
 
         The template's own tags are special ids; those that `text` or `system` spell are text.
-        Raises UserError where there is no template, it fails, or it reads the clock and `date` is
-        empty.
+        Raises UserError where there is no template, or it fails.
         """
         if not self.fast.chat_template:
             told = "--config.prompts.style=chat: the model has no chat template"
@@ -150,16 +144,14 @@ def byte_of_character() -> dict[str, int]:
     """Return the byte that each character stands for in a byte-level vocabulary (GPT-2's table)."""
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {
-        chr(256 + n): byte for n, byte in enumerate(hidden)
-    }
+    characters = [*map(chr, shown), *(chr(256 + n) for n in range(len(hidden)))]
+    return dict(zip(characters, shown + hidden, strict=True))
 
 
 def read_tokenizer(folder: Path) -> Any:
     """Read the tokenizer of a folder through transformers; no code of the folder runs.
 
-    A tokenizer.json is read as it is: the class that AutoTokenizer chooses for a model may change
-    how text is split. Raises UserError.
+    A tokenizer.json is read as it is: AutoTokenizer may change how text is split. Raises UserError.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

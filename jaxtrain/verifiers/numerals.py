@@ -65,13 +65,11 @@ def read_number(text: str) -> Fraction | None:
     match = NUMBER.fullmatch(text)
     if match is None or (match["sign"] and match["sign2"]):
         return None
-    over, under = (
-        (match["over"] or match["decimal"]).replace(",", ""),
-        (match["under"] or "1").replace(",", ""),
-    )
-    if int(under) == 0:
+    over = Fraction((match["over"] or match["decimal"]).replace(",", ""))
+    under = int((match["under"] or "1").replace(",", ""))
+    if under == 0:
         return None
-    value = Fraction(over) / int(under)
+    value = over / under
     return -value if "-" in match["sign"] + match["sign2"] else value
 
 
