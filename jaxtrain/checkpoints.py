@@ -1,11 +1,10 @@
 """Stage 6 of 7. State to disk and back.
 
-One orbax checkpoint an iteration holds both learners, the parameters and the optimizer of each as
-an item of its own, so that a network can be restored alone. Restoring goes through the abstract
-state (shapes, dtypes, shardings) that also shaped its initialisation, so another number of devices
-is no matter. A checkpoint is sealed (`files.py`) before it gets its name and verified before it is
-used: what is damaged is set aside, and the newest good one is used. Where a fit takes long, it is
-saved on its way too.
+One orbax checkpoint an iteration holds the parameters and the optimizer of both networks, each as
+an item that can be restored alone, through the abstract state (shapes, dtypes, shardings) that also
+shaped its initialisation, so another number of devices is no matter. A checkpoint is sealed
+(`files.py`) before it gets its name and verified before it is used: what is damaged is set aside,
+and the newest good one is used. Where a fit takes long, it is saved on its way too.
 """
 
 from __future__ import annotations
@@ -55,15 +54,6 @@ def fingerprint(folder: Path, iteration: int) -> str:
     return files.read_json(folder / str(iteration) / files.SEAL)["files"][SAVE]
 
 
-def adopt(source: Path, folder: Path, iteration: int, run_key: str) -> None:
-    """Copy a checkpoint of the run folder `source` into `folder`, that of another run."""
-    place = folder / "checkpoints" / str(iteration)
-    temporary = place.with_name(place.name + files.TEMPORARY)
-    shutil.copytree(source / "checkpoints" / str(iteration), temporary, dirs_exist_ok=True)
-    files.seal(temporary, about_checkpoint(run_key) | {"number": iteration})
-    files.rename(temporary, place)
-
-
 def about_checkpoint(run_key: str) -> dict[str, str]:
     """Say what the checkpoints of a run are."""
     return {"kind": "checkpoint", "run": run_key}
@@ -72,8 +62,7 @@ def about_checkpoint(run_key: str) -> dict[str, str]:
 class Store:
     """Sealed folders `<number>/` below a folder of a run, in each an orbax folder for every item.
 
-    An item is a tree of arrays that can be restored alone. `about` says in JSON values what the
-    folders all are: one of another kind or number counts as damaged.
+    `about` says in JSON values what they all are: one of another kind or number is damaged.
     """
 
     def __init__(

@@ -1,10 +1,9 @@
 """Steps that are the same though words in them change places: `3+5=8|8 2` and `5+3=8|2 8`.
 
 A task names the characters that *commute*. Words (of letters and digits) with one of them between
-may change places, so a step is a row of *runs*, and the order in a run says nothing. This is so
-little that the form of a step is both a text, for the host, and a number, for the device: a search
-asks for it in every turn, and a callback would stall the device, keep the compiled program out of
-the cache, and not run where tensor parallelism is left to the compiler.
+may change places, so a step is a row of *runs*, and the order in a run says nothing. The form of a
+step is both a text, for the host, and a number, for the device: a search asks for it in every turn,
+and a callback would stall the device and keep the compiled program out of the cache.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 the errors.
 
 A file is complete or absent: it is written under a temporary name, synced to the disk and renamed.
-What has to be believed later, a checkpoint above all, is sealed: `sha256.json`, written last, holds
-the hash of every file beside it and what the folder is meant to be. A folder without a seal was not
-finished. What is damaged is set aside, never deleted.
+What has to be believed later is sealed: `sha256.json`, written last, holds the hash of every file
+beside it and what the folder is meant to be. What is damaged is set aside, never deleted.
 """
 
 from __future__ import annotations
@@ -126,10 +125,8 @@ def set_aside(path: Path, run: Path) -> Path:
 
 
 def disk_fault(error: Exception) -> str:
-    """Say what a file system refused, "" for an error of another kind.
-
-    That a disk is full, libraries tell in errors of their own.
-    """
+    """Say what a file system refused, "" for an error of another kind."""
+    # that a disk is full, libraries tell in errors of their own
     if any(os.strerror(number) in str(error) for number in FULL):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename:

@@ -116,11 +116,10 @@ def run_loop(
 
 
 def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
-    """Say what a start finds in its run folder: where it goes on, what is used again, and what is
-    missing.
+    """Say what a start finds in its run folder: where it goes on, and what is missing.
 
-    Raises UserError where iterations were scored and no checkpoint is left of them: nothing begins
-    again unasked.
+    Raises UserError where iterations were scored and no checkpoint is left: nothing begins again
+    unasked.
     """
     told = run.log.last("evaluation/")
     if newest is None and (told >= 0 or run.workdir.report.exists()):

@@ -81,14 +81,6 @@ class TreeFiles:
         about = self._about(place, tree, kind)
         return self._read(self.path(place, kind), Labels, about, "its trees are judged again")
 
-    def adopt(self, source: TreeFiles, iteration: int, kind: str) -> None:
-        """Copy the training trees of an iteration, and their labels of a kind, from another run."""
-        for place in (place for place in source.training() if place.iteration == iteration):
-            if (tree := source.load(place)) is not None:
-                self.save(place, tree)
-                if (labels := source.load_labels(place, tree, kind)) is not None:
-                    self.save_labels(place, tree, labels, kind)
-
     def _about(self, place: Place, tree: Tree | None = None, kind: str = "") -> str:
         """Say what a file is: labels are of one tree."""
         key = self.run_key if place.purpose == TRAINING else self.solve_key

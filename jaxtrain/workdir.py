@@ -8,10 +8,9 @@
     labels/<iteration>/<purpose>-<shard>.<kind>.npz        likewise
     metrics.jsonl, tensorboard/, report.html               what is told
 
-A run may be killed at any instant, so a file is complete or absent (`files.py`), and what does not
-hold what was saved is set aside and told. One run owns a folder at a time (the kernel drops the
-lock of a killed process), and one config owns it for ever: the same command resumes, another config
-is refused before anything is touched.
+A run may be killed at any instant, so a file is complete or absent (`files.py`). One run owns a
+folder at a time, and one config owns it for ever: the same command resumes, another config is
+refused before anything is touched.
 """
 
 from __future__ import annotations
@@ -21,18 +20,22 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import jax
+
+from jaxtrain.compilation import kept_in
 from jaxtrain.errors import UserError
 from jaxtrain.files import TEMPORARY, dumps, read_json, write_json
-from jaxtrain.manifest import describe
 from jaxtrain.trees import TreeFiles
 
 # A key stands for itself and all below it. None of these changes what an iteration learns: data
@@ -50,6 +53,7 @@ FREE_KEYS = (
     "hub.may_download",
     "hub.prm",
 )
+PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
 FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
@@ -159,35 +163,79 @@ def _take_over(
         _refuse(path, "config", _differing(old_config, config, FREE_KEYS))
     if before:
         _refuse(path, "facts", _differing(before["facts"], facts))
-    _remove_leftovers(path)
+
+    # what a killed write left
+    for pattern in (*FILES, "trees/*/*.npz", "labels/*/*.npz"):
+        for leftover in path.glob(pattern + TEMPORARY):
+            leftover.unlink()
 
     now = describe(config, facts) | {"run_key": run_key(config, facts)}
     starts = [*(before["starts"] if before else ()), _now()]
     write_json(path / "config.json", config)
     write_json(path / "manifest.json", now | {"starts": starts, "command": command})
 
-    def changes(old: dict[str, Any], new: dict[str, Any], *parts: str) -> list[str]:
+    def changes(told: str, old: dict[str, Any], new: dict[str, Any], *parts: str) -> list[str]:
         before, after = ({part: whole.get(part, {}) for part in parts} for whole in (old, new))
-        return _differing(before, after)
+        return [f"changed {told}: {line}" for line in _differing(before, after)]
 
     notices = []
     if before:
-        machine = changes(before, now, "versions", "devices", "git_commit")
-        notices += [f"changed since the last start: {line}" for line in machine]
+        notices += changes("since the last start", before, now, "versions", "devices", "git_commit")
     elif old_config:
-        notices.append(
-            "manifest.json was gone: data and model are not compared with those of the first start"
-        )
+        told = "data and model are not compared with those of the first start"
+        notices.append(f"manifest.json was gone: {told}")
     if old_config:
-        told = changes(old_config, config, "evaluation", "sharding")
-        notices += [f"changed from here on: {line}" for line in told]
+        notices += changes("from here on", old_config, config, "evaluation", "sharding")
     return notices, len(starts)
+
+
+def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Describe what is about to run, for manifest.json."""
+    return {
+        "seed": config["seed"],
+        "config_sha256": _hash(config),
+        "facts": facts,
+        "versions": {"python": platform.python_version()}
+        | {package: _version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "devices": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "num_processes": jax.process_count(),
+        },
+        "compilation_cache": kept_in(),
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of our checkout ("-dirty" where it was edited), None elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    # An installed package may lie inside somebody else's repository, whose commit would be a lie.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
 
 
 def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> str:
     """Hash what training depends on, all but the free keys of the config, and `more`."""
     learnt = {key: value for key, value in _flatten(config) if not _is_free(key)}
-    return hashlib.sha256(dumps([learnt, facts, more]).encode()).hexdigest()
+    return _hash([learnt, facts, more])
 
 
 def _make_folder(path: Path) -> None:
@@ -208,9 +256,8 @@ def acquire(path: Path) -> IO[str]:
         lock.seek(0)
         owner = " ".join(lock.read().split()) or "another process"
         lock.close()
-        raise UserError(
-            f"workdir {path} is in use by {owner}; stop that run or choose another --workdir"
-        ) from None
+        told = f"is in use by {owner}; stop that run or choose another --workdir"
+        raise UserError(f"workdir {path} {told}") from None
     lock.truncate(0)
     lock.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
     lock.flush()
@@ -237,19 +284,10 @@ def _is_free(key: str, free_keys: tuple[str, ...] = FREE_KEYS) -> bool:
 def _refuse(path: Path, what: str, differing: list[str]) -> None:
     if differing:
         more = f" and {len(differing) - MAX_SHOWN} more" if len(differing) > MAX_SHOWN else ""
-        raise UserError(
-            f"workdir {path} belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}; "
-            "choose another --workdir, or go back to the old values (what is absent on one side is "
-            "of another jaxtrain)"
-        )
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed write left."""
-    beside = (path / (name + TEMPORARY) for name in FILES)
-    below = (path.glob(f"{folder}/*/*.npz{TEMPORARY}") for folder in ("trees", "labels"))
-    for leftover in (*beside, *chain.from_iterable(below)):
-        leftover.unlink(missing_ok=True)
+        told = f"belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}"
+        then = "choose another --workdir, or go back to the old values"
+        absent = "what is absent on one side is of another jaxtrain"
+        raise UserError(f"workdir {path} {told}; {then} ({absent})")
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -264,6 +302,10 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _show(leaves: dict[str, Any], key: str) -> str:
     text = json.dumps(leaves[key]) if key in leaves else "(absent)"
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(dumps(value).encode()).hexdigest()
 
 
 def _now() -> str:

@@ -31,7 +31,7 @@ LAYERS = (
         "progress",
         "compilation",
     ),
-    ("tasks", "nn", "manifest"),
+    ("tasks", "nn"),
     ("workdir",),
     ("hub", "metrics"),
     STAGES,

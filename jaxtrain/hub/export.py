@@ -24,7 +24,7 @@ from jaxtrain.files import SEAL, sha256, write_json
 from jaxtrain.hub import families
 from jaxtrain.hub.folder import INDEX, SINGLE
 from jaxtrain.hub.pretrained import OUTPUT, Pretrained
-from jaxtrain.hub.tokenizer import HubTokenizer, byte_of_character
+from jaxtrain.hub.tokenizer import HubTokenizer, byte_level, byte_of_character
 from jaxtrain.nn import lora
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.structs import Params
@@ -198,21 +198,11 @@ def fast_tokenizer(tokenizer: AlphabetTokenizer | HubTokenizer) -> Any:
     """Return transformers' tokenizer: the pretrained one, or one that knows the bytes of ours."""
     if isinstance(tokenizer, HubTokenizer):
         return tokenizer.fast
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import pre_tokenizers
 
     characters = {byte: character for character, byte in byte_of_character().items()}
     special = {"<pad>": tokenizer.pad_id, "<end>": tokenizer.end_id}
     known = {characters[text[0]]: i for i, text in enumerate(tokenizer.token_bytes) if text}
-    backend = Backend(models.BPE(special | known, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    added = [AddedToken(name, special=True, normalized=False) for name in special]
-    backend.add_special_tokens(added)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="<end>",
-        clean_up_tokenization_spaces=False,
-    )
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    names = {"pad_token": "<pad>", "eos_token": "<end>"}
+    return byte_level(special | known, [], [*special], split, **names)

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxtrain.errors import UserError, explained
 from jaxtrain.hub import families
+from jaxtrain.hub.tokenizer import byte_level
 from jaxtrain.nn.transformer import ModelConfig
 
 CONTROL = 3  # the type of a token that is no text
@@ -154,8 +155,7 @@ def make_tokenizer(reader: Any, where: str) -> Any:
     Raises UserError for a kind that is not known; the libraries raise whatever they like for lists
     that do not fit each other.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import pre_tokenizers
 
     read = partial(field, reader, prefix="tokenizer.")
     kind, split = read("ggml.model"), read("ggml.pre")
@@ -165,26 +165,16 @@ def make_tokenizer(reader: Any, where: str) -> Any:
         )
     # SmolLM2's way to split a text, put together from the parts that the metadata names.
     tokens, types = read("ggml.tokens"), read("ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in read("ggml.merges")]
-    fast = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     digits = pre_tokenizers.Digits(individual_digits=True)
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    fast.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
-    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-
-    def named(key: str) -> str | None:
-        number = read(f"ggml.{key}_token_id")
-        return None if number is None else tokens[number]
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=fast,
-        bos_token=named("bos"),
-        eos_token=named("eos"),
-        unk_token=named("unknown"),
-        pad_token=named("padding"),
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    numbers = {name: read(f"ggml.{key}_token_id") for name, key in names.items()}
+    return byte_level(
+        {token: i for i, token in enumerate(tokens)},
+        [tuple(merge.split(" ", 1)) for merge in read("ggml.merges")],
+        [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL],
+        pre_tokenizers.Sequence([digits, words]),
         chat_template=read("chat_template"),
         add_bos_token=bool(read("ggml.add_bos_token", False)),
-        clean_up_tokenization_spaces=False,
+        **{f"{name}_token": i if i is None else tokens[i] for name, i in numbers.items()},
     )

@@ -148,6 +148,21 @@ def byte_of_character() -> dict[str, int]:
     return dict(zip(characters, shown + hidden, strict=True))
 
 
+def byte_level(
+    vocabulary: dict[str, int], merges: list[Any], special: Sequence[str], split: Any, **names: Any
+) -> Any:
+    """Make a fast tokenizer over GPT-2's characters; `split` is a pre-tokenizer."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Tokenizer(models.BPE(vocabulary, merges))
+    fast.pre_tokenizer = split
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    names |= {"clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, **names)
+
+
 def read_tokenizer(folder: Path) -> Any:
     """Read the tokenizer of a folder through transformers; no code of the folder runs.
 
