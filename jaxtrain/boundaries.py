@@ -73,10 +73,7 @@ def make_tables(
     answer: str,
     calculator: bool = False,
 ) -> Tables:
-    """Compile the automata of `TraceConfig.boundary` and `.answer`, and the calculator's.
-
-    A boundary ends a step once the step holds more than white space.
-    """
+    """Compile the automata; a boundary ends a step that holds more than white space."""
     steps = tabulate([(False, b""), OVER], step_automaton(boundary.encode()))
     answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
     step, answers = over_tokens(steps, token_bytes), over_tokens(answers, token_bytes)

@@ -60,10 +60,7 @@ def about_checkpoint(run_key: str) -> dict[str, str]:
 
 
 class Store:
-    """Sealed folders `<number>/` below a folder of a run, in each an orbax folder for every item.
-
-    `about` says in JSON values what they all are: one of another kind or number is damaged.
-    """
+    """Sealed folders `<number>/` of a run, in each an orbax folder for every item."""
 
     def __init__(
         self,
@@ -73,7 +70,7 @@ class Store:
         note_fn: NoteFn,
         is_read_only: bool = False,
     ):
-        """Open the folder. A reader moves nothing: another process may be writing there."""
+        """Open the folder. What is not of `about`, JSON values, is damaged; a reader moves nothing."""
         self.folder, self._about, self._run = folder.absolute(), about, run.absolute()
         self._note, self._is_read_only = note_fn, is_read_only
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -174,11 +171,7 @@ class Checkpoints(Store):
         super().__init__(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
 
     def newest(self) -> int | None:
-        """Return the newest good iteration, None where there is no checkpoint at all.
-
-        Damaged newer ones are set aside and told. Raises UserError where checkpoints are there and
-        none is good.
-        """
+        """Return the newest good iteration, None without any. Raises UserError if all are bad."""
         number, faults = self.newest_good()
         if number is None and faults:
             raise UserError(
@@ -214,10 +207,7 @@ class Checkpoints(Store):
                 self.remove(old)
 
     def restore(self, iteration: int, abstract: State, base: Params | None = None) -> State:
-        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct.
-
-        base: what lies under the parameters of a run that trains less than all.
-        """
+        """Read a checkpoint onto the shardings of `abstract`; `base` lies under what is trained."""
         learners = {name: self.restore_learner(iteration, name, abstract) for name in NETWORKS}
         return State(np.asarray(iteration, np.int32), base or {}, **learners)
 
@@ -241,10 +231,7 @@ class Checkpoints(Store):
 
 
 def as_items(state: State) -> dict[str, Any]:
-    """Name the parts of a State, or of shapes for one, that can be restored alone.
-
-    The iteration is the number of the checkpoint; the base is what the run started from.
-    """
+    """Name the parts of a State, or of shapes for one, that can be restored alone."""
     items = {}
     for name in NETWORKS:
         learner = dict(vars(getattr(state, name)))
@@ -253,10 +240,7 @@ def as_items(state: State) -> dict[str, Any]:
 
 
 class FitCheckpoints(Store):
-    """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run.
-
-    Only the newest stays, and that goes when the checkpoint of its iteration is there.
-    """
+    """A fit on its way, in `fits/<iteration>/<network>/<updates>`; only the newest stays."""
 
     def __init__(self, folder: Path, is_read_only: bool, run_key: str, note_fn: NoteFn):
         """Open the folder of a fit of a run; `is_read_only` where fits are not saved."""

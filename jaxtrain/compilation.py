@@ -59,11 +59,7 @@ def kept_in() -> str | None:
 
 
 def user_folder() -> Path:
-    """Name our folder among the user's caches, for this kind of processor.
-
-    A home may be shared by unlike machines, and code compiled for one may not run on another.
-    Raises RuntimeError for no home.
-    """
+    """Name our folder of the user's caches, which unlike machines may share, for this processor."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     cache = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "jaxtrain"
     try:

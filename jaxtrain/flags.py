@@ -41,10 +41,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """Read `--flag=value` and `--flag value` into a dict of texts by name, which is that of a key.
-
-    Raises UserError for what is neither --config or --workdir nor a key of the config.
-    """
+    """Read `--flag=value` and `--flag value` into a dict of texts by key. Raises UserError."""
     values, rest = {}, iter(arguments)
     for argument in rest:
         name, equals, text = argument.lstrip("-").partition("=")
@@ -71,10 +68,7 @@ def override(values: dict[str, Any], changes: Mapping[str, str]) -> Config:
 
 
 def find_key(key: str) -> tuple[list[str], Any]:
-    """Find a flag such as config.section.key. Returns (its path below `config`, its type).
-
-    Raises UserError naming its neighbours.
-    """
+    """Find a flag such as config.section.key. Returns (its path below `config`, its type)."""
     section, *names = key.split(".")
     if section != "config":
         told = ", ".join(f"--{name}" for name in nearest(section, FLAGS))
@@ -129,10 +123,7 @@ def describe(hint: Any) -> str:
 
 
 def load(file: str) -> dict[str, Any]:
-    """Call `get_config` of a Python file, or of the config of ours that a bare word names.
-
-    What follows a colon in `file` is its argument. Raises UserError.
-    """
+    """Call `get_config` of a Python file, or of a config of ours, with what follows a colon."""
     path, *argument = file.split(":", 1)
     if re.fullmatch(r"\w+", path):
         path = str(CONFIGS / f"{path}.py")

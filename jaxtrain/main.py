@@ -27,11 +27,7 @@ COMMANDS = ("run", "plan", "evaluate", "relabel", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out one command; `argv` is that of the process, program name first.
-
-    Returns the exit code: 0 done, 1 an error of ours, 2 of the user's, 3 diverged, 130 or 143
-    stopped.
-    """
+    """Carry out a command. Returns 0; 1 for our error, 2 the user's, 3 diverged, 130 stopped."""
     name, *arguments = read_command((sys.argv if argv is None else argv)[1:])
     command = command_line(name, arguments)
     if "--version" in arguments:

@@ -37,11 +37,7 @@ Row = dict[str, Any]  # "iteration" and the values, plain JSON
 
 
 class MetricsLog:
-    """Read and append events of `metrics.jsonl` and `tensorboard/` in a run folder.
-
-    Before the first `append`, call `truncate` with the iteration that was restored, -1 for none: it
-    makes the two agree. Reading alone changes nothing.
-    """
+    """Read `metrics.jsonl`, and append to it once `truncate` has cut it to what was restored."""
 
     def __init__(self, folder: Path):
         self._path = folder / "metrics.jsonl"

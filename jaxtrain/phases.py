@@ -113,10 +113,7 @@ def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
 
 
 def read_round(run: Run, i: int) -> list[Shard]:
-    """Read the labelled trees of an iteration that is over; what is lost of them is grown again.
-
-    Raises UserError where that takes a checkpoint that is lost too.
-    """
+    """Read the trees of an iteration that is over; what is lost is grown again (or UserError)."""
     networks_fn = cache(partial(networks_before, run, i))
     batches, _ = draw(run, i)
     return [shard for shard, _ in make_shards(run, i, jobs(batches), networks_fn)]

@@ -61,11 +61,7 @@ class Program:
 
 
 def plan(config: Config, progress: Progress) -> Iterator[str]:
-    """Yield the lines of the plan as they become known.
-
-    Raises UserError for a topology that is not known, and at the end for a config that does not
-    fit.
-    """
+    """Yield the lines of the plan. Raises UserError for a config that does not fit."""
     devices, chip, is_compiled = devices_of(config.sharding.topology)
     mesh = sharding.make_mesh(config.sharding, devices)
     check_batches(config, mesh)

@@ -65,10 +65,7 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
 def open_task(
     path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None
 ) -> Task:
-    """Make the task of a run anew.
-
-    Raises UserError where its problems, or the file of a task of the user's own, are others.
-    """
+    """Make the task of a run anew. Raises UserError where problems or verifier are others."""
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     facts, own = manifest["facts"], "tasks.name.sha256"
     if facts.get(own) != file_hashes(config.tasks).get(own):

@@ -21,11 +21,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 class Parser(argparse.ArgumentParser):
-    """Read the flags of a command on a finished run: --workdir, --iteration, and --to if it writes
-    elsewhere.
-
-    Raises UserError.
-    """
+    """Read the flags of a command on a finished run. Raises UserError."""
 
     def __init__(
         self,

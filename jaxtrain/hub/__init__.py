@@ -32,10 +32,7 @@ class HubConfig:
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
-    """Open the model that `config.pretrained` names, and its PRM.
-
-    Raises UserError, also for tensors it should not have.
-    """
+    """Open the model that `config.pretrained` names, and its PRM. Raises UserError."""
     # Foreign parsers raise whatever they like for what no model of theirs would hold.
     with explained(f"{config.pretrained}: cannot be opened as a model", "fetch it again"):
         name = config.pretrained.removeprefix("package:")

@@ -47,10 +47,7 @@ def write_network(
     card: str,
     base: Pretrained | None = None,
 ) -> None:
-    """Write the policy or the PRM, in the form of its `base`; the PRM's head in float32.
-
-    Raises UserError where `to` is taken or no architecture computes the network.
-    """
+    """Write the policy or the PRM, its head in float32. Raises UserError where it cannot be."""
     is_prm = network == "prm"
     backbone = params["backbone"] if is_prm else params
     if base and base.given:
@@ -87,10 +84,7 @@ def write_adapter(
     alpha: float,
     dropout: float,
 ) -> None:
-    """Write the adapters of a network, and the PRM's head, as a folder that PEFT loads.
-
-    Raises UserError where `to` is taken.
-    """
+    """Write the adapters of a network, and the PRM's head, as a folder that PEFT loads."""
     data = {
         "peft_type": "LORA",
         "task_type": PEFT_TASKS[network],
@@ -132,10 +126,7 @@ def value_labels(head: Params) -> list[str]:
 
 
 def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:
-    """Yield the tensors of a Transformer as Hugging Face has them, in the dtypes of `base`.
-
-    One parameter is on the host at a time.
-    """
+    """Yield a Transformer's tensors as Hugging Face has them, in the dtypes of `base`."""
     dtypes = base.dtypes if base else {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         values = np.asarray(leaf)

@@ -25,10 +25,7 @@ read_json = partial(files.read_json, then="fetch the model again, or name its fo
 
 
 def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
-    """Find a model: a local folder, or an id of the hub in Hugging Face's own cache.
-
-    Nothing is fetched unless asked. Raises UserError where it is not there.
-    """
+    """Find a local folder, or an id in the hub's cache, fetched if asked. Raises UserError."""
     flag = f"--config.hub.{key}={name}"
     if Path(name).is_dir():
         return Path(name)
@@ -87,10 +84,7 @@ def list_tensors(
 
 
 def list_files(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """List the files of tensors of a folder. Returns (names, file by tensor where an index says).
-
-    Raises UserError where there are none that we read, or one is outside the folder.
-    """
+    """List the files of tensors, and by tensor where an index says. Raises UserError."""
     index = folder / INDEX
     if (folder / SINGLE).exists():  # transformers reads it and no index beside it
         return [SINGLE], {}

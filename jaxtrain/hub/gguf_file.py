@@ -106,10 +106,7 @@ def read_model_config(reader: Any, where: str) -> ModelConfig:
 def list_tensors(
     reader: Any, config: ModelConfig, where: str
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """List the tensors under Hugging Face's names: their shapes, and a function that reads one.
-
-    Raises UserError for a tensor that is there twice, or of a type that cannot be dequantized.
-    """
+    """List the shapes of tensors by Hugging Face's names, and how one is read. Raises UserError."""
     from gguf import (  # pyright: ignore[reportMissingImports]
         MODEL_ARCH,
         dequantize,
@@ -150,11 +147,7 @@ def list_tensors(
 
 
 def make_tokenizer(reader: Any, where: str) -> Any:
-    """Build transformers' fast tokenizer from the metadata.
-
-    Raises UserError for a kind that is not known; the libraries raise whatever they like for lists
-    that do not fit each other.
-    """
+    """Build transformers' fast tokenizer. Raises UserError for a kind that is not known."""
     from tokenizers import pre_tokenizers
 
     read = partial(field, reader, prefix="tokenizer.")

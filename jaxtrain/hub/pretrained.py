@@ -85,10 +85,7 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
 
 
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
-    """Load the weights onto the shapes, dtypes and shardings of `abstract`, a Transformer's.
-
-    Raises UserError for a tensor that is not finite, and an unembedding that is not used.
-    """
+    """Load the weights onto the shapes, dtypes and shardings of `abstract`. Raises UserError."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = {families.path_of(path): leaf for path, leaf in paths}
     read = partial(read_tensor, pretrained)
@@ -133,10 +130,7 @@ def place(values: np.ndarray, leaf: Any) -> jax.Array:
 
 
 def place_layers(tensors: Iterable[np.ndarray], leaf: Any) -> jax.Array:
-    """Write layer after layer into one parameter, in place: the host holds one at a time.
-
-    Every device is sent the whole layer and keeps its part.
-    """
+    """Write layer after layer into one parameter; the host holds one, a device keeps its part."""
     compiled = partial(jax.jit, out_shardings=leaf.sharding)
     set_layer = jax.lax.dynamic_update_index_in_dim
     write = compiled(set_layer, static_argnums=3, donate_argnums=0)
