@@ -23,8 +23,7 @@ from jaxtrain.boundaries import make_tables
 from jaxtrain.commuting import make_form
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
-from jaxtrain.hub.pretrained import load_params
-from jaxtrain.hub.prm import check_head, load_prm
+from jaxtrain.hub.pretrained import check_head, load_params, load_prm
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn import lora

@@ -70,7 +70,7 @@ class Store:
         note_fn: NoteFn,
         is_read_only: bool = False,
     ):
-        """Open the folder. What is not of `about`, JSON values, is damaged; a reader moves nothing."""
+        """Open the folder. What is not `about` this, JSON, is damaged; a reader moves nothing."""
         self.folder, self._about, self._run = folder.absolute(), about, run.absolute()
         self._note, self._is_read_only = note_fn, is_read_only
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())

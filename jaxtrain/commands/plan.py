@@ -27,9 +27,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             raise
         print(f"planned by the shape in the config, since the model cannot be opened: {error}\n")
     if not config.model.vocab_size:
-        config = replace(
-            config,
-            model=replace(config.model, vocab_size=make_task(config.tasks).tokenizer.vocab_size),
-        )
+        size = make_task(config.tasks).tokenizer.vocab_size
+        config = replace(config, model=replace(config.model, vocab_size=size))
     for line in plan(config, leaving.enter_context(Progress(0))):
         print(line, flush=True)

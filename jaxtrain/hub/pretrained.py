@@ -1,4 +1,4 @@
-"""A pretrained model: opened, checked and loaded. Stands above `nn`.
+"""A pretrained model, and a PRM that comes in: opened, checked, loaded. Stands above `nn`.
 
 Opening reads headers and tokenizer and refuses what we would compute wrongly; `load_params` then
 streams the tensors, largest first, onto their shardings, so the host holds one at a time besides.
@@ -7,7 +7,7 @@ streams the tensors, largest first, onto their shardings, so the host holds one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from jaxtrain.files import SEAL, sha256
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
 from jaxtrain.nn.transformer import ModelConfig, Transformer, abstract_params
-from jaxtrain.structs import STACKED, Params
+from jaxtrain.structs import STACKED, Array, Params
 
 EMBEDDING, OUTPUT = families.TOP["embedding"], families.TOP["unembedding"]
 CONFIGS = ("config.json", "generation_config.json")
+PRM_KINDS = ("ForTokenClassification", "ForSequenceClassification")
+WEIGHT, BIAS = "score.weight", "score.bias"  # of a PRM's head
 
 
 @dataclass(frozen=True)
@@ -169,3 +171,61 @@ def check_hashes(path: Path) -> None:
         if not (path / name).is_file() or sha256(path / name) != expected:
             told = "is missing or not as it was exported (its sha256 differs); export again"
             raise UserError(f"{path / name}: {told}")
+
+
+def open_prm(path: Path, policy: Pretrained) -> Pretrained:
+    """Open a PRM to start from, one of PRM_KINDS with a linear head.
+
+    With one label, its output at the last token of a step is the value; with K, a softmax weighs K
+    values from 0 to 1 (with two: wrong, then right). Whether a PRM reads its values at a marker
+    between steps no file says. Raises UserError for another kind, shape or tokenizer.
+    """
+    names = folder.read_json(path / "config.json").get("architectures") or ["(none)"]
+    kind = next((kind for kind in PRM_KINDS if str(names[0]).endswith(kind)), None)
+    if kind is None:
+        told = f"architecture {names[0]} is not supported as a PRM"
+        raise UserError(f"{path}: {told}; supported are {', '.join(PRM_KINDS)}")
+    prm = open_folder(path, kind)
+    width = policy.config.width
+    shape = prm.shapes.get(WEIGHT)
+    if not shape or shape[1:] != (width,) or prm.shapes.get(BIAS, shape[:1]) != shape[:1]:
+        told = f"{WEIGHT} has shape {shape}, not (labels, {width})"
+        raise UserError(f"{path}: {told}; supported is a PRM whose head is linear")
+    if prm.tokenizer.sha256 != policy.tokenizer.sha256:
+        raise UserError(f"{path}: its tokenizer is not that of {policy.where}; take its own PRM")
+    # The backbone has no unembedding, whatever its config says.
+    prm = replace(prm, config=replace(prm.config, is_tied=policy.config.is_tied))
+    if prm.config != policy.config:
+        raise UserError(f"{path}: is of another shape than {policy.where}; take its own PRM")
+    backbone = {name: shape for name, shape in prm.shapes.items() if name not in (WEIGHT, BIAS)}
+    check_tensors(replace(prm, shapes=backbone, config=replace(prm.config, is_tied=True)))
+    return prm
+
+
+def check_head(prm: Pretrained, num_outputs: int, objective: str) -> None:
+    """Refuse a PRM whose head an objective does not read. Raises UserError."""
+    (num_labels, _), several = prm.shapes[WEIGHT], "binary, pairwise or, with num_bins, bins"
+    if num_labels != num_outputs:
+        raise UserError(
+            f"{prm.where}: has {num_labels} labels, and --config.updates.prm.objective={objective} "
+            f"reads {num_outputs}; choose {several if num_labels > 1 else 'squared'}"
+        )
+
+
+def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Params:
+    """Load a PRM onto the shapes, dtypes and shardings of `abstract`. Raises UserError.
+
+    unembedding: the policy's, which has a place in the backbone and is read by nobody.
+    """
+    wanted = {name: leaf for name, leaf in abstract["backbone"].items() if name != "unembedding"}
+    backbone = load_params(prm, wanted)
+    if unembedding is not None:
+        backbone["unembedding"] = jnp.copy(unembedding)
+    weight: Any = read_tensor(prm, WEIGHT)
+    bias: Any = read_tensor(prm, BIAS) if BIAS in prm.shapes else np.zeros(len(weight), np.float32)
+    # One output has no axis of its own.
+    head = {
+        name: place(values.reshape(abstract["head"][name].shape), abstract["head"][name])
+        for name, values in (("weight", weight.T), ("bias", bias))
+    }
+    return {"backbone": backbone, "head": head}
