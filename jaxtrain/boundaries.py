@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxtrain.calculator import Calculator, make_calculator
+from jaxtrain.calculator import Calculator, make_calculator, tabulate
 from jaxtrain.errors import UserError, require, require_at_least, require_one_of
 
 START, OVER = 0, 1  # of the step's automaton
@@ -74,8 +74,8 @@ def make_tables(
     calculator: bool = False,
 ) -> Tables:
     """Compile the automata; a boundary ends a step that holds more than white space."""
-    steps = tabulate([(False, b""), OVER], step_automaton(boundary.encode()))
-    answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
+    _, steps = tabulate([(False, b""), OVER], step_automaton(boundary.encode()))
+    _, answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
     step, answers = over_tokens(steps, token_bytes), over_tokens(answers, token_bytes)
     answers[:, list(end_ids)] = FINISHED
     return Tables(step, answers, make_calculator(token_bytes) if calculator else None)
@@ -135,18 +135,9 @@ ANSWERS: dict[str, Callable[[Hashable, int], Hashable]] = {
 }
 
 
-def tabulate(states: list[Hashable], following: Callable) -> np.ndarray:
-    """Number the states that are reached, the given ones first, and tabulate: [states 256] int8."""
-    states, rows = list(states), []
-    for state in states:  # grows while it is walked
-        row = [following(state, byte) for byte in range(256)]
-        states += [new for new in dict.fromkeys(row) if new not in states]
-        rows.append([states.index(new) for new in row])
-    return np.array(rows, np.int8)  # MAX_BOUNDARY keeps the states below 128
-
-
 def over_tokens(by_byte: np.ndarray, token_bytes: Sequence[bytes]) -> np.ndarray:
     """Turn a table over bytes into one over tokens: [states V] int8."""
+    by_byte = by_byte.astype(np.int8)  # MAX_BOUNDARY keeps the states below 128
     lengths = np.array([len(token) for token in token_bytes])
     table = np.repeat(np.arange(len(by_byte), dtype=np.int8)[:, None], len(lengths), axis=1)
     for at in range(lengths.max()):

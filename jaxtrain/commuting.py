@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,7 @@ def make_form(token_bytes: Sequence[bytes], commuting: str) -> FormFn:
 
     # The characters of every token; one without text is a character of its own.
     texts = [list(text) or [256 + i] for i, text in enumerate(token_bytes)]
-    spelt = np.full((len(texts), max(map(len, texts))), -1, np.int32)
-    for i, text in enumerate(texts):
-        spelt[i, : len(text)] = text
+    spelt = np.array([*zip_longest(*texts, fillvalue=-1)], np.int32).T
     is_word = np.zeros(256 + len(texts), bool)
     is_word[[i for i in range(128) if re.match(f"[{WORD}]", chr(i))]] = True
     is_commuting = np.isin(np.arange(len(is_word)), list(commuting.encode()))
