@@ -151,10 +151,8 @@ def _read(path: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(whole):
                 break
-            raise UserError(
-                f"{path}:{number} is no row of metrics ({error}); "
-                "remove that line, then start again"
-            ) from error
+            told = f"{path}:{number} is no row of metrics ({error})"
+            raise UserError(f"{told}; remove that line, then start again") from error
     return rows
 
 
@@ -187,6 +185,5 @@ def _plain(value: Any) -> Any:
         array = np.asarray(value)
         # bfloat16 and its kin (kind V) have no Python number of their own.
         return _plain((array.astype(np.float64) if array.dtype.kind == "V" else array).tolist())
-    raise TypeError(
-        f"a metric is a number, a string, None or a list of those, not {type(value).__name__}"
-    )
+    told = "a metric is a number, a string, None or a list of those"
+    raise TypeError(f"{told}, not {type(value).__name__}")

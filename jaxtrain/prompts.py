@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,30 +19,18 @@ from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Prompts, Tokenizer
 
 
-class Asked(Protocol):
-    """What this stage reads of a task's problem or demonstration."""
+class Problem(Protocol):
+    """What this stage reads of a task's problem."""
 
+    @property
+    def id(self) -> int: ...
     @property
     def prompt(self) -> str: ...
     @property
     def question(self) -> str: ...
 
 
-class Problem(Asked, Protocol):
-    """A problem of a task."""
-
-    @property
-    def id(self) -> int: ...
-
-
-class Demonstration(Asked, Protocol):
-    """A demonstration of a task."""
-
-    @property
-    def response(self) -> str: ...
-
-
-Encode = Callable[[Asked], list[int]]
+Encode = Callable[[Any], list[int]]  # a problem, or that of a demonstration, into tokens
 
 
 @dataclass(frozen=True)
@@ -103,7 +91,7 @@ def draw(
 
 
 def make_encode(
-    config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]
+    config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Any]
 ) -> Encode:
     """Make the function that turns a problem, or that of a demonstration, into prompt tokens."""
     if config.style == "chat":

@@ -95,9 +95,8 @@ def read_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     names = data.get("architectures") or "(none)"
     family = names if isinstance(names, str) else names[0]
     if family not in FAMILIES:
-        raise UserError(
-            f"{where}: architecture {family} is not supported; supported are {', '.join(FAMILIES)}"
-        )
+        told = f"architecture {family} is not supported; supported are {', '.join(FAMILIES)}"
+        raise UserError(f"{where}: {told}")
 
     def read(key: str, kind: type = int, default: Any = None) -> Any:
         value = default if data.get(key) is None else data[key]
@@ -185,9 +184,8 @@ def read_rope(data: Mapping[str, Any], family: str, where: str) -> dict[str, Any
 
 def refuse(where: str, family: str, key: str, value: object, known: object) -> NoReturn:
     """Say what a config asks for, and what we compute."""
-    raise UserError(
-        f"{where}: {key}={repr(value)[:80]} is not supported for {family}; supported is {known}"
-    )
+    told = f"{key}={repr(value)[:80]} is not supported for {family}; supported is {known}"
+    raise UserError(f"{where}: {told}")
 
 
 def family_of(config: ModelConfig) -> str:

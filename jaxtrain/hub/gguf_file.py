@@ -35,9 +35,8 @@ def open_gguf(path: Path) -> Any:
     try:
         from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(
-            "a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'"
-        ) from error
+        told = "a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'"
+        raise UserError(told) from error
     # A damaged file surfaces as anything from numpy's and the reader's parsers.
     with explained(f"{path}: is no GGUF file, or is cut short", "fetch it again"):
         try:
@@ -79,9 +78,8 @@ def read_model_config(reader: Any, where: str) -> ModelConfig:
     factors = [float(rope(key, 1.0)) for key in ("scaling.factor", "scale_linear")]
     is_partial = rope("dimension_count", head) != head
     if scaling != "none" or factors != [1.0, 1.0] or is_partial:
-        raise UserError(
-            f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported"
-        )
+        told = f"rope scaling {scaling!r} or a rope over part of a head is not supported"
+        raise UserError(f"{where}: {told}")
     if "rope_freqs.weight" in shapes:
         raise UserError(f"{where}: rope scaling by rope_freqs.weight is not supported")
     for key in reader.fields:
@@ -107,13 +105,9 @@ def list_tensors(
     reader: Any, config: ModelConfig, where: str
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """List the shapes of tensors by Hugging Face's names, and how one is read. Raises UserError."""
-    from gguf import (  # pyright: ignore[reportMissingImports]
-        MODEL_ARCH,
-        dequantize,
-        get_tensor_name_map,
-    )
+    import gguf  # pyright: ignore[reportMissingImports]
 
-    name_map, known = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_layers), {}
+    name_map, known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers), {}
     for theirs in families.their_names(config.num_layers):
         known[name_map.get_name(theirs, (".weight",))] = theirs
     tensors = {}
@@ -122,15 +116,14 @@ def list_tensors(
         if name in tensors:
             raise UserError(f"{where}: tensor {tensor.name} is there twice; fetch the file again")
         try:
-            dequantize(tensor.data[:1], tensor.tensor_type)
+            gguf.dequantize(tensor.data[:1], tensor.tensor_type)
         except NotImplementedError as error:
-            raise UserError(
-                f"{where}: tensor {tensor.name} is of type {tensor.tensor_type.name}, not known"
-            ) from error
+            told = f"tensor {tensor.name} is of type {tensor.tensor_type.name}, not known"
+            raise UserError(f"{where}: {told}") from error
         tensors[name] = tensor
 
     def read(name: str) -> np.ndarray:
-        values = dequantize(tensors[name].data, tensors[name].tensor_type)
+        values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
         values = values.astype(np.float32).reshape(shapes[name])
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
         for part, num_heads in heads.items():
@@ -153,9 +146,8 @@ def make_tokenizer(reader: Any, where: str) -> Any:
     read = partial(field, reader, prefix="tokenizer.")
     kind, split = read("ggml.model"), read("ggml.pre")
     if kind != "gpt2" or split != "smollm":
-        raise UserError(
-            f"{where}: tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
-        )
+        told = f"tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
+        raise UserError(f"{where}: {told}")
     # SmolLM2's way to split a text, put together from the parts that the metadata names.
     tokens, types = read("ggml.tokens"), read("ggml.token_type")
     digits = pre_tokenizers.Digits(individual_digits=True)

@@ -130,9 +130,8 @@ def stop_clock(template: str, date: str) -> str:
     if not CLOCK.search(template):
         return template
     if not date:
-        raise UserError(
-            "--config.prompts.date: the chat template reads the clock; set the day, as YYYY-MM-DD"
-        )
+        told = "the chat template reads the clock; set the day, as YYYY-MM-DD"
+        raise UserError(f"--config.prompts.date: {told}")
     day = datetime.date.fromisoformat(date)
     template = CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", template):

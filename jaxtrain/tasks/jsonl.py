@@ -152,16 +152,12 @@ def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Jsonl
     sizes = (0 if c.test_path else num_test, num_dev, num_demonstrations, config.num_train)
     what = f"good rows of {c.path} that are not in the test file"
     sets = draw_sets(rows, sizes, config.seed, what)
+    parts = sets.train, sets.dev, test_rows or sets.test
     return JsonlTask(
-        name="jsonl",
-        tokenizer=tokenizer or byte_tokenizer(),
-        train=tuple(_problem(row) for row in sets.train),
-        dev=tuple(_problem(row) for row in sets.dev),
-        test=tuple(_problem(row) for row in (test_rows or sets.test)),
-        demonstrations=tuple(
-            Demonstration(_problem(row).prompt, _response(row, c.is_annotated), row.question)
-            for row in sets.demonstrations
-        ),
+        "jsonl",
+        tokenizer or byte_tokenizer(),
+        *(tuple(map(_problem, rows)) for rows in parts),  # train, dev, test
+        demonstrations=tuple(_demonstration(row, c.is_annotated) for row in sets.demonstrations),
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
         kind=c.answer_kind,
@@ -169,15 +165,14 @@ def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Jsonl
 
 
 def _problem(row: Row) -> Problem:
-    return Problem(
-        id=row.line - 1, prompt=f"Q: {row.question}\nA:\n", gold=row.gold, question=row.question
-    )
+    return Problem(row.line - 1, f"Q: {row.question}\nA:\n", row.gold, row.question)
 
 
-def _response(row: Row, is_annotated: bool) -> str:
+def _demonstration(row: Row, is_annotated: bool) -> Demonstration:
     reasoning = row.reasoning if is_annotated else ANNOTATION.sub("", row.reasoning)
     steps = [line.strip() for line in reasoning.split("\n")]
-    return "\n".join([*filter(None, steps), f"{MARKER} {row.gold}"])
+    response = "\n".join([*filter(None, steps), f"{MARKER} {row.gold}"])
+    return Demonstration(_problem(row).prompt, response, row.question)
 
 
 def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[str], list[str]]:

@@ -112,15 +112,10 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
     worker = Worker(c.dataset, config.read_params() | {"seed": config.seed, "size": most})
     rows, counts = draw_rows(config, worker, size, most)
     sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {c.dataset}")
-    task = ReasoningGymTask(
-        name=c.dataset,
-        tokenizer=tokenizer or byte_tokenizer(),
-        train=tuple(_problem(*row) for row in sets.train),
-        dev=tuple(_problem(*row) for row in sets.dev),
-        test=tuple(_problem(*row) for row in sets.test),
-        demonstrations=(),
-        worker=worker,
-    )
+    parts = sets.train, sets.dev, sets.test
+    train, dev, test = (tuple(_problem(*row) for row in rows) for rows in parts)
+    tokenizer = tokenizer or byte_tokenizer()
+    task = ReasoningGymTask(c.dataset, tokenizer, train, dev, test, (), worker=worker)
     # A solution that its own scorer does not take in the form of responses would teach nonsense.
     shown = [(_problem(*row), _demonstration(*row)) for row in sets.demonstrations]
     passing = tuple(
