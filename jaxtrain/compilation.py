@@ -1,8 +1,7 @@
-"""Compiled programs, kept between starts: compiling takes a minute or two, reading what was
-compiled takes seconds.
+"""Compiled programs, kept between starts: compiling takes minutes, reading takes seconds.
 
 jax names a program by all that it is made of, the compiler and the kind of device included, so a
-stale one is never taken. Imports nothing of ours but the error.
+stale one is never taken.
 """
 
 from __future__ import annotations
@@ -41,8 +40,9 @@ def keep_compiled(config: CompilationConfig) -> str:
     if not folder and not config.cache:
         return "compiled programs are not kept: --config.compilation.cache is empty"
     try:
-        asked = user_folder() if config.cache == USER else config.cache
-        folder = Path(folder or asked).absolute()
+        if not folder:
+            folder = user_folder() if config.cache == USER else config.cache
+        folder = Path(folder).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no right to; no home
         if config.cache != USER:

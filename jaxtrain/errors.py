@@ -16,10 +16,7 @@ class Diverged(Exception):
 
 @contextmanager
 def explained(what: str, then: str = "fetch the model again") -> Iterator[None]:
-    """Turn whatever foreign code raises for input that it cannot read into one line.
-
-    The line is `what` (the reason); `then`. A UserError, and a lack of memory, pass as they are.
-    """
+    """Turn what foreign code raises for input that it cannot read into `what` (why); `then`."""
     try:
         yield
     except (UserError, MemoryError):

@@ -1,5 +1,4 @@
-"""Files that are whole, or known to be damaged. Stands at the bottom; imports nothing of ours but
-the errors.
+"""Files that are whole, or known to be damaged. Stands at the bottom.
 
 A file is complete or absent: it is written under a temporary name, synced to the disk and renamed.
 What has to be believed later is sealed: `sha256.json`, written last, holds the hash of every file

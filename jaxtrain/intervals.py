@@ -34,10 +34,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """Bootstrap the mean of `values [n]` over their groups, `group [n]` of any integers.
-
-    Paired comparisons are means of differences, so they go through here too.
-    """
+    """Bootstrap the mean of `values [n]` over their groups, `group [n]` of any integers."""
     _, member = np.unique(group, return_inverse=True)
     sums, sizes = np.bincount(member, values), np.bincount(member)
     if len(sizes) < 2 or not np.isfinite(sums).all():

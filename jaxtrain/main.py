@@ -1,9 +1,7 @@
-"""The door: `python -m jaxtrain.main --config configs/quickstart.py`, or `jaxtrain
-[run|plan|evaluate|relabel|export] ...`.
+"""The door: `jaxtrain [run|plan|evaluate|relabel|export] ...`, or `python -m jaxtrain.main ...`.
 
-Every command goes through `main`, which alone turns what happens into a line and an exit code. It
-imports next to nothing, so that signals are heard from the start: a command, and jax with it, takes
-seconds to import.
+`main` alone turns what happens into a line and an exit code. It imports next to nothing, so that
+signals are heard from the start: a command, and jax with it, takes seconds to import.
 """
 
 from __future__ import annotations

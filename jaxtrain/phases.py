@@ -1,5 +1,4 @@
-"""A stage as it is run: with its files, its progress and its log. Stands between the compiled
-functions and the loop.
+"""A stage as it is run, with files, progress and log. Stands between compiled functions and loop.
 
 What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a checkpoint is
 scored; and what cannot go on says so. Fits are made in `learning.py`.

@@ -1,10 +1,9 @@
 """What a run will need, before it runs: `python -m jaxtrain.main --config ... --plan`.
 
 For a TPU topology the four heavy programs are compiled for it, without one, by libtpu's compiler,
-whose memory figures are those of the real thing. For the devices here they are compiled as they
-would be. For a GPU that is not here, memory comes from shapes alone and is labelled so. FLOPs are
-formulas: a compiler counts the body of a loop once, and decoding and scanned layers are loops.
-Times are rooflines: nothing runs faster, real runs take several times as long.
+whose memory figures are those of the real thing; for the devices here, as they would be. For a GPU
+that is not here, memory comes from shapes alone and is labelled so. FLOPs are formulas: a compiler
+counts the body of a loop once. Times are rooflines: real runs take several times as long.
 """
 
 from __future__ import annotations

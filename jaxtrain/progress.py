@@ -2,9 +2,8 @@
 
 A run is never silent for long: besides the loop, which reports what is finished, a thread beats
 every second and shows the state again while the loop is inside a long compiled call or the compiler
-(both leave the interpreter free). On a terminal that is one live bar below the finished phases;
-elsewhere (a log, a notebook, CI) it is a plain line every few seconds. Progress decides nothing: it
-never fails a run, and no number of it goes back into the computation.
+(both leave the interpreter free): on a terminal one live bar below the finished phases, elsewhere a
+plain line every few seconds. Progress never fails a run, and no number of it goes back into it.
 """
 
 from __future__ import annotations

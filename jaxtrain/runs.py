@@ -81,20 +81,17 @@ def open_task(
 
 def summary(workdir: Workdir) -> str:
     """Say in two lines what came of a run, and in a third that nothing was learnt, if so it was."""
-    with MetricsLog(workdir.path) as log:
-        all_rows = log.read()
+    all_rows = MetricsLog(workdir.path).read()
     needed = [f"evaluation/greedy/{name}" for name in ("accuracy", "low", "high", "num_problems")]
     rows = [row for row in all_rows if all(key in row for key in needed)]
-
-    def told(row: dict[str, Any]) -> str:
+    ends, told = rows[:1] + rows[1:][-1:], []  # the first and the last, if it is another
+    for row in ends:
         share, low, high, _ = (row[key] for key in needed)
-        return f"{share:.1%} [{low:.1%}, {high:.1%}] after iteration {row['iteration']}"
+        told.append(f"{share:.1%} [{low:.1%}, {high:.1%}] after iteration {row['iteration']}")
 
     lines = [str(workdir.report), tell_nothing_learnt(all_rows)]
     if rows:
-        told_rows = " -> ".join(map(told, rows[:1] if len(rows) < 2 else (rows[0], rows[-1])))
-        name = "greedy accuracy"
-        if rows[-1].get("evaluation/has_calculator"):
-            name += WITH_CALCULATOR
-        lines.insert(0, f"{name} {told_rows} ({rows[-1][needed[-1]]} problems)")
+        how = WITH_CALCULATOR if rows[-1].get("evaluation/has_calculator") else ""
+        num_problems = rows[-1][needed[-1]]
+        lines.insert(0, f"greedy accuracy{how} {' -> '.join(told)} ({num_problems} problems)")
     return "\n".join(filter(None, lines))

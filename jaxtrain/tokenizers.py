@@ -43,11 +43,7 @@ class AlphabetTokenizer:
         return NUM_SPECIALS + len(self.alphabet)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without an end id.
-
-        Raises UserError for a character outside the alphabet, and for half of a surrogate pair,
-        which is no text.
-        """
+        """Return the ids of a text, without an end id. Raises UserError for what has none."""
         try:
             return [self._ids[byte] for byte in text.encode("utf-8")]
         except (KeyError, UnicodeEncodeError):

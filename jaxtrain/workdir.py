@@ -131,10 +131,7 @@ def open_workdir(
 
 
 def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what config.json and manifest.json of a run folder hold, {} for one that is absent.
-
-    Raises UserError for what is no such file.
-    """
+    """Return what config.json and manifest.json hold, {} for an absent one. Raises UserError."""
     found = {name: read_json(path / name) for name in NEEDED if (path / name).exists()}
     for name, value in found.items():
         if wrong := [key for key, kind in NEEDED[name].items() if type(value.get(key)) is not kind]:
@@ -147,10 +144,7 @@ def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _take_over(
     path: Path, config: dict[str, Any], facts: dict[str, Any], command: str
 ) -> tuple[list[str], int]:
-    """Compare a locked folder with what is to run there, and describe the new start.
-
-    Returns (notices, the number of starts).
-    """
+    """Compare a locked folder with what is to run there. Returns (notices, number of starts)."""
     old_config, before = read_old(path)
     if old_config:
         _refuse(path, "config", _differing(old_config, config, FREE_KEYS))

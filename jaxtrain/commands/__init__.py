@@ -1,8 +1,7 @@
-"""What can be asked for on the command line: a module each, whose `run(arguments, leaving)` does
-it.
+"""The commands, a module each, whose `run(arguments, leaving)` does what was asked for.
 
-`main` chose the command and has taken its name off `arguments`. It closes `leaving`, an ExitStack,
-however the process ends, so a command enters there what must clear the terminal.
+`arguments` are without its name. `main` closes `leaving`, an ExitStack, however the process ends,
+so a command enters there what must clear the terminal.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         raise UserError(f"--adapter: {workdir} {why}; leave --adapter out")
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
     progress = leaving.enter_context(Progress(0))
-    told = workdir / "checkpoints", config.checkpoints, manifest["run_key"], True, progress.note
-    with Checkpoints(*told) as checkpoints:
+    told = workdir / "checkpoints", config.checkpoints, manifest["run_key"]
+    with Checkpoints(*told, is_read_only=True, note_fn=progress.note) as checkpoints:
         iteration = checkpoints.choose(options.iteration)
         fns = build(config, tokenizer, progress, pretrained)
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)

@@ -1,7 +1,4 @@
-"""Pretrained weights and tokenizers, in and out. Stands above `nn`.
-
-`open_pretrained` finds what a config names, and the PRM that may come with it.
-"""
+"""Pretrained weights and tokenizers, in and out. Stands above `nn`."""
 
 from __future__ import annotations
 

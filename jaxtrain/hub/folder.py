@@ -1,7 +1,4 @@
-"""A Hugging Face folder, read as data: config.json, safetensors, tokenizer files.
-
-Nothing in it is executed.
-"""
+"""A Hugging Face folder, read as data, never executed: config.json, safetensors, tokenizer."""
 
 from __future__ import annotations
 

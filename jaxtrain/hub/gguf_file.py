@@ -1,8 +1,7 @@
 """One GGUF file of the llama family: weights and tokenizer, by the `gguf` package and numpy.
 
-Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q and k in the order
-of its own rotary embedding, pairs (2i, 2i + 1) of a head side by side; they are put back into the
-half-split order of everybody else.
+Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q and k as pairs
+(2i, 2i + 1) of a head side by side; they are put back into the half-split order of everybody else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Figures as data: lines with intervals, or bars, over shared axes.
-
-`templates/macros.html` draws them as inline SVG.
-"""
+"""Figures as data, lines with intervals or bars; `templates/macros.html` draws them as SVG."""
 
 from __future__ import annotations
 
@@ -79,9 +76,9 @@ def log_ticks(low: float, high: float) -> list[Tick]:
     """Return ticks at 1, 2 and 5 times the powers of ten that bracket a positive range."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [mantissa * 10.0**exponent for exponent in exponents for mantissa in (1, 2, 5)]
-    first = max((i for i, value in enumerate(values) if value <= low), default=0)
-    last = min((i for i, value in enumerate(values) if value >= high), default=len(values) - 1)
-    return [(value, short(value)) for value in values[first : last + 1]]
+    first = max((value for value in values if value <= low), default=low)
+    last = min((value for value in values if value >= high), default=high)
+    return [(value, short(value)) for value in values if first <= value <= last]
 
 
 def short(value: float) -> str:

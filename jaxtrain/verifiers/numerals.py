@@ -1,5 +1,4 @@
-"""Find and read the number that a text gives as its answer. Stands below the tasks; imports nothing
-of ours.
+"""Find and read the number that a text gives as its answer. Imports nothing of ours.
 
 What a model wrote is hostile input. Only a bounded tail is searched, only a bounded piece of it is
 read, digits are ASCII after normalisation, and what is not surely a number is none: a verifier that

@@ -1,5 +1,4 @@
-"""Scorers that run foreign code on what a model wrote, in processes that can be killed. Imports
-nothing of ours.
+"""Scorers that run foreign code on what a model wrote, in processes that can be killed.
 
 Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per
 request. Some scorers evaluate the answer as Python; these see only text made of the few tokens
