@@ -6,8 +6,6 @@ A step ends with the token that completes its boundary, never inside an answer, 
 in state 0 and a prefix carries no state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -9,8 +9,6 @@ There is no power, no implied product and no minus but at the front and behind a
 An automaton over bytes reads it; every byte has an *action* on the registers of `nn.arithmetic`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from itertools import zip_longest

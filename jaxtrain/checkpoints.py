@@ -7,8 +7,6 @@ shaped its initialisation, so another number of devices is no matter. A checkpoi
 and the newest good one is used. Where a fit takes long, it is saved on its way too.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

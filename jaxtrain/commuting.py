@@ -6,8 +6,6 @@ step is both a text, for the host, and a number, for the device: a search asks f
 and a callback would stall the device and keep the compiled program out of the cache.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from itertools import zip_longest

@@ -4,8 +4,6 @@ jax names a program by all that it is made of, the compiler and the kind of devi
 stale one is never taken.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

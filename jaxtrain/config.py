@@ -5,8 +5,6 @@ evaluation and loop stand here, since they speak of several stages. What can onl
 several sections, from the devices or from the task's problems is checked here.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The errors that a user, not a programmer, is meant to read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ What has to be believed later is sealed: `sha256.json`, written last, holds the 
 beside it and what the folder is meant to be. What is damaged is set aside, never deleted.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

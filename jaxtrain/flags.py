@@ -4,8 +4,6 @@ A config is a Python file whose `get_config` returns a ConfigDict; it becomes fr
 once, and nothing else has heard of flags. What a key may hold, the type of its field says.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import re

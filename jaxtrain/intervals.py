@@ -8,8 +8,6 @@ What cannot be known is NaN (no data, one class, one group), never a made-up 0. 
 bootstrap is fixed: the same data give the same interval, also after a resume.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -6,8 +6,6 @@ parts of fits are reused, and every draw is a function of (seed, iteration, purp
 resumed run ends where an undisturbed one does, bit for bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

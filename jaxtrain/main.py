@@ -4,8 +4,6 @@
 signals are heard from the start: a command, and jax with it, takes seconds to import.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

@@ -4,8 +4,6 @@ glibc keeps what was freed for itself: a gigabyte after a large compilation, two
 checkpoint, and the next program is allocated on top.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

@@ -13,8 +13,6 @@ TensorBoard files cannot be cut, so each start deletes them and replays the rows
 list under a key that ends with `/losses` is shown as a scalar at each update of the whole run.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -22,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -46,7 +44,7 @@ class MetricsLog:
         self._writer: EventsWriter | None = None
         self._num_updates: Counter[str] = Counter()  # those whose losses TensorBoard has, by key
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,8 +4,6 @@ What is pure stays in the stages. Here trees are grown or loaded, judged and sto
 scored; and what cannot go on says so. Fits are made in `learning.py`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -6,8 +6,6 @@ that is not here, memory comes from shapes alone and is labelled so. FLOPs are f
 counts the body of a loop once. Times are rooflines: real runs take several times as long.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

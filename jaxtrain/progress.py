@@ -6,8 +6,6 @@ every second and shows the state again while the loop is inside a long compiled 
 plain line every few seconds. Progress never fails a run, and no number of it goes back into it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading
@@ -15,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Self, TextIO
 
 import rich.progress
 from rich.console import Console
@@ -117,7 +115,7 @@ class Progress:
         self._thread = threading.Thread(target=self._keep_beating, name="progress", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

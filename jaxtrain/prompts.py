@@ -5,8 +5,6 @@ counted, never truncated; the last batch is filled with rows of problem id -1, s
 one shape and one compilation.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

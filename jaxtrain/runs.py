@@ -1,7 +1,5 @@
 """Open what a run starts from, and runs that are there: for the commands and the benchmarks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

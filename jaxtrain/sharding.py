@@ -5,8 +5,6 @@ and every jitted function. Axes are Auto: the compiler places the tensor-paralle
 search is written per shard (`per_shard`), so that its loop holds none of the others.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

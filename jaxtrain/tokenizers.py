@@ -5,8 +5,6 @@ tokenizer knows all 256; a character tokenizer knows the few ASCII characters of
 a small vocabulary small. Ids are `pad_id`, `end_id`, then the table in order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ The rows of a `Tree` hold single steps; judging, training data and reports need 
 the prompt and a row. These are host functions of whole batches of rows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import zipfile

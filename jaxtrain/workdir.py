@@ -13,8 +13,6 @@ folder at a time, and one config owns it for ever: the same command resumes, ano
 refused before anything is touched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

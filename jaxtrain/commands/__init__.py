@@ -4,8 +4,6 @@
 so a command enters there what must clear the terminal.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

@@ -5,8 +5,6 @@ Takes a network out of a run as a Hugging Face folder, tokenizer and all; see `h
 what is in it. What LoRA trained is added into the weights, or leaves alone for PEFT, by --adapter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict

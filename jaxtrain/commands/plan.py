@@ -1,7 +1,5 @@
 """The command: `jaxtrain plan --config configs/tpu_v4.py`, or `--plan` in a run's command."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace

@@ -5,8 +5,6 @@ learnt from, and the run goes on as it was. A run that is to learn from such lab
 `--config.labels.kind=K`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace

@@ -7,8 +7,6 @@ evaluate, relabel and export work on runs that are there; each has a --help. Wha
 right ends as one line and exit code 2, before anything is written.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Pretrained weights and tokenizers, in and out. Stands above `nn`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path

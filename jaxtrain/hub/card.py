@@ -1,7 +1,5 @@
 """What an exported folder says of itself: origin, use and scores, in the form of `card.md`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

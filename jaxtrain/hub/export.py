@@ -5,8 +5,6 @@ every token before it is clipped to [0, 1], or with several, values that a softm
 started from a folder leaves with its config, sampling defaults and dtypes.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ block with flags; a family that needs another block gets a network of its own be
 `nn/transformer.py`, not one more flag.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A Hugging Face folder, read as data, never executed: config.json, safetensors, tokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

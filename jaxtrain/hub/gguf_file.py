@@ -4,8 +4,6 @@ Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q
 (2i, 2i + 1) of a head side by side; they are put back into the half-split order of everybody else.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import partial

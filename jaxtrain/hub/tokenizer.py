@@ -4,8 +4,6 @@ Every id is known by its bytes. Text is put together from them, here and in the 
 read inside `jit`, so that both see the same text; an id that stands for none becomes U+FFFD.
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import json

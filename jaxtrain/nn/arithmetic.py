@@ -9,8 +9,6 @@ Numbers are decimals, `mantissa * 10^exponent`, of integers that no float touche
 (a mantissa above 2^31 - 1, a quotient that does not end) is left to the policy, never rounded.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import NamedTuple
 

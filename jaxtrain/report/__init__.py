@@ -11,8 +11,6 @@ printable, and a policy in the page itself forbids scripts in case that were not
 A number is shown rounded; point at it to read its metric key and its full value.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The accounts of a run: what went wrong, the losses, what was kept and dropped, the time."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterator, Sequence

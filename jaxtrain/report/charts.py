@@ -1,7 +1,5 @@
 """Figures as data, lines with intervals or bars; `templates/macros.html` draws them as SVG."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

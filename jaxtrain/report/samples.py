@@ -1,7 +1,5 @@
 """A few answers of a search or of greedy decoding, to be read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the evaluation measured: accuracy against tokens, method by method; what the PRM knows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@
 line in `MAKERS`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

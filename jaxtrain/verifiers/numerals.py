@@ -5,8 +5,6 @@ read, digits are ASCII after normalisation, and what is not surely a number is n
 guesses rewards whoever fools it.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from fractions import Fraction

@@ -9,8 +9,6 @@ answer can spoil no verdict but its own. It is no sandbox: judged code that did 
 status in its memory, or guess it, and only Linux finds all that left its session.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json
