@@ -139,10 +139,9 @@ def stop_clock(template: str, date: str) -> str:
 
 def byte_of_character() -> dict[str, int]:
     """Return the byte that each character stands for in a byte-level vocabulary (GPT-2's table)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    characters = [*map(chr, shown), *(chr(256 + n) for n in range(len(hidden)))]
-    return dict(zip(characters, shown + hidden, strict=True))
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def byte_level(
