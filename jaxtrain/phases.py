@@ -5,6 +5,7 @@ scored; and what cannot go on says so. Fits are made in `learning.py`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -88,14 +89,13 @@ def draw(run: Run, i: int) -> tuple[list[Prompts], int]:
 
 def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> list[Shard]:
     """Grow, judge and label an iteration's trees, batch by batch."""
-    shards, counts = [], []
+    shards, totals = [], Counter()
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
         for shard, is_restored in make_shards(run, i, jobs(batches), lambda: networks):
             shards.append(shard)
-            counts.append(tally(phase, shard, is_restored))
+            totals.update(tally(phase, shard, is_restored))
     # what there is to tell of them
-    totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
-    require_some_ok(run, i, counts)
+    require_some_ok(run, i, totals)
     searched = search_totals([shard.tree for shard in shards])
     metrics = named("search", searched) | named("labels", totals)
     run.log.append(i, {**metrics, "time/search": phase.seconds})
@@ -185,12 +185,11 @@ def networks_before(run: Run, i: int) -> Networks:
     return run.checkpoints.restore_networks(before, abstract, base)
 
 
-def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
+def require_some_ok(run: Run, i: int, totals: Counter[str]) -> None:
     """Raise Diverged where every tree was set aside: a network holds what overflows, or NaN."""
-    num_trees = sum(count["num_trees"] for count in counts)
-    if sum(count["num_set_aside"] for count in counts) == num_trees > 0:
+    if totals["num_set_aside"] == totals["num_trees"] > 0:
         why = "were set aside, since logits or scores were not finite"
-        raise diverged(run, i, f"all {num_trees} trees {why}")
+        raise diverged(run, i, f"all {totals['num_trees']} trees {why}")
 
 
 def diverged(run: Run, i: int, what: str) -> Diverged:
@@ -225,7 +224,7 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     problems = getattr(run.task, c.split)[: c.num_problems]
     batches, num_too_long = encode(run, problems)
     found: dict[str, list[Shard]] = {name: [] for name in c.searches}
-    counts = []
+    totals = Counter()
 
     # Grow and judge the trees that the strategies read.
     asked, total = jobs(batches, *found), len(found) * num_problems(batches)
@@ -233,16 +232,16 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
         made = make_shards(run, i, asked, lambda: networks)
         for (name, _, _), (shard, is_restored) in zip(asked, made, strict=True):
             found[name].append(shard)
-            counts.append(tally(phase, shard, is_restored))
+            totals.update(tally(phase, shard, is_restored))
         # What the strategies make of them.
         join = partial(jax.tree.map, lambda *x: np.concatenate(x))
         joined: dict[str, Shard] = {name: join(*shards) for name, shards in found.items()}
         baseline = read_baseline(fit_log or run.log, i)
         metrics = evaluation.measure(joined, c.strategies, baseline, run.task.answer_tokens)
-    require_some_ok(run, i, counts)
+    require_some_ok(run, i, totals)
 
     # What was left out or failed counts as wrong, and is told.
-    trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
+    trouble = {key: totals[key] for key in ("num_errors", "num_set_aside")}
     metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble})
     metrics["time/evaluation"] = phase.seconds
     # of the whole iteration: its evaluation is its last event
