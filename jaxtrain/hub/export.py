@@ -21,7 +21,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import SEAL, sha256, write_json
 from jaxtrain.hub import families
 from jaxtrain.hub.folder import INDEX, SINGLE
-from jaxtrain.hub.pretrained import OUTPUT, Pretrained
+from jaxtrain.hub.pretrained import BIAS, OUTPUT, WEIGHT, Pretrained
 from jaxtrain.hub.tokenizer import HubTokenizer, byte_level, byte_of_character
 from jaxtrain.nn import lora
 from jaxtrain.nn.transformer import ModelConfig
@@ -112,8 +112,8 @@ def write_adapter(
 def head_tensors(params: Params) -> Tensors:
     """Yield the tensors of the PRM's head, an output a row."""
     weight, bias = (np.asarray(params["head"][name]) for name in ("weight", "bias"))
-    yield "score.weight", np.ascontiguousarray(np.atleast_2d(weight.T))
-    yield "score.bias", np.atleast_1d(bias)
+    yield WEIGHT, np.ascontiguousarray(np.atleast_2d(weight.T))
+    yield BIAS, np.atleast_1d(bias)
 
 
 def value_labels(head: Params) -> list[str]:
