@@ -104,16 +104,27 @@ class Config:
         is_met = not has_prm or updates.prm.init_from != "policy"
         require(is_met, "hub", self.hub, "prm", f"{why}; leave one of them out")
         for network in ("policy", "prm"):
-            objective = getattr(updates, network).objective
-            is_met = OBJECTIVES[network][objective].order == "rows"
+            objective, table = getattr(updates, network).objective, OBJECTIVES[network]
+            is_met = not self.datasets.group_by_length or table[objective].order == "rows"
             why = f"parts the rows that --config.updates.{network}.objective={objective} compares"
-            is_met |= not self.datasets.group_by_length
             require(is_met, "datasets", self.datasets, "group_by_length", f"{why}; leave one out")
+            is_met = self.datasets.packed_tokens is None or table[objective].is_packable
+            packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
+            why = f"{objective} compares rows; it goes with --config.updates.{network}.objective "
+            require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
+        why = f"a text has up to {self.max_length} tokens; choose no less"
+        is_met = self.row_length >= self.max_length
+        require(is_met, "datasets", self.datasets, "packed_tokens", why)
 
     @property
     def max_length(self) -> int:
         """L: a prompt and all its steps."""
         return self.prompts.max_prompt_tokens + self.trace.max_steps * self.trace.max_step_tokens
+
+    @property
+    def row_length(self) -> int:
+        """Columns of a row that trees gave."""
+        return self.datasets.packed_tokens or self.max_length
 
 
 def check(config: Config, task: Task) -> None:
