@@ -37,12 +37,7 @@ def measure(
 
     Its steps and leaves are those of the search that answers, or else of the samples.
     """
-    answered = {
-        name: read_choice(tree, judged.verdict, answer_fn)
-        if name == "search"
-        else read_samples(tree, judged.verdict, prompt.length, answer_fn)
-        for name, (prompt, tree, judged) in found.items()
-    }
+    answered = {kind: read(kind, shard, answer_fn) for kind, shard in found.items()}
     metrics = accuracy_table(answered, strategies)
     if "samples" in found:
         metrics |= samples_report(answered["samples"])
@@ -52,6 +47,14 @@ def measure(
     for name in [name for name in ("search", "samples") if name in found][:1]:
         metrics |= prm_report(found[name].tree, found[name].labels, baseline)
     return metrics
+
+
+def read(kind: str, shard: Shard, answer_fn: AnswerFn) -> Answered:
+    """Take out of the trees of a kind what they answer."""
+    prompts, tree, judged = shard
+    if kind == "search":
+        return read_choice(tree, judged.verdict, answer_fn)
+    return read_samples(tree, judged.verdict, prompts.length, answer_fn)
 
 
 __all__ = [
@@ -67,6 +70,7 @@ __all__ = [
     "is_solved",
     "measure",
     "prm_report",
+    "read",
     "read_choice",
     "read_samples",
     "samples_report",
