@@ -110,16 +110,21 @@ class Config:
                 "--config.updates.prm.init_from=policy it starts from the policy; leave one out"
             )
         for network in ("policy", "prm"):
-            objective, table = getattr(self.updates, network).objective, OBJECTIVES[network]
-            if table[objective].order != "rows" and self.datasets.group_by_length:
+            objective = getattr(self.updates, network).objective
+            is_ordered = OBJECTIVES[network][objective].order != "rows"
+            if is_ordered and self.datasets.group_by_length:
                 raise UserError(
                     "--config.datasets.group_by_length=True: parts the rows that "
                     f"--config.updates.{network}.objective={objective} compares; leave one out"
                 )
-            is_met = self.datasets.packed_tokens is None or table[objective].is_packable
-            packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
-            why = f"{objective} compares rows; it goes with --config.updates.{network}.objective "
-            require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
+        self._check_packing()
+
+    def _check_packing(self) -> None:
+        table, objective = OBJECTIVES["policy"], self.updates.policy.objective
+        is_met = self.datasets.packed_tokens is None or table[objective].is_packable
+        packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
+        why = f"{objective} compares rows; it goes with --config.updates.policy.objective "
+        require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
         why = f"a text has up to {self.max_length} tokens; choose no less"
         is_met = (self.datasets.packed_tokens or self.max_length) >= self.max_length
         require(is_met, "datasets", self.datasets, "packed_tokens", why)
@@ -133,6 +138,14 @@ class Config:
     def row_length(self) -> int:
         """Columns of a row that trees gave."""
         return self.datasets.packed_tokens or self.max_length
+
+    @property
+    def labels_per_row(self) -> int:
+        """Labels that such a row of the PRM has at most: those of one path, or of a problem."""
+        d, num_labels = self.datasets, self.trace.max_steps
+        if d.packed_tokens is None:
+            return num_labels
+        return min(d.packed_tokens, num_labels * d.max_paths_per_problem * d.paths_rounds)
 
 
 def check(config: Config, task: Task) -> None:
