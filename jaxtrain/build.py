@@ -274,7 +274,7 @@ def prm_update(config: Config, model: Transformer) -> UpdateFn:
     def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
         merged = params | {"backbone": lora.merge(base, params["backbone"])}
         outputs = make_outputs(model, key_of(num_updates))(merged, rows)
-        return loss_fn(outputs, rows, learning, config.trace.max_steps)
+        return loss_fn(outputs, rows, learning, config.labels_per_row)
 
     return fits.make_update(loss, fits.make_optimizer(learning))
 

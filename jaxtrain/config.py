@@ -104,16 +104,21 @@ class Config:
         is_met = not has_prm or updates.prm.init_from != "policy"
         require(is_met, "hub", self.hub, "prm", f"{why}; leave one of them out")
         for network in ("policy", "prm"):
-            objective, table = getattr(updates, network).objective, OBJECTIVES[network]
-            is_met = not self.datasets.group_by_length or table[objective].order == "rows"
+            objective = getattr(updates, network).objective
+            is_met = OBJECTIVES[network][objective].order == "rows"
+            is_met |= not self.datasets.group_by_length
             why = f"parts the rows that --config.updates.{network}.objective={objective} compares"
             require(is_met, "datasets", self.datasets, "group_by_length", f"{why}; leave one out")
-            is_met = self.datasets.packed_tokens is None or table[objective].is_packable
-            packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
-            why = f"{objective} compares rows; it goes with --config.updates.{network}.objective "
-            require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
+        self._check_packing()
+
+    def _check_packing(self) -> None:
+        table, objective = OBJECTIVES["policy"], self.updates.policy.objective
+        is_met = self.datasets.packed_tokens is None or table[objective].is_packable
+        packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
+        why = f"{objective} compares rows; it goes with --config.updates.policy.objective "
+        require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
         why = f"a text has up to {self.max_length} tokens; choose no less"
-        is_met = self.row_length >= self.max_length
+        is_met = (self.datasets.packed_tokens or self.max_length) >= self.max_length
         require(is_met, "datasets", self.datasets, "packed_tokens", why)
 
     @property
@@ -125,6 +130,14 @@ class Config:
     def row_length(self) -> int:
         """Columns of a row that trees gave."""
         return self.datasets.packed_tokens or self.max_length
+
+    @property
+    def labels_per_row(self) -> int:
+        """Labels that such a row of the PRM has at most: those of one path, or of a problem."""
+        d, num_labels = self.datasets, self.trace.max_steps
+        if d.packed_tokens is None:
+            return num_labels
+        return min(d.packed_tokens, num_labels * d.max_paths_per_problem * d.paths_rounds)
 
 
 def check(config: Config, task: Task) -> None:
