@@ -39,6 +39,7 @@ from jaxtrain.report import methods as tables
 from jaxtrain.report import render_report
 from jaxtrain.runs import list_facts, open_run, open_task, summary
 from jaxtrain.search.config import RULES, SearchConfig
+from jaxtrain.search.prior import rank
 from jaxtrain.search.work import sized, work_of
 from jaxtrain.structs import Networks, Prompts, Shard
 from jaxtrain.tasks import Task, make_task
@@ -216,10 +217,10 @@ def grow_apart(
     # What an earlier start has grown was timed by it.
     timed, num_grown = path / "seconds.json", phase.done - phase.restored
     if num_grown:
-        write_json(timed, phase.worked_seconds / num_grown)
+        write_json(timed, {"seconds": phase.worked_seconds / num_grown})
     rank_fn = partial(rank, run.config.evaluation.samples.prior)
     told = read(kind, found[kind], run.task.answer_tokens, rank_fn)
-    return found[kind], told, read_json(timed) if timed.exists() else math.nan
+    return found[kind], told, read_json(timed)["seconds"] if timed.exists() else math.nan
 
 
 def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConfig:

@@ -21,7 +21,7 @@ from jaxtrain.datasets.collect import (
     num_rounds,
     num_rows,
 )
-from jaxtrain.datasets.packing import pack, pack_both
+from jaxtrain.datasets.packing import pack
 from jaxtrain.datasets.policy_rows import ROWS
 
 __all__ = [
@@ -36,5 +36,4 @@ __all__ = [
     "num_rounds",
     "num_rows",
     "pack",
-    "pack_both",
 ]
