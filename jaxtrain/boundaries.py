@@ -53,13 +53,17 @@ class TraceConfig:
                 "--config.trace.boundary='': nothing ends a step; "
                 "set it, or --config.trace.step_tokens"
             )
-        # What stands before a step must not go on in it, and no result may be cut in two.
-        is_by_line = self.step_tokens is None and self.boundary.endswith("\n")
-        if self.calculator and not is_by_line:
+        # No result may be cut in two.
+        if self.calculator and not self.is_by_line:
             raise UserError(
                 "--config.trace.calculator=True: reads steps that end with a line; leave "
                 "--config.trace.step_tokens out, and let --config.trace.boundary end with a newline"
             )
+
+    @property
+    def is_by_line(self) -> bool:
+        """Whether steps are whole lines: what stands before one does not go on in it."""
+        return self.step_tokens is None and self.boundary.endswith("\n")
 
 
 class Tables(NamedTuple):

@@ -24,7 +24,7 @@ from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, score
 from jaxtrain.progress import Progress
 from jaxtrain.runs import list_facts, open_run, open_task, summary
-from jaxtrain.tasks import Task, make_task
+from jaxtrain.tasks import Task, make_check, make_task
 from jaxtrain.workdir import open_workdir
 
 FREE = (
@@ -83,7 +83,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
                 notice = f"{num_learnt} {split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
-            fns = build(config, learnt.tokenizer, progress, commuting=task.commuting)
+            told = {"commuting": task.commuting, "check": make_check(task, config.trace)}
+            fns = build(config, learnt.tokenizer, progress, **told)
             run = Run(config, task, fns, workdir, log, progress, checkpoints)
             score(run, iteration, networks, MetricsLog(path))
             leaving.close()

@@ -21,6 +21,7 @@ from jaxtrain.datasets.collect import (
     num_rounds,
     num_rows,
 )
+from jaxtrain.datasets.false_steps import without_false_steps
 from jaxtrain.datasets.policy_rows import ROWS
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "demonstrations",
     "num_rounds",
     "num_rows",
+    "without_false_steps",
 ]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrain.search.checks import apply_checks
 from jaxtrain.search.lanes import (
     Pending,
     assign,
@@ -206,12 +207,14 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     pending, order = assign(growth.pending, growth.rows, method.num_siblings)
     memory, written, cost = job.reader.write(job.params, memory, order, job.temperature)
     done = collect(pending, order, written, growth.rows)
-    pending, rows, is_short = done.pending, done.rows, done.is_short | growth.is_short
+    pending, is_short = done.pending, done.is_short | growth.is_short
+    text = job.reader.text(memory)
+    rows = apply_checks(job, growth.problem, growth.rows, done.rows, text)
 
     # An order that is complete must hold no step twice.
     if method.compares:
         is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
-        found = find_repeats(pending, rows, job.reader.text(memory), job.reader.form)
+        found = find_repeats(pending, rows, text, job.reader.form)
         is_repeat, is_twin = (x & is_complete[:, None, None] for x in found)
         # Nobody goes on from a twin that has ended, and its wording teaches.
         is_twin &= is_repeat | ~pick(rows.is_ended, pending.row[..., 0])

@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations, combinations_with_replacement, permutations
@@ -101,12 +102,19 @@ class CountdownTask(Task):
         moves = _read_moves(text, self.num_numbers)
         if moves is None:
             return Verdict.UNPARSABLE
-        numbers, target = read_prompt(problem.prompt)
-        for move in moves:
-            if move not in legal_moves(numbers):
-                return Verdict.WRONG
-            numbers = move.remaining
-        return Verdict.CORRECT if numbers == (target,) else Verdict.WRONG
+        lines, (_, target) = text.split("\n"), read_prompt(problem.prompt)
+        is_legal = all(self.check_step(problem, lines[:i], line) for i, line in enumerate(lines))
+        is_right = is_legal and moves[-1].remaining == (target,)
+        return Verdict.CORRECT if is_right else Verdict.WRONG
+
+    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
+        """Say whether a line is a legal move with what the line before leaves; None where that one
+        is of another form.
+        """
+        if not before:
+            return read_move(step) in legal_moves(read_prompt(problem.prompt)[0])
+        last = read_move(before[-1])
+        return None if last is None else read_move(step) in legal_moves(last.remaining)
 
     def answer(self, text: str) -> str | None:
         """Return the canonical form of every line, so that commuted responses vote together."""
