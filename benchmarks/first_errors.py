@@ -133,11 +133,13 @@ def score(
     for first in range(0, len(order), BATCH_SIZE):
         part = order[first : first + BATCH_SIZE]
         width = -(-max(len(texts[k]) for k in part) // 128) * 128
-        tokens, segment = np.zeros((2, BATCH_SIZE, width), np.int32)
+        tokens, until = np.zeros((2, BATCH_SIZE, width), np.int32)
         for row, k in enumerate(part):
-            tokens[row, : len(texts[k])], segment[row, : len(texts[k])] = texts[k], 1
-        place, none = np.arange(width, dtype=np.int32) * segment, np.zeros(tokens.shape, np.float32)
-        values = np.asarray(read(prm, TokenRows(tokens, place, segment, none, none, -segment)))
+            size = len(texts[k])
+            tokens[row, :size], until[row, :size] = texts[k], size
+        place, none = np.arange(width, dtype=np.int32), np.zeros(tokens.shape, np.float32)
+        place = np.where(until > 0, place, 0)
+        values = np.asarray(read(prm, TokenRows(tokens, place, until, none, none, -until)))
         for row, k in enumerate(part):
             found[k] = values[row, ends[k]].clip(0, 1)
     return found, iteration

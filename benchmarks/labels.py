@@ -291,7 +291,7 @@ class Bench:
 
     def score(self, prm: Params, shown: Texts) -> np.ndarray:
         """Return a PRM's values at the ends of texts."""
-        last, found = (shown.rows.segment > 0).sum(axis=1) - 1, []
+        last, found = (shown.rows.until > 0).sum(axis=1) - 1, []
         # some thousand at a time, for the memory
         for at in np.array_split(np.arange(len(last)), 1 + len(last) // 2048):
             values = self.values_fn(prm, jax.tree.map(lambda x, at=at: x[at], shown.rows))
@@ -335,7 +335,7 @@ def texts(
     rows = TokenRows(
         tokens=ids,
         position=np.where(is_token, np.arange(length.max(), dtype=np.int32), 0),
-        segment=is_token.astype(np.int32),
+        until=np.where(is_token, length[:, None], 0).astype(np.int32),
         target=none,
         weight=none,
         group=np.full(ids.shape, -1, np.int32),

@@ -234,16 +234,19 @@ class Shard(NamedTuple):
 
 @struct.dataclass
 class TokenRows:
-    """Training rows of either network: one text a row, or several one behind the other.
+    """Training rows of either network: one text a row, or several that may share their beginnings.
 
-    A batch has M rows, and fewer columns where no row needs all. What is learnt at a token is the
-    network's business: the policy learns to write it, the PRM the value of the text that ends with
-    it.
+    The tokens of a row are a tree in preorder: what goes on from a token stands behind it, up to a
+    column. So one text is a row, texts one behind the other are, and a beginning that texts share
+    stands there once. A batch has M rows, and fewer columns where no row needs all. What is learnt
+    at a token is the network's business: the policy learns to write it, the PRM the value of the
+    text that ends with it.
     """
 
     tokens: Array  # [E L] int32
     position: Array  # [E L] int32, the place of a token in its own text
-    segment: Array  # [E L] int32, which text of the row: 1, 2, ...; 0 is padding
+    # [E L] int32, the column behind the last token that goes on from this one; 0 is padding
+    until: Array
     target: Array  # [E L] float32, a value; unread where no value is learnt
     # [E L] float32, how much a token counts in the loss; 0 where nothing is learnt, and so at the
     # first token of a text

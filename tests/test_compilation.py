@@ -69,7 +69,7 @@ def turn():
         tokens = rng.integers(0, 24, (8, length), np.int32)
         place = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         ones, weight = np.ones_like(tokens), (place >= size).astype(np.float32)
-        batch = TokenRows(tokens, place, ones, weight, weight, -ones)
+        batch = TokenRows(tokens, place, length * ones, weight, weight, -ones)
         for _ in range(3):
             policy, told = fns.update_policy({}, policy, batch, np.float32(1e-3))
     return jax.tree.map(np.asarray, jax.tree.leaves((tree, policy, prm, told)))

@@ -50,7 +50,7 @@ def collect(*rounds, config=CAPPED, seed=0, max_length=MAX_LENGTH):
 
 
 def length_of(rows):
-    return (rows.segment > 0).sum(axis=1)
+    return (rows.until > 0).sum(axis=1)
 
 
 def text(examples, i):
@@ -107,7 +107,7 @@ def test_a_row_is_one_text_in_its_places():
     for examples in collect([random_shard(np.random.default_rng(0))])[:2]:
         rows, length = examples.rows, length_of(examples.rows)
         is_token = np.arange(MAX_LENGTH) < length[:, None]
-        np.testing.assert_array_equal(rows.segment, is_token)
+        np.testing.assert_array_equal(rows.until, is_token * length[:, None])
         np.testing.assert_array_equal(rows.position, is_token * np.arange(MAX_LENGTH))
         assert not rows.weight[~is_token].any() and not rows.weight[:, 0].any()
 
@@ -366,7 +366,7 @@ def test_batches_show_every_row_once_an_epoch():
 def test_a_batch_is_as_wide_as_the_quarters_that_its_longest_row_needs(longest, width):
     pairs = [([1], list(range(2, length + 1))) for length in (1, longest)]
     (batch,) = batches(datasets.demonstrations(pairs, 18)[0], 1, 2)
-    for field in (batch.tokens, batch.position, batch.segment, batch.target, batch.weight):
+    for field in (batch.tokens, batch.position, batch.until, batch.target, batch.weight):
         assert field.shape == (2, width)
     assert batch.group.shape == (2, width)
     assert sorted(length_of(batch).tolist()) == [1, longest]
@@ -597,11 +597,11 @@ def test_answers_carry_their_advantage():
     assert set(found) == {0, 2}, "two of four, by chance both wrong"
 
 
-def test_segments_tell_text_from_padding_whatever_the_ids():
+def test_text_is_told_from_padding_whatever_the_ids():
     rows = [Row(-1, (0, 5, 0)), Row(0, (0, 0), C)]  # 0 is the padding id too
     traces, paths, _ = collect([shard_of([rows], [0])])
     (batch,) = batches(traces, 1, 1)
-    assert np.flatnonzero(batch.segment[0]).tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.flatnonzero(batch.until[0]).tolist() == [0, 1, 2, 3, 4, 5]
     assert np.flatnonzero(batch.weight[0]).tolist() == [1, 2, 3, 4, 5]
     (batch,) = batches(paths, 1, 1)
     assert np.flatnonzero(batch.weight[0]).tolist() == [3, 5]

@@ -273,10 +273,8 @@ def test_paths_of_the_prm_begin_with_their_prompt_byte_for_byte(trained):
     asked = {problem.id: problem.prompt for problem in trained.task.train}
     _, paths = trained.learnt()
     assert len(paths.problem_id) > 10
-    for tokens, segment, i in zip(
-        paths.rows.tokens, paths.rows.segment, paths.problem_id, strict=True
-    ):
-        assert text_of(tokens[segment > 0]).startswith(asked[i])
+    for tokens, until, i in zip(paths.rows.tokens, paths.rows.until, paths.problem_id, strict=True):
+        assert text_of(tokens[until > 0]).startswith(asked[i])
 
 
 def test_both_networks_learn_from_solved_trees(trained):

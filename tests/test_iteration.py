@@ -639,7 +639,7 @@ def test_all_that_the_policy_learns_from_verifies(learnt, task):
     rows, problems = traces.rows, {problem.id: problem for problem in task.train}
     assert len(rows.tokens) >= 5
     for row, problem_id in enumerate(traces.problem_id):
-        (response,), end = np.nonzero(rows.weight[row]), rows.segment[row].sum()
+        (response,), end = np.nonzero(rows.weight[row]), np.count_nonzero(rows.until[row])
         prompt, problem = response[0], problems[int(problem_id)]
         assert response.tolist() == list(range(prompt, end))
         assert task.tokenizer.decode(rows.tokens[row, :prompt]) == problem.prompt

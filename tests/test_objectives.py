@@ -32,7 +32,7 @@ PLACE = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), IS_END.shape)
 PRM_ROWS = TokenRows(
     tokens=RNG.integers(0, 5, IS_END.shape).astype(np.int32),
     position=PLACE,
-    segment=np.ones_like(PLACE),
+    until=np.full_like(PLACE, LENGTH),
     target=np.where(IS_END, RNG.uniform(size=IS_END.shape), 0).astype(np.float32),
     weight=np.where(IS_END, RNG.uniform(0.5, 2, IS_END.shape), 0).astype(np.float32),
     group=GROUP,

@@ -157,7 +157,7 @@ def policy_batches(num):
         yield TokenRows(
             tokens=rng.integers(1, VOCAB, (8, LENGTH)).astype(np.int32),
             position=place,
-            segment=(place < length).astype(np.int32),
+            until=np.where(place < length, length, 0).astype(np.int32),
             target=np.zeros((8, LENGTH), np.float32),
             weight=((place >= prompt_length) & (place < length)).astype(np.float32),
             group=np.full((8, LENGTH), -1, np.int32),
@@ -215,7 +215,7 @@ def test_stacked_layers_are_sharded_too():
 @pytest.mark.parametrize("which", UPDATES)
 def test_what_lies_past_a_length_is_never_learnt(one, which):
     batch = next(UPDATES[which](1))
-    past = batch.segment == 0
+    past = batch.until == 0
     garbled = batch.replace(tokens=np.where(past, (batch.tokens + 3) % VOCAB, batch.tokens))
     update = getattr(one, f"update_{which}")
     learners = [update({}, start(one, which), b, np.float32(0.01))[0] for b in (batch, garbled)]

@@ -41,7 +41,9 @@ RNG = np.random.default_rng(0)
 
 
 def policy_loss(logits, rows):
-    return likelihood(token_log_probs(logits, rows.tokens), rows, PolicyConfig())
+    # a token is told by the position before it
+    log_probs = token_log_probs(jnp.roll(logits, 1, axis=1), rows.tokens)
+    return likelihood(log_probs, rows, PolicyConfig())
 
 
 def prm_loss(values, rows):
@@ -60,7 +62,7 @@ PROMPT_LENGTH, TEXT_LENGTH = (
 POLICY_ROWS = TokenRows(
     tokens=TOKENS,
     position=PLACE,
-    segment=(PLACE < TEXT_LENGTH).astype(np.int32),
+    until=np.where(PLACE < TEXT_LENGTH, TEXT_LENGTH, 0),
     target=RNG.normal(size=TOKENS.shape).astype(np.float32),  # not to be read
     weight=((PLACE >= PROMPT_LENGTH) & (PLACE < TEXT_LENGTH)).astype(np.float32),
     group=np.full(TOKENS.shape, -1, np.int32),
@@ -96,7 +98,7 @@ def test_policy_gradient_is_zero_off_the_response():
 
 def test_policy_loss_does_not_read_past_the_length():
     garbled = POLICY_ROWS.replace(
-        tokens=np.where(POLICY_ROWS.segment == 0, (TOKENS + 1) % VOCAB, TOKENS)
+        tokens=np.where(POLICY_ROWS.until == 0, (TOKENS + 1) % VOCAB, TOKENS)
     )
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -137,9 +139,10 @@ def test_batches_without_a_label_cost_nothing():
 
 def packed(rows):
     """Put all texts of rows into one row, one behind the other, and a row of padding beside it."""
-    is_token = rows.segment > 0
+    is_token = rows.until > 0
     joined = jax.tree.map(lambda x: x[is_token][None] if x.ndim == 2 else x[:1], rows)
-    joined = joined.replace(segment=np.nonzero(is_token)[0][None].astype(np.int32) + 1)
+    end = np.cumsum(is_token.sum(axis=1, dtype=np.int32))
+    joined = joined.replace(until=end[np.nonzero(is_token)[0]][None])
     return jax.tree.map(lambda x: np.pad(x, [(0, 1), (0, 3)][: x.ndim]), joined)
 
 
@@ -156,11 +159,11 @@ def test_texts_packed_in_a_row_are_read_as_texts_in_rows():
         read, together = jax.jit(make_read(MODEL)), packed(rows)
 
         def inner(said, rows):
-            return np.asarray(said)[(rows.segment > 0) & (rows.position > 0)]
+            return np.asarray(said)[(rows.until > 0) & (rows.position > 0)]
 
         apart = inner(read(params, rows), rows)
         np.testing.assert_allclose(inner(read(params, together), together), apart, atol=1e-4)
-        one_text = together.replace(segment=np.minimum(together.segment, 1))
+        one_text = together.replace(until=np.where(together.until > 0, together.until.max(), 0))
         assert np.abs(inner(read(params, one_text), together) - apart).max() > 0.1
 
         def cost(params, rows, loss=loss, config=config, read=read):

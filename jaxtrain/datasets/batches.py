@@ -51,7 +51,7 @@ def batches(
         _epochs(num_updates, size, partial(ORDERS[order], rows, examples, num_together, rng))
         for rows, size in zip(kinds, sizes, strict=True)
     ]
-    length = (examples.rows.segment > 0).sum(axis=1)
+    length = (examples.rows.until > 0).sum(axis=1)
     for picked in _joined(streams, length if group_by_length else None, rng):
         yield _batch(examples.rows, picked, int(length[picked].max()))
 

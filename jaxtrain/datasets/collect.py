@@ -365,7 +365,7 @@ def response(text: Text, target: float = 0.0) -> Lesson:
 
 def make_examples(rows: Sequence[Row], max_length: int) -> Examples:
     """Make rows of one text each."""
-    # One segment a row, from its first column on.
+    # A text stands in its row from the first column on.
     length = np.array([len(text.tokens) for _, text, *_ in rows], np.int32)
     place = np.broadcast_to(np.arange(max_length, dtype=np.int32), (len(rows), max_length))
     is_token = place < length[:, None]
@@ -381,7 +381,7 @@ def make_examples(rows: Sequence[Row], max_length: int) -> Examples:
         rows=TokenRows(
             tokens=tokens,
             position=np.where(is_token, place, 0),
-            segment=is_token.astype(np.int32),
+            until=np.where(is_token, length[:, None], 0),
             target=target,
             weight=weight,
             group=group,

@@ -51,17 +51,26 @@ def make_log_probs(model: Network, key: Array | None = None) -> ReadFn:
 
     def log_probs(params: Params, rows: TokenRows) -> Array:
         hidden = read_rows(model, params, rows, key)
-        logits = model.apply({"params": params}, hidden, method="logits")
-        return token_log_probs(logits, rows.tokens)
+        before = jnp.take_along_axis(hidden, columns_before(rows)[..., None], axis=1)
+        logits = model.apply({"params": params}, before, method="logits")
+        return jnp.where(rows.position > 0, token_log_probs(logits, rows.tokens), 0.0)
 
     return log_probs
 
 
 def token_log_probs(logits: Array, tokens: Array) -> Array:
-    """Pick the log-probability of every token from the logits [M L V] of the token before it."""
+    """Pick the log-probability of every token [M L] from logits [M L V] behind the token before
+    it.
+    """
     chex.assert_equal_shape_prefix([logits, tokens], 2)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
-    return jnp.pad(-loss, ((0, 0), (1, 0)))
+    return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+
+
+def columns_before(rows: TokenRows) -> Array:
+    """Find where the token before each one stands, [M L] int32; 0 where there is none."""
+    column = jnp.arange(rows.until.shape[1])
+    is_before = (column < column[:, None]) & (column[:, None] < rows.until[:, None])
+    return jnp.max(jnp.where(is_before, column, 0), axis=-1)
 
 
 def make_outputs(model: Network, key: Array | None = None) -> ReadFn:
@@ -87,13 +96,13 @@ def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None
 
     With a key (uint32 [2]), adapters drop some of their inputs.
     """
-    chex.assert_equal_shape([rows.tokens, rows.position, rows.segment])
+    chex.assert_equal_shape([rows.tokens, rows.position, rows.until])
     rngs = None if key is None else {"dropout": jax.random.wrap_key_data(key)}
     return model.apply(
         {"params": params},
         rows.tokens,
         rows.position,
-        rows.segment > 0,
-        segment_ids=rows.segment,
+        rows.until > 0,
+        until=rows.until,
         rngs=rngs,
     )[0]

@@ -303,15 +303,15 @@ class Transformer(nn.Module):
         segments: tuple[Segment, ...] = (),
         into: Segment | None = None,
         at: Array | int = 0,
-        segment_ids: Array | None = None,
+        until: Array | None = None,
     ):
         """Read `tokens` behind `segments`.
 
         tokens, positions: [b t] int32; mask: [b t] bool, True for real tokens. Tokens are causal
-        among themselves, in index order; where `segment_ids` [b t] int32 are given, only tokens of
-        one id see each other. With `into`, they continue the tokens of that segment (rows = b) at
-        index `at`, the same for all rows. Returns (hidden [b t width] after the final norm, Segment
-        of these tokens or `into` with them written).
+        among themselves, in index order; where `until` [b t] int32 is given, a token is seen in
+        columns before that one alone. With `into`, they continue the tokens of that segment (rows =
+        b) at index `at`, the same for all rows. Returns (hidden [b t width] after the final norm,
+        Segment of these tokens or `into` with them written).
         """
         # What each token sees: of these tokens those before it, of the segments all in reach.
         b, t = tokens.shape
@@ -320,8 +320,8 @@ class Transformer(nn.Module):
             own = jax.lax.dynamic_update_slice_in_dim(into.position, own, at, axis=1)
         is_before = jnp.arange(own.shape[1]) <= at + jnp.arange(t)[:, None]
         is_visible = is_before & self.is_visible(own, positions)
-        if segment_ids is not None:  # of several texts packed in one row
-            is_visible &= segment_ids[:, :, None] == segment_ids[:, None, :]
+        if until is not None:  # of several texts in one row
+            is_visible &= jnp.arange(t)[:, None] < until[:, None]
         own_mask = is_visible[:, None, None]
         past = [jnp.repeat(s.position, b // s.position.shape[0], axis=0) for s in segments]
         past_masks = [self.is_visible(p, positions)[:, None, None] for p in past]
