@@ -109,7 +109,9 @@ def build(
     def grower(name: str, searching: SearchConfig) -> Callable:
         reader = make_reader((writer, model), tables, trace, searching.chunk, form)
         grow_fn = search.make_grow(searching, trace.max_steps, reader, check)
-        fn = make_grow(config, grow_fn, mesh, has_checks=searching.checks != "off")
+        fn = make_grow(
+            config, grow_fn, mesh, asks_host=check is not None and searching.checks != "off"
+        )
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
     def updater(name: str, fn: Callable, learner: Any) -> Callable:
@@ -241,7 +243,7 @@ def loaders(
     return {"policy": policy} | ({"prm": prm} if pretrained.prm else {})
 
 
-def make_grow(config: Config, grow_fn: GrowFn, mesh: Any, has_checks: bool = False) -> GrowOverFn:
+def make_grow(config: Config, grow_fn: GrowFn, mesh: Any, asks_host: bool = False) -> GrowOverFn:
     """Lay both networks over their base, in the dtype they compute in, for a search by shards."""
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
@@ -250,7 +252,7 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any, has_checks: bool = Fal
         return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
     # Trees do not know each other: a device grows its own.
-    per_shard = sharding.per_shard(grow, mesh, 3, 2, is_alone=has_checks)
+    per_shard = sharding.per_shard(grow, mesh, 3, 2, is_alone=asks_host)
 
     def cast_and_grow(base: Params, policy_params: Params, prm_params: Params, *args):
         cast = partial(decode_weights, config.model, is_split=mesh.shape["tp"] > 1)

@@ -22,8 +22,8 @@ def make_grow(
 ) -> GrowFn:
     """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
 
-    max_steps is D, the depth at which the reader ends a branch. check is asked where the config
-    wants it.
+    max_steps is D, the depth at which the reader ends a branch. check: of steps, for a config
+    that wants one.
     """
     rule = RULES[config.method](config, max_steps)
 

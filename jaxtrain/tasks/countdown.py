@@ -108,13 +108,12 @@ class CountdownTask(Task):
         return Verdict.CORRECT if is_right else Verdict.WRONG
 
     def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
-        """Say whether a line is a legal move with what the line before leaves; None where that one
-        is of another form.
+        """Say whether a line is a legal move with what the line before leaves; None where that is
+        not to be read, or holds a zero.
         """
-        if not before:
-            return read_move(step) in legal_moves(read_prompt(problem.prompt)[0])
-        last = read_move(before[-1])
-        return None if last is None else read_move(step) in legal_moves(last.remaining)
+        last = read_move(before[-1]) if before else None
+        numbers = last.remaining if last else () if before else read_prompt(problem.prompt)[0]
+        return read_move(step) in legal_moves(numbers) if numbers and 0 not in numbers else None
 
     def answer(self, text: str) -> str | None:
         """Return the canonical form of every line, so that commuted responses vote together."""
