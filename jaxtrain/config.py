@@ -25,7 +25,8 @@ from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig
-from jaxtrain.tasks import Task, TasksConfig, make_check
+from jaxtrain.tasks import Task, TasksConfig
+from jaxtrain.tasks.base import make_check
 from jaxtrain.updates import OBJECTIVES, UpdatesConfig
 
 

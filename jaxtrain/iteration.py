@@ -22,7 +22,8 @@ from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, gr
 from jaxtrain.progress import Progress
 from jaxtrain.resume import tell_resume
 from jaxtrain.structs import Networks, Params, State
-from jaxtrain.tasks import Task, make_check
+from jaxtrain.tasks import Task
+from jaxtrain.tasks.base import make_check
 from jaxtrain.workdir import Workdir
 
 

@@ -29,7 +29,8 @@ from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree
-from jaxtrain.tasks import Demonstration, Task, make_check
+from jaxtrain.tasks import Demonstration, Task
+from jaxtrain.tasks.base import make_check
 from jaxtrain.trees import Damaged, Place, Stored
 from jaxtrain.workdir import Workdir
 

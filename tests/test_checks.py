@@ -29,11 +29,11 @@ from jaxtrain.errors import UserError
 from jaxtrain.evaluation import check_report, count_false
 from jaxtrain.labels import LabelsConfig
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.search.config import RULES
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.structs import Kind, Labels, Tree, Verdict
-from jaxtrain.tasks import Problem, Task, TasksConfig, make_check, make_task
+from jaxtrain.tasks import Problem, Task, TasksConfig, make_task
+from jaxtrain.tasks.base import make_check
 from jaxtrain.tasks.countdown import legal_moves, write_move
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.sums import check_sums
@@ -303,7 +303,7 @@ def test_what_a_check_says_does_not_hang_on_the_batch(checks):
             np.testing.assert_array_equal(x, getattr(beside, name), name)
 
 
-@pytest.mark.parametrize("method", sorted(RULES))
+@pytest.mark.parametrize("method", ["mcts_star", "sample"])
 def test_a_search_without_checks_is_the_same_program(method):
     """Whether or not there is a rule that it could ask."""
     config = SearchConfig(method, num_simulations=4)

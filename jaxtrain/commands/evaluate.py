@@ -24,7 +24,8 @@ from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, score
 from jaxtrain.progress import Progress
 from jaxtrain.runs import list_facts, open_run, open_task, summary
-from jaxtrain.tasks import Task, make_check, make_task
+from jaxtrain.tasks import Task, make_task
+from jaxtrain.tasks.base import make_check
 from jaxtrain.workdir import open_workdir
 
 FREE = (

@@ -6,38 +6,36 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxtrain.datasets.collect import Counts, DatasetsConfig, Rounds, RowsFn
-from jaxtrain.structs import CheckFn, Examples, Verdict
+from jaxtrain.datasets.collect import RowsFn
+from jaxtrain.structs import CheckFn, Shard, Verdict
 from jaxtrain.trees import count_false
 
 
 def without_false_steps(rows_fn: RowsFn, check: CheckFn) -> RowsFn:
-    """Make rows as `rows_fn` does, as if no answer had a false step on its way.
-
-    What stands behind a false step is neither judged nor labelled then. Counted are the correct
-    traces of the newest round that this costs.
+    """Make rows as `rows_fn` does, as if what stands behind a false step were neither judged nor
+    labelled; count the correct traces of the newest round that this costs.
     """
 
-    def make_rows(
-        rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
-    ) -> tuple[Examples, Counts]:
-        kept, num_dropped = {}, 0
-        for i, shards in rounds.items():
-            kept[i] = []
-            for prompts, tree, labels in shards:
-                is_asked = labels.is_labelled | (labels.verdict != Verdict.NONE)
-                told = tree.problem_id, tree.parent, tree.tokens, tree.length, is_asked
-                is_false = count_false(check, *told) > 0
-                is_dropped = is_false & (labels.verdict == Verdict.CORRECT)
-                num_dropped += int(is_dropped.sum()) * (i == max(rounds))
-                left = replace(
-                    labels,
-                    verdict=np.where(is_false, Verdict.NONE, labels.verdict),
-                    is_correct=labels.is_correct & ~is_false,
-                    is_labelled=labels.is_labelled & ~is_false,
-                )
-                kept[i].append(type(shards[0])(prompts, tree, left))
+    def sound(shard: Shard) -> Shard:
+        prompts, tree, labels = shard
+        is_asked = labels.is_labelled | (labels.verdict != Verdict.NONE)
+        told = tree.problem_id, tree.parent, tree.tokens, tree.length
+        is_sound = count_false(check, *told, is_asked) == 0
+        labels = replace(
+            labels,
+            verdict=np.where(is_sound, labels.verdict, Verdict.NONE),
+            is_correct=labels.is_correct & is_sound,
+            is_labelled=labels.is_labelled & is_sound,
+        )
+        return Shard(prompts, tree, labels)
+
+    def make_rows(rounds, config, max_length, seed):
+        kept = {i: [sound(shard) for shard in shards] for i, shards in rounds.items()}
         examples, counts = rows_fn(kept, config, max_length, seed)
-        return examples, counts | {"num_traces_false": num_dropped}
+        before, after = (
+            sum(int((shard.labels.verdict == Verdict.CORRECT).sum()) for shard in x[max(rounds)])
+            for x in (rounds, kept)
+        )
+        return examples, counts | {"num_traces_false": before - after}
 
     return make_rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from jaxtrain.errors import UserError
 from jaxtrain.files import sha256
 from jaxtrain.structs import Tokenizer
-from jaxtrain.tasks.base import Demonstration, Problem, Task, make_check
+from jaxtrain.tasks.base import Demonstration, Problem, Task
 from jaxtrain.tasks.config import TasksConfig
 from jaxtrain.tasks.countdown import countdown_task
 from jaxtrain.tasks.jsonl import jsonl_task
@@ -70,13 +70,4 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
     return hashes
 
 
-__all__ = [
-    "Demonstration",
-    "Problem",
-    "Task",
-    "TasksConfig",
-    "digest",
-    "file_hashes",
-    "make_check",
-    "make_task",
-]
+__all__ = ["Demonstration", "Problem", "Task", "TasksConfig", "digest", "file_hashes", "make_task"]
