@@ -109,9 +109,8 @@ def build(
     def grower(name: str, searching: SearchConfig) -> Callable:
         reader = make_reader((writer, model), tables, trace, searching.chunk, form)
         grow_fn = search.make_grow(searching, trace.max_steps, reader, check)
-        fn = make_grow(
-            config, grow_fn, mesh, asks_host=check is not None and searching.checks != "off"
-        )
+        asks_host = check is not None and searching.checks != "off"
+        fn = make_grow(config, grow_fn, mesh, asks_host)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
     def updater(name: str, fn: Callable, learner: Any) -> Callable:

@@ -77,8 +77,6 @@ __all__ = [
     "Metrics",
     "Strategy",
     "accuracy_table",
-    "check_report",
-    "count_false",
     "curve",
     "is_solved",
     "measure",

@@ -74,7 +74,8 @@ class SearchConfig:
     # its path check_weight; filter: never searched, no answer, worth 0 to the PRM; off: no step is
     # checked. Asked on the host, so such a search is compiled anew at every start
     checks: str = "off"
-    # taken off raw scores; above their range, a false step is taken where there is nothing else
+    # taken off raw scores; above their range, what stands behind a false step is answered where
+    # there is nothing else
     check_weight: float = 1.0
     widening: WideningConfig = field(default_factory=WideningConfig)
     mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
