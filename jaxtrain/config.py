@@ -113,18 +113,29 @@ class Config:
                 "--config.updates.prm.init_from=policy it starts from the policy; leave one out"
             )
         for network in ("policy", "prm"):
-            objective = getattr(self.updates, network).objective
-            is_ordered = OBJECTIVES[network][objective].order != "rows"
-            if is_ordered and self.datasets.group_by_length:
+            objective, table = getattr(self.updates, network).objective, OBJECTIVES[network]
+            if table[objective].order != "rows" and self.datasets.group_by_length:
                 raise UserError(
                     "--config.datasets.group_by_length=True: parts the rows that "
                     f"--config.updates.{network}.objective={objective} compares; leave one out"
                 )
+            is_met = self.datasets.packed_tokens is None or table[objective].is_packable
+            packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
+            why = f"{objective} compares rows; it goes with --config.updates.{network}.objective "
+            require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
+        why = f"a text has up to {self.max_length} tokens; choose no less"
+        is_met = (self.datasets.packed_tokens or self.max_length) >= self.max_length
+        require(is_met, "datasets", self.datasets, "packed_tokens", why)
 
     @property
     def max_length(self) -> int:
         """L: a prompt and all its steps."""
         return self.prompts.max_prompt_tokens + self.trace.max_steps * self.trace.max_step_tokens
+
+    @property
+    def row_length(self) -> int:
+        """Columns of a row that trees gave."""
+        return self.datasets.packed_tokens or self.max_length
 
 
 def check(config: Config, task: Task) -> None:

@@ -34,7 +34,9 @@ def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict
     rows_fn = datasets.ROWS[updates.policy.OBJECTIVES[c.updates.policy.objective].rows]
     if c.datasets.drop_false_steps and run.check is not None:
         rows_fn = datasets.without_false_steps(rows_fn, run.check)
-    return datasets.collect(rounds, c.datasets, c.max_length, c.seed, rows_fn)
+    found = datasets.collect(rounds, c.datasets, c.max_length, c.seed, rows_fn)
+    policy, prm, counts = datasets.pack_both(*found[:2], c.datasets)
+    return policy, prm, found[2] | counts
 
 
 def with_reference(run: Run, networks: Networks, examples: Examples) -> Examples:
@@ -79,7 +81,7 @@ def fit(
         num_updates,
         size,
         rng,
-        d.balance_outcomes,
+        d.balance_outcomes and d.packed_tokens is None,  # packed rows are balanced in themselves
         d.group_by_length,
         order,
         run.config.updates.prm.num_together,

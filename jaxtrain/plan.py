@@ -240,7 +240,7 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def rows(size: int, has_reference: bool = False) -> TokenRows:
-        whole, values = ints(size, config.max_length), floats(size, config.max_length)
+        whole, values = ints(size, config.row_length), floats(size, config.row_length)
         log_prob = values if has_reference else None
         return TokenRows(whole, whole, whole, values, values, whole, log_prob)
 
@@ -322,13 +322,13 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
         ("policy update", config.updates.policy, True),
         ("PRM update", config.updates.prm, False),
     ):
-        tokens = fit.batch_size / shards * config.max_length
+        tokens = fit.batch_size / shards * config.row_length
         grads = trained * 4 / (mesh.shape["fsdp"] * tp)
         # Kept for the backward pass: a block's inputs, norms, q k v, scores, mixed, gate, up and
         # their product.
         block = tokens * (6 * m.width + 4 * m.mlp_width / tp) * item
         heads = m.num_heads / (1 if m.num_heads % tp else tp)
-        block += fit.batch_size / shards * heads * config.max_length**2 * 4 * 2
+        block += fit.batch_size / shards * heads * config.row_length**2 * 4 * 2
         kept = (
             m.num_layers * tokens * m.width * item + block
             if m.is_rematerialised
@@ -354,8 +354,8 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     read = num_prompts * config.prompts.max_prompt_tokens + steps * t.max_step_tokens
     search_tokens = 2 * num_problems * read
     fit_tokens = {
-        "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.max_length,
-        "PRM update": u.prm.fit.num_updates * u.prm.batch_size * config.max_length,
+        "policy update": u.policy.fit.num_updates * u.policy.batch_size * config.row_length,
+        "PRM update": u.prm.fit.num_updates * u.prm.batch_size * config.row_length,
     }
     per_token = 8 if m.is_rematerialised else 6
     peak, size = chip.flops * mesh.size, jnp.dtype(m.dtype).itemsize

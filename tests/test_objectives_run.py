@@ -101,6 +101,7 @@ CASES = {name: dict(objective=name) for name in OBJECTIVES["policy"]}
 CASES |= {
     "nll from the warm start": dict(init_from="warm_start"),
     "weighted from the warm start": dict(objective="weighted", init_from="warm_start"),
+    "packed": dict(objective="weighted"),
 }
 
 
@@ -108,6 +109,9 @@ CASES |= {
 def test_a_policy_learns_by_every_objective(task, plain, warm, tmp_path, case):
     """And a run that was stopped between its iterations ends where an undisturbed one does."""
     config, folder = learning("policy", **CASES[case]), tmp_path / "run"
+    if case == "packed":
+        width = 3 * config.max_length
+        config = replace(config, datasets=replace(config.datasets, packed_tokens=width))
     shutil.copytree(warm, folder)
     own = functions(task, config)
     # What no objective changes need not be compiled again.
@@ -121,6 +125,9 @@ def test_a_policy_learns_by_every_objective(task, plain, warm, tmp_path, case):
         assert told[0] == pytest.approx(np.log(2), rel=1e-3), "nothing is preferred at first"
     if case == "grpo":
         assert told[0] != 0 and np.isfinite(told).all()
+    for name in ("policy", "prm") if case == "packed" else ():
+        key = f"datasets/num_{name}_tokens_"
+        assert 0 < rows[2][key + "packed"] < rows[2][key + "apart"]
 
     stopped = tmp_path / "stopped"
     shutil.copytree(warm, stopped)

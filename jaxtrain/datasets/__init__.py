@@ -5,7 +5,7 @@ per problem, because without a cap the easy problems would dominate. (What else 
 `ROWS` lists.) *Paths* teach the PRM: one
 causal pass over a path scores all its prefixes, so labels are packed by path, and a step that paths
 share carries its weight on the first of them, or on each (`datasets.shared_steps`). Both have one
-form, `structs.TokenRows`.
+form, `structs.TokenRows`; `pack` lays the texts of a problem into one row.
 
 Nothing is kept between iterations: `collect` makes the rows anew from the trees of the rounds in
 use, so another kind of label or another cap is another view of the same files. Everything dropped
@@ -22,6 +22,7 @@ from jaxtrain.datasets.collect import (
     num_rows,
 )
 from jaxtrain.datasets.false_steps import without_false_steps
+from jaxtrain.datasets.packing import pack, pack_both
 from jaxtrain.datasets.policy_rows import ROWS
 
 __all__ = [
@@ -35,5 +36,7 @@ __all__ = [
     "demonstrations",
     "num_rounds",
     "num_rows",
+    "pack",
+    "pack_both",
     "without_false_steps",
 ]

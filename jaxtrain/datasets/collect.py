@@ -42,6 +42,9 @@ class DatasetsConfig:
     balance_outcomes: bool = True
     # rows of like length in a batch: less padding to compute, batches mixed less
     group_by_length: bool = False
+    # none: a row a text. Else columns of rows that hold all texts of a problem, or as many as find
+    # room, each shared token once; batch sizes count these rows then
+    packed_tokens: int | None = None
 
     def __post_init__(self):
         require_at_least(1, "datasets", self, "max_traces_per_problem", "max_paths_per_problem")

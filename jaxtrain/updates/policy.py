@@ -43,6 +43,7 @@ class PolicyObjective(NamedTuple):
     rows: str  # what is learnt from, a key of datasets.ROWS
     order: str = "rows"  # of the rows, a key of datasets.ORDERS
     has_reference: bool = False
+    is_packable: bool = False  # a mean over tokens, which rows may share
 
 
 def likelihood(log_probs: Array, rows: TokenRows, config: PolicyConfig) -> Array:
@@ -79,8 +80,8 @@ def clipped(log_probs: Array, rows: TokenRows, config: PolicyConfig) -> Array:
 
 
 OBJECTIVES = {
-    "nll": PolicyObjective(likelihood, "traces"),
-    "weighted": PolicyObjective(likelihood, "steps"),
+    "nll": PolicyObjective(likelihood, "traces", is_packable=True),
+    "weighted": PolicyObjective(likelihood, "steps", is_packable=True),
     "dpo": PolicyObjective(preference, "trace_pairs", "pairs", has_reference=True),
     "step_dpo": PolicyObjective(preference, "step_pairs", "pairs", has_reference=True),
     "grpo": PolicyObjective(clipped, "answers", has_reference=True),

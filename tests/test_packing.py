@@ -1,0 +1,172 @@
+"""Texts of a problem in one row, against the same texts in rows of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import CONFIG, VOCAB, random_params
+
+from jaxtrain import datasets, updates
+from jaxtrain.config import Config
+from jaxtrain.datasets import DatasetsConfig
+from jaxtrain.errors import UserError
+from jaxtrain.nn.heads import make_log_probs, make_outputs
+from jaxtrain.nn.transformer import Transformer
+from jaxtrain.structs import Examples, TokenRows
+from jaxtrain.updates import PolicyConfig, PrmConfig, UpdatesConfig
+from jaxtrain.updates.policy import likelihood
+from jaxtrain.updates.prm import cross_entropy, squared
+
+LENGTH = 9
+RNG = np.random.default_rng(0)
+
+
+def random_examples(num_texts=24, num_problems=3):
+    """Distinct texts that part anywhere behind the prompts, some of them a beginning of others; a
+    token is worth the same wherever its text is.
+    """
+    texts = set()
+    while len(texts) < num_texts:
+        problem, length = RNG.integers(num_problems), RNG.integers(2, LENGTH - 1)
+        texts.add((int(problem), (7, int(problem), *RNG.integers(0, 2, length - 1).tolist())))
+    found = sorted(texts, key=lambda text: RNG.uniform())
+    length = np.array([len(tokens) for _, tokens in found], np.int32)[:, None]
+    place = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (num_texts, LENGTH))
+    is_token, told = place < length, {}
+    target = np.zeros(place.shape, np.float32)
+    for row, (_, tokens) in enumerate(found):
+        for at in range(len(tokens)):
+            target[row, at] = told.setdefault(tokens[: at + 1], RNG.uniform())
+    is_taught = is_token & (place > 1) & (RNG.uniform(size=place.shape) < 0.7)
+    rows = TokenRows(
+        tokens=np.array([[*t, *[0] * (LENGTH - len(t))] for _, t in found], np.int32),
+        position=np.where(is_token, place, 0),
+        until=np.where(is_token, length, 0),
+        target=target,
+        weight=np.where(is_taught, RNG.uniform(0.5, 2, place.shape), 0).astype(np.float32),
+        group=np.full(place.shape, -1, np.int32),
+    )
+    return Examples(
+        rows=rows,
+        problem_id=np.array([problem for problem, _ in found], np.int32),
+        iteration=RNG.integers(1, 3, num_texts).astype(np.int32),
+        is_correct=RNG.uniform(size=num_texts) < 0.3,
+    )
+
+
+EXAMPLES = random_examples()
+MODELS = {
+    "plain": CONFIG,
+    "untied": replace(CONFIG, is_tied=False),
+    "window": replace(CONFIG, window=3),
+    "scanned": replace(CONFIG, is_scanned=True, is_rematerialised=True),
+}
+
+
+def prefixes(examples):
+    """List what every token sees: (problem, tokens up to it in the order of columns)."""
+    rows, found = examples.rows, []
+    for row, at in np.argwhere(rows.until):
+        seen = [k for k in range(at + 1) if at < rows.until[row, k]]
+        assert rows.position[row, seen].tolist() == list(range(len(seen)))
+        found.append((int(examples.problem_id[row]), *rows.tokens[row, seen].tolist()))
+    return found
+
+
+@pytest.mark.parametrize(("name", "width"), [*zip(MODELS, (100, LENGTH, 20, 20), strict=True)])
+def test_what_is_learnt_is_that_of_rows_of_one_text(name, width):
+    """Losses and gradients of both networks, by every objective that is a mean over tokens."""
+    model = Transformer(MODELS[name], VOCAB)
+    heads = {"squared": (16,), "binary": (16, 2), "bins": (16, 5)}
+    params = {
+        "backbone": random_params(model),
+        "heads": {
+            name: {"weight": jnp.asarray(RNG.normal(size=shape), jnp.float32), "bias": 0.1}
+            for name, shape in heads.items()
+        },
+    }
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def cost(params, rows):
+        log_probs = make_log_probs(model)(params["backbone"], rows)
+        found = {"policy": likelihood(log_probs, rows, PolicyConfig())}
+        for name, head in params["heads"].items():
+            said = make_outputs(model)({"backbone": params["backbone"], "head": head}, rows)
+            loss_fn = squared if name == "squared" else cross_entropy
+            found[name] = loss_fn(said, rows, PrmConfig(), LENGTH)
+        # Shares of no likely sum, so that a difference in one gradient is one in all.
+        return sum(x * np.sqrt(k + 2) for k, x in enumerate(found.values())), found
+
+    packed = datasets.pack(EXAMPLES, width)
+    assert np.count_nonzero(packed.rows.until) < np.count_nonzero(EXAMPLES.rows.until)
+    found = (cost(params, rows) for rows in (EXAMPLES.rows, packed.rows))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * max(1, np.abs(one).max()))
+
+
+def test_every_token_stands_once_behind_what_it_goes_on_from():
+    one = datasets.pack(EXAMPLES, 200)
+    assert len(set(one.problem_id.tolist())) == len(one.problem_id) == 3
+    found = prefixes(one)
+    assert len(found) == len(set(found)) and set(found) == set(prefixes(EXAMPLES))
+    several = datasets.pack(EXAMPLES, LENGTH)
+    assert set(prefixes(several)) == set(found) and len(several.problem_id) > 3
+
+
+def test_texts_may_come_in_any_order():
+    packed = datasets.pack(EXAMPLES, 20)
+    for _ in range(3):
+        at = RNG.permutation(len(EXAMPLES.problem_id))
+        shuffled = jax.tree.map(lambda x, at=at: x[at], EXAMPLES)
+        jax.tree.map(np.testing.assert_array_equal, datasets.pack(shuffled, 20), packed)
+
+
+def test_right_texts_weigh_as_much_as_the_others():
+    """The gradient of an epoch is the mean one of batches of half of each."""
+    alone = np.arange(len(EXAMPLES.problem_id), dtype=np.int32)  # of a problem each: a text a row
+    examples = EXAMPLES.replace(problem_id=alone)
+    packed = datasets.pack(examples, LENGTH, balance_outcomes=True)
+    kinds = examples.is_correct, ~examples.is_correct
+    for kind in kinds:
+        count = len(alone) / (2 * kind.sum())
+        expected = count * examples.rows.weight[kind]
+        np.testing.assert_allclose(packed.rows.weight[kind], expected, rtol=1e-6)
+    assert min(map(np.sum, kinds)) and np.sum(kinds[0]) != np.sum(kinds[1])
+    of_one_kind = examples.replace(is_correct=kinds[0] & False)
+    same = datasets.pack(of_one_kind, LENGTH, balance_outcomes=True).rows.weight
+    np.testing.assert_allclose(same, examples.rows.weight)
+
+
+def test_nothing_is_packed_unless_asked_or_where_there_is_nothing():
+    policy, prm, counts = datasets.pack_both(EXAMPLES, EXAMPLES, DatasetsConfig())
+    assert policy is prm is EXAMPLES and not counts
+    none = jax.tree.map(lambda x: x[:0], EXAMPLES)
+    config = DatasetsConfig(packed_tokens=30)
+    policy, prm, counts = datasets.pack_both(none, EXAMPLES, config)
+    assert policy.rows.tokens.shape == (0, 30) and not datasets.num_rows(policy)
+    assert counts["num_policy_tokens_packed"] == counts["num_policy_tokens_apart"] == 0
+    assert counts["num_prm_tokens_apart"] == np.count_nonzero(EXAMPLES.rows.until)
+    assert counts["num_prm_tokens_packed"] == np.count_nonzero(prm.rows.until)
+
+
+def test_what_cannot_be_packed_is_refused():
+    config = partial(Config, datasets=DatasetsConfig(packed_tokens=10**6))
+    refused = {
+        "policy": {"dpo": PolicyConfig, "step_dpo": PolicyConfig, "grpo": PolicyConfig},
+        "prm": {"pairwise": PrmConfig},
+    }
+    for network, objectives in refused.items():
+        for name, kind in updates.OBJECTIVES[network].items():
+            assert kind.is_packable == (name not in objectives)
+        for name, make in objectives.items():
+            with pytest.raises(UserError, match=rf"packed_tokens=1000000: {name} .*{network}\.obj"):
+                config(updates=UpdatesConfig(**{network: make(objective=name)}))
+    assert config().row_length == 10**6
+    with pytest.raises(UserError, match="packed_tokens=10: a text has up to"):
+        Config(datasets=DatasetsConfig(packed_tokens=10))
