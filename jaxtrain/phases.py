@@ -238,35 +238,20 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
 
     fit_log: of the run that fitted the networks, where that is another one.
     """
-    # the first problems of the split, the same ones every time
     c = run.config.evaluation
-    problems = getattr(run.task, c.split)[: c.num_problems]
-    batches, num_too_long = encode(run, problems)
-    found: dict[str, list[Shard]] = {name: [] for name in c.searches}
-    counts = []
-
-    # Grow and judge the trees that the strategies read.
-    asked, total = jobs(batches, *found), len(found) * num_problems(batches)
+    batches, num_too_long = held_out(run)
+    total = len(c.searches) * num_problems(batches)
+    # The trees that the strategies read, and what they make of them.
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
-        made = make_shards(run, i, asked, lambda: networks)
-        for (name, _, _), (shard, is_restored) in zip(asked, made, strict=True):
-            found[name].append(shard)
-            counts.append(tally(phase, shard, is_restored))
-        # What the strategies make of them.
-        joined: dict[str, Shard] = {
-            name: jax.tree.map(lambda *x: np.concatenate(x), *shards)
-            for name, shards in found.items()
-        }
+        joined, counts = solve(run, i, batches, networks, phase)
         baseline = read_baseline(fit_log or run.log, i)
         costs = {k: s.check_weight for k, s in c.searches.items() if s.checks == "penalty"}
         metrics = evaluation.measure(
             joined, c.strategies, baseline, run.task.answer_tokens, run.check, costs
         )
-    require_some_ok(run, i, counts)
 
     # What was left out or failed counts as wrong, and is told.
-    trouble = {key: sum(count[key] for count in counts) for key in ("num_errors", "num_set_aside")}
-    metrics |= named("evaluation", {"num_too_long": num_too_long, **trouble})
+    metrics |= named("evaluation", {"num_too_long": num_too_long, **counts})
     metrics["time/evaluation"] = phase.seconds
     # of the whole iteration: its evaluation is its last event
     metrics["time/compile"] = run.progress.take_compile_seconds()
@@ -281,6 +266,33 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     write_atomic(run.workdir.report, page.encode())
     run.log.append(i, metrics)
     run.progress.note(tell_accuracy(rows[-1]))
+
+
+def held_out(run: Run) -> tuple[list[Prompts], int]:
+    """Encode the first problems of the split, the same ones every time, as `encode` does."""
+    c = run.config.evaluation
+    return encode(run, getattr(run.task, c.split)[: c.num_problems])
+
+
+def solve(
+    run: Run, i: int, batches: Sequence[Prompts], networks: Networks, phase: Phase
+) -> tuple[dict[str, Shard], dict[str, int]]:
+    """Grow and judge the trees that the strategies of an evaluation read.
+
+    Returns (the trees of all batches, by their kind; counts of what failed). Raises Diverged.
+    """
+    found: dict[str, list[Shard]] = {name: [] for name in run.config.evaluation.searches}
+    asked, counts = jobs(batches, *found), []
+    made = make_shards(run, i, asked, lambda: networks)
+    for (name, _, _), (shard, is_restored) in zip(asked, made, strict=True):
+        found[name].append(shard)
+        counts.append(tally(phase, shard, is_restored))
+    require_some_ok(run, i, counts)
+    joined: dict[str, Shard] = {
+        name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
+    }
+    trouble = ("num_errors", "num_set_aside")
+    return joined, {key: sum(count[key] for count in counts) for key in trouble}
 
 
 def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:

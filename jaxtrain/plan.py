@@ -27,6 +27,7 @@ from jaxtrain.config import Config, check_batches
 from jaxtrain.errors import UserError
 from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
+from jaxtrain.search import SearchConfig
 from jaxtrain.search.work import work_of
 from jaxtrain.structs import Prompts, TokenRows
 from jaxtrain.updates import policy
@@ -49,6 +50,7 @@ CHIPS = {
     "h200": Chip(141e9 / GIB, 989e12, 4.8e12),
     "cpu": Chip(0, 0.1e12, 20e9),  # of a laptop, for the times alone
 }
+FORWARD = 2  # FLOPs for each parameter and token that is read
 TPUS = {"v4": dict(chip_config_name="megacore"), "v5e": {}, "v6e": {}}
 
 
@@ -173,6 +175,12 @@ def num_parameters(params: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
+def num_read(fns: Functions) -> int:
+    """Count the parameters of a network through which a token goes; the PRM's head is left out."""
+    base, policy, _ = map(num_parameters, fns.abstract_state.networks)
+    return base + policy
+
+
 def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
     """Count what base, parameters and optimizers take on one device."""
 
@@ -188,10 +196,10 @@ def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
     return found
 
 
-def trees_at_once(config: Config, mesh: Any) -> float:
-    """Count the trees that a device grows at once."""
+def trees_at_once(config: Config, mesh: Any, searching: SearchConfig | None = None) -> float:
+    """Count the trees that a device grows at once, of the search that learns or of another."""
     size = config.prompts.batch_size / sharding.num_shards(mesh)
-    return min(config.search.num_trees or size, size)
+    return min((searching or config.search).num_trees or size, size)
 
 
 def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
@@ -343,8 +351,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     """Bound the tokens, the FLOPs and the time of an iteration."""
     t, m, u = config.trace, config.model, config.updates
     work = work_of(config.search, t.max_steps)
-    base, policy, _ = map(num_parameters, fns.abstract_state.networks)
-    count = base + policy
+    count = num_read(fns)
     num_problems = config.prompts.num_problems or config.prompts.batch_size
     # What is kept is read once; else every prefix with its prompt and half of its steps.
     num_prompts, steps = 1, work.num_rows
@@ -363,7 +370,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     # Decoding reads the weights once for every token of a step, the lanes of a batch together.
     reads = batches * work.num_turns * t.max_step_tokens
     decode = reads * count * size / mesh.shape["tp"] / chip.bandwidth
-    seconds = {"search": max(2 * count * search_tokens / peak, decode)}
+    seconds = {"search": max(FORWARD * count * search_tokens / peak, decode)}
     seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}
     if not config.prompts.num_problems:
         yield (
@@ -372,7 +379,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
         )
     yield f"iteration       {'tokens':>14}{'FLOPs':>12}{'seconds':>10}   at most, at most, at least"
     for name, tokens in {"search": search_tokens, **fit_tokens}.items():
-        flops = (2 if name == "search" else per_token) * count * tokens
+        flops = (FORWARD if name == "search" else per_token) * count * tokens
         yield f"  {name:14}{tokens:14,.0f}{flops:12.2e}{seconds[name]:10.1f}"
     yield f"  {'in all':14}{'':26}{sum(seconds.values()):10.1f}"
     yield ""

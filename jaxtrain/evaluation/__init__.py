@@ -45,12 +45,7 @@ def measure(
     Its steps and leaves are those of the search that answers, or else of the samples. check: that
     of the task's steps; costs: what a false step has cost the scores of the trees of a kind.
     """
-    answered = {
-        name: read_choice(tree, judged.verdict, answer_fn)
-        if name == "search"
-        else read_samples(tree, judged.verdict, prompt.length, answer_fn)
-        for name, (prompt, tree, judged) in found.items()
-    }
+    answered = {kind: read(kind, shard, answer_fn) for kind, shard in found.items()}
     metrics = accuracy_table(answered, strategies)
     if "samples" in found:
         metrics |= samples_report(answered["samples"])
@@ -68,6 +63,14 @@ def measure(
     return metrics
 
 
+def read(kind: str, shard: Shard, answer_fn: AnswerFn) -> Answered:
+    """Take out of the trees of a kind what they answer."""
+    prompts, tree, judged = shard
+    if kind == "search":
+        return read_choice(tree, judged.verdict, answer_fn)
+    return read_samples(tree, judged.verdict, prompts.length, answer_fn)
+
+
 __all__ = [
     "STRATEGIES",
     "TREES",
@@ -81,6 +84,7 @@ __all__ = [
     "is_solved",
     "measure",
     "prm_report",
+    "read",
     "read_choice",
     "read_samples",
     "samples_report",

@@ -51,11 +51,11 @@ def accuracy_table(answered: Mapping[str, Answered], strategies: Sequence[str]) 
         group, k = answered[strategy.trees], len(costs[name])
         if name in rivals and BUDGET in asked:
             budget = costs[BUDGET][0]
-            k = _matched_k(costs[name], budget)
+            k = matched_k(costs[name], budget)
             is_short = costs[name][-1] < budget * (1 - BUDGET_TOLERANCE)
             metrics |= named(name, {"is_budget_short": int(is_short)})
         solved[name] = is_solved(strategy, group, k)
-        metrics |= named(name, _row(solved[name], costs[name][k - 1]))
+        metrics |= named(name, share_row(solved[name], costs[name][k - 1]))
         if strategy.trees == "samples":
             metrics |= named(name, {"k": k, "curve": curve(strategy, group, costs[name])})
     # Search against each of them, problem by problem.
@@ -69,7 +69,7 @@ def curve(strategy: Strategy, answered: Answered, costs: np.ndarray) -> list[lis
     """Return [tokens, accuracy, low, high, k] at k = 1, 2, 4, ... and K."""
     points = []
     for k in sorted({2**i for i in range(len(costs).bit_length())} | {len(costs)}):
-        row = _row(is_solved(strategy, answered, k), costs[k - 1])
+        row = share_row(is_solved(strategy, answered, k), costs[k - 1])
         points.append([row["tokens"], row["accuracy"], row["low"], row["high"], k])
     return points
 
@@ -85,15 +85,16 @@ def named(name: str, metrics: Metrics) -> Metrics:
     return {f"evaluation/{name}/{key}": value for key, value in metrics.items()}
 
 
-def _matched_k(costs: np.ndarray, budget: float) -> int:
-    """The k whose cost is nearest to `budget` and not above its tolerance; 1 if even one sample
-    costs more.
+def matched_k(costs: np.ndarray, budget: float) -> int:
+    """Return the k whose cost is nearest to `budget` and not above its tolerance; 1 if even one
+    sample costs more.
     """
     distance = np.where(costs <= budget * (1 + BUDGET_TOLERANCE), np.abs(costs - budget), np.inf)
     return int(np.argmin(distance)) + 1
 
 
-def _row(solved: np.ndarray, tokens: float) -> Metrics:
+def share_row(solved: np.ndarray, tokens: float) -> Metrics:
+    """Return accuracy, its interval, outcomes and cost of what was solved `[B]` bool."""
     low, high = wilson(int(solved.sum()), len(solved))
     accuracy = mean(solved)
     row = {

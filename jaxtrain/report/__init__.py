@@ -8,6 +8,7 @@ in case that were not enough. (A script of ours would be let in by its hash, in 
 
     values.py   rows, and numbers as text      scores.py     accuracy against tokens, the PRM
     charts.py   figures as data                accounts.py   notices, losses, counts, time
+    samples.py  traces to be read              methods.py    every method at the same budgets
 
 A number is shown rounded; point at it to read its metric key and its full value.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jaxtrain.report import accounts, charts, scores, values
+from jaxtrain.report import accounts, charts, methods, scores, values
 
 # `problem`, `gold`, `method` and `verdict` (text), and `steps`: dicts with `text`, and as a number
 # or None `score` (the PRM's), `value` (after back-up) and `target` (the label). Any may be missing.
@@ -37,7 +38,7 @@ PAGES = Environment(
 )
 PAGES.filters |= {"number": values.format_number, "repr": repr}
 PAGES.tests |= {"finite": values.is_number}
-PAGES.globals |= {"accounts": accounts, "charts": charts, "scores": scores}
+PAGES.globals |= {"accounts": accounts, "charts": charts, "scores": scores, "methods": methods}
 PAGES.globals |= {"having": values.having, "newest": values.newest}
 
 
@@ -46,6 +47,7 @@ def render_report(
     rows: Sequence[values.Row],
     samples: Sequence[Sample],
     manifest: dict[str, Any] | None = None,
+    compared: Sequence[values.Row] = (),
 ) -> str:
     """Return the page.
 
@@ -54,7 +56,9 @@ def render_report(
       rows: the rows of the metrics log; any metric may be missing.
       samples: traces to show, one card each.
       manifest: that of the run folder, for the command, commit, starts, versions and devices.
+      compared: every method at the same budgets, the rows of `evaluation.budgets.compare`.
     """
     history, config_text = values.merge(rows), json.dumps(config, indent=2)
     page = {"config": config, "config_text": config_text, "manifest": manifest}
-    return PAGES.get_template("page.html").render(page, history=history, samples=samples)
+    page |= {"history": history, "samples": samples, "compared": compared}
+    return PAGES.get_template("page.html").render(page)

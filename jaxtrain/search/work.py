@@ -1,7 +1,9 @@
-"""What a search does, before it is run: the plan's view of a method."""
+"""What a search does, before it is run: the plan's view of a method, and how large it must be."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxtrain.search.config import RULES, SearchConfig
@@ -46,4 +48,29 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
         num_lanes=num_lanes,
         depth=max_steps - 1,
         num_steps=max(1, rule.num_steps),
+    )
+
+
+def sized(
+    c: SearchConfig, method: str, num_tokens: float, step: float, trace: float
+) -> SearchConfig:
+    """Size a method for sampled tokens a problem, where steps and traces have so many on average.
+
+    Only its size is set; all else is as in `c`.
+    """
+    # What ends with the depth is as wide as the tokens allow: cut short, it would have no answer.
+    if method in ("beam", "dvts"):
+        width = max(1, round(num_tokens / (c.num_candidates * trace)))
+        wide = {method: replace(getattr(c, method), width=width)}
+        return replace(c, method=method, num_tokens=None, **wide)
+
+    # The others end by tokens, on average half of what one expansion draws too late. Problems of
+    # short steps take more simulations; those of gumbel's halving must be as many as there are.
+    drawn = (c.widening.num_more if c.widening.max_candidates else c.num_candidates) * step
+    slack = 1 if method == "gumbel" else 2
+    return replace(
+        c,
+        method=method,
+        num_tokens=max(1, round(num_tokens - drawn / 2)),
+        num_simulations=max(1, math.ceil(slack * num_tokens / drawn)),
     )
