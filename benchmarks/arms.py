@@ -34,9 +34,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtrain import prompts
+from jaxtrain import files, prompts
 from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints, adopt, fingerprint
+from jaxtrain.checkpoints import Checkpoints, about_checkpoint, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.files import read_json
 from jaxtrain.flags import parse
@@ -73,8 +73,26 @@ def fork(flags: list[str], source: Path, folder: Path) -> None:
         (folder / "metrics.jsonl").write_text("".join(rows))
         shutil.copy(source / "report.html", workdir.report)
         trees = TreeFiles(source, read_json(source / "manifest.json")["run_key"], "")
-        workdir.trees.adopt(trees, 0, config.labels.kind)
-        adopt(source, folder, 0, workdir.run_key)
+        adopt_trees(trees, workdir.trees, 0, config.labels.kind)
+        adopt_checkpoint(source, folder, 0, workdir.run_key)
+
+
+def adopt_trees(source: TreeFiles, to: TreeFiles, iteration: int, kind: str) -> None:
+    """Copy the training trees of an iteration, and their labels of a kind, from another run."""
+    for place in (place for place in source.training() if place.iteration == iteration):
+        if (tree := source.load(place)) is not None:
+            to.save(place, tree)
+            if (labels := source.load_labels(place, tree, kind)) is not None:
+                to.save_labels(place, tree, labels, kind)
+
+
+def adopt_checkpoint(source: Path, folder: Path, iteration: int, run_key: str) -> None:
+    """Copy a checkpoint of the run folder `source` into `folder`, that of another run."""
+    place = folder / "checkpoints" / str(iteration)
+    temporary = place.with_name(place.name + files.TEMPORARY)
+    shutil.copytree(source / "checkpoints" / str(iteration), temporary, dirs_exist_ok=True)
+    files.seal(temporary, about_checkpoint(run_key) | {"number": iteration})
+    files.rename(temporary, place)
 
 
 def run_shown(arm: str, flags: list[str], source: Path, folder: Path) -> None:

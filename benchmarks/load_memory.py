@@ -25,8 +25,9 @@ import numpy as np
 
 from jaxtrain.files import write_json
 from jaxtrain.flags import parse
-from jaxtrain.hub import Pretrained, families, folder, load_params
+from jaxtrain.hub import Pretrained, families, folder
 from jaxtrain.hub.export import write_tensors
+from jaxtrain.hub.pretrained import load_params
 from jaxtrain.nn.transformer import ModelConfig, Transformer, abstract_params
 
 LOAD = "from benchmarks.load_memory import load; load({!r})"

@@ -6,16 +6,14 @@ A step ends with the token that completes its boundary, never inside an answer, 
 in state 0 and a prefix carries no state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxtrain.calculator import Calculator, make_calculator
-from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.calculator import Calculator, make_calculator, tabulate
+from jaxtrain.errors import UserError, require, require_at_least, require_one_of
 
 START, OVER = 0, 1  # of the step's automaton
 # of the answer's: complete is a closed box whose line goes on
@@ -44,21 +42,17 @@ class TraceConfig:
         require_at_least(1, "trace", self, "max_steps", "max_step_tokens", "step_tokens")
         require_one_of("trace", self, answer=tuple(ANSWERS))
         if len(self.boundary.encode()) > MAX_BOUNDARY:
-            raise UserError(
-                f"--config.trace.boundary={self.boundary[:20]!r}...: "
-                f"has more than {MAX_BOUNDARY} bytes"
-            )
+            told = f"has more than {MAX_BOUNDARY} bytes"
+            raise UserError(f"--config.trace.boundary={self.boundary[:20]!r}...: {told}")
         if not self.boundary and self.step_tokens is None:
-            raise UserError(
-                "--config.trace.boundary='': nothing ends a step; "
-                "set it, or --config.trace.step_tokens"
-            )
+            told = "nothing ends a step; set it, or --config.trace.step_tokens"
+            raise UserError(f"--config.trace.boundary='': {told}")
         # No result may be cut in two.
-        if self.calculator and not self.is_by_line:
-            raise UserError(
-                "--config.trace.calculator=True: reads steps that end with a line; leave "
-                "--config.trace.step_tokens out, and let --config.trace.boundary end with a newline"
-            )
+        why = (
+            "reads steps that end with a line; leave --config.trace.step_tokens out, and let "
+            "--config.trace.boundary end with a newline"
+        )
+        require(self.is_by_line or not self.calculator, "trace", self, "calculator", why)
 
     @property
     def is_by_line(self) -> bool:
@@ -81,14 +75,9 @@ def make_tables(
     answer: str,
     calculator: bool = False,
 ) -> Tables:
-    """Compile the automata.
-
-    boundary: the text that ends a step once the step holds more than white space; empty: none does.
-    answer: what finishes a trace besides an end token, one of ANSWERS: `end` nothing, `hash` the
-    line of `####`, `boxed` the line in which `\\boxed{...}` closes.
-    """
-    steps = tabulate([(False, b""), OVER], step_automaton(boundary.encode()))
-    answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
+    """Compile the automata; a boundary ends a step that holds more than white space."""
+    _, steps = tabulate([(False, b""), OVER], step_automaton(boundary.encode()))
+    _, answers = tabulate([(b"", 0), FINISHED, COMPLETE], ANSWERS[answer])
     step, answers = over_tokens(steps, token_bytes), over_tokens(answers, token_bytes)
     answers[:, list(end_ids)] = FINISHED
     return Tables(step, answers, make_calculator(token_bytes) if calculator else None)
@@ -140,7 +129,7 @@ def longest_start(read: bytes, text: bytes) -> bytes:
     return next(end for end in ends if text.startswith(end) and end != text)
 
 
-# What finishes a trace besides an end token: the next state of each automaton.
+# What finishes a trace besides an end token: nothing, the line of `####`, that of a closed box.
 ANSWERS: dict[str, Callable[[Hashable, int], Hashable]] = {
     "end": lambda state, byte: state,
     "hash": hash_automaton,
@@ -148,18 +137,9 @@ ANSWERS: dict[str, Callable[[Hashable, int], Hashable]] = {
 }
 
 
-def tabulate(states: list[Hashable], following: Callable) -> np.ndarray:
-    """Number the states that are reached, the given ones first, and tabulate: [states 256] int8."""
-    states, rows = list(states), []
-    for state in states:  # grows while it is walked
-        row = [following(state, byte) for byte in range(256)]
-        states += [new for new in dict.fromkeys(row) if new not in states]
-        rows.append([states.index(new) for new in row])
-    return np.array(rows, np.int8)  # MAX_BOUNDARY keeps the states below 128
-
-
 def over_tokens(by_byte: np.ndarray, token_bytes: Sequence[bytes]) -> np.ndarray:
     """Turn a table over bytes into one over tokens: [states V] int8."""
+    by_byte = by_byte.astype(np.int8)  # MAX_BOUNDARY keeps the states below 128
     lengths = np.array([len(token) for token in token_bytes])
     table = np.repeat(np.arange(len(by_byte), dtype=np.int8)[:, None], len(lengths), axis=1)
     for at in range(lengths.max()):

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtrain import hub, search, sharding, updates
+from jaxtrain import search, sharding, updates
 from jaxtrain.boundaries import make_tables
 from jaxtrain.commuting import make_form
 from jaxtrain.config import Config
 from jaxtrain.hub import Pretrained
+from jaxtrain.hub.pretrained import check_head, load_params, load_prm
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.memory import give_back
 from jaxtrain.nn import lora
@@ -226,19 +227,19 @@ def loaders(
         return jax.jit(fresh, out_shardings=out, donate_argnums=0)(params)
 
     def policy(_: Array) -> Learner:
-        return learner("policy", load(pretrained, hub.load_params, state.policy.params))
+        return learner("policy", load(pretrained, load_params, state.policy.params))
 
     def prm(policy_params: Params) -> Learner:
         assert pretrained.prm is not None
-        load_fn = partial(hub.load_prm, unembedding=policy_params.get("unembedding"))
+        load_fn = partial(load_prm, unembedding=policy_params.get("unembedding"))
         return learner("prm", load(pretrained.prm, load_fn, state.prm.params))
 
     if pretrained.prm:
         objective, weight = config.updates.prm.objective, state.prm.params["head"]["weight"]
-        hub.check_head(pretrained.prm, 1 if weight.ndim == 1 else weight.shape[1], objective)
+        check_head(pretrained.prm, 1 if weight.ndim == 1 else weight.shape[1], objective)
     # With adapters the pretrained weights are the base, and both learners start fresh.
     if state.base:
-        return {"base": lambda _: load(pretrained, hub.load_params, state.base)}
+        return {"base": lambda _: load(pretrained, load_params, state.base)}
     return {"policy": policy} | ({"prm": prm} if pretrained.prm else {})
 
 
@@ -286,7 +287,7 @@ def prm_update(config: Config, model: Transformer) -> UpdateFn:
     def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
         merged = params | {"backbone": lora.merge(base, params["backbone"])}
         outputs = make_outputs(model, key_of(num_updates))(merged, rows)
-        return loss_fn(outputs, rows, learning, config.trace.max_steps)
+        return loss_fn(outputs, rows, learning, config.labels_per_row)
 
     return fits.make_update(loss, fits.make_optimizer(learning))
 

@@ -9,11 +9,10 @@ There is no power, no implied product and no minus but at the front and behind a
 An automaton over bytes reads it; every byte has an *action* on the registers of `nn.arithmetic`.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,10 +54,7 @@ class Calculator(NamedTuple):
 
 
 def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
-    """Compile the automaton for a tokenizer.
-
-    Raises UserError where the tokenizer cannot write every whole number.
-    """
+    """Compile the automaton. Raises UserError for a tokenizer that cannot write every number."""
     # A result is written character by character. Without a sign or a point, none has it.
     ids = {text: i for i, text in reversed(list(enumerate(token_bytes)))}
     missing = [char for char in RESULT[:10] if char.encode() not in ids]
@@ -72,22 +68,14 @@ def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
     # sign that ends every sum.
     texts = [re.sub(rb" +", b" ", LONG_WORD.sub(rb"\1zz", text)) for text in token_bytes]
     texts = [t if len(t) <= MAX_BYTES else b"\0" + t[1 - MAX_BYTES :] for t in texts]
-    spelt = np.full((len(texts), max(map(len, texts))), -1, np.int32)
-    for i, text in enumerate(texts):
-        # One without text is a sign of its own.
-        text = text or b"\0"
-        spelt[i, : len(text)] = list(text)
+    texts = [text or b"\0" for text in texts]  # one without text is a sign of its own
+    spelt = np.array([*zip_longest(*texts, fillvalue=-1)], np.int32).T
 
-    # Number the states that are reached, and tabulate.
-    states, rows = [START], []
-    for state in states:  # grows while it is walked
-        row = [following(state, chr(byte)) for byte in range(256)]
-        states += [new for new in dict.fromkeys(new for new, _ in row) if new not in states]
-        rows.append([(states.index(new), action) for new, action in row])
-    table = np.array(rows, np.int32)
+    states, table = tabulate([START], lambda state, byte: following(state, chr(byte))[0])
+    actions = [[following(state, chr(byte))[1] for byte in range(256)] for state in states]
     return Calculator(
-        state=table[..., 0],
-        action=table[..., 1],
+        state=table,
+        action=np.array(actions, np.int32),
         is_outside=np.array([where in OUTSIDE for where, *_ in states]),
         level=np.array([level for _, level, _ in states], np.int32),
         spelt=spelt,
@@ -95,6 +83,16 @@ def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
         goes_on=np.array([bool(GOES_ON.match(text)) for text in token_bytes]),
         result=np.array([ids.get(char.encode(), -1) for char in RESULT], np.int32),
     )
+
+
+def tabulate(states: Sequence[Any], following: Callable) -> tuple[list[Any], np.ndarray]:
+    """Number the states that are reached, the given ones first: [states 256] int32, the next."""
+    states, rows = list(states), []
+    for state in states:  # grows while it is walked
+        row = [following(state, byte) for byte in range(256)]
+        states += [new for new in dict.fromkeys(row) if new not in states]
+        rows.append([states.index(new) for new in row])
+    return states, np.array(rows, np.int32)
 
 
 def following(state: State, char: str) -> tuple[State, int]:

@@ -1,14 +1,11 @@
 """Stage 6 of 7. State to disk and back.
 
-One orbax checkpoint an iteration holds both learners, the parameters and the optimizer of each as
-an item of its own, so that a network can be restored alone. Restoring goes through the abstract
-state (shapes, dtypes, shardings) that also shaped its initialisation, so another number of devices
-is no matter. A checkpoint is sealed (`files.py`) before it gets its name and verified before it is
-used: what is damaged is set aside, and the newest good one is used. Where a fit takes long, it is
-saved on its way too.
+One orbax checkpoint an iteration holds the parameters and the optimizer of both networks, each as
+an item that can be restored alone, through the abstract state (shapes, dtypes, shardings) that also
+shaped its initialisation, so another number of devices is no matter. A checkpoint is sealed
+(`files.py`) before it gets its name and verified before it is used: what is damaged is set aside,
+and the newest good one is used. Where a fit takes long, it is saved on its way too.
 """
-
-from __future__ import annotations
 
 import os
 import re
@@ -55,28 +52,13 @@ def fingerprint(folder: Path, iteration: int) -> str:
     return files.read_json(folder / str(iteration) / files.SEAL)["files"][SAVE]
 
 
-def adopt(source: Path, folder: Path, iteration: int, run_key: str) -> None:
-    """Copy a checkpoint of the run folder `source` into `folder`, another run's, which goes on from
-    it as its own.
-    """
-    place = folder / "checkpoints" / str(iteration)
-    temporary = place.with_name(place.name + files.TEMPORARY)
-    shutil.copytree(source / "checkpoints" / str(iteration), temporary, dirs_exist_ok=True)
-    files.seal(temporary, about_checkpoint(run_key) | {"number": iteration})
-    files.rename(temporary, place)
-
-
 def about_checkpoint(run_key: str) -> dict[str, str]:
     """Say what the checkpoints of a run are."""
     return {"kind": "checkpoint", "run": run_key}
 
 
 class Store:
-    """Sealed folders `<number>/` below a folder of a run, in each an orbax folder for every item.
-
-    An item is a tree of arrays that can be restored alone. `about` says in JSON values what the
-    folders all are: one of another kind or number counts as damaged.
-    """
+    """Sealed folders `<number>/` of a run, in each an orbax folder for every item."""
 
     def __init__(
         self,
@@ -86,7 +68,7 @@ class Store:
         note_fn: NoteFn,
         is_read_only: bool = False,
     ):
-        """Open the folder. A reader moves nothing: another process may be writing there."""
+        """Open the folder. What is not `about` this, JSON, is damaged; a reader moves nothing."""
         self.folder, self._about, self._run = folder.absolute(), about, run.absolute()
         self._note, self._is_read_only = note_fn, is_read_only
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -103,19 +85,15 @@ class Store:
 
     def numbers(self) -> list[int]:
         """Return the numbers on disk, good or not, in order."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(
-            int(path.name) for path in found if NUMBER.fullmatch(path.name) and path.is_dir()
-        )
+        found = self.folder.glob("*/") if self.folder.is_dir() else ()
+        return sorted(int(path.name) for path in found if NUMBER.fullmatch(path.name))
 
     def fault(self, number: int) -> str:
         """Say what is wrong with a number, "" where it is as it was saved."""
         return files.fault(self.folder / str(number), self._about | {"number": number})
 
     def newest_good(self) -> tuple[int | None, dict[int, str]]:
-        """Return (the newest number that is as it was saved, None without any; what is wrong with
-        the newer ones).
-        """
+        """Return (the newest good number, None without any; what is wrong with the newer ones)."""
         faults = {}
         for number in reversed(self.numbers()):
             if not (fault := self.fault(number)):
@@ -124,10 +102,7 @@ class Store:
         return None, faults
 
     def set_aside(self, faults: dict[int, str], instead: str) -> None:
-        """Move damaged numbers out of the way and say so, and what is used instead.
-
-        A reader only says it.
-        """
+        """Set damaged numbers aside and say what is used instead; a reader only says it."""
         for number, fault in faults.items():
             place = "left where it is"
             if not self._is_read_only:
@@ -136,10 +111,7 @@ class Store:
             self._note(f"{fault}; it is {place}, and {instead}")
 
     def write(self, number: int, items: Mapping[str, Any]) -> None:
-        """Write items; they are on disk, sealed, when this returns.
-
-        Raises UserError for a disk too full.
-        """
+        """Write items, sealed and on disk on return. Raises UserError for a disk too full."""
         self.require_space(items, f"{self._about['kind']} {number}")
         path = self.folder / str(number)
         temporary = path.with_name(path.name + files.TEMPORARY)
@@ -153,20 +125,23 @@ class Store:
 
     def require_space(self, tree: Any, what: str = "a checkpoint") -> None:
         """Refuse to begin where the disk has no room for a tree of arrays. Raises UserError."""
-        num_bytes = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
-        files.require_space(self.folder, int(ROOM * num_bytes), what)
+        size = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+        needed, free = int(ROOM * size), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"{self.folder}: {what} needs {needed:,} bytes, and {free:,} are free on that "
+                "disk; free some, or move the run folder to another disk and name it by --workdir"
+            )
 
     def read(self, number: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Read some items of a number onto the shapes, dtypes and shardings of `abstract`."""
         restores = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        path = self.folder / str(number)
         try:
-            found = self._orbax.restore(
-                self.folder / str(number), args=ocp.args.Composite(**restores)
-            )
+            found = self._orbax.restore(path, args=ocp.args.Composite(**restores))
         except FileNotFoundError as error:  # a reader's: a writer owns the folder
-            raise UserError(
-                f"{self.folder / str(number)} was removed by its run meanwhile; start again"
-            ) from error
+            told = f"{path} was removed by its run meanwhile; start again"
+            raise UserError(told) from error
         return {name: found[name] for name in abstract}
 
     def remove(self, name: int | str) -> None:
@@ -189,20 +164,12 @@ class Checkpoints(Store):
         is_read_only: bool = False,
         note_fn: NoteFn = lambda text: None,
     ):
-        """Open the folder of a run; `is_read_only` for one that another process may be writing to.
-
-        run_key: what tells this run from others (`workdir.run_key`); a checkpoint of another one
-        counts as damaged.
-        """
+        """Open the folder of a run; a checkpoint of another `run_key` counts as damaged."""
         self._num_kept = config.num_kept
         super().__init__(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
 
     def newest(self) -> int | None:
-        """Return the newest good iteration, None where there is no checkpoint at all.
-
-        Damaged newer ones are set aside and told. Raises UserError where checkpoints are there and
-        none is good.
-        """
+        """Return the newest good iteration, None without any. Raises UserError if all are bad."""
         number, faults = self.newest_good()
         if number is None and faults:
             raise UserError(
@@ -213,32 +180,22 @@ class Checkpoints(Store):
         return number
 
     def choose(self, iteration: int | None) -> int:
-        """Return `iteration`, or the newest good one for None.
-
-        Raises UserError where it is not there or damaged.
-        """
-        there = self.numbers()
-        if not there:
-            raise UserError(
-                f"{self.folder} has no checkpoint yet; run until the first one is there"
-            )
-        chosen = self.newest() if iteration is None else iteration
-        if chosen not in there:
+        """Return `iteration`, or the newest good one for None. Raises UserError without it."""
+        newest = self.newest() if iteration is None else None
+        if newest is not None:
+            return newest
+        there, flag = self.numbers(), f"--iteration {iteration}"
+        if iteration is None or not there:
+            raise UserError(f"{self.folder} has no checkpoint yet; run until one is there")
+        if iteration not in there:
             known = ", ".join(map(str, there))
-            raise UserError(
-                f"--iteration {iteration}: {self.folder} has checkpoints {known}; choose one"
-            )
-        if iteration is not None and (fault := self.fault(iteration)):
-            raise UserError(
-                f"--iteration {iteration}: {fault}; choose another one, or leave --iteration out"
-            )
-        return chosen
+            raise UserError(f"{flag}: {self.folder} has checkpoints {known}; choose one")
+        if fault := self.fault(iteration):
+            raise UserError(f"{flag}: {fault}; choose another one, or leave --iteration out")
+        return iteration
 
     def save(self, state: State) -> None:
-        """Write a checkpoint; it is on disk when this returns.
-
-        Raises UserError for a disk too full.
-        """
+        """Write a checkpoint, on disk on return. Raises UserError for a disk too full."""
         self.write(int(state.iteration), as_items(state))
 
     def prune(self) -> None:
@@ -248,14 +205,8 @@ class Checkpoints(Store):
                 self.remove(old)
 
     def restore(self, iteration: int, abstract: State, base: Params | None = None) -> State:
-        """Read a checkpoint onto the shardings of `abstract`, a State of ShapeDtypeStruct.
-
-        base: what lies under the parameters of a run that trains less than all.
-        """
-        found = self.read(iteration, as_items(abstract))
-        learners = {
-            name: Learner(params=found[name], **found[f"{name}_optimizer"]) for name in NETWORKS
-        }
+        """Read a checkpoint onto the shardings of `abstract`; `base` lies under what is trained."""
+        learners = {name: self.restore_learner(iteration, name, abstract) for name in NETWORKS}
         return State(np.asarray(iteration, np.int32), base or {}, **learners)
 
     def restore_networks(
@@ -278,11 +229,7 @@ class Checkpoints(Store):
 
 
 def as_items(state: State) -> dict[str, Any]:
-    """Name the parts of a State, or of shapes for one, that can be restored alone.
-
-    Its iteration is none of them: the number of the checkpoint says it. Nor is its base, which is
-    what the run started from.
-    """
+    """Name the parts of a State, or of shapes for one, that can be restored alone."""
     items = {}
     for name in NETWORKS:
         learner = dict(vars(getattr(state, name)))
@@ -291,11 +238,7 @@ def as_items(state: State) -> dict[str, Any]:
 
 
 class FitCheckpoints(Store):
-    """A fit on its way, in the folder `fits/<iteration>/<network>/<updates>` of a run; only the
-    newest stays.
-
-    It goes when the checkpoint of its iteration is there.
-    """
+    """A fit on its way, in `fits/<iteration>/<network>/<updates>`; only the newest stays."""
 
     def __init__(self, folder: Path, is_read_only: bool, run_key: str, note_fn: NoteFn):
         """Open the folder of a fit of a run; `is_read_only` where fits are not saved."""
@@ -304,10 +247,7 @@ class FitCheckpoints(Store):
         super().__init__(folder, about, folder.parents[2], note_fn, is_read_only)
 
     def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
-        """Write the learner and what its updates told so far, [N] a key.
-
-        It is on disk when this returns.
-        """
+        """Write the learner and what its updates told so far, [N] a key; on disk on return."""
         self.write(len(infos["loss"]), {"learner": learner, "infos": infos})
         for old in self.numbers()[:-1]:
             self.remove(old)
@@ -315,9 +255,7 @@ class FitCheckpoints(Store):
     def restore(
         self, learner: Learner, infos: dict[str, np.ndarray]
     ) -> tuple[Learner, dict[str, np.ndarray]]:
-        """Return both as last saved, or the given ones where nothing was; the memory of a learner
-        replaced is freed.
-        """
+        """Return both as last saved, which frees the given learner, or the given ones."""
         num_updates, faults = self.newest_good()
         self.set_aside(faults, f"the fit goes on from update {num_updates or 0}")
         if num_updates is None:

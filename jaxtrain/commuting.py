@@ -1,16 +1,14 @@
 """Steps that are the same though words in them change places: `3+5=8|8 2` and `5+3=8|2 8`.
 
 A task names the characters that *commute*. Words (of letters and digits) with one of them between
-may change places, so a step is a row of *runs*, and the order in a run says nothing. This is so
-little that the form of a step is both a text, for the host, and a number, for the device: a search
-asks for it in every turn, and a callback would stall the device, keep the compiled program out of
-the cache, and not run where tensor parallelism is left to the compiler.
+may change places, so a step is a row of *runs*, and the order in a run says nothing. The form of a
+step is both a text, for the host, and a number, for the device: a search asks for it in every turn,
+and a callback would stall the device and keep the compiled program out of the cache.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +42,7 @@ def make_form(token_bytes: Sequence[bytes], commuting: str) -> FormFn:
 
     # The characters of every token; one without text is a character of its own.
     texts = [list(text) or [256 + i] for i, text in enumerate(token_bytes)]
-    spelt = np.full((len(texts), max(map(len, texts))), -1, np.int32)
-    for i, text in enumerate(texts):
-        spelt[i, : len(text)] = text
+    spelt = np.array([*zip_longest(*texts, fillvalue=-1)], np.int32).T
     is_word = np.zeros(256 + len(texts), bool)
     is_word[[i for i in range(128) if re.match(f"[{WORD}]", chr(i))]] = True
     is_commuting = np.isin(np.arange(len(is_word)), list(commuting.encode()))

@@ -1,11 +1,8 @@
-"""Compiled programs, kept between starts: compiling takes a minute or two, reading what was
-compiled takes seconds.
+"""Compiled programs, kept between starts: compiling takes minutes, reading takes seconds.
 
 jax names a program by all that it is made of, the compiler and the kind of device included, so a
-stale one is never taken. Imports nothing of ours but the error.
+stale one is never taken.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -31,11 +28,9 @@ class CompilationConfig:
 
 
 def keep_compiled(config: CompilationConfig) -> str:
-    """Let jax keep what it compiles, where it does not do so already (JAX_COMPILATION_CACHE_DIR).
-    Returns a notice.
+    """Let jax keep what it compiles, where it does not already (JAX_COMPILATION_CACHE_DIR).
 
-    Raises UserError for a folder that cannot be made; without one in the user's own cache folder a
-    run does without.
+    Returns a notice. Raises UserError for a folder that was asked for and cannot be made.
     """
     if not JAX.jax_enable_compilation_cache:
         return "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
@@ -43,15 +38,14 @@ def keep_compiled(config: CompilationConfig) -> str:
     if not folder and not config.cache:
         return "compiled programs are not kept: --config.compilation.cache is empty"
     try:
-        folder = Path(
-            folder or (user_folder() if config.cache == USER else config.cache)
-        ).absolute()
+        if not folder:
+            folder = user_folder() if config.cache == USER else config.cache
+        folder = Path(folder).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no right to; no home
         if config.cache != USER:
-            raise UserError(
-                f"--config.compilation.cache={config.cache}: cannot be made ({error})"
-            ) from error
+            flag = f"--config.compilation.cache={config.cache}"
+            raise UserError(f"{flag}: cannot be made ({error})") from error
         return f"compiled programs are not kept: {error}"
     JAX.update("jax_compilation_cache_dir", str(folder))
     return f"compiled programs are kept in {folder}"
@@ -63,11 +57,7 @@ def kept_in() -> str | None:
 
 
 def user_folder() -> Path:
-    """Name our folder among the user's caches, for this kind of processor.
-
-    A home may be shared by unlike machines, and code compiled for one may not run on another.
-    Raises RuntimeError for no home.
-    """
+    """Name our folder of the user's caches, which unlike machines may share, for this processor."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     cache = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "jaxtrain"
     try:

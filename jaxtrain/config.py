@@ -5,8 +5,6 @@ evaluation and loop stand here, since they speak of several stages. What can onl
 several sections, from the devices or from the task's problems is checked here.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,10 +45,9 @@ class EvaluationConfig:
     def __post_init__(self):
         require_one_of("evaluation", self, split=("test", "dev"))
         require_at_least(1, "evaluation", self, "num_problems")
-        for name in self.strategies or ("",):
-            if name not in STRATEGIES:
-                told = f"--config.evaluation.strategies={','.join(self.strategies)}"
-                raise UserError(f"{told}: must be some of {','.join(STRATEGIES)}")
+        if not self.strategies or not {*self.strategies} <= {*STRATEGIES}:
+            told = f"--config.evaluation.strategies={','.join(self.strategies)}"
+            raise UserError(f"{told}: must be some of {','.join(STRATEGIES)}")
         require_one_of("evaluation.samples", self.samples, method=("sample",))
         samples, why = self.samples, "must be above 0, or all traces agree"
         require(samples.temperature > 0, "evaluation.samples", samples, "temperature", why)
@@ -102,27 +99,27 @@ class Config:
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--config.seed={self.seed}: must lie between 0 and 2**31 - 1")
-        if self.hub.prm and self.updates.lora.rank is not None:
-            raise UserError(
-                f"--config.hub.prm={self.hub.prm}: has weights of its own, and with "
-                "--config.updates.lora.rank both networks share one base; leave one of them out"
-            )
-        if self.hub.prm and self.updates.prm.init_from == "policy":
-            raise UserError(
-                f"--config.hub.prm={self.hub.prm}: is what the PRM starts from, and with "
-                "--config.updates.prm.init_from=policy it starts from the policy; leave one out"
-            )
+        updates, has_prm = self.updates, self.hub.prm != ""
+        why = "has weights of its own, and with --config.updates.lora.rank both share one base"
+        is_met = not has_prm or updates.lora.rank is None
+        require(is_met, "hub", self.hub, "prm", f"{why}; leave one of them out")
+        why = "is what the PRM starts from, and --config.updates.prm.init_from=policy says another"
+        is_met = not has_prm or updates.prm.init_from != "policy"
+        require(is_met, "hub", self.hub, "prm", f"{why}; leave one of them out")
         for network in ("policy", "prm"):
-            objective, table = getattr(self.updates, network).objective, OBJECTIVES[network]
-            if table[objective].order != "rows" and self.datasets.group_by_length:
-                raise UserError(
-                    "--config.datasets.group_by_length=True: parts the rows that "
-                    f"--config.updates.{network}.objective={objective} compares; leave one out"
-                )
-            is_met = self.datasets.packed_tokens is None or table[objective].is_packable
-            packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
-            why = f"{objective} compares rows; it goes with --config.updates.{network}.objective "
-            require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
+            objective = getattr(updates, network).objective
+            is_met = OBJECTIVES[network][objective].order == "rows"
+            is_met |= not self.datasets.group_by_length
+            why = f"parts the rows that --config.updates.{network}.objective={objective} compares"
+            require(is_met, "datasets", self.datasets, "group_by_length", f"{why}; leave one out")
+        self._check_packing()
+
+    def _check_packing(self) -> None:
+        table, objective = OBJECTIVES["policy"], self.updates.policy.objective
+        is_met = self.datasets.packed_tokens is None or table[objective].is_packable
+        packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
+        why = f"{objective} compares rows; it goes with --config.updates.policy.objective "
+        require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
         why = f"a text has up to {self.max_length} tokens; choose no less"
         is_met = (self.datasets.packed_tokens or self.max_length) >= self.max_length
         require(is_met, "datasets", self.datasets, "packed_tokens", why)
@@ -137,12 +134,17 @@ class Config:
         """Columns of a row that trees gave."""
         return self.datasets.packed_tokens or self.max_length
 
+    @property
+    def labels_per_row(self) -> int:
+        """Labels that such a row of the PRM has at most: those of one path, or of a problem."""
+        d, num_labels = self.datasets, self.trace.max_steps
+        if d.packed_tokens is None:
+            return num_labels
+        return min(d.packed_tokens, num_labels * d.max_paths_per_problem * d.paths_rounds)
+
 
 def check(config: Config, task: Task) -> None:
-    """Refuse, before anything is written, what devices or problems do not allow.
-
-    Raises UserError.
-    """
+    """Refuse, before anything is written, what devices or problems do not allow (UserError)."""
     mesh = sharding.make_mesh(config.sharding)
     check_batches(config, mesh)
     check_checks(config, task, mesh)
@@ -153,20 +155,15 @@ def check(config: Config, task: Task) -> None:
     # Both sets must hold problems, and of each some prompt must fit.
     limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
     encode = make_encode(config.prompts, task.tokenizer, task.demonstrations)
-    for name, problems in (
-        ("train", task.train),
-        (split, getattr(task, split)[: config.evaluation.num_problems]),
-    ):
+    scored = getattr(task, split)[: config.evaluation.num_problems]
+    for name, problems in (("train", task.train), (split, scored)):
         if not problems:
-            raise UserError(
-                f"the task has no {name} problems; set --config.tasks.num_{name} above 0"
-            )
+            told = f"the task has no {name} problems"
+            raise UserError(f"{told}; set --config.tasks.num_{name} above 0")
         if all(len(encode(problem)) > limit for problem in problems):
             longest = max(len(encode(problem)) for problem in problems)
-            raise UserError(
-                f"--config.prompts.max_prompt_tokens={limit}: no prompt of the {name} problems "
-                f"is that short; {longest} takes them all"
-            )
+            why = f"no prompt of the {name} problems is that short; {longest} takes them all"
+            raise UserError(f"--config.prompts.max_prompt_tokens={limit}: {why}")
 
 
 def check_checks(config: Config, task: Task, mesh: Any) -> None:
@@ -189,14 +186,8 @@ def check_checks(config: Config, task: Task, mesh: Any) -> None:
 
 def check_batches(config: Config, mesh: Any) -> None:
     """Refuse batches that a mesh cannot split. Raises UserError."""
-    shards = sharding.num_shards(mesh)
-    for key, size in (
-        ("prompts.batch_size", config.prompts.batch_size),
-        ("updates.policy.batch_size", config.updates.policy.batch_size),
-        ("updates.prm.batch_size", config.updates.prm.batch_size),
-    ):
-        if size % shards:
-            raise UserError(
-                f"--config.{key}={size} cannot be split over data x fsdp = {shards} devices; "
-                "choose a multiple"
-            )
+    shards, updates = sharding.num_shards(mesh), config.updates
+    sections = {"prompts": config.prompts, "updates.policy": updates.policy}
+    for name, section in (sections | {"updates.prm": updates.prm}).items():
+        why = f"cannot be split over data x fsdp = {shards} devices; choose a multiple"
+        require(section.batch_size % shards == 0, name, section, "batch_size", why)

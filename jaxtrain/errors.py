@@ -1,29 +1,20 @@
 """The errors that a user, not a programmer, is meant to read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Say in one line what is wrong, where, and what to do next; `main` prints it and exits with
-    code 2.
-    """
+    """Say in one line what is wrong, where, and what to do next; exit code 2."""
 
 
 class Diverged(Exception):
-    """Say in one line that training cannot go on; exit code 3 and the last good checkpoint is
-    untouched.
-    """
+    """Say in one line that training cannot go on; exit code 3, the checkpoints stay."""
 
 
 @contextmanager
 def explained(what: str, then: str = "fetch the model again") -> Iterator[None]:
-    """Turn whatever foreign code raises for input that it cannot read into one line.
-
-    The line is `what` (the reason); `then`. A UserError, and a lack of memory, pass as they are.
-    """
+    """Turn what foreign code raises for input that it cannot read into `what` (why); `then`."""
     try:
         yield
     except (UserError, MemoryError):

@@ -1,13 +1,9 @@
-"""Files that are whole, or known to be damaged. Stands at the bottom; imports nothing of ours but
-the errors.
+"""Files that are whole, or known to be damaged. Stands at the bottom.
 
 A file is complete or absent: it is written under a temporary name, synced to the disk and renamed.
-What has to be believed later, a checkpoint above all, is sealed: `sha256.json`, written last, holds
-the hash of every file beside it and what the folder is meant to be. A folder without a seal was not
-finished. What is damaged is set aside, never deleted.
+What has to be believed later is sealed: `sha256.json`, written last, holds the hash of every file
+beside it and what the folder is meant to be. What is damaged is set aside, never deleted.
 """
-
-from __future__ import annotations
 
 import errno
 import hashlib
@@ -27,6 +23,7 @@ REFUSED = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EXDEV, errno.ELOOP),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
 )
+RESTORE = "restore it from a copy, or use another --workdir"
 ASIDE = "damaged"  # folder of a run that holds what was set aside
 
 
@@ -55,16 +52,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, dumps(value).encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises UserError, naming it, where it cannot be read or is not JSON."""
+def read_json(path: Path, then: str = RESTORE) -> dict[str, Any]:
+    """Read a JSON object; raises UserError where there is none, and says what to do then."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        return value
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); {then}") from error
     except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); restore it from a copy, or use another --workdir"
-        ) from error
+        raise UserError(f"{path} is not a JSON object ({error}); {then}") from error
 
 
 def dumps(value: Any) -> str:
@@ -84,10 +82,7 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def fault(folder: Path, about: Mapping[str, Any]) -> str:
-    """Say what is wrong with a sealed folder, "" where it is what was sealed.
-
-    Any file too few or too many counts.
-    """
+    """Say how a sealed folder differs from what was sealed, any file more or less too, or ""."""
     try:
         sealed = json.loads((folder / SEAL).read_text("utf-8"))
         expected = dict(sealed.pop("files"))
@@ -115,10 +110,7 @@ def fault(folder: Path, about: Mapping[str, Any]) -> str:
 
 
 def set_aside(path: Path, run: Path) -> Path:
-    """Move what is damaged into `damaged/` of its run folder, under a free name.
-
-    Returns where it lies now.
-    """
+    """Move what is damaged into `damaged/` of its run folder. Returns where it lies now."""
     (run / ASIDE).mkdir(exist_ok=True)
     name = "-".join(path.relative_to(run).parts)
     to, number = run / ASIDE / name, 1
@@ -129,21 +121,9 @@ def set_aside(path: Path, run: Path) -> Path:
     return to
 
 
-def require_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Refuse, before it is begun, a write that the disk has no room for. Raises UserError."""
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise UserError(
-            f"{folder}: {what} needs {num_bytes:,} bytes, and {free:,} are free on that disk; "
-            "free some, or move the run folder to another disk and name it by --workdir"
-        )
-
-
 def disk_fault(error: Exception) -> str:
-    """Say what a file system refused, "" for an error of another kind.
-
-    That a disk is full, libraries tell in errors of their own.
-    """
+    """Say what a file system refused, "" for an error of another kind."""
+    # that a disk is full, libraries tell in errors of their own
     if any(os.strerror(number) in str(error) for number in FULL):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename:

@@ -1,12 +1,8 @@
 """Flags in, a Config out: what every command shares.
 
 A config is a Python file whose `get_config` returns a ConfigDict; it becomes frozen dataclasses at
-once, and nothing else has heard of flags. What a key may hold, the type of its field says. Whatever
-is misspelt, missing or of another type is a UserError of one line that names the key and its
-neighbours.
+once, and nothing else has heard of flags. What a key may hold, the type of its field says.
 """
-
-from __future__ import annotations
 
 import inspect
 import math
@@ -26,7 +22,6 @@ from ml_collections import ConfigDict
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 
-EXAMPLE = "--config quickstart"
 FLAGS = ("config", "workdir", "plan", "help", "version")
 # a link to the checkout's configs/, and a package when installed
 CONFIGS = Path(__file__).parent / "configs"
@@ -34,31 +29,23 @@ KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Read the command line, program name first. Returns the config and the run folder.
-
-    Raises UserError.
-    """
+    """Read a command line. Returns the config and the run folder. Raises UserError."""
     values = read_flags(argv[1:])
     file, folder = values.pop("config", ""), values.pop("workdir", "")
     if not file:
-        raise UserError(f"--config is missing; for a first run: {EXAMPLE}")
+        raise UserError("--config is missing; for a first run: --config quickstart")
     config = override(load(file), values)
     return config, folder or f"runs/{Path(file.split(':')[0]).stem}/seed_{config.seed}"
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """Read `--flag=value` and `--flag value` into a dict of texts by name, which is that of a key.
-
-    Raises UserError for what is neither --config or --workdir nor a key of the config.
-    """
+    """Read `--flag=value` and `--flag value` into a dict of texts by key. Raises UserError."""
     values, rest = {}, iter(arguments)
     for argument in rest:
         name, equals, text = argument.lstrip("-").partition("=")
         if not argument.startswith("-"):
-            raise UserError(
-                f"{argument} is no flag; a config file is named by --config, "
-                "a value set by --config.key=value"
-            )
+            told = "a config file is named by --config, a value set by --config.key=value"
+            raise UserError(f"{argument} is no flag; {told}")
         if name not in ("config", "workdir"):
             find_key(name)
         if not equals and ((text := next(rest, "--")).startswith("--")):
@@ -79,10 +66,7 @@ def override(values: dict[str, Any], changes: Mapping[str, str]) -> Config:
 
 
 def find_key(key: str) -> tuple[list[str], Any]:
-    """Find a flag such as config.section.key. Returns (its path below `config`, its type).
-
-    Raises UserError naming its neighbours.
-    """
+    """Find a flag such as config.section.key. Returns (its path below `config`, its type)."""
     section, *names = key.split(".")
     if section != "config":
         told = ", ".join(f"--{name}" for name in nearest(section, FLAGS))
@@ -111,9 +95,8 @@ def parse_value(text: str, hint: Any, key: str) -> Any:
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError) as error:
-        raise UserError(
-            f"--{key}={text}: must be {describe(hint)}; --help lists all keys"
-        ) from error
+        told = f"must be {describe(hint)}; --help lists all keys"
+        raise UserError(f"--{key}={text}: {told}") from error
 
 
 def format_value(value: Any) -> str:
@@ -138,10 +121,7 @@ def describe(hint: Any) -> str:
 
 
 def load(file: str) -> dict[str, Any]:
-    """Call `get_config` of a Python file, or of the config of ours that a bare word names.
-
-    What follows a colon in `file` is its argument. Raises UserError.
-    """
+    """Call `get_config` of a Python file, or of a config of ours, with what follows a colon."""
     path, *argument = file.split(":", 1)
     if re.fullmatch(r"\w+", path):
         path = str(CONFIGS / f"{path}.py")
@@ -150,31 +130,23 @@ def load(file: str) -> dict[str, Any]:
     try:
         value = runpy.run_path(path).get("get_config", lambda *_: None)(*argument)
     except Exception as error:
-        lines = [
-            f":{frame.lineno}"
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == path
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f":{frame.lineno}" for frame in frames if frame.filename == path]
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name == "configs":
             hint = "; ours are in jaxtrain.configs"
         if isinstance(error, TypeError) and argument and not lines:  # the call itself
             hint = f"; leave out :{argument[0]}"
-        raise UserError(
-            f"--config {path}{''.join(lines[-1:])}: {type(error).__name__}: {error}{hint}"
-        ) from error
+        told = f"{type(error).__name__}: {error}{hint}"
+        raise UserError(f"--config {path}{''.join(lines[-1:])}: {told}") from error
     if not isinstance(value, ConfigDict):
-        raise UserError(
-            f"--config {path}: has no get_config that returns a ConfigDict; "
-            f"see {CONFIGS / 'quickstart.py'}"
-        )
+        told = f"has no get_config that returns a ConfigDict; see {CONFIGS / 'quickstart.py'}"
+        raise UserError(f"--config {path}: {told}")
     return value.to_dict()
 
 
 def no_such_config(name: str, path: Path) -> str:
-    """Say what is there instead: files of the folder that was named, nearest first, or configs of
-    ours.
-    """
+    """Say what is there instead: files of the folder that was named, or configs of ours."""
     others = nearest(path.name, (other.name for other in path.parent.glob("[!_]*.py")))
     if others and path.parent != CONFIGS:
         return f"--config {name}: no such file; {path.parent} has {', '.join(others)}"
@@ -183,20 +155,15 @@ def no_such_config(name: str, path: Path) -> str:
 
 
 def read_config(values: Mapping[str, Any], cls: type = Config, section: str = "config") -> Any:
-    """Turn nested dicts into frozen dataclasses.
-
-    Raises UserError for a key or a value that does not belong.
-    """
+    """Turn nested dicts into frozen dataclasses. Raises UserError for what does not belong."""
     hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            raise UserError(unknown_key(section, name, hints))
-    for name in hints:
-        if name not in values:
-            raise UserError(f"--{section}.{name} is missing; a config starts from configs/base.py")
-    read = {
-        name: read_value(values[name], hint, f"{section}.{name}") for name, hint in hints.items()
-    }
+    if unknown := [name for name in values if name not in hints]:
+        raise UserError(unknown_key(section, unknown[0], hints))
+    if missing := [name for name in hints if name not in values]:
+        told = "is missing; a config starts from configs/base.py"
+        raise UserError(f"--{section}.{missing[0]} {told}")
+    keys = {name: f"{section}.{name}" for name in hints}
+    read = {name: read_value(values[name], hints[name], key) for name, key in keys.items()}
     try:
         return cls(**read)
     except UserError as error:

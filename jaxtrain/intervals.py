@@ -1,15 +1,12 @@
 """Means, AUROC and the 95 % intervals that say how far to trust them. Nothing of ours is imported.
 
-Two intervals suffice. A share of independent problems gets Wilson's, which stays inside [0, 1] and
-has a width even at 0 of n. All else gets a percentile bootstrap over *groups*: the steps of one
-tree share a problem and most of a prefix, so to resample steps as if they were independent would
-promise far too much.
+A share of independent problems gets Wilson's interval, which stays inside [0, 1] and has a width
+even at 0 of n. All else gets a percentile bootstrap over *groups*: the steps of one tree share a
+problem and most of a prefix, so steps resampled as if independent would promise far too much.
 
-What cannot be known is NaN (no data, one class, one group), never an exception and never a made-up
-0. The seed of the bootstrap is fixed: the same data give the same interval, also after a resume.
+What cannot be known is NaN (no data, one class, one group), never a made-up 0. The seed of the
+bootstrap is fixed: the same data give the same interval, also after a resume.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -22,9 +19,7 @@ UNKNOWN = (math.nan, math.nan)
 
 
 def wilson(num_correct: int, n: int) -> tuple[float, float]:
-    """Return Wilson's score interval (low, high) of the share num_correct / n, NaN for n = 0
-    (Wilson, 1927).
-    """
+    """Return Wilson's interval (low, high) of the share num_correct / n (1927), NaN for n = 0."""
     if n == 0:
         return UNKNOWN
     low, high = stats.binomtest(num_correct, n).proportion_ci(0.95, "wilson")
@@ -37,11 +32,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """Bootstrap the mean of `values [n]` over the groups that `group [n]` (any integers) puts them
-    in.
-
-    Paired comparisons are means of differences, so they go through here too.
-    """
+    """Bootstrap the mean of `values [n]` over their groups, `group [n]` of any integers."""
     _, member = np.unique(group, return_inverse=True)
     sums, sizes = np.bincount(member, values), np.bincount(member)
     if len(sizes) < 2 or not np.isfinite(sums).all():
@@ -59,8 +50,7 @@ def mean_interval(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
 
 
 def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
-    """Return the chance that a positive outscores a negative, ties counting half; NaN with one
-    class only.
+    """Return the chance that a positive outscores a negative, ties half; NaN with one class only.
 
     `score [n]`, `is_positive [n]` bool. By ranks (Mann and Whitney, 1947), hence O(n log n).
     """
@@ -71,9 +61,7 @@ def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
 def auroc_interval(
     score: np.ndarray, is_positive: np.ndarray, group: np.ndarray
 ) -> tuple[float, float]:
-    """Bootstrap `auroc` over the groups that `group [n]` puts the scores in; resamples with one
-    class are left out.
-    """
+    """Bootstrap `auroc` over the groups `group [n]`, resamples with one class left out."""
     names, member = np.unique(group, return_inverse=True)
     if len(names) < 2:
         return UNKNOWN

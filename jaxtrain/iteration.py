@@ -6,13 +6,14 @@ parts of fits are reused, and every draw is a function of (seed, iteration, purp
 resumed run ends where an undisturbed one does, bit for bit.
 """
 
-from __future__ import annotations
+from collections.abc import Iterator
 
 import numpy as np
 
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
+from jaxtrain.errors import UserError
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose
 from jaxtrain.learning import collect, fit, prm_before, with_reference
@@ -20,7 +21,6 @@ from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, named, score
 from jaxtrain.progress import Progress
-from jaxtrain.resume import tell_resume
 from jaxtrain.structs import Networks, Params, State
 from jaxtrain.tasks import Task
 from jaxtrain.tasks.base import make_check
@@ -113,3 +113,36 @@ def run_loop(
             score(run, int(state.iteration), state.networks)
             checkpoints.prune()  # not before: what cannot be scored must not push a good one out
     return state
+
+
+def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
+    """Say what a start finds in its run folder: where it goes on, and what is missing.
+
+    Raises UserError where iterations were scored and no checkpoint is left: nothing begins again
+    unasked.
+    """
+    told = run.log.last("evaluation/")
+    if newest is None and (told >= 0 or run.workdir.report.exists()):
+        raise UserError(
+            f"{run.workdir.path}: metrics.jsonl or report.html tells of a checkpoint, and none is "
+            "there; restore checkpoints/ from a copy, or use another --workdir"
+        )
+    if newest is not None:
+        if told > newest:
+            then = f"what came after iteration {newest} is done again"
+            yield f"the checkpoint of iteration {told} is gone; {then}"
+        yield f"resuming after iteration {newest} in {run.workdir.path}"
+        # what every iteration leaves in the log; the newest may be still to be scored
+        learnt = {"time/search", "updates/policy/", "updates/prm/"}
+        kept = {i: learnt | ({"evaluation/"} if i < newest else set()) for i in range(newest + 1)}
+        if gone := [i for i, keys in kept.items() if not all(run.log.has(i, key) for key in keys)]:
+            numbers = ", ".join(map(str, gone))
+            yield f"metrics.jsonl lacks rows of iterations {numbers}: what they told is lost"
+    under_way = 0 if newest is None else newest + 1
+    if run.log.last("") > under_way:
+        yield f"rows of metrics.jsonl that tell of later iterations than {under_way} are cut"
+    if run.workdir.num_starts > 1 and under_way <= run.config.loop.num_iterations:
+        fits = "saved fits go on"
+        if not (run.config.checkpoints.num_updates or run.workdir.fits.exists()):
+            fits = "its fits begin again (--config.checkpoints.num_updates saves them on their way)"
+        yield f"iteration {under_way}: what is finished of its trees is used again, {fits}"

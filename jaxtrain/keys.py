@@ -7,8 +7,6 @@ purpose, problem, path in the tree, lane, token), so neither its neighbours in a
 can change it.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import jax

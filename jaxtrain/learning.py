@@ -34,9 +34,21 @@ def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict
     rows_fn = datasets.ROWS[updates.policy.OBJECTIVES[c.updates.policy.objective].rows]
     if c.datasets.drop_false_steps and run.check is not None:
         rows_fn = datasets.without_false_steps(rows_fn, run.check)
-    found = datasets.collect(rounds, c.datasets, c.max_length, c.seed, rows_fn)
-    policy, prm, counts = datasets.pack_both(*found[:2], c.datasets)
-    return policy, prm, found[2] | counts
+    policy, prm, counts = datasets.collect(rounds, c.datasets, c.max_length, c.seed, rows_fn)
+    if c.datasets.packed_tokens is not None:
+        policy = pack(run, "policy", policy, counts)
+        prm = pack(run, "prm", prm, counts)
+    return policy, prm, counts
+
+
+def pack(run: Run, name: str, examples: Examples, counts: dict[str, Any]) -> Examples:
+    """Pack the rows of a network, and count the tokens of both forms."""
+    c, objective = run.config.datasets, getattr(run.config.updates, name).objective
+    is_balanced = c.balance_outcomes and updates.OBJECTIVES[name][objective].order == "rows"
+    packed = datasets.pack(examples, c.packed_tokens or 0, is_balanced)
+    for key, rows in (("apart", examples.rows), ("packed", packed.rows)):
+        counts[f"num_{name}_tokens_{key}"] = int(np.count_nonzero(rows.until))
+    return packed
 
 
 def with_reference(run: Run, networks: Networks, examples: Examples) -> Examples:

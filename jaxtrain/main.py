@@ -1,12 +1,8 @@
-"""The door: `python -m jaxtrain.main --config configs/quickstart.py`, or `jaxtrain
-[run|plan|evaluate|relabel|export] ...`.
+"""The door: `jaxtrain [run|plan|evaluate|relabel|export] ...`, or `python -m jaxtrain.main ...`.
 
-Every command goes through `main`, which alone turns what happens into a line and an exit code. It
-imports next to nothing, so that signals are heard from the start: a command, and jax with it, takes
-seconds to import.
+`main` alone turns what happens into a line and an exit code. It imports next to nothing, so that
+signals are heard from the start: a command, and jax with it, takes seconds to import.
 """
-
-from __future__ import annotations
 
 import contextlib
 import importlib
@@ -27,11 +23,7 @@ COMMANDS = ("run", "plan", "evaluate", "relabel", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out one command; `argv` is that of the process, program name first.
-
-    Returns the exit code: 0 done, 1 an error of ours, 2 of the user's, 3 diverged, 130 or 143
-    stopped.
-    """
+    """Carry out a command. Returns 0; 1 for our error, 2 the user's, 3 diverged, 130 stopped."""
     name, *arguments = read_command((sys.argv if argv is None else argv)[1:])
     command = command_line(name, arguments)
     if "--version" in arguments:
@@ -43,31 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_address_space()
         with contextlib.ExitStack() as leaving, leave_at_signal(command, leaving.close):
             importlib.import_module(f"jaxtrain.commands.{name}").run(arguments, leaving)
-    except UserError as error:
+    except (UserError, Diverged) as error:
         complain(error)
-        return 2
-    except Diverged as error:
-        complain(error)
-        return 3
+        return 2 if isinstance(error, UserError) else 3
     except KeyboardInterrupt:
         complain(f"stopped; the same command resumes: {command}")
         return 130
     except Exception as error:
+        kept = "what is finished is kept"
         if told := disk_fault(error):
-            complain(
-                f"{told}; what is finished is kept: put the disk or the folder right, then start "
-                f"again: {command}"
-            )
+            then = f"put the disk or the folder right, then start again: {command}"
+            complain(f"{told}; {kept}: {then}")
             return 2
         if is_exhausted(error):
             told = str(error).split("\n")[0] or type(error).__name__
             complain(f"out of memory: {told}; lower {shrink()}; --plan says what is needed")
             return 2
         traceback.print_exc()
-        complain(
-            "an unexpected error; what is finished is kept, and the same command resumes: "
-            f"{command}"
-        )
+        complain(f"an unexpected error; {kept}, and the same command resumes: {command}")
         return 1
     return 0
 
@@ -84,11 +69,9 @@ def read_command(arguments: Sequence[str]) -> list[str]:
 def leave_at_signal(command: str, close_fn: Callable[[], None]) -> Iterator[None]:
     """Leave at once on SIGINT or SIGTERM, with one line and exit code 128 + signal.
 
-    `close_fn` clears the terminal.
-
-    A Python signal handler waits for the import or the compiled call that is under way, which may
-    take minutes, and then raises in the midst of it; a thread that is woken through a pipe does
-    not. A run may be killed at any instant, so it has nothing else to put in order.
+    `close_fn` clears the terminal; a run may be killed at any instant, so nothing else is to be put
+    in order. A Python signal handler would wait for the import or the compiled call under way,
+    which may take minutes, and raise in the midst of it; a thread woken through a pipe does not.
     """
     leaving = (signal.SIGINT, signal.SIGTERM)
     reader, writer = os.pipe()

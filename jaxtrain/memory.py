@@ -4,8 +4,6 @@ glibc keeps what was freed for itself: a gigabyte after a large compilation, two
 checkpoint, and the next program is allocated on top.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc
@@ -46,10 +44,9 @@ def check_address_space() -> None:
     """Raise UserError for a limit within which the compiler would abort, which none can catch."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_ADDRESS_SPACE * GIB:
-        raise UserError(
-            f"ulimit -v allows {limit / GIB:.1f} GiB of address space, and the quickstart alone "
-            f"takes {LEAST_ADDRESS_SPACE} GiB; raise it with ulimit -v unlimited"
-        )
+        told = f"ulimit -v allows {limit / GIB:.1f} GiB of address space, and the quickstart alone"
+        then = "raise it with ulimit -v unlimited"
+        raise UserError(f"{told} takes {LEAST_ADDRESS_SPACE} GiB; {then}")
 
 
 def is_exhausted(error: Exception) -> bool:

@@ -3,22 +3,15 @@
 One line of metrics.jsonl per event: a JSON object with `iteration` (int) and keys `stage/name`. How
 the log stays without gap or duplicate when the run is killed at any instant:
 
-1. An event is one line, appended and synced to the disk before `append` returns. A line torn by a
-   kill is dropped.
-2. What an iteration computes before its checkpoint is appended before that checkpoint is saved. So
-   a checkpoint that exists has all those rows, and rows of an iteration without one are cut by
-   `truncate` and made again.
-3. What comes after the checkpoint (the evaluation) is appended as one event, so it is there whole
-   or not at all: `truncate` says which, and the caller scores the restored iteration again where it
-   is missing.
+1. An event is one line, synced to the disk before `append` returns. A torn line is dropped.
+2. What an iteration computes before its checkpoint is appended before that is saved. So a
+   checkpoint has all those rows, and `truncate` cuts the rows of an iteration without one.
+3. What comes after it (the evaluation) is one event, there whole or not at all: `truncate` says
+   which, and the caller scores the restored iteration again where it is missing.
 
-TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept.
-
-The value of a key that ends with `/losses` is a list, one loss an update: TensorBoard shows one
-scalar for each, at the number that the update has in the whole run, counted over the rows.
+TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept. A
+list under a key that ends with `/losses` is shown as a scalar at each update of the whole run.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -27,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -42,11 +35,7 @@ Row = dict[str, Any]  # "iteration" and the values, plain JSON
 
 
 class MetricsLog:
-    """Read and append events of `metrics.jsonl` and `tensorboard/` in a run folder.
-
-    Before the first `append`, call `truncate` with the iteration that was restored, -1 for none: it
-    makes the two agree. Reading alone changes nothing.
-    """
+    """Read `metrics.jsonl`, and append to it once `truncate` has cut it to what was restored."""
 
     def __init__(self, folder: Path):
         self._path = folder / "metrics.jsonl"
@@ -55,7 +44,7 @@ class MetricsLog:
         self._writer: EventsWriter | None = None
         self._num_updates: Counter[str] = Counter()  # those whose losses TensorBoard has, by key
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,13 +56,10 @@ class MetricsLog:
             self._writer.close()
 
     def truncate(self, iteration: int, is_told: bool = True) -> bool:
-        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events from
-        the rest.
+        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events.
 
-        Its evaluation is cut too where nothing else tells of it (`is_told` False).
-
-        Returns:
-          Whether the restored iteration has its evaluation; if not, the caller scores it again.
+        Its evaluation is cut too where nothing else tells of it (`is_told` False). Returns whether
+        it is there; if not, the caller scores the iteration again.
         """
         rows = [row for row in self._rows if row["iteration"] <= iteration]
         if not is_told:
@@ -94,11 +80,8 @@ class MetricsLog:
     def append(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Append one event, synced to the disk when this returns.
 
-        Args:
-          iteration: the iteration that the event belongs to.
-          metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are
-            taken as such, and a float that is not finite is stored as null. Scalars also go to
-            TensorBoard, with step = iteration, and lists of losses, with step = update.
+        metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are
+        taken as such, and a float that is not finite is stored as null.
         """
         if self._writer is None:
             raise RuntimeError("call truncate(restored iteration, or -1) before the first append")
@@ -166,10 +149,8 @@ def _read(path: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(whole):
                 break
-            raise UserError(
-                f"{path}:{number} is no row of metrics ({error}); "
-                "remove that line, then start again"
-            ) from error
+            told = f"{path}:{number} is no row of metrics ({error})"
+            raise UserError(f"{told}; remove that line, then start again") from error
     return rows
 
 
@@ -202,6 +183,5 @@ def _plain(value: Any) -> Any:
         array = np.asarray(value)
         # bfloat16 and its kin (kind V) have no Python number of their own.
         return _plain((array.astype(np.float64) if array.dtype.kind == "V" else array).tolist())
-    raise TypeError(
-        f"a metric is a number, a string, None or a list of those, not {type(value).__name__}"
-    )
+    told = "a metric is a number, a string, None or a list of those"
+    raise TypeError(f"{told}, not {type(value).__name__}")

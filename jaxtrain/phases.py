@@ -1,13 +1,11 @@
-"""A stage as it is run: with its files, its progress and its log. Stands between the compiled
-functions and the loop.
+"""A stage as it is run, with files, progress and log. Stands between compiled functions and loop.
 
 What is pure stays in the stages. Here trees are grown or loaded, judged and stored; a checkpoint is
 scored; and what cannot go on says so. Fits are made in `learning.py`.
 """
 
-from __future__ import annotations
-
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
@@ -97,18 +95,15 @@ def draw(run: Run, i: int) -> tuple[list[Prompts], int]:
 
 def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> list[Shard]:
     """Grow, judge and label an iteration's trees, batch by batch."""
-    shards, counts = [], []
+    shards, totals = [], Counter()
     with run.progress.phase("search", iteration=i, total=num_problems(batches)) as phase:
         for shard, is_restored in make_shards(run, i, jobs(batches), lambda: networks):
             shards.append(shard)
-            counts.append(tally(phase, shard, is_restored))
+            totals.update(tally(phase, shard, is_restored))
     # what there is to tell of them
-    totals = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
-    require_some_ok(run, i, counts)
-    metrics = {
-        **named("search", search_totals([shard.tree for shard in shards])),
-        **named("labels", totals),
-    }
+    require_some_ok(run, i, totals)
+    searched = search_totals([shard.tree for shard in shards])
+    metrics = named("search", searched) | named("labels", totals)
     run.log.append(i, {**metrics, "time/search": phase.seconds})
     return shards
 
@@ -121,10 +116,7 @@ def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
 
 
 def read_round(run: Run, i: int) -> list[Shard]:
-    """Read the labelled trees of an iteration that is over; what is lost of them is grown again.
-
-    Raises UserError where that takes a checkpoint that is lost too.
-    """
+    """Read the trees of an iteration that is over; what is lost is grown again (or UserError)."""
     networks_fn = cache(partial(networks_before, run, i))
     batches, _ = draw(run, i)
     return [shard for shard, _ in make_shards(run, i, jobs(batches), networks_fn)]
@@ -140,9 +132,8 @@ def make_shards(
 ) -> Iterator[tuple[Shard, bool]]:
     """Read the trees of iteration i and their labels, or grow, judge and store them, in order.
 
-    Yields (host arrays, which also lie on disk; whether the trees lay there already). The device is
-    given the next batch before the host waits for this one, so it grows while the host judges and
-    stores; it holds the trees of two batches at most.
+    Yields (host arrays, whether the trees lay on disk already). The device is given the next batch
+    before the host waits for this one, and holds the trees of two batches at most.
     """
     ahead: Begun | None = None
     for name, k, batch in asked:
@@ -200,15 +191,11 @@ def networks_before(run: Run, i: int) -> Networks:
     return run.checkpoints.restore_networks(before, abstract, base)
 
 
-def require_some_ok(run: Run, i: int, counts: Sequence[dict[str, int]]) -> None:
+def require_some_ok(run: Run, i: int, totals: Counter[str]) -> None:
     """Raise Diverged where every tree was set aside: a network holds what overflows, or NaN."""
-    num_trees, num_set_aside = (
-        sum(count[key] for count in counts) for key in ("num_trees", "num_set_aside")
-    )
-    if num_set_aside == num_trees > 0:
-        raise diverged(
-            run, i, f"all {num_trees} trees were set aside, since logits or scores were not finite"
-        )
+    if totals["num_set_aside"] == totals["num_trees"] > 0:
+        why = "were set aside, since logits or scores were not finite"
+        raise diverged(run, i, f"all {totals['num_trees']} trees {why}")
 
 
 def diverged(run: Run, i: int, what: str) -> Diverged:
@@ -282,17 +269,15 @@ def solve(
     Returns (the trees of all batches, by their kind; counts of what failed). Raises Diverged.
     """
     found: dict[str, list[Shard]] = {name: [] for name in run.config.evaluation.searches}
-    asked, counts = jobs(batches, *found), []
+    asked, totals = jobs(batches, *found), Counter()
     made = make_shards(run, i, asked, lambda: networks)
     for (name, _, _), (shard, is_restored) in zip(asked, made, strict=True):
         found[name].append(shard)
-        counts.append(tally(phase, shard, is_restored))
-    require_some_ok(run, i, counts)
-    joined: dict[str, Shard] = {
-        name: jax.tree.map(lambda *x: np.concatenate(x), *shards) for name, shards in found.items()
-    }
-    trouble = ("num_errors", "num_set_aside")
-    return joined, {key: sum(count[key] for count in counts) for key in trouble}
+        totals.update(tally(phase, shard, is_restored))
+    require_some_ok(run, i, totals)
+    join = partial(jax.tree.map, lambda *x: np.concatenate(x))
+    joined: dict[str, Shard] = {name: join(*shards) for name, shards in found.items()}
+    return joined, {key: totals[key] for key in ("num_errors", "num_set_aside")}
 
 
 def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
@@ -304,15 +289,13 @@ def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
 
 
-def search_totals(grown: Sequence[Tree]) -> dict[str, float]:
+def search_totals(grown: Sequence[Tree]) -> dict[str, Any]:
     """Count what a search cost and how much of it was of use."""
     if not grown:
         return {}
     # what the trees counted themselves
     names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
-    totals: dict[str, float] = {
-        name: int(sum(getattr(t, name).sum() for t in grown)) for name in names
-    }
+    totals = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
     # what their rows are
     rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
     num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]

@@ -1,15 +1,13 @@
 """What a run will need, before it runs: `python -m jaxtrain.main --config ... --plan`.
 
 For a TPU topology the four heavy programs are compiled for it, without one, by libtpu's compiler,
-whose memory figures are those of the real thing. For the devices here they are compiled as they
-would be. For a GPU that is not here, memory comes from shapes alone and is labelled so. FLOPs are
-formulas: a compiler counts the body of a loop once, and decoding and scanned layers are loops.
-Times are rooflines: nothing runs faster, real runs take several times as long.
+whose memory figures are those of the real thing; for the devices here, as they would be. For a GPU
+that is not here, memory comes from shapes alone and is labelled so. FLOPs are formulas: a compiler
+counts the body of a loop once. Times are rooflines: real runs take several times as long.
 """
 
-from __future__ import annotations
-
 import json
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxtrain import sharding
 from jaxtrain.build import Functions, build
@@ -63,18 +60,18 @@ class Program:
 
 
 def plan(config: Config, progress: Progress) -> Iterator[str]:
-    """Yield the lines of the plan as they become known.
-
-    Raises UserError for a topology that is not known, and at the end for a config that does not
-    fit.
-    """
+    """Yield the lines of the plan. Raises UserError for a config that does not fit."""
     devices, chip, is_compiled = devices_of(config.sharding.topology)
     mesh = sharding.make_mesh(config.sharding, devices)
     check_batches(config, mesh)
     fns = build(config, stand_in(config), progress, mesh=mesh)
     yield json.dumps(asdict(config), indent=2)
     yield ""
-    yield from parameters(config, fns)
+    base, policy, prm = map(num_parameters, fns.abstract_state.networks)
+    if base:
+        yield f"{'base':16}{base:,} parameters, shared by both networks and not trained"
+    yield f"{'policy':16}{policy:,} parameters"
+    yield f"{'PRM':16}{prm:,} parameters"
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     where = config.sharding.topology or "this machine"
     yield f"devices         {mesh.size} of {where}, mesh {shape}"
@@ -86,8 +83,8 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     for name in ("parameters", "optimizer"):
         both = [state[network, name] / GIB for network in ("policy", "prm")]
         yield f"  {name:14}{both[0]:10.3f}{both[1]:10.3f}{sum(both):10.3f}"
-    if base := state["base", "parameters"]:
-        yield f"  {'base, of both':34}{base / GIB:10.3f}"
+    if base:
+        yield f"  {'base, of both':34}{state['base', 'parameters'] / GIB:10.3f}"
     resident = sum(state.values())
     kv, tree = search_bytes(config, fns, mesh)
     caches = "keys and values of a search" + (", kept" if config.search.chunk else "")
@@ -143,10 +140,8 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **TPUS[kind])
     except Exception as error:  # whatever the plugin raises, for a missing libtpu too
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{flag}: cannot be compiled for ({reason}); it needs pip install 'jaxtrain[plan]' and "
-            "a size such as v4:2x2x1 or v5e:2x2"
-        ) from error
+        then = "it needs pip install 'jaxtrain[plan]' and a size such as v4:2x2x1 or v5e:2x2"
+        raise UserError(f"{flag}: cannot be compiled for ({reason}); {then}") from error
     return list(found.devices), CHIPS[kind], True
 
 
@@ -154,20 +149,9 @@ def stand_in(config: Config) -> Any:
     """Stand for a tokenizer: the programs do not depend on which text a token is."""
     size = config.model.vocab_size
     if not size:
-        raise UserError(
-            "--config.model.vocab_size=none: a plan needs the size of the vocabulary, or the "
-            "pretrained model"
-        )
+        why = "a plan needs the size of the vocabulary, or the pretrained model"
+        raise UserError(f"--config.model.vocab_size=none: {why}")
     return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
-
-
-def parameters(config: Config, fns: Functions) -> Iterator[str]:
-    """Count parameters."""
-    base, policy, prm = map(num_parameters, fns.abstract_state.networks)
-    if base:
-        yield f"{'base':16}{base:,} parameters, shared by both networks and not trained"
-    yield f"{'policy':16}{policy:,} parameters"
-    yield f"{'PRM':16}{prm:,} parameters"
 
 
 def num_parameters(params: Any) -> int:
@@ -184,16 +168,19 @@ def num_read(fns: Functions) -> int:
 def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
     """Count what base, parameters and optimizers take on one device."""
 
-    def on_device(tree: Any) -> float:
-        shards = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
-        return sum(float(np.prod(shape)) * dtype.itemsize for shape, dtype in shards)
+    state = fns.abstract_state
+    parts = {
+        ("base", "parameters"): state.base,
+        ("policy", "parameters"): state.policy.params,
+        ("policy", "optimizer"): state.policy.opt_state,
+        ("prm", "parameters"): state.prm.params,
+        ("prm", "optimizer"): state.prm.opt_state,
+    }
 
-    found = {("base", "parameters"): on_device(fns.abstract_state.base)}
-    for name in ("policy", "prm"):
-        learner = getattr(fns.abstract_state, name)
-        found[name, "parameters"] = on_device(learner.params)
-        found[name, "optimizer"] = on_device(learner.opt_state)
-    return found
+    def on_device(x: Any) -> int:
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return {name: sum(map(on_device, jax.tree.leaves(part))) for name, part in parts.items()}
 
 
 def trees_at_once(config: Config, mesh: Any, searching: SearchConfig | None = None) -> float:
@@ -203,9 +190,7 @@ def trees_at_once(config: Config, mesh: Any, searching: SearchConfig | None = No
 
 
 def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
-    """Count what a search keeps and gathers of keys and values, and the trees of a batch, on one
-    device.
-    """
+    """Count the keys and values of a search, and the trees of a batch, on one device."""
     c, t, work = config.search, config.trace, work_of(config.search, config.trace.max_steps)
     prompt, size = config.prompts.max_prompt_tokens, t.max_step_tokens
     path, own = work.width * work.depth * size, work.num_lanes * work.num_steps * size
@@ -229,9 +214,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def kv_bytes(config: Config, mesh: Any) -> float:
-    """Count the bytes of one cached token on one device; heads that tp does not divide are whole
-    everywhere.
-    """
+    """Count the bytes of a cached token on one device; tp may leave heads whole everywhere."""
     m, tp = config.model, mesh.shape["tp"]
     num_heads = m.num_kv_heads / (1 if m.num_kv_heads % tp else tp)
     return 2 * m.num_layers * num_heads * m.head * jnp.dtype(m.dtype).itemsize
@@ -241,32 +224,27 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
     """List the four heavy programs, each with abstract arguments."""
     state, u, size = fns.abstract_state, config.updates, config.prompts.batch_size
 
-    def ints(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-    def floats(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
 
     def rows(size: int, has_reference: bool = False) -> TokenRows:
-        whole, values = ints(size, config.row_length), floats(size, config.row_length)
+        whole = array(size, config.row_length)
+        values = array(size, config.row_length, dtype=jnp.float32)
         log_prob = values if has_reference else None
         return TokenRows(whole, whole, whole, values, values, whole, log_prob)
 
-    prompts = Prompts(ints(size, config.prompts.max_prompt_tokens), ints(size), ints(size))
-    keys = jax.ShapeDtypeStruct((size, 2), jnp.uint32)
-    grown = (*state.networks, prompts, keys, floats())
-    # Of the programs that sample, the larger one.
-    sampling = [fns.grow[name] for name in ("samples", "greedy") if name in fns.grow][:1]
+    prompts = Prompts(array(size, config.prompts.max_prompt_tokens), array(size), array(size))
+    keys, number = array(size, 2, dtype=jnp.uint32), array(dtype=jnp.float32)
+    grown = (*state.networks, prompts, keys, number)
     calls: dict[str, Any] = {"search": (fns.grow["train"], grown)}
-    if sampling:
-        calls["sampling"] = sampling[0], grown
-    objective = policy.OBJECTIVES[u.policy.objective]
-    policy_rows = rows(u.policy.batch_size, objective.has_reference)
-    prm_rows = rows(u.prm.batch_size)
-    return calls | {
-        "policy update": (fns.update_policy, (state.base, state.policy, policy_rows, floats())),
-        "PRM update": (fns.update_prm, (state.base, state.prm, prm_rows, floats())),
-    }
+    # Of the programs that sample, the larger one.
+    if sampling := fns.grow.get("samples", fns.grow.get("greedy")):
+        calls["sampling"] = sampling, grown
+    policy_rows = rows(u.policy.batch_size, policy.OBJECTIVES[u.policy.objective].has_reference)
+    policy_args = state.base, state.policy, policy_rows, number
+    prm_args = state.base, state.prm, rows(u.prm.batch_size), number
+    updates = {"policy update": (fns.update_policy, policy_args)}
+    return calls | updates | {"PRM update": (fns.update_prm, prm_args)}
 
 
 def shapes_of_trees(config: Config, fns: Functions) -> Any:
@@ -291,21 +269,17 @@ def programs(
         except jax.errors.JaxRuntimeError as error:
             if not is_exhausted(error):
                 raise
-            raise UserError(
-                f"{name}: {str(error).splitlines()[0]}; smaller would be {shrink(name)}"
-            ) from error
-        return Program(
-            memory.temp_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
-        )
+            told = f"{name}: {str(error).splitlines()[0]}"
+            raise UserError(f"{told}; smaller would be {shrink(name)}") from error
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return Program(memory.temp_size_in_bytes, results)
 
     with ThreadPoolExecutor() as threads:  # a compiler works on one core
         yield from zip(calls, threads.map(measure, calls), strict=True)
 
 
 def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, Program]]:
-    """Estimate from shapes what a compiler would need: copies of weights, caches, gradients,
-    activations, logits.
-    """
+    """Estimate from shapes: copies of weights, caches, gradients, activations, logits."""
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
     base, trained, _ = map(num_parameters, fns.abstract_state.networks)
@@ -320,11 +294,9 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     lanes = config.prompts.batch_size / shards
     samplers = [c for c in config.evaluation.searches.values() if c.method == "sample"]
     lanes *= max((c.num_samples for c in samplers), default=1)
-    # The cache of all tokens sampled is written anew with every token, and read by the PRM in one
-    # piece.
-    sampled = (
-        2 * lanes * config.trace.max_steps * config.trace.max_step_tokens * kv_bytes(config, mesh)
-    )
+    # The cache of what was sampled is written anew with every token, and read by the PRM at once.
+    sampled = 2 * lanes * config.trace.max_steps * config.trace.max_step_tokens
+    sampled *= kv_bytes(config, mesh)
     yield "sampling", Program(copies + sampled + 3 * lanes * m.num_ids * 4, 0)
     for name, fit, is_policy in (
         ("policy update", config.updates.policy, True),
@@ -337,11 +309,9 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
         block = tokens * (6 * m.width + 4 * m.mlp_width / tp) * item
         heads = m.num_heads / (1 if m.num_heads % tp else tp)
         block += fit.batch_size / shards * heads * config.row_length**2 * 4 * 2
-        kept = (
-            m.num_layers * tokens * m.width * item + block
-            if m.is_rematerialised
-            else m.num_layers * block
-        )
+        kept = m.num_layers * block
+        if m.is_rematerialised:
+            kept = m.num_layers * tokens * m.width * item + block
         logits = 3 * tokens * m.num_ids * 4 / tp if is_policy else 0
         weights = trained * item / tp if item < 4 or m.is_scanned else 0
         yield name, Program(2 * grads + kept + logits + weights, 0)
@@ -373,10 +343,7 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     seconds = {"search": max(FORWARD * count * search_tokens / peak, decode)}
     seconds |= {name: per_token * count * tokens / peak for name, tokens in fit_tokens.items()}
     if not config.prompts.num_problems:
-        yield (
-            "an iteration takes all problems of the task; the figures for search and trees are "
-            "those of one batch"
-        )
+        yield "an iteration takes all problems; the figures for search and trees are of one batch"
     yield f"iteration       {'tokens':>14}{'FLOPs':>12}{'seconds':>10}   at most, at most, at least"
     for name, tokens in {"search": search_tokens, **fit_tokens}.items():
         flops = (FORWARD if name == "search" else per_token) * count * tokens

@@ -2,12 +2,9 @@
 
 A run is never silent for long: besides the loop, which reports what is finished, a thread beats
 every second and shows the state again while the loop is inside a long compiled call or the compiler
-(both leave the interpreter free). On a terminal that is one live bar below the finished phases;
-elsewhere (a log, a notebook, CI) it is a plain line every few seconds. Progress decides nothing: it
-never fails a run, and no number of it goes back into the computation.
+(both leave the interpreter free): on a terminal one live bar below the finished phases, elsewhere a
+plain line every few seconds. Progress never fails a run, and no number of it goes back into it.
 """
-
-from __future__ import annotations
 
 import contextlib
 import sys
@@ -16,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Self, TextIO
 
 import rich.progress
 from rich.console import Console
@@ -50,10 +47,9 @@ class Phase:
     def advance(
         self, amount: int = 1, *, loss: float | None = None, is_restored: bool = False, **sums: int
     ) -> None:
-        """Count what has just been done, and show its loss, a Python float.
+        """Count what has just been done; `sums` may be tokens, and any pair of SHARES.
 
-        `sums` may be tokens, and any pair of SHARES. What is only restored counts as done and
-        solved, but tells nothing of the speed.
+        What is only restored counts as done and solved, but tells nothing of the speed.
         """
         self.done += amount
         if is_restored:
@@ -65,8 +61,7 @@ class Phase:
 
     def describe(self) -> list[str]:
         """Return the parts of a line about the phase: speed, shares, loss."""
-        # Work arrives in chunks: a speed as of the last one does not sag while the next is under
-        # way.
+        # Work arrives in chunks: a speed as of the last does not sag while the next is under way.
         counts = {self.unit: self.done - self.restored} | {name: self.sums[name] for name in TIMED}
         parts = [f"{_rate(n / self.worked_seconds)} {name}/s" for name, n in counts.items() if n]
         for name, whole in SHARES.items():
@@ -77,9 +72,7 @@ class Phase:
         return parts
 
     def outlook(self) -> str:
-        """Return "ETA 0:12" where the work so far tells it and time has not proved it wrong, else
-        "0:12 so far".
-        """
+        """Return "ETA 0:12" where the work so far tells it and time agrees, else "0:12 so far"."""
         seconds = self.clock() - self.start - self.compile_seconds
         if self.total and (done := self.done - self.restored):
             left = (self.total - self.restored) * self.worked_seconds / done - seconds
@@ -89,14 +82,11 @@ class Phase:
 
 
 class Progress:
-    """Show phases on a stream: bars on a terminal, elsewhere plain lines at most `interval` seconds
-    apart.
+    """Show phases: one bar on a terminal, elsewhere plain lines at most `interval` seconds apart.
 
-        with Progress(num_iterations) as progress:
-            with progress.phase("search", iteration=2, total=2048, unit="problems") as phase:
-                phase.advance(256, tokens=70_000, solved=31, attempted=256)
-            with progress.compiling("updates"):
-                ...
+    with Progress(num_iterations) as progress:
+        with progress.phase("search", iteration=2, total=2048) as phase:
+            phase.advance(256, tokens=70_000, solved=31, attempted=256)
     """
 
     def __init__(
@@ -125,7 +115,7 @@ class Progress:
         self._thread = threading.Thread(target=self._keep_beating, name="progress", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -153,10 +143,7 @@ class Progress:
         unit: str = "problems",
         iteration: int | None = None,
     ) -> Iterator[Phase]:
-        """Show a phase while the block runs, and one line about it at its end.
-
-        Phases do not nest.
-        """
+        """Show a phase, which holds no other, and say one line about it at its end."""
         phase = Phase(name, iteration, total, unit, self._clock, self._clock())
         self._phase = phase
         self.beat()
@@ -174,9 +161,7 @@ class Progress:
 
     @contextlib.contextmanager
     def compiling(self, name: str) -> Iterator[None]:
-        """Announce a compilation, and say at the end how long it took; its time is kept out of the
-        phase's speed.
-        """
+        """Announce a compilation, and how long it took, which the phase's speed leaves out."""
         start = self._clock()
         self._compiling = (name, start)
         self.note(f"compiling {name} ...")
@@ -196,9 +181,7 @@ class Progress:
         return seconds
 
     def beat(self) -> None:
-        """Show the state again: on a terminal at once, elsewhere if `interval` seconds have passed
-        in silence.
-        """
+        """Show the state again: on a terminal at once, elsewhere after `interval` s of silence."""
         # read once: the loop may end either meanwhile
         compiling, phase = self._compiling, self._phase
         with self._lock:

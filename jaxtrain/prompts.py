@@ -5,8 +5,6 @@ counted, never truncated; the last batch is filled with rows of problem id -1, s
 one shape and one compilation.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,18 +28,7 @@ class Problem(Protocol):
     def question(self) -> str: ...
 
 
-class Demonstration(Protocol):
-    """What this stage reads of a task's demonstration."""
-
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def response(self) -> str: ...
-
-
-Encode = Callable[[Any], list[int]]
+Encode = Callable[[Any], list[int]]  # a problem, or that of a demonstration, into tokens
 
 
 @dataclass(frozen=True)
@@ -67,9 +54,8 @@ class PromptsConfig:
         try:
             datetime.date.fromisoformat(self.date or "2000-01-01")
         except ValueError as error:
-            raise UserError(
-                f"--config.prompts.date={self.date}: must be a day, as YYYY-MM-DD"
-            ) from error
+            told = f"--config.prompts.date={self.date}: must be a day, as YYYY-MM-DD"
+            raise UserError(told) from error
 
 
 def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
@@ -103,7 +89,7 @@ def draw(
 
 
 def make_encode(
-    config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]
+    config: PromptsConfig, tokenizer: Tokenizer, demonstrations: Sequence[Any]
 ) -> Encode:
     """Make the function that turns a problem, or that of a demonstration, into prompt tokens."""
     if config.style == "chat":
@@ -116,26 +102,16 @@ def make_encode(
 def encode(
     problems: Sequence[Problem], encode_fn: Encode, max_prompt_tokens: int, batch_size: int
 ) -> tuple[list[Prompts], int]:
-    """Encode problems into batches of one shape.
-
-    Returns (batches, number of prompts over the limit).
-    """
+    """Encode problems into batches of one shape. Returns them and the number of those too long."""
     encoded = [(problem.id, encode_fn(problem)) for problem in problems]
     fitting = [(i, ids) for i, ids in encoded if len(ids) <= max_prompt_tokens]
-    starts = range(0, len(fitting), batch_size)
-    batches = [
-        _batch(fitting[at : at + batch_size], max_prompt_tokens, batch_size) for at in starts
-    ]
+    batches = []
+    for start in range(0, len(fitting), batch_size):
+        tokens = np.zeros((batch_size, max_prompt_tokens), np.int32)
+        # A padding row has one token, so that no network ever reads an empty row.
+        length, problem_id = np.ones(batch_size, np.int32), np.full(batch_size, -1, np.int32)
+        for row, (i, ids) in enumerate(fitting[start : start + batch_size]):
+            tokens[row, : len(ids)] = ids
+            length[row], problem_id[row] = len(ids), i
+        batches.append(Prompts(tokens, length, problem_id))
     return batches, len(encoded) - len(fitting)
-
-
-def _batch(
-    rows: Sequence[tuple[int, list[int]]], max_prompt_tokens: int, batch_size: int
-) -> Prompts:
-    tokens = np.zeros((batch_size, max_prompt_tokens), np.int32)
-    # A padding row has one token, so that no network ever reads an empty row.
-    length, problem_id = np.ones(batch_size, np.int32), np.full(batch_size, -1, np.int32)
-    for row, (i, ids) in enumerate(rows):
-        tokens[row, : len(ids)] = ids
-        length[row], problem_id[row] = len(ids), i
-    return Prompts(tokens, length, problem_id)

@@ -1,7 +1,5 @@
 """Open what a run starts from, and runs that are there: for the commands and the benchmarks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,7 @@ def open_model(config: Config) -> tuple[Config, Pretrained | None]:
 
 
 def list_facts(config: Config, task: Task, pretrained: Pretrained | None) -> dict[str, Any]:
-    """List what a run depends on besides its config: hashes of its data, its problems and its
-    pretrained model.
-    """
+    """List what a run depends on besides its config: hashes of data, problems and model."""
     hashes = {**file_hashes(config.tasks), "tasks.problems.sha256": digest(task)}
     hashes |= {"prompts.date": config.prompts.date} if config.prompts.date else {}
     return hashes | dict(pretrained.hashes if pretrained else {})
@@ -44,18 +40,14 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     try:
         return read_config(values), manifest
     except (UserError, ValueError, TypeError) as error:
-        where = path / "config.json"
-        raise UserError(
-            f"{where}: is of another layout ({error}); take the jaxtrain that wrote it"
-        ) from error
+        told = f"{path / 'config.json'}: is of another layout ({error})"
+        raise UserError(f"{told}; take the jaxtrain that wrote it") from error
 
 
 def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
-    """Open a run that is there, to read it alone. Returns (its config, its manifest, the model it
-    started from).
+    """Open a run to read it. Returns (config for the devices here, manifest, pretrained model).
 
-    The config is for the devices here. Raises UserError where it is no run, or its model is not
-    what it was.
+    Raises UserError where it is no run, or its model is not what it was.
     """
     config, manifest = read_run(path)
     pretrained = open_pretrained(config.hub) if config.hub.pretrained else None
@@ -63,26 +55,20 @@ def open_run(path: Path) -> tuple[Config, dict[str, Any], Pretrained | None]:
     started = {name: value for name, value in manifest["facts"].items() if name.startswith("hub/")}
     for name in sorted(started.keys() | hashes.keys()):
         if started.get(name) != hashes.get(name):
-            raise UserError(
-                f"{config.hub.pretrained}: {name} is not what it was when {path} started from it"
-            )
+            told = f"{name} is not what it was when {path} started from it"
+            raise UserError(f"{config.hub.pretrained}: {told}")
     return replace(config, sharding=ShardingConfig()), manifest, pretrained
 
 
 def open_task(
     path: Path, config: Config, manifest: dict[str, Any], pretrained: Pretrained | None
 ) -> Task:
-    """Make the task of a run anew. Raises UserError where its problems are not those that it
-    trained on.
-
-    So it does where the file of a task of the user's own, and with it the verifier, is another.
-    """
+    """Make the task of a run anew. Raises UserError where problems or verifier are others."""
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)
     facts, own = manifest["facts"], "tasks.name.sha256"
     if facts.get(own) != file_hashes(config.tasks).get(own):
-        raise UserError(
-            f"--workdir {path}: {config.tasks.name} is not what it was when the run started"
-        )
+        told = f"{config.tasks.name} is not what it was when the run started"
+        raise UserError(f"--workdir {path}: {told}")
     if digest(task) != facts["tasks.problems.sha256"]:
         raise UserError(
             f"--workdir {path}: its config no longer makes the problems that it trained on, so "
@@ -93,20 +79,17 @@ def open_task(
 
 def summary(workdir: Workdir) -> str:
     """Say in two lines what came of a run, and in a third that nothing was learnt, if so it was."""
-    with MetricsLog(workdir.path) as log:
-        all_rows = log.read()
+    all_rows = MetricsLog(workdir.path).read()
     needed = [f"evaluation/greedy/{name}" for name in ("accuracy", "low", "high", "num_problems")]
     rows = [row for row in all_rows if all(key in row for key in needed)]
-
-    def told(row: dict[str, Any]) -> str:
+    ends, told = rows[:1] + rows[1:][-1:], []  # the first and the last, if it is another
+    for row in ends:
         share, low, high, _ = (row[key] for key in needed)
-        return f"{share:.1%} [{low:.1%}, {high:.1%}] after iteration {row['iteration']}"
+        told.append(f"{share:.1%} [{low:.1%}, {high:.1%}] after iteration {row['iteration']}")
 
     lines = [str(workdir.report), tell_nothing_learnt(all_rows)]
     if rows:
-        told_rows = " -> ".join(map(told, rows[:1] if len(rows) < 2 else (rows[0], rows[-1])))
-        name = "greedy accuracy"
-        if rows[-1].get("evaluation/has_calculator"):
-            name += WITH_CALCULATOR
-        lines.insert(0, f"{name} {told_rows} ({rows[-1][needed[-1]]} problems)")
+        how = WITH_CALCULATOR if rows[-1].get("evaluation/has_calculator") else ""
+        num_problems = rows[-1][needed[-1]]
+        lines.insert(0, f"greedy accuracy{how} {' -> '.join(told)} ({num_problems} problems)")
     return "\n".join(filter(None, lines))

@@ -5,8 +5,6 @@ and every jitted function. Axes are Auto: the compiler places the tensor-paralle
 search is written per shard (`per_shard`), so that its loop holds none of the others.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -86,7 +84,7 @@ def tree_shardings(mesh: Mesh, shapes: Any) -> Any:
     """Map a tree of shapes (params, optimizer state, whole learners) to a tree of NamedSharding."""
 
     def sharding(path, leaf) -> NamedSharding:
-        name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)

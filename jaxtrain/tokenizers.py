@@ -5,8 +5,6 @@ tokenizer knows all 256; a character tokenizer knows the few ASCII characters of
 a small vocabulary small. Ids are `pad_id`, `end_id`, then the table in order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,19 +41,16 @@ class AlphabetTokenizer:
         return NUM_SPECIALS + len(self.alphabet)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without an end id.
-
-        Raises UserError for a character outside the alphabet, and for half of a surrogate pair,
-        which is no text.
-        """
+        """Return the ids of a text, without an end id. Raises UserError for what has none."""
         try:
             return [self._ids[byte] for byte in text.encode("utf-8")]
         except (KeyError, UnicodeEncodeError):
-            position, character = next(pair for pair in enumerate(text) if not self._knows(pair[1]))
-            raise UserError(
-                f"tokenizer: character {character!a} at position {position} of {text[:40]!a} is "
-                "not in the alphabet; remove it or use the byte tokenizer"
-            ) from None
+            forms = (character.encode("utf-8", "ignore") for character in text)
+            is_known = [form != b"" and {*form} <= {*self.alphabet} for form in forms]
+            position = is_known.index(False)
+            where = f"character {text[position]!a} at position {position} of {text[:40]!a}"
+            why = "is not in the alphabet; remove it or use the byte tokenizer"
+            raise UserError(f"tokenizer: {where} {why}") from None
 
     def encode_start(self, text: str) -> list[int]:
         """Return the ids of a text that starts a sequence; there is no begin id."""
@@ -63,10 +58,8 @@ class AlphabetTokenizer:
 
     def encode_chat(self, text: str, system: str, date: str) -> list[int]:
         """Refuse: only pretrained models know a chat."""
-        raise UserError(
-            "--config.prompts.style=chat: needs a pretrained model with a chat template; choose "
-            "plain"
-        )
+        why = "needs a pretrained model with a chat template; choose plain"
+        raise UserError(f"--config.prompts.style=chat: {why}")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text before the first end id, without one before the trailing padding.
@@ -90,23 +83,12 @@ class AlphabetTokenizer:
     def _bytes(self) -> dict[int, int]:
         return {index: byte for byte, index in self._ids.items()}
 
-    def _knows(self, character: str) -> bool:
-        try:
-            return all(byte in self.alphabet for byte in character.encode("utf-8"))
-        except UnicodeEncodeError:
-            return False
-
 
 def character_tokenizer(alphabet: str) -> AlphabetTokenizer:
-    """Make a tokenizer of a few ASCII characters, newline among them.
-
-    Raises UserError for any other alphabet.
-    """
+    """Make a tokenizer of a few ASCII characters with a newline. Raises UserError for others."""
     if not alphabet.isascii() or "\n" not in alphabet or len(set(alphabet)) != len(alphabet):
-        raise UserError(
-            f"tokenizer: alphabet {alphabet!a} must be distinct ASCII characters with a newline "
-            "among them"
-        )
+        why = "must be distinct ASCII characters with a newline among them"
+        raise UserError(f"tokenizer: alphabet {alphabet!a} {why}")
     return AlphabetTokenizer(alphabet.encode("ascii"))
 
 

@@ -1,11 +1,8 @@
 """Stored trees, and walks over their rows, for every stage that reads one.
 
 The rows of a `Tree` hold single steps; judging, training data and reports need what lies between
-the prompt and a row. These are host functions of whole batches of rows: a round has tens of
-thousands of them.
+the prompt and a row. These are host functions of whole batches of rows.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -39,10 +36,9 @@ class Place(NamedTuple):
 class TreeFiles:
     """The trees of a run folder, a file for every shard, and their labels, a file for every kind.
 
-    The format is public: a zip of npy arrays as `numpy.savez_compressed` writes it, one per field
-    of `structs.Tree` or `structs.Labels`, under the field's name, with the shape and dtype that are
-    written there (`[B R S]` int32 tokens, and so on). Read it with `numpy.load(path)` and no code
-    of ours. The comment of the zip is a hash of the arrays and of what the shard is.
+    The format is public, for `numpy.load(path)`: an array per field of `structs.Tree` or
+    `structs.Labels`, with its name, shape and dtype. The comment of the zip is a hash of the arrays
+    and of what the shard is.
     """
 
     run: Path
@@ -69,8 +65,7 @@ class TreeFiles:
     def load(self, place: Place) -> Tree | None:
         """Read a shard back as numpy arrays; None where it is absent.
 
-        Raises Damaged where it is not what was saved here, or was made by another run or under
-        other settings: it is set aside, to be grown again.
+        Raises Damaged where it is not what this run saved: it is set aside, to be grown again.
         """
         about = self._about(place)
         return self._read(self.path(place), Tree, about, "its trees are grown again")
@@ -83,14 +78,6 @@ class TreeFiles:
         """Read the labels of a shard back, as `load` does; those of other trees are Damaged too."""
         about = self._about(place, tree, kind)
         return self._read(self.path(place, kind), Labels, about, "its trees are judged again")
-
-    def adopt(self, source: TreeFiles, iteration: int, kind: str) -> None:
-        """Copy the training trees of an iteration, and their labels of a kind, from another run."""
-        for place in (place for place in source.training() if place.iteration == iteration):
-            if (tree := source.load(place)) is not None:
-                self.save(place, tree)
-                if (labels := source.load_labels(place, tree, kind)) is not None:
-                    self.save_labels(place, tree, labels, kind)
 
     def _about(self, place: Place, tree: Tree | None = None, kind: str = "") -> str:
         """Say what a file is: labels are of one tree."""
@@ -109,20 +96,17 @@ class TreeFiles:
     def _read(self, path: Path, form: type[Stored], about: str, instead: str) -> Stored | None:
         if not path.exists():
             return None
-        # A wrong byte can surface as any of a dozen types from zipfile, zlib, numpy and its header
-        # parser.
+        wrong = "is of another run or other settings, or was altered"
         try:
             data = io.BytesIO(path.read_bytes())
             digest = zipfile.ZipFile(data).comment
             with np.load(data, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             value = form(**arrays)
-            wrong = "is of another run or other settings, or was altered"
-            is_good = digest == _digest(arrays, about).encode()
-        except Exception as error:
-            wrong, is_good = f"cannot be read ({type(error).__name__})", False
-        if is_good:
-            return value
+            if digest == _digest(arrays, about).encode():
+                return value
+        except Exception as error:  # a wrong byte surfaces as any of a dozen types
+            wrong = f"cannot be read ({type(error).__name__})"
         aside = set_aside(path, self.run).relative_to(self.run)
         raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and {instead}")
 
@@ -143,9 +127,7 @@ def _digest(arrays: dict[str, np.ndarray], about: str) -> str:
 
 
 def is_usable(tree: Tree) -> Array:
-    """Mark the rows that may be judged and labelled, `[B R]` bool: real steps, no duplicates, no
-    set-aside tree.
-    """
+    """Mark the rows that may be labelled, `[B R]` bool: real steps, once, of good trees."""
     is_step = (tree.kind == Kind.CANDIDATE) | (tree.kind == Kind.ROLLOUT)
     return is_step & (tree.is_ok & (tree.problem_id >= 0))[:, None]
 
@@ -202,9 +184,9 @@ def sequences(
     """
     all_tokens = np.asarray(tree.tokens)
     step_length = np.where(rows >= 0, np.asarray(tree.length)[problem[:, None], rows], 0)
-    start = (
-        np.zeros(len(problem), np.int32) if prompts is None else np.asarray(prompts.length)[problem]
-    )
+    start = np.zeros(len(problem), np.int32)
+    if prompts is not None:
+        start = np.asarray(prompts.length)[problem]
     end = start[:, None] + np.cumsum(step_length, axis=1)
     length = end[:, -1] if rows.shape[1] else start
     tokens = np.zeros((len(problem), length.max(initial=0)), np.int32)

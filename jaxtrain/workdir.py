@@ -8,31 +8,32 @@
     labels/<iteration>/<purpose>-<shard>.<kind>.npz        likewise
     metrics.jsonl, tensorboard/, report.html               what is told
 
-A run may be killed at any instant, so a file is complete or absent (`files.py`), and what does not
-hold what was saved is set aside and told. One run owns a folder at a time (the kernel drops the
-lock of a killed process), and one config owns it for ever: the same command resumes, another config
-is refused before anything is touched.
+A run may be killed at any instant, so a file is complete or absent (`files.py`). One run owns a
+folder at a time, and one config owns it for ever: the same command resumes, another config is
+refused before anything is touched.
 """
-
-from __future__ import annotations
 
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import jax
+
+from jaxtrain.compilation import kept_in
 from jaxtrain.errors import UserError
 from jaxtrain.files import TEMPORARY, dumps, read_json, write_json
-from jaxtrain.manifest import describe
 from jaxtrain.trees import TreeFiles
 
 # A key stands for itself and all below it. None of these changes what an iteration learns: data
@@ -50,21 +51,15 @@ FREE_KEYS = (
     "hub.may_download",
     "hub.prm",
 )
+PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
 FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
 # What must stand in a file that an earlier start wrote, and of which type.
 NEEDED = {
     "config.json": {"seed": int},
-    "manifest.json": {
-        "facts": dict,
-        "starts": list,
-        "versions": dict,
-        "devices": dict,
-        "seed": int,
-        "config_sha256": str,
-        "run_key": str,
-    },
+    "manifest.json": dict.fromkeys(("facts", "versions", "devices"), dict)
+    | {"starts": list, "seed": int, "config_sha256": str, "run_key": str},
 }
 
 
@@ -111,22 +106,14 @@ def open_workdir(
 ) -> Iterator[Workdir]:
     """Open a run folder, new or to be resumed, and lock it until the block ends; the files stay.
 
-    Args:
-      path: a local folder, `~` for the home folder; made if it does not exist.
-      config: the resolved config, nested dicts of JSON values, with `seed`.
-      facts: JSON values that the run depends on besides its config, such as hashes of its files.
-      command: what was typed, to be told in manifest.json.
+    config: resolved, nested dicts of JSON values. facts: JSON values that the run depends on
+    besides, such as hashes of its files. command: what was typed.
 
-    Raises:
-      UserError: another run is alive in the folder; it belongs to another config (any key but
-        `FREE_KEYS`) or to other facts; it holds files but no config.json, or a folder where a file
-        belongs; it cannot be written to; or it is no local folder at all.
+    Raises UserError for a folder in use, of another config (any key but `FREE_KEYS`) or other
+    facts, with files but no config.json, or that cannot be written to.
     """
     if "://" in str(path):
-        raise UserError(
-            f"workdir {path}: only a folder of this machine's file system will do; "
-            "choose another --workdir"
-        )
+        raise UserError(f"workdir {path}: is no folder of this machine; choose another --workdir")
     path = Path(path).expanduser()
     config, facts = _as_json(config), _as_json(facts)
     with contextlib.ExitStack() as held:
@@ -135,102 +122,118 @@ def open_workdir(
             held.enter_context(acquire(path))
             notices, num_starts = _take_over(path, config, facts, command)
         except OSError as error:
-            where = error.filename or path
-            raise UserError(
-                f"workdir {path}: {where} cannot be used ({error.strerror}); choose another "
-                "--workdir"
-            ) from error
+            why = f"{error.filename or path} cannot be used ({error.strerror})"
+            raise UserError(f"workdir {path}: {why}; choose another --workdir") from error
         keys = run_key(config, facts), run_key(config, facts, config.get("evaluation"))
         yield Workdir(path, tuple(notices), num_starts, *keys)
 
 
 def read_old(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what config.json and manifest.json of a run folder hold, {} for one that is absent.
-
-    Raises UserError for what is no such file.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name, needed in NEEDED.items():
-        found[name] = {}
-        if not (path / name).exists():
-            continue
-        value = read_json(path / name)
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{path / name} holds no JSON object; "
-                "restore it from a copy, or use another --workdir"
-            )
-        if wrong := [key for key, kind in needed.items() if type(value.get(key)) is not kind]:
+    """Return what config.json and manifest.json hold, {} for an absent one. Raises UserError."""
+    found = {name: read_json(path / name) for name in NEEDED if (path / name).exists()}
+    for name, value in found.items():
+        if wrong := [key for key, kind in NEEDED[name].items() if type(value.get(key)) is not kind]:
             hint = ", or remove it" if name == "manifest.json" else ""
             what = f"has no {', '.join(wrong)} as a run of this jaxtrain writes it"
             raise UserError(f"{path / name} {what}; restore it from a copy{hint}")
-        found[name] = value
-    return found["config.json"], found["manifest.json"]
+    return found.get("config.json", {}), found.get("manifest.json", {})
 
 
 def _take_over(
     path: Path, config: dict[str, Any], facts: dict[str, Any], command: str
 ) -> tuple[list[str], int]:
-    """Compare a locked folder with what is to run there, and describe the new start.
-
-    Returns (notices, the number of starts).
-    """
+    """Compare a locked folder with what is to run there. Returns (notices, number of starts)."""
     old_config, before = read_old(path)
     if old_config:
         _refuse(path, "config", _differing(old_config, config, FREE_KEYS))
     if before:
         _refuse(path, "facts", _differing(before["facts"], facts))
-    _remove_leftovers(path)
+
+    # what a killed write left
+    for pattern in (*FILES, "trees/*/*.npz", "labels/*/*.npz"):
+        for leftover in path.glob(pattern + TEMPORARY):
+            leftover.unlink()
 
     now = describe(config, facts) | {"run_key": run_key(config, facts)}
     starts = [*(before["starts"] if before else ()), _now()]
     write_json(path / "config.json", config)
     write_json(path / "manifest.json", now | {"starts": starts, "command": command})
 
-    def changes(old: dict[str, Any], new: dict[str, Any], *parts: str) -> list[str]:
+    def changes(told: str, old: dict[str, Any], new: dict[str, Any], *parts: str) -> list[str]:
         before, after = ({part: whole.get(part, {}) for part in parts} for whole in (old, new))
-        return _differing(before, after)
+        return [f"changed {told}: {line}" for line in _differing(before, after)]
 
     notices = []
     if before:
-        machine = changes(before, now, "versions", "devices", "git_commit")
-        notices += [f"changed since the last start: {line}" for line in machine]
+        notices += changes("since the last start", before, now, "versions", "devices", "git_commit")
     elif old_config:
-        notices.append(
-            "manifest.json was gone: data and model are not compared with those of the first start"
-        )
+        told = "data and model are not compared with those of the first start"
+        notices.append(f"manifest.json was gone: {told}")
     if old_config:
-        told = changes(old_config, config, "evaluation", "sharding")
-        notices += [f"changed from here on: {line}" for line in told]
+        notices += changes("from here on", old_config, config, "evaluation", "sharding")
     return notices, len(starts)
+
+
+def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Describe what is about to run, for manifest.json."""
+    return {
+        "seed": config["seed"],
+        "config_sha256": _hash(config),
+        "facts": facts,
+        "versions": {"python": platform.python_version()}
+        | {package: _version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "devices": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "num_processes": jax.process_count(),
+        },
+        "compilation_cache": kept_in(),
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of our checkout ("-dirty" where it was edited), None elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    # An installed package may lie inside somebody else's repository, whose commit would be a lie.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
 
 
 def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> str:
     """Hash what training depends on, all but the free keys of the config, and `more`."""
     learnt = {key: value for key, value in _flatten(config) if not _is_free(key)}
-    return hashlib.sha256(dumps([learnt, facts, more]).encode()).hexdigest()
+    return _hash([learnt, facts, more])
 
 
 def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        names = {entry.name for entry in path.iterdir()}
-    except OSError as error:
-        raise UserError(
-            f"workdir {path} cannot be used ({error.strerror}); choose another --workdir"
-        ) from error
+    path.mkdir(parents=True, exist_ok=True)
+    names = {entry.name for entry in path.iterdir()}
     # A start killed before config.json was in place leaves these two at most.
     if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
-        raise UserError(
-            f"workdir {path} holds files but no config.json, so it is no run; "
-            "choose another --workdir"
-        )
+        why = "holds files but no config.json, so it is no run"
+        raise UserError(f"workdir {path} {why}; choose another --workdir")
 
 
 def acquire(path: Path) -> IO[str]:
-    """Lock the folder through the kernel, which forgets a lock with its process, so none is ever
-    stale.
-    """
+    """Lock a folder through the kernel, which forgets the lock with its process."""
     lock = (path / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,9 +241,8 @@ def acquire(path: Path) -> IO[str]:
         lock.seek(0)
         owner = " ".join(lock.read().split()) or "another process"
         lock.close()
-        raise UserError(
-            f"workdir {path} is in use by {owner}; stop that run or choose another --workdir"
-        ) from None
+        told = f"is in use by {owner}; stop that run or choose another --workdir"
+        raise UserError(f"workdir {path} {told}") from None
     lock.truncate(0)
     lock.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
     lock.flush()
@@ -250,9 +252,7 @@ def acquire(path: Path) -> IO[str]:
 def _differing(
     old: dict[str, Any], new: dict[str, Any], free_keys: tuple[str, ...] = ()
 ) -> list[str]:
-    """Return a line "key old -> new" for every leaf that two nested dicts do not share, free keys
-    apart.
-    """
+    """Return a line "key old -> new" for every leaf that differs, free keys apart."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     return [
         f"{key} {_show(before, key)} -> {_show(after, key)}"
@@ -269,19 +269,10 @@ def _is_free(key: str, free_keys: tuple[str, ...] = FREE_KEYS) -> bool:
 def _refuse(path: Path, what: str, differing: list[str]) -> None:
     if differing:
         more = f" and {len(differing) - MAX_SHOWN} more" if len(differing) > MAX_SHOWN else ""
-        raise UserError(
-            f"workdir {path} belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}; "
-            "choose another --workdir, or go back to the old values (what is absent on one side is "
-            "of another jaxtrain)"
-        )
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed write left."""
-    beside = (path / (name + TEMPORARY) for name in FILES)
-    below = (path.glob(f"{folder}/*/*.npz{TEMPORARY}") for folder in ("trees", "labels"))
-    for leftover in (*beside, *chain.from_iterable(below)):
-        leftover.unlink(missing_ok=True)
+        told = f"belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}"
+        then = "choose another --workdir, or go back to the old values"
+        absent = "what is absent on one side is of another jaxtrain"
+        raise UserError(f"workdir {path} {told}; {then} ({absent})")
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -298,12 +289,14 @@ def _show(leaves: dict[str, Any], key: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def _hash(value: Any) -> str:
+    return hashlib.sha256(dumps(value).encode()).hexdigest()
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _as_json(value: Any) -> Any:
-    """Return the value as JSON reads it back (tuples are lists), the only form that is compared or
-    hashed.
-    """
+    """Return a value as JSON reads it back, the form that is compared and hashed."""
     return json.loads(dumps(value))

@@ -104,6 +104,14 @@ def test_samples_pay_for_the_networks_that_they_use():
     assert "minus_best_of_k" not in best
 
 
+def test_greedy_decoding_has_no_budget():
+    samples = make_samples()
+    row = compare("greedy", make_choice(np.ones(40, bool), 30, 40), samples, None, 0.5, 1.0)
+    assert (row["budget"], row["k"], row["tokens"], row["prm_tokens"]) == (None, None, 30, 0)
+    heads = dict(zip(tables.HEADS, tables.cells(row), strict=True))
+    assert (heads["budget"], heads["tokens"], heads["ended early"]) == ("-", "30", "-")
+
+
 def test_other_problems_are_an_error():
     samples, other = make_samples(), make_choice(np.ones(40, bool), 30, 40)
     with pytest.raises(AssertionError):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, adopt, fingerprint
+from benchmarks.arms import adopt_checkpoint
+from jaxtrain.checkpoints import Checkpoints, CheckpointsConfig, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.sharding import tree_shardings
 from jaxtrain.structs import State
@@ -272,7 +273,7 @@ def test_a_checkpoint_adopted_is_the_same_and_of_the_run(tmp_path):
     with Checkpoints(source / "checkpoints", CheckpointsConfig(), "one") as checkpoints:
         checkpoints.save(state_on(ONE)[0])
     (folder / "checkpoints").mkdir(parents=True)
-    adopt(source, folder, 0, "other")
+    adopt_checkpoint(source, folder, 0, "other")
     with Checkpoints(folder / "checkpoints", CheckpointsConfig(), "other") as checkpoints:
         assert checkpoints.newest() == 0
     assert fingerprint(folder / "checkpoints", 0) == fingerprint(source / "checkpoints", 0)

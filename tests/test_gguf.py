@@ -22,7 +22,8 @@ from hub_models import (
 )
 
 from jaxtrain.errors import UserError
-from jaxtrain.hub import HubConfig, load_params, open_pretrained
+from jaxtrain.hub import HubConfig, open_pretrained
+from jaxtrain.hub.pretrained import load_params
 from jaxtrain.nn.transformer import Transformer, abstract_params
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the extra [gguf]")

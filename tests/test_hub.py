@@ -31,11 +31,12 @@ from hub_models import (
 from safetensors.numpy import load_file, save_file
 
 from jaxtrain.errors import UserError
-from jaxtrain.hub import HubConfig, folder, load_params, open_pretrained
+from jaxtrain.hub import HubConfig, folder, open_pretrained
 from jaxtrain.hub.card import model_card
 from jaxtrain.hub.export import write_network, write_tensors
 from jaxtrain.hub.families import family_of, read_model_config
 from jaxtrain.hub.folder import INDEX
+from jaxtrain.hub.pretrained import load_params
 from jaxtrain.hub.tokenizer import wrap
 from jaxtrain.nn.transformer import Segment, Transformer, abstract_params
 from jaxtrain.tokenizers import byte_tokenizer
@@ -469,8 +470,8 @@ BAD = {
         lambda p: edit_config(p, rope_scaling={"rope_type": "llama3"}),
         "llama3 without factor",
     ),
-    "config": (lambda p: (p / "config.json").write_text("{"), "config.json: is not a JSON object"),
-    "no config": (lambda p: (p / "config.json").unlink(), "config.json: no such file"),
+    "config": (lambda p: (p / "config.json").write_text("{"), "config.json is not a JSON object"),
+    "no config": (lambda p: (p / "config.json").unlink(), "config.json cannot be read"),
     "no weights": (
         lambda p: (p / "model.safetensors").unlink(),
         "holds neither model.safetensors nor",

@@ -19,8 +19,9 @@ from jaxtrain import updates
 from jaxtrain.build import build
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
-from jaxtrain.hub import HubConfig, load_params, open_pretrained
+from jaxtrain.hub import HubConfig, open_pretrained
 from jaxtrain.hub.export import write_network
+from jaxtrain.hub.pretrained import load_params
 from jaxtrain.nn.transformer import Transformer, abstract_params
 from jaxtrain.progress import Progress
 from jaxtrain.updates import PrmConfig, UpdatesConfig
@@ -201,7 +202,7 @@ def test_another_prm_is_refused_in_one_line(exported, tmp_path, case):
 
 def test_a_prm_needs_a_policy():
     prm = replace(UpdatesConfig().prm, init_from="policy")
-    with pytest.raises(UserError, match="init_from=policy it starts from the policy"):
+    with pytest.raises(UserError, match="init_from=policy says another"):
         Config(hub=HubConfig(pretrained="x", prm="y"), updates=UpdatesConfig(prm=prm))
     with pytest.raises(UserError, match="--config.hub.prm=x: needs --config.hub.pretrained"):
         HubConfig(prm="x")

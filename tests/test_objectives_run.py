@@ -137,8 +137,11 @@ def test_a_policy_learns_by_every_objective(task, plain, warm, tmp_path, case):
 
 @pytest.mark.parametrize("network", OBJECTIVES)
 def test_a_plan_knows_the_rows_of_every_objective(task, network):
+    packed = replace(CONFIG.datasets, packed_tokens=3 * CONFIG.max_length)
     for objective in OBJECTIVES[network]:
         config = learning(network, objective=objective)
+        if network == "prm":
+            config = replace(config, datasets=packed)
         name = {"policy": "policy update", "prm": "PRM update"}[network]
         update, arguments = calls_of(config, functions(task, config))[name]
         learner, told = update.jitted.eval_shape(*arguments)

@@ -20,7 +20,7 @@ from jaxtrain.nn.transformer import Transformer
 from jaxtrain.structs import Examples, TokenRows
 from jaxtrain.updates import PolicyConfig, PrmConfig, UpdatesConfig
 from jaxtrain.updates.policy import likelihood
-from jaxtrain.updates.prm import cross_entropy, squared
+from jaxtrain.updates.prm import cross_entropy, pairwise, squared
 
 LENGTH = 9
 RNG = np.random.default_rng(0)
@@ -143,30 +143,44 @@ def test_right_texts_weigh_as_much_as_the_others():
     np.testing.assert_allclose(same, examples.rows.weight)
 
 
-def test_nothing_is_packed_unless_asked_or_where_there_is_nothing():
-    policy, prm, counts = datasets.pack_both(EXAMPLES, EXAMPLES, DatasetsConfig())
-    assert policy is prm is EXAMPLES and not counts
-    none = jax.tree.map(lambda x: x[:0], EXAMPLES)
-    config = DatasetsConfig(packed_tokens=30)
-    policy, prm, counts = datasets.pack_both(none, EXAMPLES, config)
-    assert policy.rows.tokens.shape == (0, 30) and not datasets.num_rows(policy)
-    assert counts["num_policy_tokens_packed"] == counts["num_policy_tokens_apart"] == 0
-    assert counts["num_prm_tokens_apart"] == np.count_nonzero(EXAMPLES.rows.until)
-    assert counts["num_prm_tokens_packed"] == np.count_nonzero(prm.rows.until)
+def test_steps_of_a_problem_are_compared_as_in_rows_of_one_text():
+    """Where each of them is learnt once."""
+    rows, seen = EXAMPLES.rows, set()
+    is_new = np.zeros(rows.tokens.shape, bool)
+    for (row, at), text in zip(np.argwhere(rows.until), prefixes(EXAMPLES), strict=True):
+        is_new[row, at] = text not in seen
+        seen.add(text)
+    group = np.where(is_new, 99 * EXAMPLES.problem_id[:, None] + rows.position, -1)
+    weight = np.where(is_new, rows.weight, 0)
+    examples = EXAMPLES.replace(rows=rows.replace(weight=weight, group=group.astype(np.int32)))
+
+    def loss(examples, **how):
+        rows = examples.rows
+        outputs = np.zeros((*rows.tokens.shape, 2), np.float32)
+        # what a network says is told by the text alone
+        for (row, at), text in zip(np.argwhere(rows.until), prefixes(examples), strict=True):
+            outputs[row, at] = np.random.default_rng(text).normal(size=2)
+        return float(pairwise(outputs, rows, PrmConfig(**how), num_labels=100))
+
+    packed = datasets.pack(examples, 20)
+    assert loss(packed) == pytest.approx(loss(examples), rel=1e-5)
+    assert loss(packed) > loss(packed, pairwise_weight=0.0) + 0.1
+
+
+def test_nothing_is_packed_where_there_is_nothing():
+    packed = datasets.pack(jax.tree.map(lambda x: x[:0], EXAMPLES), 30, balance_outcomes=True)
+    assert packed.rows.tokens.shape == (0, 30) and not datasets.num_rows(packed)
 
 
 def test_what_cannot_be_packed_is_refused():
     config = partial(Config, datasets=DatasetsConfig(packed_tokens=10**6))
-    refused = {
-        "policy": {"dpo": PolicyConfig, "step_dpo": PolicyConfig, "grpo": PolicyConfig},
-        "prm": {"pairwise": PrmConfig},
-    }
-    for network, objectives in refused.items():
-        for name, kind in updates.OBJECTIVES[network].items():
-            assert kind.is_packable == (name not in objectives)
-        for name, make in objectives.items():
-            with pytest.raises(UserError, match=rf"packed_tokens=1000000: {name} .*{network}\.obj"):
-                config(updates=UpdatesConfig(**{network: make(objective=name)}))
+    for name in updates.OBJECTIVES["policy"]:
+        how = UpdatesConfig(policy=PolicyConfig(objective=name))
+        if name in ("nll", "weighted"):
+            config(updates=how)
+            continue
+        with pytest.raises(UserError, match=rf"=1000000: {name} .*policy\.objective nll or weig"):
+            config(updates=how)
     assert config().row_length == 10**6
     with pytest.raises(UserError, match="packed_tokens=10: a text has up to"):
         Config(datasets=DatasetsConfig(packed_tokens=10))

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 from tiny_models import random_like, read_whole
 
 from jaxtrain.errors import UserError
-from jaxtrain.hub import HubConfig, load_params, open_pretrained
+from jaxtrain.hub import HubConfig, open_pretrained
 from jaxtrain.hub.card import model_card
 from jaxtrain.hub.export import write_adapter, write_network
 from jaxtrain.hub.families import BLOCK
+from jaxtrain.hub.pretrained import load_params
 from jaxtrain.nn import lora
 from jaxtrain.nn.transformer import Transformer, abstract_params
 from jaxtrain.structs import PROJECTIONS

@@ -163,7 +163,7 @@ def test_an_unknown_topology_is_refused(topology):
 
 
 def test_batches_that_the_mesh_cannot_split_are_refused():
-    with pytest.raises(UserError, match="batch_size=12 cannot be split over data x fsdp = 8"):
+    with pytest.raises(UserError, match="batch_size=12: cannot be split over data x fsdp = 8"):
         told(
             config_of(
                 TINY,

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain import manifest as manifest_lib
+from benchmarks.arms import adopt_trees
+from jaxtrain import workdir as workdir_lib
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.files import disk_fault, read_json, write_atomic
@@ -138,7 +139,7 @@ def test_other_facts_are_refused(tmp_path):
 def test_changed_versions_are_a_notice(tmp_path, monkeypatch):
     start(tmp_path, CONFIG, FACTS)
     monkeypatch.setattr(
-        manifest_lib, "_version", lambda package: "99" if package == "mctx" else None
+        workdir_lib, "_version", lambda package: "99" if package == "mctx" else None
     )
     with open_workdir(tmp_path, CONFIG, FACTS) as workdir:
         (told,) = [notice for notice in workdir.notices if "versions.mctx" in notice]
@@ -168,8 +169,8 @@ def test_a_manifest_that_is_gone_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "is not JSON"),
-        ("[1]", "holds no JSON object"),
+        ("", "is not a JSON object"),
+        ("[1]", "is not a JSON object"),
         ('{"facts": {}}', "has no starts, versions, devices"),
         ("{}", "has no facts, starts"),
     ],
@@ -231,7 +232,7 @@ def test_impossible_folder_is_one_line(tmp_path, path):
 def test_damaged_config_is_one_line(tmp_path):
     start(tmp_path, CONFIG, FACTS)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not a JSON object"):
         start(tmp_path, CONFIG, FACTS)
 
 
@@ -428,7 +429,7 @@ def test_trees_are_adopted_with_their_labels(tmp_path):
             source.trees.save(Place(i, 0), tree)
             source.trees.save_labels(Place(i, 0), tree, make_labels(tree), "quality")
         with open_workdir(tmp_path / "other", change(CONFIG, "seed", 4), FACTS) as workdir:
-            workdir.trees.adopt(source.trees, 0, "quality")
+            adopt_trees(source.trees, workdir.trees, 0, "quality")
             assert workdir.trees.training() == [Place(0, 0)]
             adopted = workdir.trees.load(Place(0, 0))
             assert adopted is not None and equal(adopted, tree)
@@ -469,8 +470,8 @@ def test_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
 
 
 def test_commit_is_that_of_this_checkout_or_none():
-    root = Path(manifest_lib.__file__).resolve().parents[1]
-    commit = manifest_lib._git_commit()
+    root = Path(workdir_lib.__file__).resolve().parents[1]
+    commit = workdir_lib._git_commit()
     if not (root / ".git").exists():
         assert commit is None
     else:

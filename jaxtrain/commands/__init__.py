@@ -1,11 +1,8 @@
-"""What can be asked for on the command line: a module each, whose `run(arguments, leaving)` does
-it.
+"""The commands, a module each, whose `run(arguments, leaving)` does what was asked for.
 
-`main` chose the command and has taken its name off `arguments`. It closes `leaving`, an ExitStack,
-however the process ends, so a command enters there what must clear the terminal.
+`arguments` are without its name. `main` closes `leaving`, an ExitStack, however the process ends,
+so a command enters there what must clear the terminal.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -21,11 +18,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 class Parser(argparse.ArgumentParser):
-    """Read the flags of a command on a finished run: --workdir, --iteration, and --to if it writes
-    elsewhere.
-
-    Raises UserError.
-    """
+    """Read the flags of a command on a finished run. Raises UserError."""
 
     def __init__(
         self,

@@ -220,9 +220,9 @@ def grow_apart(
     # What an earlier start has grown was timed by it.
     timed, num_grown = path / "seconds.json", phase.done - phase.restored
     if num_grown:
-        write_json(timed, phase.worked_seconds / num_grown)
+        write_json(timed, {"seconds": phase.worked_seconds / num_grown})
     told = read(kind, found[kind], run.task.answer_tokens)
-    return found[kind], told, read_json(timed) if timed.exists() else math.nan
+    return found[kind], told, read_json(timed)["seconds"] if timed.exists() else math.nan
 
 
 def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConfig:

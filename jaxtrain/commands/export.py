@@ -5,8 +5,6 @@ Takes a network out of a run as a Hugging Face folder, tokenizer and all; see `h
 what is in it. What LoRA trained is added into the weights, or leaves alone for PEFT, by --adapter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -40,10 +38,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         raise UserError(f"--adapter: {workdir} {why}; leave --adapter out")
     tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
     progress = leaving.enter_context(Progress(0))
-    folder, key = workdir / "checkpoints", manifest["run_key"]
-    with Checkpoints(
-        folder, config.checkpoints, key, is_read_only=True, note_fn=progress.note
-    ) as checkpoints:
+    told = workdir / "checkpoints", config.checkpoints, manifest["run_key"]
+    with Checkpoints(*told, is_read_only=True, note_fn=progress.note) as checkpoints:
         iteration = checkpoints.choose(options.iteration)
         fns = build(config, tokenizer, progress, pretrained)
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)

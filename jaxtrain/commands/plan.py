@@ -1,7 +1,5 @@
 """The command: `jaxtrain plan --config configs/tpu_v4.py`, or `--plan` in a run's command."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,9 +25,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             raise
         print(f"planned by the shape in the config, since the model cannot be opened: {error}\n")
     if not config.model.vocab_size:
-        config = replace(
-            config,
-            model=replace(config.model, vocab_size=make_task(config.tasks).tokenizer.vocab_size),
-        )
+        size = make_task(config.tasks).tokenizer.vocab_size
+        config = replace(config, model=replace(config.model, vocab_size=size))
     for line in plan(config, leaving.enter_context(Progress(0))):
         print(line, flush=True)

@@ -1,11 +1,9 @@
 """The command: `python -m jaxtrain.relabel --workdir W --kind K [--iteration I]`.
 
 Makes labels of another kind from the trees and verdicts that a run has stored, beside those that it
-learnt from: `labels/<iteration>/search-<shard>.K.npz`. Nothing is judged again, and the run goes on
-as it was. A run that is to learn from such labels is another run: `--config.labels.kind=K`.
+learnt from, and the run goes on as it was. A run that is to learn from such labels is another run:
+`--config.labels.kind=K`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -50,7 +48,6 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     for line in left_out:
         print(f"left out: {line}; the run makes up for it when it goes on")
     if not num_done:
-        raise UserError(
-            f"--workdir {path}: no trees there that are judged; let the run get that far"
-        )
+        told = "no trees there that are judged; let the run get that far"
+        raise UserError(f"--workdir {path}: {told}")
     print(f"{num_done} shards labelled by {kind}: {path / 'labels'}")

@@ -7,8 +7,6 @@ evaluate, relabel and export work on runs that are there; each has a --help. Wha
 right ends as one line and exit code 2, before anything is written.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -53,12 +51,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
 
 
 def tell_usage(arguments: Sequence[str]) -> bool:
-    """Where it is asked for, list all keys with their values and remarks, and say what the command
-    does.
-
-    The values are the defaults without a --config. Returns whether it was asked for. Raises
-    UserError.
-    """
+    """List all keys with values and remarks, where that is asked for; say whether it was."""
     others = [argument for argument in arguments if argument not in HELP]
     if len(others) == len(arguments):
         return False

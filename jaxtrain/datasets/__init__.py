@@ -22,7 +22,7 @@ from jaxtrain.datasets.collect import (
     num_rows,
 )
 from jaxtrain.datasets.false_steps import without_false_steps
-from jaxtrain.datasets.packing import pack, pack_both
+from jaxtrain.datasets.packing import pack
 from jaxtrain.datasets.policy_rows import ROWS
 
 __all__ = [
@@ -37,6 +37,5 @@ __all__ = [
     "num_rounds",
     "num_rows",
     "pack",
-    "pack_both",
     "without_false_steps",
 ]

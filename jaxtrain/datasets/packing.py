@@ -9,22 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxtrain.datasets.collect import Counts, DatasetsConfig
 from jaxtrain.structs import Examples, TokenRows
-
-
-def pack_both(
-    policy: Examples, prm: Examples, config: DatasetsConfig
-) -> tuple[Examples, Examples, Counts]:
-    """Pack the rows of both networks, if they are to be. Returns them, and counts of tokens."""
-    if config.packed_tokens is None:
-        return policy, prm, {}
-    counts, both = {}, []
-    for name, apart in (("policy", policy), ("prm", prm)):
-        both.append(pack(apart, config.packed_tokens, config.balance_outcomes))
-        for key, rows in (("apart", apart.rows), ("packed", both[-1].rows)):
-            counts[f"num_{name}_tokens_{key}"] = int(np.count_nonzero(rows.until))
-    return *both, counts
 
 
 def pack(examples: Examples, width: int, balance_outcomes: bool = False) -> Examples:

@@ -1,9 +1,4 @@
-"""Pretrained weights and tokenizers, in and out. Stands above `nn`.
-
-`open_pretrained` finds what a config names, and the PRM that may come with it.
-"""
-
-from __future__ import annotations
+"""Pretrained weights and tokenizers, in and out. Stands above `nn`."""
 
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -14,12 +9,10 @@ from jaxtrain.hub.folder import find_folder
 from jaxtrain.hub.pretrained import (
     Pretrained,
     check_tensors,
-    load_params,
     open_folder,
     open_gguf_file,
+    open_prm,
 )
-from jaxtrain.hub.prm import check_head, load_prm, open_prm
-from jaxtrain.hub.tokenizer import HubTokenizer
 from jaxtrain.nn.transformer import ModelConfig
 
 
@@ -39,10 +32,7 @@ class HubConfig:
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:
-    """Open the model that `config.pretrained` names, and its PRM.
-
-    Raises UserError, also for tensors it should not have.
-    """
+    """Open the model that `config.pretrained` names, and its PRM. Raises UserError."""
     # Foreign parsers raise whatever they like for what no model of theirs would hold.
     with explained(f"{config.pretrained}: cannot be opened as a model", "fetch it again"):
         name = config.pretrained.removeprefix("package:")
@@ -63,10 +53,7 @@ def open_pretrained(config: HubConfig) -> Pretrained:
 
 
 def find_in_package(name: str) -> Path:
-    """Find the .gguf file of an installed package by its metadata; nothing of it is imported.
-
-    Raises UserError.
-    """
+    """Find the .gguf file that an installed package brings, unimported. Raises UserError."""
     flag = f"--config.hub.pretrained=package:{name}"
     try:
         files = metadata.files(name) or []
@@ -82,15 +69,3 @@ def resolve(model: ModelConfig, pretrained: Pretrained) -> ModelConfig:
     """Take the shape of a pretrained model, and compute it as asked for."""
     how = ("dtype", "is_scanned", "is_rematerialised")
     return replace(pretrained.config, **{name: getattr(model, name) for name in how})
-
-
-__all__ = [
-    "HubConfig",
-    "HubTokenizer",
-    "Pretrained",
-    "check_head",
-    "load_params",
-    "load_prm",
-    "open_pretrained",
-    "resolve",
-]

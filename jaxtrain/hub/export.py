@@ -2,12 +2,8 @@
 
 The policy is a `...ForCausalLM`, the PRM a `...ForTokenClassification` with one label, the value at
 every token before it is clipped to [0, 1], or with several, values that a softmax weighs. What
-started from a folder leaves with its config, sampling defaults and dtypes. Adapters may leave
-alone, as a folder of PEFT. A folder is written beside its place and renamed into it, so it is whole
-or absent.
+started from a folder leaves with its config, sampling defaults and dtypes.
 """
-
-from __future__ import annotations
 
 import os
 import shutil
@@ -25,8 +21,8 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import SEAL, sha256, write_json
 from jaxtrain.hub import families
 from jaxtrain.hub.folder import INDEX, SINGLE
-from jaxtrain.hub.pretrained import OUTPUT, Pretrained
-from jaxtrain.hub.tokenizer import HubTokenizer, byte_of_character
+from jaxtrain.hub.pretrained import BIAS, OUTPUT, WEIGHT, Pretrained
+from jaxtrain.hub.tokenizer import HubTokenizer, byte_level, byte_of_character
 from jaxtrain.nn import lora
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.structs import Params
@@ -49,10 +45,7 @@ def write_network(
     card: str,
     base: Pretrained | None = None,
 ) -> None:
-    """Write the policy or the PRM, in the form of its `base`; the PRM's head in float32.
-
-    Raises UserError where `to` is taken or no architecture computes the network.
-    """
+    """Write the policy or the PRM, its head in float32. Raises UserError where it cannot be."""
     is_prm = network == "prm"
     backbone = params["backbone"] if is_prm else params
     if base and base.given:
@@ -89,10 +82,7 @@ def write_adapter(
     alpha: float,
     dropout: float,
 ) -> None:
-    """Write the adapters of a network, and the PRM's head, as a folder that PEFT loads.
-
-    Raises UserError where `to` is taken.
-    """
+    """Write the adapters of a network, and the PRM's head, as a folder that PEFT loads."""
     data = {
         "peft_type": "LORA",
         "task_type": PEFT_TASKS[network],
@@ -112,18 +102,18 @@ def write_adapter(
             module = families.their_name(name[: -len(lora.A)]).removesuffix("weight")
             tensors[module + part] = np.ascontiguousarray(np.asarray(leaf)[index].T)
 
-    def write_weights(folder: Path) -> None:
+    def write(folder: Path) -> None:
         named = {PEFT + name: x for name, x in tensors.items()}
         save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    write_folder(to, {"adapter_config.json": data}, write_weights, tokenizer, card)
+    write_folder(to, {"adapter_config.json": data}, write, tokenizer, card)
 
 
 def head_tensors(params: Params) -> Tensors:
     """Yield the tensors of the PRM's head, an output a row."""
     weight, bias = (np.asarray(params["head"][name]) for name in ("weight", "bias"))
-    yield "score.weight", np.ascontiguousarray(np.atleast_2d(weight.T))
-    yield "score.bias", np.atleast_1d(bias)
+    yield WEIGHT, np.ascontiguousarray(np.atleast_2d(weight.T))
+    yield BIAS, np.atleast_1d(bias)
 
 
 def value_labels(head: Params) -> list[str]:
@@ -134,10 +124,7 @@ def value_labels(head: Params) -> list[str]:
 
 
 def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:
-    """Yield the tensors of a Transformer as Hugging Face names and shapes them.
-
-    One parameter is on the host at a time. Each is rounded to the dtype that it has in `base`.
-    """
+    """Yield a Transformer's tensors as Hugging Face has them, in the dtypes of `base`."""
     dtypes = base.dtypes if base else {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         values = np.asarray(leaf)
@@ -148,22 +135,15 @@ def named_tensors(params: Params, base: Pretrained | None = None) -> Tensors:
 
 
 def write_folder(
-    to: Path,
-    texts: Mapping[str, Any],
-    write_weights: Callable[[Path], None],
-    tokenizer: Any,
-    card: str,
+    to: Path, texts: Mapping[str, Any], write_fn: Callable[[Path], None], tokenizer: Any, card: str
 ) -> None:
-    """Write everything beside `to`, then rename. Raises UserError where `to` exists.
-
-    texts: JSON by the name of its file.
-    """
+    """Write all beside `to`, `texts` as JSON, and rename it. Raises UserError if it is there."""
     if to.exists():
         raise UserError(f"--to {to}: exists already; choose another folder or remove it")
     beside = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    write_weights(beside)
+    write_fn(beside)
     fast_tokenizer(tokenizer).save_pretrained(str(beside))
     for name, content in texts.items():
         write_json(beside / name, content)
@@ -195,10 +175,11 @@ def write_tensors(folder: Path, tensors: Tensors) -> None:
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / SINGLE)
         return
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for i, name in enumerate(names):
+    listed = {}
+    for i, shard in enumerate(shards):
+        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{i}").rename(folder / name)
-    listed = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        listed |= dict.fromkeys(shard, name)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": listed})
 
 
@@ -206,21 +187,11 @@ def fast_tokenizer(tokenizer: AlphabetTokenizer | HubTokenizer) -> Any:
     """Return transformers' tokenizer: the pretrained one, or one that knows the bytes of ours."""
     if isinstance(tokenizer, HubTokenizer):
         return tokenizer.fast
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import pre_tokenizers
 
     characters = {byte: character for character, byte in byte_of_character().items()}
     special = {"<pad>": tokenizer.pad_id, "<end>": tokenizer.end_id}
     known = {characters[text[0]]: i for i, text in enumerate(tokenizer.token_bytes) if text}
-    backend = Backend(models.BPE(special | known, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    added = [AddedToken(name, special=True, normalized=False) for name in special]
-    backend.add_special_tokens(added)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="<end>",
-        clean_up_tokenization_spaces=False,
-    )
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    names = {"pad_token": "<pad>", "eos_token": "<end>"}
+    return byte_level(special | known, [], [*special], split, **names)

@@ -5,13 +5,12 @@ block with flags; a family that needs another block gets a network of its own be
 `nn/transformer.py`, not one more flag.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 
 from jaxtrain.errors import UserError, explained
@@ -79,11 +78,7 @@ BLOCK = {
 
 
 def read_model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
-    """Turn the content of a config.json into a ModelConfig.
-
-    Both forms are read: rotary settings under `rope_parameters` (transformers 5) and beside the
-    rest (before). Raises UserError for what we do not compute.
-    """
+    """Turn the content of a config.json into a ModelConfig. Raises UserError for another model."""
     with explained(f"{where}: holds a value of the wrong kind"):
         fields = read_fields(data, where)
     try:
@@ -98,50 +93,40 @@ def read_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     names = data.get("architectures") or "(none)"
     family = names if isinstance(names, str) else names[0]
     if family not in FAMILIES:
-        raise UserError(
-            f"{where}: architecture {family} is not supported; supported are {', '.join(FAMILIES)}"
-        )
+        told = f"architecture {family} is not supported; supported are {', '.join(FAMILIES)}"
+        raise UserError(f"{where}: {told}")
 
-    def as_kind(value: Any, kind: type) -> Any:
+    def read(key: str, kind: type = int, default: Any = None) -> Any:
+        value = default if data.get(key) is None else data[key]
+        if value is None:
+            raise UserError(f"{where}: {key} is missing; is it the config.json of a {family}?")
         if type(value) is not kind:
             raise TypeError(f"{value!r} where one of type {kind.__name__} belongs")
         return value
 
-    def need(key: str, kind: type = int) -> Any:
-        if key not in data:
-            raise UserError(f"{where}: {key} is missing; is it the config.json of a {family}?")
-        return as_kind(data[key], kind)
-
-    def read(key: str, default: Any) -> Any:
-        value = data.get(key)
-        return default if value is None else as_kind(value, type(default))
-
     check_keys(data, family, where)
 
     # Values that families leave out or mean in their own way.
-    window = read("sliding_window", 0) or None
-    if family == "MistralForCausalLM" and "sliding_window" not in data:
-        window = 4096
-    if family.startswith("Qwen"):
-        window = None  # use_sliding_window is false
-    rope = read_rope(data, family, where)
-    eps = need("rms_norm_eps", float)
+    window = 0  # Qwen's is not used: use_sliding_window is false
+    if family == "MistralForCausalLM":
+        window = read("sliding_window", default=0 if "sliding_window" in data else 4096)
+    eps = read("rms_norm_eps", float)
     if not 0 < eps < math.inf:
         refuse(where, family, "rms_norm_eps", eps, "a number above 0")
-    sizes = {ours: need(key) for key, ours in SIZES.items()}
+    sizes = {ours: read(key) for key, ours in SIZES.items()}
     num_heads, width = sizes["num_heads"], sizes["width"]
-    head = read("head_dim", 128 if family == "Qwen3ForCausalLM" else width // num_heads)
+    head = read("head_dim", default=128 if family == "Qwen3ForCausalLM" else width // num_heads)
     return {
         **sizes,
-        "num_kv_heads": read("num_key_value_heads", num_heads),
+        "num_kv_heads": read("num_key_value_heads", default=num_heads),
         "head_width": None if head * num_heads == width else head,
-        "vocab_size": need("vocab_size"),
-        "is_tied": read("tie_word_embeddings", False),
+        "vocab_size": read("vocab_size"),
+        "is_tied": read("tie_word_embeddings", bool, False),
         "has_qkv_bias": family == "Qwen2ForCausalLM",
         "has_qk_norm": family == "Qwen3ForCausalLM",
-        "window": window,
+        "window": window or None,
         "norm_eps": eps,
-        **rope,
+        **read_rope(data, family, where),
     }
 
 
@@ -172,10 +157,9 @@ def check_keys(data: Mapping[str, Any], family: str, where: str) -> None:
 
 
 def read_rope(data: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
-    """Read the rotary settings of a ModelConfig.
+    """Read the rotary settings, under `rope_parameters` (transformers 5) or beside the rest.
 
-    Where both forms are there, transformers heeds `rope_scaling` alone, and so do we. Raises
-    UserError.
+    With both forms there, transformers heeds `rope_scaling` alone. Raises UserError.
     """
     rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -198,16 +182,12 @@ def read_rope(data: Mapping[str, Any], family: str, where: str) -> dict[str, Any
 
 def refuse(where: str, family: str, key: str, value: object, known: object) -> NoReturn:
     """Say what a config asks for, and what we compute."""
-    raise UserError(
-        f"{where}: {key}={repr(value)[:80]} is not supported for {family}; supported is {known}"
-    )
+    told = f"{key}={repr(value)[:80]} is not supported for {family}; supported is {known}"
+    raise UserError(f"{where}: {told}")
 
 
 def family_of(config: ModelConfig) -> str:
-    """Name the architecture that computes what a network of ours does.
-
-    Raises UserError where none does.
-    """
+    """Name the architecture that computes a network. Raises UserError where none does."""
     marks = {
         "a window": ("MistralForCausalLM", config.window),
         "qkv biases": ("Qwen2ForCausalLM", config.has_qkv_bias),
@@ -245,25 +225,22 @@ def write_model_config(config: ModelConfig, vocab_size: int, max_positions: int)
     }
     if config.rope_factor != 1.0:
         data["rope_scaling"] = rope
-    if family == "MistralForCausalLM":
-        data["sliding_window"] = config.window
     if family.startswith("Qwen"):
-        data["use_sliding_window"] = False
-    return data
+        return data | {"use_sliding_window": False}
+    return data | ({"sliding_window": config.window} if config.window else {})
 
 
-def path_of(keys: Sequence[Any]) -> str:
+def path_of(keys: tuple[Any, ...]) -> str:
     """Join the keys of a leaf, as `jax.tree_util` lists them: "block_3/wq"."""
-    return "/".join(str(key.key) for key in keys)
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def layers_of(
     path: str, shape: tuple[int, ...]
 ) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """List what Hugging Face stores apart: (path, index, shape) of every layer of a parameter.
+    """List (path, index, shape) of every layer of a parameter, which Hugging Face stores apart.
 
-    "blocks/wq" [28 ...] is "block_0/wq" at (0,), "block_1/wq" at (1,) and so on; any other is
-    itself, at ().
+    "blocks/wq" [28 ...] is "block_0/wq" at (0,), "block_1/wq" at (1,), ...; any other is at ().
     """
     if not path.startswith(f"{STACKED}/"):
         return [(path, (), shape)]

@@ -1,12 +1,7 @@
-"""A Hugging Face folder, read as data: config.json, safetensors, tokenizer files.
+"""A Hugging Face folder, read as data, never executed: config.json, safetensors, tokenizer."""
 
-Nothing in it is executed.
-"""
-
-from __future__ import annotations
-
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +9,18 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
+from jaxtrain import files
 from jaxtrain.errors import UserError, explained
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what a model is known by
 
+read_json = partial(files.read_json, then="fetch the model again, or name its folder")
+
 
 def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
-    """Find a model: a local folder, or an id of the hub in its cache.
-
-    The cache is Hugging Face's own (HF_HOME, HF_HUB_OFFLINE and HF_TOKEN hold). Nothing is fetched
-    unless asked. Raises UserError where it is not there.
-    """
+    """Find a local folder, or an id in the hub's cache, fetched if asked. Raises UserError."""
     flag = f"--config.hub.{key}={name}"
     if Path(name).is_dir():
         return Path(name)
@@ -49,33 +43,19 @@ def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
         raise UserError(f"{flag}: {str(error).splitlines()[0]}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of the folder. Raises UserError."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-        return value
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; is {path.parent} the folder of a model?") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a JSON object ({error}); fetch the model again") from error
-
-
 def list_tensors(
     folder: Path,
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any], Callable[[str], np.ndarray]]:
     """List the tensors of a folder: shapes and dtypes by name, and a function that reads one.
 
-    Only headers are read here. A file is opened anew for every tensor, so that no more of it than
-    that tensor is ever mapped into memory. Raises UserError for a shard that is missing, damaged or
-    outside the folder.
+    A file is opened anew for every tensor, so that no more than that is mapped into memory. Raises
+    UserError for a shard that is missing, damaged or outside the folder.
     """
-    files, listed = list_files(folder)
+    names, listed = list_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, Any] = {}
     places: dict[str, Path] = {}
-    for path in (folder / file for file in files):
+    for path in (folder / name for name in names):
         with open_safetensors(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no mapping)
                 header = tensors.get_slice(name)
@@ -88,9 +68,8 @@ def list_tensors(
                 places[name] = path
     for name, file in listed.items():
         if places.get(name) != folder / file:
-            raise UserError(
-                f"{folder / file}: tensor {name} is missing, which {INDEX} says is there"
-            )
+            told = f"tensor {name} is missing, which {INDEX} says is there"
+            raise UserError(f"{folder / file}: {told}")
 
     def read(name: str) -> np.ndarray:
         with open_safetensors(places[name]) as tensors:
@@ -100,10 +79,7 @@ def list_tensors(
 
 
 def list_files(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """List the files of tensors of a folder. Returns (names, file by tensor where an index says).
-
-    Raises UserError where there are none that we read, or one is outside the folder.
-    """
+    """List the files of tensors, and by tensor where an index says. Raises UserError."""
     index = folder / INDEX
     if (folder / SINGLE).exists():  # transformers reads it and no index beside it
         return [SINGLE], {}
@@ -114,12 +90,12 @@ def list_files(folder: Path) -> tuple[list[str], dict[str, str]]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError(f"{index}: has no weight_map from tensor to file; fetch the model again")
-    files = sorted(set(listed.values()))
-    for name in files:
+    names = sorted(set(listed.values()))
+    for name in names:
         if Path(name).name != name:
             told = f"{index}: names {name!r}, which is outside the folder"
             raise UserError(f"{told}; fetch the model again")
-    return files, listed
+    return names, listed
 
 
 def open_safetensors(path: Path) -> Any:

@@ -1,14 +1,12 @@
 """One GGUF file of the llama family: weights and tokenizer, by the `gguf` package and numpy.
 
-Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q and k in the order
-of its own rotary embedding, pairs (2i, 2i + 1) of a head side by side; they are put back into the
-half-split order of everybody else.
+Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q and k as pairs
+(2i, 2i + 1) of a head side by side; they are put back into the half-split order of everybody else.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from jaxtrain.errors import UserError, explained
 from jaxtrain.hub import families
+from jaxtrain.hub.tokenizer import byte_level
 from jaxtrain.nn.transformer import ModelConfig
 
 CONTROL = 3  # the type of a token that is no text
@@ -29,16 +28,12 @@ READ = re.compile(
 
 
 def open_gguf(path: Path) -> Any:
-    """Open a file through the `gguf` package.
-
-    Raises UserError where it is missing, no GGUF, or cut short.
-    """
+    """Open a file by the `gguf` package. Raises UserError for one missing, cut, or no GGUF."""
     try:
         from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(
-            "a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'"
-        ) from error
+        told = "a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'"
+        raise UserError(told) from error
     # A damaged file surfaces as anything from numpy's and the reader's parsers.
     with explained(f"{path}: is no GGUF file, or is cut short", "fetch it again"):
         try:
@@ -46,30 +41,20 @@ def open_gguf(path: Path) -> Any:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
-    if end > path.stat().st_size:
-        raise UserError(
-            f"{path}: its tensors end at byte {end}, the file at {path.stat().st_size}; fetch it "
-            "again"
-        )
+    if end > (size := path.stat().st_size):
+        told = f"its tensors end at byte {end}, the file at {size}"
+        raise UserError(f"{path}: {told}; fetch it again")
     return reader
 
 
-def field(reader: Any, key: str, default: Any = None) -> Any:
+def field(reader: Any, key: str, default: Any = None, prefix: str = "") -> Any:
     """Read one metadata value."""
-    found = reader.get_field(key)
+    found = reader.get_field(prefix + key)
     return default if found is None else found.contents()
 
 
 def read_model_config(reader: Any, where: str) -> ModelConfig:
-    """Turn the metadata into a ModelConfig.
-
-    Raises UserError for another architecture, and what it cannot say.
-    """
-    with explained(f"{where}: holds a value of the wrong kind", "it is not supported"):
-        return _read_model_config(reader, where)
-
-
-def _read_model_config(reader: Any, where: str) -> ModelConfig:
+    """Turn the metadata into a ModelConfig. Raises UserError for what is not computed here."""
     kind = field(reader, "general.architecture")
     if kind != "llama":
         raise UserError(f"{where}: architecture {kind} is not supported; supported is llama")
@@ -85,16 +70,13 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
     head = int(field(reader, "llama.attention.key_length", width // num_heads))
 
     # What would change the computation in a way that is not ours is refused.
-    def of_rope(key: str, default: Any) -> Any:
-        return field(reader, f"llama.rope.{key}", default)
-
-    scaling = of_rope("scaling.type", "none")
-    factors = [float(of_rope(key, 1.0)) for key in ("scaling.factor", "scale_linear")]
-    is_partial = of_rope("dimension_count", head) != head
+    rope = partial(field, reader, prefix="llama.rope.")
+    scaling = rope("scaling.type", "none")
+    factors = [float(rope(key, 1.0)) for key in ("scaling.factor", "scale_linear")]
+    is_partial = rope("dimension_count", head) != head
     if scaling != "none" or factors != [1.0, 1.0] or is_partial:
-        raise UserError(
-            f"{where}: rope scaling {scaling!r} or a rope over part of a head is not supported"
-        )
+        told = f"rope scaling {scaling!r} or a rope over part of a head is not supported"
+        raise UserError(f"{where}: {told}")
     if "rope_freqs.weight" in shapes:
         raise UserError(f"{where}: rope scaling by rope_freqs.weight is not supported")
     for key in reader.fields:
@@ -111,7 +93,7 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
         head_width=None if head * num_heads == width else head,
         vocab_size=len(field(reader, "tokenizer.ggml.tokens")),
         is_tied="output.weight" not in shapes,
-        rope_theta=float(of_rope("freq_base", 10_000.0)),
+        rope_theta=float(rope("freq_base", 10_000.0)),
         norm_eps=float(need("attention.layer_norm_rms_epsilon")),
     )
 
@@ -119,17 +101,10 @@ def _read_model_config(reader: Any, where: str) -> ModelConfig:
 def list_tensors(
     reader: Any, config: ModelConfig, where: str
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """List the tensors under Hugging Face's names: their shapes, and a function that reads one.
+    """List the shapes of tensors by Hugging Face's names, and how one is read. Raises UserError."""
+    import gguf  # pyright: ignore[reportMissingImports]
 
-    Raises UserError for a tensor that is there twice, or of a type that cannot be dequantized.
-    """
-    from gguf import (  # pyright: ignore[reportMissingImports]
-        MODEL_ARCH,
-        dequantize,
-        get_tensor_name_map,
-    )
-
-    name_map, known = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_layers), {}
+    name_map, known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers), {}
     for theirs in families.their_names(config.num_layers):
         known[name_map.get_name(theirs, (".weight",))] = theirs
     tensors = {}
@@ -138,15 +113,14 @@ def list_tensors(
         if name in tensors:
             raise UserError(f"{where}: tensor {tensor.name} is there twice; fetch the file again")
         try:
-            dequantize(tensor.data[:1], tensor.tensor_type)
+            gguf.dequantize(tensor.data[:1], tensor.tensor_type)
         except NotImplementedError as error:
-            raise UserError(
-                f"{where}: tensor {tensor.name} is of type {tensor.tensor_type.name}, not known"
-            ) from error
+            told = f"tensor {tensor.name} is of type {tensor.tensor_type.name}, not known"
+            raise UserError(f"{where}: {told}") from error
         tensors[name] = tensor
 
     def read(name: str) -> np.ndarray:
-        values = dequantize(tensors[name].data, tensors[name].tensor_type)
+        values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
         values = values.astype(np.float32).reshape(shapes[name])
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
         for part, num_heads in heads.items():
@@ -163,44 +137,26 @@ def list_tensors(
 
 
 def make_tokenizer(reader: Any, where: str) -> Any:
-    """Build transformers' fast tokenizer from the metadata.
+    """Build transformers' fast tokenizer. Raises UserError for a kind that is not known."""
+    from tokenizers import pre_tokenizers
 
-    Raises UserError for a kind that is not known; the libraries raise whatever they like for lists
-    that do not fit each other.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    def read(key: str, default: Any = None) -> Any:
-        return field(reader, f"tokenizer.{key}", default)
-
+    read = partial(field, reader, prefix="tokenizer.")
     kind, split = read("ggml.model"), read("ggml.pre")
     if kind != "gpt2" or split != "smollm":
-        raise UserError(
-            f"{where}: tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
-        )
+        told = f"tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
+        raise UserError(f"{where}: {told}")
     # SmolLM2's way to split a text, put together from the parts that the metadata names.
     tokens, types = read("ggml.tokens"), read("ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in read("ggml.merges")]
-    fast = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     digits = pre_tokenizers.Digits(individual_digits=True)
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    fast.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
-    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-
-    def named(key: str) -> str | None:
-        number = read(f"ggml.{key}_token_id")
-        return None if number is None else tokens[number]
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=fast,
-        bos_token=named("bos"),
-        eos_token=named("eos"),
-        unk_token=named("unknown"),
-        pad_token=named("padding"),
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    numbers = {name: read(f"ggml.{key}_token_id") for name, key in names.items()}
+    return byte_level(
+        {token: i for i, token in enumerate(tokens)},
+        [tuple(merge.split(" ", 1)) for merge in read("ggml.merges")],
+        [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL],
+        pre_tokenizers.Sequence([digits, words]),
         chat_template=read("chat_template"),
         add_bos_token=bool(read("ggml.add_bos_token", False)),
-        clean_up_tokenization_spaces=False,
+        **{f"{name}_token": i if i is None else tokens[i] for name, i in numbers.items()},
     )

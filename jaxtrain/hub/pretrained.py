@@ -1,14 +1,13 @@
-"""A pretrained model: opened, checked and loaded. Stands above `nn`.
+"""A pretrained model, and a PRM that comes in: opened, checked, loaded. Stands above `nn`.
 
-Opening reads headers and tokenizer and refuses, in one line, what we would compute wrongly;
-`load_params` then streams the tensors, largest parameters first, straight onto their shardings, so
-the host holds one at a time besides.
+Opening reads headers and tokenizer and refuses what we would compute wrongly; `load_params` then
+streams the tensors, largest first, onto their shardings, so the host holds one at a time besides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, explained
 from jaxtrain.files import SEAL, sha256
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
 from jaxtrain.nn.transformer import ModelConfig, Transformer, abstract_params
-from jaxtrain.structs import STACKED, Params
+from jaxtrain.structs import STACKED, Array, Params
 
 EMBEDDING, OUTPUT = families.TOP["embedding"], families.TOP["unembedding"]
 CONFIGS = ("config.json", "generation_config.json")
+PRM_KINDS = ("ForTokenClassification", "ForSequenceClassification")
+WEIGHT, BIAS = "score.weight", "score.bias"  # of a PRM's head
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     reader = gguf_file.open_gguf(path)
     found = sha256(path)
     if expected and found != expected:
-        raise UserError(
-            f"{path}: its sha256 is {found}, not --config.hub.sha256={expected}; it is another file"
-        )
-    config = gguf_file.read_model_config(reader, str(path))
+        told = f"its sha256 is {found}, not --config.hub.sha256={expected}"
+        raise UserError(f"{path}: {told}; it is another file")
+    with explained(f"{path}: holds a value of the wrong kind", "it is not supported"):
+        config = gguf_file.read_model_config(reader, str(path))
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
     fast = gguf_file.make_tokenizer(reader, str(path))
     tokenizer = wrap(fast, config.num_ids, [fast.eos_token_id], str(path))
@@ -86,26 +87,19 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
 
 
 def load_params(pretrained: Pretrained, abstract: Params) -> Params:
-    """Load the weights onto the shapes, dtypes and shardings of `abstract`, a Transformer's.
-
-    Raises UserError for a tensor that cannot be read or is not finite, and for an unembedding that
-    a tied model does not use.
-    """
+    """Load the weights onto the shapes, dtypes and shardings of `abstract`. Raises UserError."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = {families.path_of(path): leaf for path, leaf in paths}
     read = partial(read_tensor, pretrained)
 
-    def layers(path: str, leaf: Any) -> Iterable[tuple[tuple[int, ...], np.ndarray]]:
-        for name, index, shape in families.layers_of(path, leaf.shape):
-            yield index, families.to_ours(name, read(families.their_name(name)), shape)
-
     loaded = {}
     for path, leaf in sorted(leaves.items(), key=lambda item: -item[1].size):
-        if path.startswith(f"{STACKED}/"):
-            loaded[path] = place_layers(layers(path, leaf), leaf)
-        else:
-            ((_, values),) = layers(path, leaf)
-            loaded[path] = place(values, leaf)
+        layers = (
+            families.to_ours(name, read(families.their_name(name)), shape)
+            for name, _, shape in families.layers_of(path, leaf.shape)
+        )
+        is_stacked = path.startswith(f"{STACKED}/")
+        loaded[path] = place_layers(layers, leaf) if is_stacked else place(next(layers), leaf)
 
     # A tied model may carry its embedding twice, but no other matrix in its place.
     is_twice = pretrained.config.is_tied and OUTPUT in pretrained.shapes
@@ -118,13 +112,9 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
 
 
 def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
-    """Read a tensor by Hugging Face's name.
-
-    Raises UserError where a float32 would not be finite.
-    """
+    """Read a tensor by Hugging Face's name. Raises UserError if no float32 holds its values."""
     tensor = pretrained.read_fn(name)
-    # A sum needs no mask beside the tensor: an infinity or NaN goes through it, and no finite
-    # weights reach the limit.
+    # A sum needs no mask: an infinity or NaN goes through it, no finite weights reach the limit.
     with np.errstate(invalid="ignore", over="ignore"):
         total = tensor.sum(dtype=np.float64)
     if not abs(total) <= np.finfo(np.float32).max:
@@ -141,26 +131,20 @@ def place(values: np.ndarray, leaf: Any) -> jax.Array:
     )
 
 
-def place_layers(tensors: Iterable[tuple[tuple[int, ...], np.ndarray]], leaf: Any) -> jax.Array:
-    """Write layer after layer into one parameter, in place: the host holds one at a time.
-
-    Every device is sent the whole layer and keeps its part.
-    """
+def place_layers(tensors: Iterable[np.ndarray], leaf: Any) -> jax.Array:
+    """Write layer after layer into one parameter; the host holds one, a device keeps its part."""
     compiled = partial(jax.jit, out_shardings=leaf.sharding)
     set_layer = jax.lax.dynamic_update_index_in_dim
     write = compiled(set_layer, static_argnums=3, donate_argnums=0)
     values = compiled(partial(jnp.empty, leaf.shape, leaf.dtype))()
-    for (layer,), tensor in tensors:
+    for layer, tensor in enumerate(tensors):
         values = write(values, tensor.astype(leaf.dtype, copy=False), layer, 0)
         jax.block_until_ready(values)
     return values
 
 
 def check_tensors(pretrained: Pretrained) -> None:
-    """Compare what a model holds with what its config says it holds.
-
-    Raises UserError at the first difference.
-    """
+    """Compare what a model holds with what its config says. Raises UserError for a difference."""
     abstract = abstract_params(Transformer(pretrained.config, pretrained.config.num_ids))
     wanted = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
@@ -170,10 +154,8 @@ def check_tensors(pretrained: Pretrained) -> None:
         if name not in pretrained.shapes:
             raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")
         if pretrained.shapes[name] != shape:
-            raise UserError(
-                f"{pretrained.where}: tensor {name} has shape {pretrained.shapes[name]}, the "
-                f"config asks for {shape}"
-            )
+            told = f"has shape {pretrained.shapes[name]}, the config asks for {shape}"
+            raise UserError(f"{pretrained.where}: tensor {name} {told}")
     for name in pretrained.shapes:
         is_known = name in wanted or families.IGNORED.fullmatch(name)
         # A tied model may carry its embedding twice.
@@ -182,15 +164,68 @@ def check_tensors(pretrained: Pretrained) -> None:
 
 
 def check_hashes(path: Path) -> None:
-    """Compare the files of a folder that we exported with the hashes beside them.
-
-    Raises UserError.
-    """
+    """Compare an exported folder with the hashes beside its files. Raises UserError."""
     if not (path / SEAL).exists():
         return
     for name, expected in folder.read_json(path / SEAL).items():
         if not (path / name).is_file() or sha256(path / name) != expected:
-            raise UserError(
-                f"{path / name}: is missing or not as it was exported (its sha256 differs); export "
-                "again"
-            )
+            told = "is missing or not as it was exported (its sha256 differs); export again"
+            raise UserError(f"{path / name}: {told}")
+
+
+def open_prm(path: Path, policy: Pretrained) -> Pretrained:
+    """Open a PRM to start from, one of PRM_KINDS with a linear head.
+
+    With one label, its output at the last token of a step is the value; with K, a softmax weighs K
+    values from 0 to 1 (with two: wrong, then right). Whether a PRM reads its values at a marker
+    between steps no file says. Raises UserError for another kind, shape or tokenizer.
+    """
+    names = folder.read_json(path / "config.json").get("architectures") or ["(none)"]
+    kind = next((kind for kind in PRM_KINDS if str(names[0]).endswith(kind)), None)
+    if kind is None:
+        told = f"architecture {names[0]} is not supported as a PRM"
+        raise UserError(f"{path}: {told}; supported are {', '.join(PRM_KINDS)}")
+    prm = open_folder(path, kind)
+    width = policy.config.width
+    shape = prm.shapes.get(WEIGHT)
+    if not shape or shape[1:] != (width,) or prm.shapes.get(BIAS, shape[:1]) != shape[:1]:
+        told = f"{WEIGHT} has shape {shape}, not (labels, {width})"
+        raise UserError(f"{path}: {told}; supported is a PRM whose head is linear")
+    if prm.tokenizer.sha256 != policy.tokenizer.sha256:
+        raise UserError(f"{path}: its tokenizer is not that of {policy.where}; take its own PRM")
+    # The backbone has no unembedding, whatever its config says.
+    prm = replace(prm, config=replace(prm.config, is_tied=policy.config.is_tied))
+    if prm.config != policy.config:
+        raise UserError(f"{path}: is of another shape than {policy.where}; take its own PRM")
+    backbone = {name: shape for name, shape in prm.shapes.items() if name not in (WEIGHT, BIAS)}
+    check_tensors(replace(prm, shapes=backbone, config=replace(prm.config, is_tied=True)))
+    return prm
+
+
+def check_head(prm: Pretrained, num_outputs: int, objective: str) -> None:
+    """Refuse a PRM whose head an objective does not read. Raises UserError."""
+    (num_labels, _), several = prm.shapes[WEIGHT], "binary, pairwise or, with num_bins, bins"
+    if num_labels != num_outputs:
+        raise UserError(
+            f"{prm.where}: has {num_labels} labels, and --config.updates.prm.objective={objective} "
+            f"reads {num_outputs}; choose {several if num_labels > 1 else 'squared'}"
+        )
+
+
+def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Params:
+    """Load a PRM onto the shapes, dtypes and shardings of `abstract`. Raises UserError.
+
+    unembedding: the policy's, which has a place in the backbone and is read by nobody.
+    """
+    wanted = {name: leaf for name, leaf in abstract["backbone"].items() if name != "unembedding"}
+    backbone = load_params(prm, wanted)
+    if unembedding is not None:
+        backbone["unembedding"] = jnp.copy(unembedding)
+    weight: Any = read_tensor(prm, WEIGHT)
+    bias: Any = read_tensor(prm, BIAS) if BIAS in prm.shapes else np.zeros(len(weight), np.float32)
+    # One output has no axis of its own.
+    head = {
+        name: place(values.reshape(abstract["head"][name].shape), abstract["head"][name])
+        for name, values in (("weight", weight.T), ("bias", bias))
+    }
+    return {"backbone": backbone, "head": head}

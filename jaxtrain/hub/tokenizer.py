@@ -1,11 +1,8 @@
 """A tokenizer of transformers behind the face that the rest of jaxtrain knows.
 
-Every id is known by its bytes. Text is put together from them, here and in the tables that decide
-inside `jit` where a step ends, so that both see the same text; an id that stands for none becomes
-U+FFFD and never vanishes.
+Every id is known by its bytes. Text is put together from them, here and in the tables that are
+read inside `jit`, so that both see the same text; an id that stands for none becomes U+FFFD.
 """
-
-from __future__ import annotations
 
 import datetime
 import hashlib
@@ -33,6 +30,7 @@ class HubTokenizer:
     fast: Any  # transformers.PreTrainedTokenizerFast
     vocab_size: int  # rows of the embedding, which may be more than the tokenizer has ids
     end_ids: tuple[int, ...]  # any of them ends a response; the first is the one that is written
+    token_bytes: tuple[bytes, ...]  # of every id
 
     @property
     def end_id(self) -> int:
@@ -45,8 +43,7 @@ class HubTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that continues another; special tokens it spells are text.
 
-        Sentencepiece vocabularies put a space before a text; behind a newline that is cut off
-        again, they do not.
+        Sentencepiece vocabularies put a space before a text, but not behind a newline.
         """
         encode = partial(self.fast.encode, add_special_tokens=False, split_special_tokens=True)
         ids = encode(text)
@@ -56,10 +53,7 @@ class HubTokenizer:
         return both[len(newline) :] if both[: len(newline)] == newline else ids
 
     def encode_start(self, text: str) -> list[int]:
-        """Return the ids of a text that starts a sequence, behind the begin ids if there are some.
-
-        What the tokenizer would put behind it, such as its end, is left out: a response follows.
-        """
+        """Return the ids of a text that starts a sequence: begin ids, but none of an end."""
         ids = self.fast.encode(text, split_special_tokens=True)
         return ids[: len(ids) - self.num_behind]
 
@@ -67,8 +61,7 @@ class HubTokenizer:
         """Return the ids of one user's turn in the model's chat template, up to its answer.
 
         The template's own tags are special ids; those that `text` or `system` spell are text.
-        Raises UserError where there is no template, it fails, or it reads the clock and `date` is
-        empty.
+        Raises UserError where there is no template, or it fails.
         """
         if not self.fast.chat_template:
             told = "--config.prompts.style=chat: the model has no chat template"
@@ -108,44 +101,35 @@ class HubTokenizer:
             parts.append(self.token_bytes[int(i)])
         return b"".join(parts).decode("utf-8", errors="replace")
 
-    @property
-    def token_bytes(self) -> tuple[bytes, ...]:
-        """The bytes of every id."""
-        return self._token_bytes
 
-    @cached_property
-    def _token_bytes(self) -> tuple[bytes, ...]:
-        backend = json.loads(self.fast.backend_tokenizer.to_str())
-        is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
-        added = {token["id"] for token in backend["added_tokens"]}
-        largest, table = max(self.fast.get_vocab().values()), byte_of_character()
+def list_token_bytes(fast: Any, vocab_size: int) -> tuple[bytes, ...]:
+    """List the bytes of every id, as a byte-level or a sentencepiece vocabulary spells them."""
+    backend = json.loads(fast.backend_tokenizer.to_str())
+    is_byte_level = "ByteLevel" in json.dumps(backend["decoder"])
+    added = {token["id"] for token in backend["added_tokens"]}
+    largest, table = max(fast.get_vocab().values()), byte_of_character()
 
-        def bytes_of(i: int) -> bytes:
-            token = self.fast.convert_ids_to_tokens(i) if i <= largest else None
-            if token is None:
-                return NOT_TEXT
-            is_spelt = is_byte_level and i not in added and all(c in table for c in token)
-            if is_spelt:
-                return bytes(table[c] for c in token)
-            if is_byte_level or i in added:
-                return token.encode()
-            match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-            return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
+    def bytes_of(i: int) -> bytes:
+        token = fast.convert_ids_to_tokens(i) if i <= largest else None
+        if token is None:
+            return NOT_TEXT
+        if is_byte_level and i not in added and all(c in table for c in token):
+            return bytes(table[c] for c in token)
+        if is_byte_level or i in added:
+            return token.encode()
+        match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+        return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
 
-        return tuple(bytes_of(i) for i in range(self.vocab_size))
+    return tuple(bytes_of(i) for i in range(vocab_size))
 
 
 def stop_clock(template: str, date: str) -> str:
-    """Put a date (YYYY-MM-DD) where a chat template asks for today's.
-
-    Raises UserError without one.
-    """
+    """Put a date (YYYY-MM-DD) where a template asks for today's. Raises UserError without one."""
     if not CLOCK.search(template):
         return template
     if not date:
-        raise UserError(
-            "--config.prompts.date: the chat template reads the clock; set the day, as YYYY-MM-DD"
-        )
+        told = "the chat template reads the clock; set the day, as YYYY-MM-DD"
+        raise UserError(f"--config.prompts.date: {told}")
     day = datetime.date.fromisoformat(date)
     template = CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", template):
@@ -155,18 +139,30 @@ def stop_clock(template: str, date: str) -> str:
 
 def byte_of_character() -> dict[str, int]:
     """Return the byte that each character stands for in a byte-level vocabulary (GPT-2's table)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {
-        chr(256 + n): byte for n, byte in enumerate(hidden)
-    }
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+def byte_level(
+    vocabulary: dict[str, int], merges: list[Any], special: Sequence[str], split: Any, **names: Any
+) -> Any:
+    """Make a fast tokenizer over GPT-2's characters; `split` is a pre-tokenizer."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Tokenizer(models.BPE(vocabulary, merges))
+    fast.pre_tokenizer = split
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    names |= {"clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, **names)
 
 
 def read_tokenizer(folder: Path) -> Any:
     """Read the tokenizer of a folder through transformers; no code of the folder runs.
 
-    A tokenizer.json is read as it is: the class that AutoTokenizer chooses for a model may change
-    how text is split. Raises UserError.
+    A tokenizer.json is read as it is: AutoTokenizer may change how text is split. Raises UserError.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -183,10 +179,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubTokenizer:
-    """Put the face on a tokenizer.
-
-    Raises UserError where it cannot belong to a network of `vocab_size` ids.
-    """
+    """Put the face on a tokenizer. Raises UserError if it cannot be that of `vocab_size` ids."""
     largest = max(fast.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         told = f"the tokenizer has id {largest}, the embedding {vocab_size} rows"
@@ -195,7 +188,7 @@ def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubT
     if not end_ids:
         told = "neither the tokenizer nor generation_config.json names an end token (eos)"
         raise UserError(f"{where}: {told}")
-    tokenizer = HubTokenizer(fast, vocab_size, end_ids)
+    tokenizer = HubTokenizer(fast, vocab_size, end_ids, list_token_bytes(fast, vocab_size))
     if tokenizer.decode(tokenizer.encode(PROBE)).strip() != PROBE.strip():
         told = "the tokenizer does not give text back as it was"
         raise UserError(f"{where}: {told}; it is of a kind not supported")

@@ -1,16 +1,13 @@
 """A calculator inside the policy: the results of sums are not the policy's to choose.
 
-The calculator is a change of the policy's law and nothing else. Behind a sum's `=` all tokens that
-begin a number give their mass to the first character of the right one; space and `$` in front of
-it, or no number at all, stay the policy's choice. The other characters are certain, and behind the
-last one no digit may follow. So a draw, its log-probability and the mass that siblings hold stay
-what they were, of another law.
+The calculator changes the policy's law and nothing else. Behind a sum's `=` all tokens that begin a
+number give their mass to the first character of the right one; space and `$` in front of it, or no
+number at all, stay the policy's choice. The other characters are certain, and behind the last one
+no digit may follow. So a draw and its log-probability stay what they were, of another law.
 
 Numbers are decimals, `mantissa * 10^exponent`, of integers that no float touches. What does not fit
 (a mantissa above 2^31 - 1, a quotient that does not end) is left to the policy, never rounded.
 """
-
-from __future__ import annotations
 
 from functools import partial
 from typing import NamedTuple
@@ -18,23 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.calculator import (
-    CLOSE,
-    EQUALS,
-    FRACTION,
-    LEAD,
-    MAX_OPEN,
-    MINUS,
-    NEGATE,
-    NOTHING,
-    OPEN,
-    OVER,
-    PERCENT,
-    PLUS,
-    RESULT,
-    TIMES,
-    Calculator,
-)
+from jaxtrain import calculator
+from jaxtrain.calculator import LEAD, MAX_OPEN, RESULT, Calculator
 from jaxtrain.structs import Array, choose
 
 LARGEST = 2**31 - 1
@@ -132,29 +114,32 @@ def read_byte(tables: Calculator, sums: Sums, byte: Array) -> Sums:
     fresh = no_sums(len(byte))
     fresh = fresh._replace(state=sums.state, result=sums.result, stage=sums.stage, at=sums.at)
     sums = choose(jnp.asarray(tables.is_outside)[sums.state], fresh, sums)
-    action = jnp.where(is_there, jnp.asarray(tables.action)[sums.state, byte], NOTHING)
+    action = jnp.where(is_there, jnp.asarray(tables.action)[sums.state, byte], calculator.NOTHING)
     level = jnp.asarray(tables.level)[sums.state][:, None]
     here, inner = (jnp.arange(1 + MAX_OPEN) == x for x in (level, level + 1))
     (product, is_product), (total, is_total) = come_to(sums, here)
 
     # The number being read.
-    is_digit = action < NOTHING
+    is_digit = action < calculator.NOTHING
     is_fit = ~is_digit | (sums.number.mantissa <= (LARGEST - 9) // 10)
     m = jnp.where(is_digit, sums.number.mantissa * 10 + action % 10, sums.number.mantissa)
-    is_fraction = is_digit & (action >= FRACTION)
-    e = sums.number.exponent - is_fraction - 2 * (action == PERCENT)
+    is_fraction = is_digit & (action >= calculator.FRACTION)
+    e = sums.number.exponent - is_fraction - 2 * (action == calculator.PERCENT)
 
     # Operators close a product, plus and minus the total too; a bracket is a number in the end.
-    is_times = (action == TIMES) | (action == OVER)
-    is_plus = (action == PLUS) | (action == MINUS)
-    is_close, is_equal = action == CLOSE, action == EQUALS
+    is_over = action == calculator.OVER
+    is_times = is_over | (action == calculator.TIMES)
+    is_minus = action == calculator.MINUS
+    is_plus = is_minus | (action == calculator.PLUS)
+    kinds = calculator.NEGATE, calculator.OPEN, calculator.CLOSE, calculator.EQUALS
+    is_negated, is_open, is_close, is_equal = (action == kind for kind in kinds)
     zero, one = (Decimal(jnp.full_like(m, x), jnp.zeros_like(m)) for x in (0, 1))
-    number = choose(is_times | is_plus | (action == OPEN), zero, Decimal(m, e))
-    inner &= (action == OPEN)[:, None]
+    number = choose(is_times | is_plus | is_open, zero, Decimal(m, e))
+    inner &= is_open[:, None]
     put_total, put_product = (here & x[:, None] for x in (is_plus, is_times))
     is_first = put_total | inner  # a new product begins
-    put_sign = here & (is_plus | (action == NEGATE))[:, None]
-    sign = jnp.where((action == MINUS) | (action == NEGATE), -1, 1)[:, None]
+    put_sign = here & (is_plus | is_negated)[:, None]
+    sign = jnp.where(is_minus | is_negated, -1, 1)[:, None]
 
     def put(x: Decimal, where: Array, new: Decimal) -> Decimal:
         return jax.tree.map(lambda a, b: jnp.where(where, b[:, None], a), x, new)
@@ -176,11 +161,11 @@ def read_byte(tables: Calculator, sums: Sums, byte: Array) -> Sums:
         total=put(put(sums.total, put_total, total), inner, zero),
         product=put(put(sums.product, put_product, product), is_first, one),
         sign=jnp.where(put_sign, sign, jnp.where(inner, 1, sums.sign)),
-        is_over=jnp.where(put_product, (action == OVER)[:, None], sums.is_over & ~is_first),
+        is_over=jnp.where(put_product, is_over[:, None], sums.is_over & ~is_first),
         is_ok=is_ok,
         num_operators=sums.num_operators + is_times + is_plus,
         is_added=sums.is_added | is_plus,
-        is_percent=sums.is_percent | (action == PERCENT),
+        is_percent=sums.is_percent | (action == calculator.PERCENT),
         result=choose(is_equal, total, sums.result),
         stage=jnp.where(is_sure, DUE, jnp.where(stays, sums.stage, FREE)),
         at=sums.at,

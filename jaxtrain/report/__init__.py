@@ -1,10 +1,9 @@
 """The report: one HTML page about a run, rewritten after every iteration.
 
 Everything on it comes from the metrics log, the config and a few sample traces, so it can be made
-again at any time. Python gathers the data; the page stands in `templates/`, in jinja2 with
-autoescape. It loads nothing and runs nothing, wherever it is sent. Model text is hostile input: it
-is escaped, made visible where it is not printable, and a policy in the page itself forbids scripts
-in case that were not enough. (A script of ours would be let in by its hash, in that policy.)
+again at any time. Python gathers the data; the page stands in `templates/`, in jinja2. It loads
+nothing and runs nothing. Model text is hostile input: it is escaped, made visible where it is not
+printable, and a policy in the page itself forbids scripts in case that were not enough.
 
     values.py   rows, and numbers as text      scores.py     accuracy against tokens, the PRM
     charts.py   figures as data                accounts.py   notices, losses, counts, time
@@ -12,8 +11,6 @@ in case that were not enough. (A script of ours would be let in by its hash, in 
 
 A number is shown rounded; point at it to read its metric key and its full value.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Sequence
@@ -49,14 +46,9 @@ def render_report(
     manifest: dict[str, Any] | None = None,
     compared: Sequence[values.Row] = (),
 ) -> str:
-    """Return the page.
+    """Return the page. Of `rows`, those of the metrics log, any metric may be missing.
 
-    Args:
-      config: the resolved config.
-      rows: the rows of the metrics log; any metric may be missing.
-      samples: traces to show, one card each.
-      manifest: that of the run folder, for the command, commit, starts, versions and devices.
-      compared: every method at the same budgets, the rows of `evaluation.budgets.compare`.
+    compared: every method at the same budgets, the rows of `evaluation.budgets.compare`.
     """
     history, config_text = values.merge(rows), json.dumps(config, indent=2)
     page = {"config": config, "config_text": config_text, "manifest": manifest}

@@ -1,7 +1,5 @@
 """The accounts of a run: what went wrong, the losses, what was kept and dropped, the time."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -36,8 +34,7 @@ TOLD["tasks"] |= {reason: f"lines dropped: {told}" for reason, told in REASONS.i
 def tell_nothing_learnt(rows: Sequence[Row]) -> str:
     """Return the line for the end of a run in which neither network learnt anything, else nothing.
 
-    The fits that count are those after the warm start, or its own where nothing follows it. A
-    network learns from a fit in which an update was made and not skipped.
+    The fits that count are those after the warm start, or its own where nothing follows it.
     """
     keys = [f"updates/{name}/num_" for name in NETWORKS]
     fits = [row for row in merge(rows) if any(f"{key}updates" in row for key in keys)]
@@ -59,10 +56,9 @@ def tell_nothing_learnt(rows: Sequence[Row]) -> str:
 def notices(history: list[Row]) -> Iterator[tuple[Row, str, str]]:
     """Yield what a reader must know first, newest first: (row, text, key of a number or nothing).
 
-    A notice is a fit that was skipped, a count of trouble (skipped, set_aside, non_finite, errors,
-    failed) that is not zero, a value that was not finite, or a metric with text whose name ends
-    with `notice`. Evaluation gives one where search cost more than all samples together, so that
-    the comparison is not at equal tokens.
+    A notice is a fit that was skipped, a count of TROUBLE that is not zero, a value that was not
+    finite, or a text under a name that ends with `notice`. Evaluation gives one where search cost
+    more than all samples together, so that the comparison is not at equal tokens.
     """
     for row in reversed(history):
         for key, value in row.items():

@@ -1,9 +1,4 @@
-"""Figures as data: lines with intervals, or bars, over shared axes.
-
-`templates/macros.html` draws them as inline SVG.
-"""
-
-from __future__ import annotations
+"""Figures as data, lines with intervals or bars; `templates/macros.html` draws them as SVG."""
 
 import math
 from collections.abc import Sequence
@@ -53,9 +48,7 @@ class Chart:
 
     @cached_property
     def y_ticks(self) -> list[Tick]:
-        """About five ticks from 0 to just above the highest value, 1 to 5 times a power of ten
-        apart.
-        """
+        """About five ticks from 0 to just above the highest value, apart by 1 to 5 times 10^n."""
         tops = [max(point.y, point.high) for point in self.points] or [1, *self.bars]
         rough = max(*tops, 0.01) / 5
         power = 10.0 ** math.floor(math.log10(rough))
@@ -81,9 +74,9 @@ def log_ticks(low: float, high: float) -> list[Tick]:
     """Return ticks at 1, 2 and 5 times the powers of ten that bracket a positive range."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [mantissa * 10.0**exponent for exponent in exponents for mantissa in (1, 2, 5)]
-    first = max((i for i, value in enumerate(values) if value <= low), default=0)
-    last = min((i for i, value in enumerate(values) if value >= high), default=len(values) - 1)
-    return [(value, short(value)) for value in values[first : last + 1]]
+    first = max((value for value in values if value <= low), default=low)
+    last = min((value for value in values if value >= high), default=high)
+    return [(value, short(value)) for value in values if first <= value <= last]
 
 
 def short(value: float) -> str:

@@ -26,12 +26,13 @@ def cells(row: Row) -> list[str]:
     known, early = STRATEGIES.get(row["method"]), row.get("share_early")
     gain = ["minus_best_of_k", "minus_best_of_k_low", "minus_best_of_k_high"]
     told = ["?" if row.get(x) is None else format_number(row[x], "points") for x in gain]
+    spent = f" ({row['tokens'] / row['budget']:.0%})" if row["budget"] else ""
     return [
         short(row["budget"]) if row["budget"] else "-",
         known.label if known else row["method"],
         f"{row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]",
         "-" if row["k"] is None else str(row["k"]),
-        f"{row['tokens']:,.0f}" + (f" ({row['tokens'] / row['budget']:.0%})" * bool(row["budget"])),
+        f"{row['tokens']:,.0f}{spent}",
         f"{row['policy_tokens']:,.0f}+{row['prm_tokens']:,.0f}",
         f"{row['flops']:.2e}",
         "-" if row["seconds"] is None else f"{row['seconds']:.2g}",

@@ -1,7 +1,5 @@
 """A few answers of a search or of greedy decoding, to be read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +16,7 @@ def read_cards(task: Task, shard: Shard, method: str) -> Iterator[dict[str, Any]
     """Take the answers to the first problems, each step with its score, value and target."""
     prompt, tree, judged = shard
     for b in np.flatnonzero(prompt.problem_id >= 0)[:NUM_CARDS]:
-        # The last step sampled where there is no answer; -1 where there is no step, which has no
-        # verdict either.
+        # The last step sampled where there is no answer; -1 where there is none, nor a verdict.
         last = tree.chosen[b]
         if last < 0:
             last = max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)

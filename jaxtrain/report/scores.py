@@ -1,7 +1,5 @@
 """What the evaluation measured: accuracy against tokens, method by method; what the PRM knows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,15 +56,11 @@ def paired(ours: Sequence[int] | None, theirs: Sequence[int] | None) -> Gain | N
 def best(row: Row) -> dict[str, Any] | None:
     """Return which method is best at equal tokens, and by how much on the same problems.
 
-    None without search, and where it has no rival. Greedy decoding costs less than the others, so
-    it is none; the oracle is none either.
+    None without search, and where it has no rival: greedy decoding, which costs less, is none, nor
+    is the oracle.
     """
-    solved = {
-        key: row.get(f"evaluation/{key}/outcomes")
-        for key, s in STRATEGIES.items()
-        if not s.is_oracle
-    }
-    solved = {key: outcomes for key, outcomes in solved.items() if outcomes}
+    found = {key: row.get(f"evaluation/{key}/outcomes") for key in STRATEGIES}
+    solved = {key: x for key, x in found.items() if x and not STRATEGIES[key].is_oracle}
     rivals = [key for key in solved if STRATEGIES[key].trees != "greedy"]
     if len(rivals) < 2 or SEARCH not in rivals:
         return None
@@ -96,17 +90,11 @@ def by_tokens(row: Row) -> Chart:
     lines = []
     for key, strategy in STRATEGIES.items():
         curve, tokens = (row.get(f"evaluation/{key}/{what}") for what in ("curve", "tokens"))
-        points = [
-            Point(
-                x,
-                y,
-                low,
-                high,
-                f"{strategy.label}, k = {k:g}, {x:,.0f} tokens: {_told(y, low, high)}",
-            )
-            for x, y, low, high, k in curve or []
-            if None not in (x, y, low, high, k) and x > 0
-        ]
+        points = []
+        for x, y, low, high, k in curve or []:
+            if None not in (x, y, low, high, k) and x > 0:
+                told = f"{strategy.label}, k = {k:g}, {x:,.0f} tokens: {_told(y, low, high)}"
+                points.append(Point(x, y, low, high, told))
         if not curve and tokens and _has(row, key):
             points = [_point(row, key, tokens)]
         lines.append(_line(key, points))
@@ -148,10 +136,8 @@ def _point(row: Row, method: str, x: float) -> Point:
     accuracy = row[f"{key}/accuracy"]
     ends = [row.get(f"{key}/{end}") for end in ("low", "high")]
     low, high = (accuracy if end is None else end for end in ends)
-    label = (
-        f"{STRATEGIES[method].label}, iteration {row['iteration']}: {_told(accuracy, low, high)}"
-    )
-    return Point(x, accuracy, low, high, label)
+    name = f"{STRATEGIES[method].label}, iteration {row['iteration']}"
+    return Point(x, accuracy, low, high, f"{name}: {_told(accuracy, low, high)}")
 
 
 def _told(accuracy: float, low: float, high: float) -> str:

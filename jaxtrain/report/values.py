@@ -1,7 +1,5 @@
 """Rows of the metrics log, and values as text. What is HTML stands in `templates/` alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any, TypeGuard

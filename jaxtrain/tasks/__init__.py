@@ -5,8 +5,6 @@
 line in `MAKERS`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -26,11 +24,7 @@ MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task, "reasoning_gym": rea
 
 
 def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
-    """Make the task that `config.name` names, with its own tokenizer or the one given.
-
-    Raises UserError for a name that is not known and for bad input, and what a file of the user's
-    raises.
-    """
+    """Make the task that `config.name` names, with its own tokenizer or the one given."""
     flag = f"--config.tasks.name={config.name}"
     if config.file and not os.path.isfile(config.file):
         raise UserError(f"{flag}: there is no file {config.file}")
@@ -55,10 +49,7 @@ def digest(task: Task) -> str:
 
 
 def file_hashes(config: TasksConfig) -> dict[str, str]:
-    """Hash the files of a task, code of the user's own too: a run belongs to their content.
-
-    Raises UserError for one that cannot be read.
-    """
+    """Hash the files of a task, code of the user's own too. Raises UserError."""
     hashes, files = {}, config.jsonl
     named = {"name": config.file, "jsonl.path": files.path, "jsonl.test_path": files.test_path}
     for key, path in named.items():

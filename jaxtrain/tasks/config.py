@@ -1,7 +1,5 @@
 """The config of a task: what all kinds of problems share, and a section for each kind."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass

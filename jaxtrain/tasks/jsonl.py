@@ -1,12 +1,10 @@
 """Word problems from a file, in the form of GSM8K or near it. Stands below the seven stages.
 
-One JSON object a line with a question and an answer: lines of reasoning and then `#### ` with the
-gold, a text with the gold in a box, or the gold alone; `question_field` and
-`answer_field` name the fields. The same rows may stand in one JSON array or in parquet. The gold is
-a number, the letter of a choice, or a text (`answer_kind`). The prompt is the
-question between two short marks; a response is lines, the last of which gives the answer after
-`####`. A row that breaks the form is skipped, named and counted, and only a file with too many of
-them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
+One JSON object a line, in one array or in parquet, with a question and an answer: lines of
+reasoning and then `#### ` with the gold, a text with the gold in a box, or the gold alone. The
+prompt is the question between two short marks; a response is lines, the last of which gives the
+answer after `####`. A row that breaks the form is skipped, named and counted, and only a file with
+too many of them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
 """
 
 from __future__ import annotations
@@ -39,15 +37,14 @@ if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig
 
 ANNOTATION = re.compile("<<[^<>]*>>")
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
 REASONS = {
     "too_long": "longer than --config.tasks.jsonl.max_row_bytes",
     "not_utf8": "not valid UTF-8",
     "empty": "empty line or empty question",
     "not_json": "not JSON",
-    "no_fields": (
-        "not an object with --config.tasks.jsonl.question_field and answer_field, both texts"
-    ),
+    "no_fields": "not an object with --config.tasks.jsonl.question_field and answer_field as texts",
     "not_text": "a NUL or half of a surrogate pair in the text",
     "no_gold": f"no gold of --config.tasks.jsonl.answer_kind behind {MARKER}, in a box or alone",
     "duplicate": "the question stands in an earlier line",
@@ -134,10 +131,9 @@ class JsonlTask(Task):
 def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> JsonlTask:
     """Make the task that a config describes from its one or two files.
 
-    Bytes are the tokens unless told otherwise. Train rows whose question is in the test file are
-    dropped and counted. A problem's id is its row's place in the file (the test file's follow the
-    train file's), the demonstrations are the reference solutions of rows kept for them. Raises
-    UserError for a missing file, too many bad rows, or fewer rows than the sets ask for.
+    Train rows whose question is in the test file are dropped and counted. A problem's id is its
+    row's place in the file (the test file's follow the train file's). Raises UserError for a
+    missing file, too many bad rows, or fewer rows than the sets ask for.
     """
     # Read the files; what is in the test file is no train row.
     c = config.jsonl
@@ -149,54 +145,43 @@ def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Jsonl
         test_keys = {row.key for row in test_rows}
         num_in_test = sum(row.key in test_keys for row in rows)
         rows = [row for row in rows if row.key not in test_keys]
-        behind = [replace(row, line=num_lines + row.line) for row in test_rows]
-        test_rows = _draw_test(behind, config)
+        test_rows = [replace(row, line=num_lines + row.line) for row in test_rows]
+        is_met = max(1, config.num_test or 0) <= len(test_rows)
+        why = f"{c.test_path} has {len(test_rows)} good rows; ask for fewer, or none for all"
+        require(is_met, "tasks", config, "num_test", why)
+        if config.num_test is not None:
+            test_rows = random.Random(config.seed).sample(test_rows, config.num_test)
 
     # Draw the sets.
     num_test, num_dev, num_demonstrations = close_sizes(config, len(rows))
     sizes = (0 if c.test_path else num_test, num_dev, num_demonstrations, config.num_train)
     what = f"good rows of {c.path} that are not in the test file"
     sets = draw_sets(rows, sizes, config.seed, what)
+    parts = sets.train, sets.dev, test_rows or sets.test
     return JsonlTask(
-        name="jsonl",
-        tokenizer=tokenizer or byte_tokenizer(),
-        train=tuple(_problem(row) for row in sets.train),
-        dev=tuple(_problem(row) for row in sets.dev),
-        test=tuple(_problem(row) for row in (test_rows or sets.test)),
-        demonstrations=tuple(
-            Demonstration(_problem(row).prompt, _response(row, c.is_annotated), row.question)
-            for row in sets.demonstrations
-        ),
+        "jsonl",
+        tokenizer or byte_tokenizer(),
+        *(tuple(map(_problem, rows)) for rows in parts),  # train, dev, test
+        demonstrations=tuple(_demonstration(row, c.is_annotated) for row in sets.demonstrations),
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
         kind=c.answer_kind,
     )
 
 
-def _draw_test(rows: list[Row], config: TasksConfig) -> list[Row]:
-    num_test = config.num_test
-    is_met = bool(rows) and (num_test or 0) <= len(rows)
-    why = f"{config.jsonl.test_path} has {len(rows)} good rows; ask for fewer, or none for all"
-    require(is_met, "tasks", config, "num_test", why)
-    return rows if num_test is None else random.Random(config.seed).sample(rows, num_test)
-
-
 def _problem(row: Row) -> Problem:
-    return Problem(
-        id=row.line - 1, prompt=f"Q: {row.question}\nA:\n", gold=row.gold, question=row.question
-    )
+    return Problem(row.line - 1, f"Q: {row.question}\nA:\n", row.gold, row.question)
 
 
-def _response(row: Row, is_annotated: bool) -> str:
+def _demonstration(row: Row, is_annotated: bool) -> Demonstration:
     reasoning = row.reasoning if is_annotated else ANNOTATION.sub("", row.reasoning)
     steps = [line.strip() for line in reasoning.split("\n")]
-    return "\n".join([*filter(None, steps), f"{MARKER} {row.gold}"])
+    response = "\n".join([*filter(None, steps), f"{MARKER} {row.gold}"])
+    return Demonstration(_problem(row).prompt, response, row.question)
 
 
 def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[str], list[str]]:
-    """Return the good rows of a file, its number of lines, the counts of rows and reasons, and the
-    bad rows named.
-    """
+    """Return (good rows of a file, its number of lines, counts by reason, the bad rows named)."""
     path = getattr(config, key)
     lines = _read_lines(path, key)
     rows, counts, skipped, seen = [], Counter(rows=len(lines)), [], set()
@@ -210,11 +195,12 @@ def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[s
         else:
             counts[row] += 1
             skipped.append(f"{path}:{number}: {REASONS[row]}")
-    if len(skipped) > config.max_bad_share * len(lines):
+    share = len(skipped) / max(len(lines), 1)
+    if share > config.max_bad_share:
         raise UserError(
-            f"{len(skipped)} of {len(lines)} rows ({len(skipped) / len(lines):.1%}) of {path} are "
-            f"bad, more than --config.tasks.jsonl.max_bad_share={config.max_bad_share} allows; the "
-            f"first: {'; '.join(skipped[:NUM_NAMED])}"
+            f"{len(skipped)} of {len(lines)} rows ({share:.1%}) of {path} are bad, more than "
+            f"--config.tasks.jsonl.max_bad_share={config.max_bad_share} allows; the first: "
+            f"{'; '.join(skipped[:NUM_NAMED])}"
         )
     return rows, len(lines), counts, skipped
 
@@ -226,10 +212,8 @@ def _read_lines(path: str, key: str) -> list[bytes]:
         data = Path(path).read_bytes()
     except OSError as error:
         why = error.strerror if path else "no file is named"
-        raise UserError(
-            f"cannot read '{path}': {why}; name a JSON-lines file with "
-            f"--config.tasks.jsonl.{key}=..."
-        ) from None
+        then = f"name a JSON-lines file with --config.tasks.jsonl.{key}=..."
+        raise UserError(f"cannot read '{path}': {why}; {then}") from None
     # Not splitlines: a line of JSON may hold other line separators.
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
     lines = data.split(b"\n") if data else []
@@ -275,9 +259,7 @@ def _read_row(line: bytes, number: int, config: JsonlConfig) -> Row | str:
         return "no_fields"
     if not question.strip():
         return "empty"
-    if any(
-        character == "\0" or "\ud800" <= character <= "\udfff" for character in question + answer
-    ):
+    if NO_TEXT.search(question + answer):
         return "not_text"
     reasoning, gold = _split(answer)
     write = KINDS[config.answer_kind]

@@ -95,17 +95,12 @@ class ReasoningGymTask(Task):
 
 
 def bare(text: str) -> str:
-    """Return a text without what spells a list or a word in one way or another: spaces, quotes and
-    case.
-    """
+    """Return a text without the spaces, quotes and case in which lists and words are spelt."""
     return re.sub(r"[\s'\"]", "", text).casefold()
 
 
 def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> ReasoningGymTask:
-    """Make the task that a config describes.
-
-    Raises UserError for a dataset or parameters that are not known.
-    """
+    """Make the task that a config describes. Raises UserError for a dataset that is not known."""
     c = config.reasoning_gym
     if config.num_train is None:
         raise UserError(
@@ -123,17 +118,11 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
     worker = Worker(c.dataset, config.read_params() | {"seed": config.seed, "size": most})
     rows, counts = draw_rows(config, worker, size, most)
     sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {c.dataset}")
-    task = ReasoningGymTask(
-        name=c.dataset,
-        tokenizer=tokenizer or byte_tokenizer(),
-        train=tuple(_problem(*row) for row in sets.train),
-        dev=tuple(_problem(*row) for row in sets.dev),
-        test=tuple(_problem(*row) for row in sets.test),
-        demonstrations=(),
-        worker=worker,
-    )
-    # A reference solution that its own scorer does not take, in the form that responses have, would
-    # teach nonsense.
+    parts = sets.train, sets.dev, sets.test
+    train, dev, test = (tuple(_problem(*row) for row in rows) for rows in parts)
+    tokenizer = tokenizer or byte_tokenizer()
+    task = ReasoningGymTask(c.dataset, tokenizer, train, dev, test, (), worker=worker)
+    # A solution that its own scorer does not take in the form of responses would teach nonsense.
     shown = [(_problem(*row), _demonstration(*row)) for row in sets.demonstrations]
     passing = tuple(
         shot for problem, shot in shown if task.verify(problem, shot.response) == Verdict.CORRECT
@@ -150,8 +139,7 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
 def draw_rows(
     config: TasksConfig, worker: Worker, size: int, most: int
 ) -> tuple[list, dict[str, int]]:
-    """Take items in the order of their index, at most `most`, until `size` different ones are
-    there.
+    """Take items in the order of their index, at most `most`, until `size` differ.
 
     Returns ((index, item) of each, counts by reason of those left out). Raises UserError where
     there is no such dataset, or it is not made of the templates that are to be held out.
@@ -166,9 +154,8 @@ def draw_rows(
             item = worker.item(index)
         except RuntimeError as error:
             raise UserError(
-                f"--config.tasks.reasoning_gym.dataset={c.dataset}: {error}; it needs pip install "
-                "'jaxtrain[tasks]', a dataset of reasoning-gym, and --config.tasks.params that fit "
-                "it"
+                f"--config.{SECTION}.dataset={c.dataset}: {error}; it needs pip install "
+                "'jaxtrain[tasks]', a dataset of reasoning-gym, and --config.tasks.params for it"
             ) from error
         why = f"{c.dataset} is not made of templates"
         require(not c.unseen_share or bool(item["template"]), SECTION, c, "unseen_share", why)
@@ -184,10 +171,9 @@ def draw_rows(
 
 
 def substance(item: dict[str, str]) -> str:
-    """Return what two items share that are the same to a solver: the question; of a template,
-    numbers and gold alone.
+    """Return what two items share that are the same to a solver.
 
-    What differs in names only, a model that has seen the one may recite for the other.
+    Of a template that is numbers and gold: a model may recite what differs in names only.
     """
     if not item["template"]:
         return item["question"]
@@ -195,12 +181,8 @@ def substance(item: dict[str, str]) -> str:
 
 
 def is_unseen(template: str, config: TasksConfig) -> bool:
-    """Say whether a template is held out: by its hash, so that it does not depend on what else was
-    drawn.
-    """
-    number = int.from_bytes(
-        hashlib.sha256(f"{config.seed} {template}".encode()).digest()[:8], "big"
-    )
+    """Say whether a template is held out: by its hash, whatever else was drawn."""
+    number = int(hashlib.sha256(f"{config.seed} {template}".encode()).hexdigest()[:16], 16)
     return number < config.reasoning_gym.unseen_share * 2**64
 
 
@@ -213,9 +195,7 @@ def _demonstration(index: int, item: dict[str, str]) -> Demonstration:
     problem = _problem(index, item)
     reasoning = item["solution"].rpartition(MARKER)[0]
     steps = [line.strip() for line in reasoning.split("\n") if line.strip()]
-    answer = (
-        f"{MARKER} {problem.gold}" if "\n" not in problem.gold else f"\\boxed{{{problem.gold}}}"
-    )
-    return Demonstration(
-        problem.prompt, "\n".join([*steps, answer]), problem.question, problem.substance
-    )
+    gold = problem.gold
+    answer = f"{MARKER} {gold}" if "\n" not in gold else f"\\boxed{{{gold}}}"
+    response = "\n".join([*steps, answer])
+    return Demonstration(problem.prompt, response, problem.question, problem.substance)

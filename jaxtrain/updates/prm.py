@@ -46,7 +46,6 @@ class PrmObjective(NamedTuple):
     loss: PrmLossFn
     num_outputs: Callable[[PrmConfig], int]
     order: str = "rows"  # of the rows, a key of datasets.ORDERS
-    is_packable: bool = True  # a mean over tokens, which rows may share
 
 
 def squared(outputs: Array, rows: TokenRows, config: PrmConfig, num_labels: int) -> Array:
@@ -108,7 +107,7 @@ OBJECTIVES = {
     "squared": PrmObjective(squared, lambda config: 1),
     "binary": PrmObjective(cross_entropy, lambda config: 2),
     "bins": PrmObjective(cross_entropy, lambda config: config.num_bins),
-    "pairwise": PrmObjective(pairwise, lambda config: 2, order="problems", is_packable=False),
+    "pairwise": PrmObjective(pairwise, lambda config: 2, order="problems"),
 }
 
 

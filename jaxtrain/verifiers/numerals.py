@@ -1,12 +1,9 @@
-"""Find and read the number that a text gives as its answer. Stands below the tasks; imports nothing
-of ours.
+"""Find and read the number that a text gives as its answer. Imports nothing of ours.
 
 What a model wrote is hostile input. Only a bounded tail is searched, only a bounded piece of it is
 read, digits are ASCII after normalisation, and what is not surely a number is none: a verifier that
 guesses rewards whoever fools it.
 """
-
-from __future__ import annotations
 
 import re
 import unicodedata
@@ -65,13 +62,11 @@ def read_number(text: str) -> Fraction | None:
     match = NUMBER.fullmatch(text)
     if match is None or (match["sign"] and match["sign2"]):
         return None
-    over, under = (
-        (match["over"] or match["decimal"]).replace(",", ""),
-        (match["under"] or "1").replace(",", ""),
-    )
-    if int(under) == 0:
+    over = Fraction((match["over"] or match["decimal"]).replace(",", ""))
+    under = int((match["under"] or "1").replace(",", ""))
+    if under == 0:
         return None
-    value = Fraction(over) / int(under)
+    value = over / under
     return -value if "-" in match["sign"] + match["sign2"] else value
 
 

@@ -1,17 +1,13 @@
-"""Scorers that run foreign code on what a model wrote, in processes that can be killed. Imports
-nothing of ours.
+"""Scorers that run foreign code on what a model wrote, in processes that can be killed.
 
 Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per
 request. Some scorers evaluate the answer as Python; these see only text made of the few tokens
 that an answer can need (`TOKENS`). Every answer is scored in a child of its own, under limits of
-memory, time, files and processes, without pipes, without the environment of the run, and without
-the rights of root. The child says one word, by an exit status drawn anew for each answer, and is
-killed afterwards with all that it started. So an answer can spoil no verdict but its own: it cannot
-hang the run, change a scorer or speak for it later. It is no sandbox: judged code that did run
-could find the status in its memory, or guess it, and only Linux finds all that left its session.
+memory, time, files and processes, without pipes, environment and rights of root. The child says one
+word, by an exit status drawn anew for each answer, and is killed with all that it started. So an
+answer can spoil no verdict but its own. It is no sandbox: judged code that did run could find the
+status in its memory, or guess it, and only Linux finds all that left its session.
 """
-
-from __future__ import annotations
 
 import contextlib
 import ctypes
@@ -61,16 +57,12 @@ class Worker:
     """Ask a dataset for its items and for scores, in a process of its own."""
 
     def __init__(self, name: str, params: dict[str, Any], timeout: float = 5.0):
-        """Remember what to make; the process starts with the first request.
-
-        timeout: seconds for one answer.
-        """
+        """Remember what to make, and the seconds for an answer; the first request starts it."""
         self._setup, self._timeout = {"name": name, "params": params}, timeout
         self._process: subprocess.Popen[bytes] | None = None
 
     def item(self, index: int) -> dict[str, Any]:
-        """Return the question, answer, reference solution and template of an item ("" where there
-        is none).
+        """Return the question, answer, reference solution and template ("" for none) of an item.
 
         The answer is None where it is no text, or not of the tokens of its kind. Raises
         RuntimeError with the reason.
@@ -88,9 +80,16 @@ class Worker:
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """Send one request; None where no answer came in time, and the process is gone."""
-        if self._process is None and self._start() is None:
-            return None
-        return self._exchange(request, timeout)
+        if self._process is None:
+            command = [sys.executable, "-s", "-P", str(Path(__file__).resolve())]
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=null, env=ENVIRONMENT, cwd="/"
+            )
+            self._finalizer = weakref.finalize(self, stop, self._process)
+            if self._exchange(self._process, self._setup, timeout=120.0) is None:
+                return None
+        return self._exchange(self._process, request, timeout)
 
     def close(self) -> None:
         """Kill the process."""
@@ -98,30 +97,19 @@ class Worker:
             self._finalizer()
             self._process = None
 
-    def _start(self) -> dict[str, Any] | None:
-        command = [sys.executable, "-s", "-P", str(Path(__file__).resolve())]
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=null, env=ENVIRONMENT, cwd="/"
-        )
-        self._finalizer = weakref.finalize(self, stop, self._process)
-        return self._exchange(self._setup, timeout=120.0)
-
-    def _exchange(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
-        assert (
-            self._process is not None
-            and self._process.stdin is not None
-            and self._process.stdout is not None
-        )
+    def _exchange(
+        self, process: subprocess.Popen[bytes], request: dict[str, Any], timeout: float
+    ) -> dict[str, Any] | None:
+        sent, received = process.stdin, process.stdout
+        assert sent is not None and received is not None
         reply, deadline = b"", time.monotonic() + timeout
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            sent.write(json.dumps(request).encode() + b"\n")
+            sent.flush()
             while not reply.endswith(b"\n"):
-                ready, _, _ = select.select(
-                    [self._process.stdout], [], [], max(deadline - time.monotonic(), 0)
-                )
-                piece = os.read(self._process.stdout.fileno(), 65536) if ready else b""
+                left = max(deadline - time.monotonic(), 0)
+                ready, _, _ = select.select([received], [], [], left)
+                piece = os.read(received.fileno(), 65536) if ready else b""
                 if not piece or len(reply) > MAX_REPLY:
                     raise OSError("no answer")
                 reply += piece
