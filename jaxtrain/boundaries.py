@@ -47,13 +47,17 @@ class TraceConfig:
         if not self.boundary and self.step_tokens is None:
             told = "nothing ends a step; set it, or --config.trace.step_tokens"
             raise UserError(f"--config.trace.boundary='': {told}")
-        # What stands before a step must not go on in it, and no result may be cut in two.
-        is_by_line = self.step_tokens is None and self.boundary.endswith("\n")
+        # No result may be cut in two.
         why = (
             "reads steps that end with a line; leave --config.trace.step_tokens out, and let "
             "--config.trace.boundary end with a newline"
         )
-        require(is_by_line or not self.calculator, "trace", self, "calculator", why)
+        require(self.is_by_line or not self.calculator, "trace", self, "calculator", why)
+
+    @property
+    def is_by_line(self) -> bool:
+        """Whether steps are whole lines: what stands before one does not go on in it."""
+        return self.step_tokens is None and self.boundary.endswith("\n")
 
 
 class Tables(NamedTuple):

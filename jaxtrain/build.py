@@ -33,7 +33,17 @@ from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
 from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import Array, GrowFn, GrowOverFn, Learner, Params, State, Tokenizer, TokenRows
+from jaxtrain.structs import (
+    Array,
+    CheckFn,
+    GrowFn,
+    GrowOverFn,
+    Learner,
+    Params,
+    State,
+    Tokenizer,
+    TokenRows,
+)
 from jaxtrain.updates import fits
 from jaxtrain.updates.fits import UpdateFn
 
@@ -69,10 +79,11 @@ def build(
     pretrained: Pretrained | None = None,
     mesh: Any = None,
     commuting: str = "",
+    check: CheckFn | None = None,
 ) -> Functions:
     """Build everything a run will call; the policy starts from `pretrained` where it is given.
 
-    commuting: the characters of the task that let words change places.
+    commuting: the characters of the task that let words change places; check: its check of steps.
 
     Raises UserError where the mesh does not fit the devices.
     """
@@ -98,7 +109,9 @@ def build(
 
     def grower(name: str, searching: SearchConfig) -> Callable:
         reader = make_reader((writer, model), tables, trace, searching.chunk, form)
-        fn = make_grow(config, search.make_grow(searching, trace.max_steps, reader), mesh)
+        grow_fn = search.make_grow(searching, trace.max_steps, reader, check)
+        asks_host = check is not None and searching.checks != "off"
+        fn = make_grow(config, grow_fn, mesh, asks_host)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
     def updater(name: str, fn: Callable, learner: Any) -> Callable:
@@ -230,7 +243,7 @@ def loaders(
     return {"policy": policy} | ({"prm": prm} if pretrained.prm else {})
 
 
-def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
+def make_grow(config: Config, grow_fn: GrowFn, mesh: Any, asks_host: bool = False) -> GrowOverFn:
     """Lay both networks over their base, in the dtype they compute in, for a search by shards."""
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
@@ -239,7 +252,7 @@ def make_grow(config: Config, grow_fn: GrowFn, mesh: Any) -> GrowOverFn:
         return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
     # Trees do not know each other: a device grows its own.
-    per_shard = sharding.per_shard(grow, mesh, num_params=3, num_batched=2)
+    per_shard = sharding.per_shard(grow, mesh, 3, 2, is_alone=asks_host)
 
     def cast_and_grow(base: Params, policy_params: Params, prm_params: Params, *args):
         cast = partial(decode_weights, config.model, is_split=mesh.shape["tp"] > 1)

@@ -8,6 +8,8 @@ several sections, from the devices or from the task's problems is checked here.
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
+
 from jaxtrain import sharding
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
@@ -22,6 +24,7 @@ from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, TasksConfig
+from jaxtrain.tasks.base import make_check
 from jaxtrain.updates import OBJECTIVES, UpdatesConfig
 
 
@@ -142,7 +145,9 @@ class Config:
 
 def check(config: Config, task: Task) -> None:
     """Refuse, before anything is written, what devices or problems do not allow (UserError)."""
-    check_batches(config, sharding.make_mesh(config.sharding))
+    mesh = sharding.make_mesh(config.sharding)
+    check_batches(config, mesh)
+    check_checks(config, task, mesh)
     size, num_ids = config.model.vocab_size, task.tokenizer.vocab_size
     if size is not None and size < num_ids:
         raise UserError(f"--config.model.vocab_size={size}: the tokenizer has {num_ids} ids")
@@ -159,6 +164,24 @@ def check(config: Config, task: Task) -> None:
             longest = max(len(encode(problem)) for problem in problems)
             why = f"no prompt of the {name} problems is that short; {longest} takes them all"
             raise UserError(f"--config.prompts.max_prompt_tokens={limit}: {why}")
+
+
+def check_checks(config: Config, task: Task, mesh: Any) -> None:
+    """Refuse checks of steps where there are none, or no search could ask. Raises UserError."""
+    samples, search = config.evaluation.samples, config.evaluation.search
+    searches = {"search": config.search, "evaluation.samples": samples, "evaluation.search": search}
+    searching = [f"{key}.checks={c.checks}" for key, c in searches.items() if c.checks != "off"]
+    asked = searching + ["datasets.drop_false_steps=True"] * config.datasets.drop_false_steps
+    if asked and make_check(task, config.trace) is None:
+        raise UserError(
+            f"--config.{asked[0]}: needs a task with a check_step, and steps that end with a line; "
+            "leave it out, or see --config.trace.boundary"
+        )
+    if searching and (mesh.shape["tp"] > 1 or jax.process_count() > 1):
+        raise UserError(
+            f"--config.{searching[0]}: a search asks the host, which takes one process and no "
+            "tensor parallelism; set --config.sharding.tp=1, or leave it off"
+        )
 
 
 def check_batches(config: Config, mesh: Any) -> None:

@@ -32,6 +32,8 @@ def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict
     """
     c = run.config
     rows_fn = datasets.ROWS[updates.policy.OBJECTIVES[c.updates.policy.objective].rows]
+    if c.datasets.drop_false_steps and run.check is not None:
+        rows_fn = datasets.without_false_steps(rows_fn, run.check)
     policy, prm, counts = datasets.collect(rounds, c.datasets, c.max_length, c.seed, rows_fn)
     if c.datasets.packed_tokens is not None:
         policy = pack(run, "policy", policy, counts)

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +27,9 @@ from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.search.prior import rank
-from jaxtrain.structs import Examples, Kind, Networks, Prompts, Shard, Tree
+from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
+from jaxtrain.tasks.base import make_check
 from jaxtrain.trees import Damaged, Place, Stored
 from jaxtrain.workdir import Workdir
 
@@ -54,6 +55,11 @@ class Run:
     log: MetricsLog
     progress: Progress
     checkpoints: Checkpoints
+
+    @cached_property
+    def check(self) -> CheckFn | None:
+        """What counts the false steps of a path; None where the task has no check."""
+        return make_check(self.task, self.config.trace)
 
 
 class Begun(NamedTuple):
@@ -227,8 +233,11 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     with run.progress.phase("evaluation", iteration=i, total=total) as phase:
         joined, counts = solve(run, i, batches, networks, phase)
         baseline = read_baseline(fit_log or run.log, i)
+        costs = {k: s.check_weight for k, s in c.searches.items() if s.checks == "penalty"}
         answers, rank_fn = run.task.answer_tokens, partial(rank, c.samples.prior)
-        metrics = evaluation.measure(joined, c.strategies, baseline, answers, rank_fn)
+        metrics = evaluation.measure(
+            joined, c.strategies, baseline, answers, rank_fn, run.check, costs
+        )
 
     # What was left out or failed counts as wrong, and is told.
     metrics |= named("evaluation", {"num_too_long": num_too_long, **counts})
@@ -292,10 +301,12 @@ def search_totals(grown: Sequence[Tree]) -> dict[str, Any]:
     # what their rows are
     rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
     num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
+    num_steps = num_candidates + rows[Kind.ROLLOUT] + rows[Kind.FALSE]
     useful = sum(int(t.length.sum()) for t in grown)
     both = totals["policy_tokens"] + totals["prm_tokens"]
     return totals | {
-        "num_steps": num_candidates + rows[Kind.ROLLOUT],
+        "num_steps": num_steps,
+        "num_filtered": rows[Kind.FALSE],
         "num_duplicates": rows[Kind.DUPLICATE],
         "num_closed_nodes": sum(int(t.num_closed.sum()) for t in grown),
         "num_exhausted_nodes": sum(int(t.num_exhausted.sum()) for t in grown),

@@ -95,17 +95,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def per_shard(fn: Callable, mesh: Mesh, num_params: int, num_batched: int) -> Callable:
+def per_shard(
+    fn: Callable, mesh: Mesh, num_params: int, num_batched: int, is_alone: bool = False
+) -> Callable:
     """Wrap `fn(*params, *batched, scalar)`: each shard of the batch runs it alone on whole weights.
 
     Weights are gathered over data and fsdp once, before `fn`; tensor parallelism stays with the
-    compiler. Every output must have a leading batch axis.
+    compiler, or there is none where a device is alone, as one that asks the host must be. Every
+    output must have a leading batch axis.
     """
     whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
     return jax.shard_map(
         fn,
         mesh=mesh,
-        axis_names=set(BATCH_AXES),
+        axis_names=set(mesh.axis_names if is_alone else BATCH_AXES),
         in_specs=(whole,) * num_params + (split,) * num_batched + (whole,),
         out_specs=split,
         check_vma=False,

@@ -44,6 +44,9 @@ class Kind(IntEnum):
     ROLLOUT = 2  # a step of a Monte Carlo rollout
     # a candidate whose text an earlier sibling has already; never searched, never labelled
     DUPLICATE = 3
+    # a step that its task's check calls false, or one behind such a step, where a search filters:
+    # never searched, never an answer, worth 0
+    FALSE = 4
 
 
 class Verdict(IntEnum):
@@ -143,6 +146,10 @@ class LaneShape(NamedTuple):
     num_steps: int  # K
     num_siblings: int  # A
 
+
+# (id of a problem, tokens of the steps of a path, int32 as bytes) -> how many of these steps are
+# certainly wrong; asked on the host
+CheckFn = Callable[[int, tuple[bytes, ...]], int]
 
 # tokens of steps [... S] and how many of them count [...] -> [... x], equal where two are the same
 FormFn = Callable[[Array, Array], Array]

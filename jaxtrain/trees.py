@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from jaxtrain.files import set_aside, write_atomic
-from jaxtrain.structs import Array, Kind, Labels, Prompts, Tree
+from jaxtrain.structs import Array, CheckFn, Kind, Labels, Prompts, Tree
 
 Stored = TypeVar("Stored", Tree, Labels)
 TRAINING = "search"  # the purpose of trees that are learnt from
@@ -132,6 +132,11 @@ def is_usable(tree: Tree) -> Array:
     return is_step & (tree.is_ok & (tree.problem_id >= 0))[:, None]
 
 
+def is_false(tree: Tree) -> Array:
+    """Mark the rows that a search filtered out as false, `[B R]` bool, likewise."""
+    return (tree.kind == Kind.FALSE) & (tree.is_ok & (tree.problem_id >= 0))[:, None]
+
+
 def row_paths(parent: Array, problem: np.ndarray, row: np.ndarray) -> np.ndarray:
     """List the rows from the first step down to each given row.
 
@@ -147,6 +152,24 @@ def row_paths(parent: Array, problem: np.ndarray, row: np.ndarray) -> np.ndarray
     rows = np.stack(upwards, axis=1)
     column = (rows >= 0).sum(axis=1)[:, None] - 1 - np.arange(rows.shape[1])
     return np.where(column >= 0, np.take_along_axis(rows, np.maximum(column, 0), axis=1), -1)
+
+
+def count_false(
+    check: CheckFn, problem_id: Array, parent: Array, tokens: Array, length: Array, is_asked: Array
+) -> np.ndarray:
+    """Count the steps that a check calls false on the path to every row that is asked about, 0
+    elsewhere: `[B R]` int32.
+
+    problem_id `[B]`, tokens `[B R S]`, the others `[B R]`, as in a Tree.
+    """
+    told = (problem_id, parent, tokens, length, is_asked)
+    problem_id, parent, tokens, length, is_asked = map(np.asarray, told)
+    found = np.zeros(is_asked.shape, np.int32)
+    problem, row = np.nonzero(is_asked & (problem_id >= 0)[:, None])
+    for b, r, path in zip(problem, row, row_paths(parent, problem, row), strict=True):
+        steps = tuple(tokens[b, k, : length[b, k]].tobytes() for k in path if k >= 0)
+        found[b, r] = check(int(problem_id[b]), steps)
+    return found
 
 
 def sequences(

@@ -374,6 +374,28 @@ def test_a_kind_equals_its_recursion_and_says_something_of_unsolved_trees(kind):
     assert made.is_labelled.sum() > 500 and num_zero > 0
 
 
+def test_omega_labels_each_path_up_to_its_first_error():
+    """Against a walk down every path: as `hard`, and nothing behind the first 0."""
+    rng, num_behind = np.random.default_rng(5), 0
+    forest = [grow_at_random(rng, 40) for _ in range(40)]
+    made, hard = (labels.label(*plant(forest), LabelsConfig(kind)) for kind in ("omega", "hard"))
+    for b, rows in enumerate(forest):
+        told, children = {}, children_of(rows)
+
+        def walk(i: int, b=b, told=told, children=children) -> None:
+            for c in children[i]:
+                if hard.is_labelled[b, c]:
+                    told[c] = hard.target[b, c]
+                    if told[c]:
+                        walk(c)
+
+        walk(-1)
+        assert np.flatnonzero(made.is_labelled[b]).tolist() == sorted(told)
+        assert [made.target[b, r] for r in told] == list(told.values())
+        num_behind += int(hard.is_labelled[b].sum()) - len(told)
+    assert made.is_labelled.sum() > 500 and num_behind > 50
+
+
 def test_an_outcome_counts_for_every_trace_through_a_step():
     rows = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,), W), Row(0), Row(-1, (4,), W)]
     made = labels.label(*plant([rows]), LabelsConfig("outcome"))

@@ -27,7 +27,7 @@ from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh, spec_of
-from jaxtrain.structs import Prompts, TokenRows
+from jaxtrain.structs import Kind, Prompts, TokenRows
 from jaxtrain.tokenizers import character_tokenizer
 from jaxtrain.updates import PolicyConfig, PrmConfig, UpdatesConfig
 
@@ -53,10 +53,10 @@ def mesh_of(*sizes):
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def build_on(*sizes, config=CONFIG) -> Functions:
+def build_on(*sizes, config=CONFIG, check=None) -> Functions:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda config: mesh_of(*sizes))
-        return build.build(config, TOKENIZER, SILENT)
+        return build.build(config, TOKENIZER, SILENT, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +250,28 @@ def grown_on_row(row):
 
 
 def test_eight_devices_grow_the_trees_of_one(one, grown_on_row):
-    alone, _ = grown(one)
-    tree, _ = grown_on_row
+    assert_same_trees(grown(one)[0], grown_on_row[0])
+
+
+def test_eight_devices_ask_one_host_about_steps():
+    config = replace(CONFIG, search=replace(CONFIG.search, checks="filter"))
+    word = TOKENIZER.encode("a")[0]
+
+    def check(problem_id: int, steps: tuple[bytes, ...]) -> int:
+        return sum(word in np.frombuffer(step, np.int32) for step in steps)
+
+    alone, tree = (
+        grown(build_on(*sizes, config=config, check=check))[0] for sizes in ((1, 1, 1), (8, 1, 1))
+    )
+    assert_same_trees(alone, tree)
+    is_false = (tree.kind == Kind.FALSE) & (tree.parent < 0)
+    np.testing.assert_array_equal(
+        is_false, (tree.tokens == word).any(axis=2) & (tree.kind > 0) & (tree.parent < 0)
+    )
+    assert is_false.any()
+
+
+def assert_same_trees(alone, tree) -> None:
     assert len(np.unique(tree.length)) > 3 and tree.num_closed.any() and tree.is_finished.any()
     for name in vars(tree):
         if name in ("score", "value", "log_prob"):

@@ -43,6 +43,7 @@ from jaxtrain.search.prior import rank
 from jaxtrain.search.work import sized, work_of
 from jaxtrain.structs import Networks, Prompts, Shard
 from jaxtrain.tasks import Task, make_task
+from jaxtrain.tasks.base import make_check
 from jaxtrain.workdir import open_workdir, run_key
 
 FREE = (
@@ -110,7 +111,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
                 notice = f"{num_learnt} {split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
-            fns = build(config, learnt.tokenizer, progress, commuting=task.commuting)
+            told = {"commuting": task.commuting, "check": make_check(task, config.trace)}
+            fns = build(config, learnt.tokenizer, progress, **told)
             run = Run(config, task, fns, workdir, log, progress, checkpoints)
             lines = []
             if compared:
@@ -207,7 +209,9 @@ def grow_apart(
     apart = replace(
         run,
         config=config,
-        fns=build(config, run.task.tokenizer, run.progress, commuting=run.task.commuting),
+        fns=build(
+            config, run.task.tokenizer, run.progress, commuting=run.task.commuting, check=run.check
+        ),
         workdir=replace(run.workdir, path=path, solve_key=key),
     )
     with run.progress.phase(name, iteration=i, total=num_problems(batches)) as phase:

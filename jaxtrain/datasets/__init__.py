@@ -21,6 +21,7 @@ from jaxtrain.datasets.collect import (
     num_rounds,
     num_rows,
 )
+from jaxtrain.datasets.false_steps import without_false_steps
 from jaxtrain.datasets.packing import pack
 from jaxtrain.datasets.policy_rows import ROWS
 
@@ -36,4 +37,5 @@ __all__ = [
     "num_rounds",
     "num_rows",
     "pack",
+    "without_false_steps",
 ]

@@ -36,6 +36,8 @@ class DatasetsConfig:
     # where a step that paths share is learnt: once, on the first of them; every, on each of them,
     # and so early steps weigh more
     shared_steps: str = "once"
+    # leave out of what the policy learns all text with a step that its task's check calls false
+    drop_false_steps: bool = False
     # half of every PRM batch from paths that end correct, half from the others
     balance_outcomes: bool = True
     # rows of like length in a batch: less padding to compute, batches mixed less

@@ -13,7 +13,9 @@ metrics go out, as plain floats and lists.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from jaxtrain.evaluation.checks import check_report, count_false
 from jaxtrain.evaluation.prm import Baseline, prm_report, samples_report
 from jaxtrain.evaluation.strategies import (
     STRATEGIES,
@@ -29,7 +31,7 @@ from jaxtrain.evaluation.strategies import (
     share_in_tree,
 )
 from jaxtrain.evaluation.table import Metrics, accuracy_table, curve
-from jaxtrain.structs import Shard
+from jaxtrain.structs import CheckFn, Shard
 
 
 def measure(
@@ -38,11 +40,14 @@ def measure(
     baseline: Baseline,
     answer_fn: AnswerFn,
     rank_fn: RankFn = by_score,
+    check: CheckFn | None = None,
+    costs: Mapping[str, float] | None = None,
 ) -> Metrics:
     """Turn judged trees, by their kind, into the accuracy table and the PRM's report.
 
-    rank_fn: how best-of-k ranks what it chooses from. Steps and leaves of the report are those of
-    the search that answers, or else of the samples.
+    Its steps and leaves are those of the search that answers, or else of the samples. rank_fn: how
+    best-of-k ranks what it chooses from; check: that of the task's steps; costs: what a false step
+    has cost the scores of the trees of a kind.
     """
     answered = {kind: read(kind, shard, answer_fn, rank_fn) for kind, shard in found.items()}
     metrics = accuracy_table(answered, strategies)
@@ -52,7 +57,13 @@ def measure(
         _, tree, judged = found["search"]
         metrics["evaluation/search/in_tree"] = share_in_tree(tree, judged.verdict)
     for name in [name for name in ("search", "samples") if name in found][:1]:
-        metrics |= prm_report(found[name].tree, found[name].labels, baseline)
+        _, tree, judged = found[name]
+        if check is not None:
+            num_false, cost = count_false(tree, check), (costs or {}).get(name, 0.0)
+            # The PRM's own word.
+            tree = replace(tree, score=tree.score + cost * num_false)
+            metrics |= check_report(tree, judged, num_false, cost or 1.0)
+        metrics |= prm_report(tree, judged, baseline)
     return metrics
 
 

@@ -68,7 +68,7 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     # The rows that can be measured: finished leaves, and steps with a label.
     problem = np.broadcast_to(tree.problem_id[:, None], tree.kind.shape)
     is_usable = trees.is_usable(tree)
-    leaf = is_usable & tree.is_finished & np.isin(labels.verdict, JUDGED)
+    leaf = judged_leaves(tree, labels)
     step = is_usable & labels.is_labelled
     score, target = np.asarray(tree.score, float), np.asarray(labels.target, float)
     is_correct = np.asarray(labels.verdict) == Verdict.CORRECT
@@ -93,6 +93,11 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     first = within_problems(score[at], is_right[at], problem[at])
     step_metrics |= with_interval("auroc_within_first", *first)
     return named("prm", {**leaf_metrics, **step_metrics, "num_trees": len(tree.problem_id)})
+
+
+def judged_leaves(tree: Tree, labels: Labels) -> np.ndarray:
+    """Mark the finished rows `[B R]` whose verdict tells of them."""
+    return trees.is_usable(tree) & tree.is_finished & np.isin(labels.verdict, JUDGED)
 
 
 def samples_report(sampled: Answered) -> Metrics:

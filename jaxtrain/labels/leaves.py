@@ -1,4 +1,4 @@
-"""Labels that count the answers at or below a step: the estimates of Math-Shepherd, OVM, ReST-RL.
+"""Labels that count the answers at or below a step, as Math-Shepherd, OmegaPRM, OVM, ReST-RL do.
 
 A leaf is a finished trace that was judged; one without a readable answer is wrong. What has no leaf
 at or below it (unfinished, or the verifier failed) has no label. In a tree without a correct answer
@@ -22,6 +22,19 @@ def hard(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     """Give 1 where a correct leaf is at or below a step, else 0 (Math-Shepherd's hard estimate)."""
     _, num_correct, num_leaves = _count(tree, verdict)
     return Target(num_correct > 0, num_leaves > 0)
+
+
+def omega(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+    """Give 1 where a correct leaf is at or below a step, 0 to the first step of a path below which
+    there is none; what stands behind that first error has no label (OmegaPRM, Luo et al. 2024).
+
+    OmegaPRM finds the error by a binary search that draws completions as it goes. A tree holds its
+    completions already, so it is looked up.
+    """
+    _, num_correct, num_leaves = _count(tree, verdict)
+    above = np.take_along_axis(num_correct, np.maximum(tree.parent, 0), axis=1)
+    is_told = (tree.parent < 0) | (above > 0)
+    return Target(num_correct > 0, is_told & (num_leaves > 0))
 
 
 def soft(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:

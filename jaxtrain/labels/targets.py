@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxtrain import trees
 from jaxtrain.errors import require_one_of, require_share
-from jaxtrain.labels.leaves import hard, mc_return, outcome, soft
+from jaxtrain.labels.leaves import hard, mc_return, omega, outcome, soft
 from jaxtrain.labels.td_lambda import TdLambdaConfig, td_lambda
 from jaxtrain.labels.walks import Target, fold_down, fold_up
 from jaxtrain.structs import JUDGED, Labels, Tree, Verdict
@@ -68,6 +68,7 @@ TARGETS: dict[str, TargetFn] = {
     "quality": quality,
     "mc_return": mc_return,
     "hard": hard,
+    "omega": omega,
     "soft": soft,
     "outcome": outcome,
     "td_lambda": td_lambda,
@@ -80,8 +81,10 @@ class LabelsConfig:
 
     # quality: the paper's, how near a correct answer is, and how surely; mc_return: the share of
     # correct answers among those below the step; hard: whether one of them is correct; soft: the
-    # policy's chance to end right, as far as its steps were followed; td_lambda: that, mixed with
-    # the PRM's scores on the way; outcome: the verdict on the end of every trace through the step
+    # policy's chance to end right, as far as its steps were followed (hard and soft are
+    # Math-Shepherd's, on the completions that the tree holds); omega: hard up to the first error of
+    # a path, and nothing behind it; td_lambda: soft, mixed with the PRM's scores on the way;
+    # outcome: the verdict on the end of every trace through the step
     kind: str = "quality"
     td_lambda: TdLambdaConfig = field(default_factory=TdLambdaConfig)
 
@@ -94,22 +97,25 @@ def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:
     """Infer the value of every step from the verdicts on the finished traces below it.
 
     verdict `[B R]` int32 from `judge`. Rows without a label have target 0. Duplicates, padding
-    problems and trees set aside have no label, and their verdicts count for nothing.
+    problems and trees set aside have no label, and their verdicts count for nothing. A step that
+    the search filtered out as false is worth 0, whatever the kind.
     """
     tree = jax.device_get(tree)
     chex.assert_equal_shape([tree.parent, tree.kind, verdict])
     # Rows that are no steps of their own say nothing.
     usable = trees.is_usable(tree)
     verdict = np.where(usable, verdict, Verdict.NONE).astype(np.int32)
+    is_false = trees.is_false(tree)
     target, is_labelled, weight = TARGETS[config.kind](tree, verdict, config)
     chex.assert_equal_shape([tree.parent, target, is_labelled])
-    # Nor are they told anything.
-    is_labelled = is_labelled & usable
+    # Nor are they told anything, unless they are known to be false.
+    is_labelled = (is_labelled & usable) | is_false
+    weight = None if weight is None else np.where(is_false, 1, weight)
     is_reached = fold_up(tree.parent, verdict == Verdict.CORRECT, False, np.logical_or)[:, :-1]
     return Labels(
         verdict=verdict,
         is_correct=is_labelled & is_reached,
-        target=np.where(is_labelled, target, 0).astype(np.float32),
+        target=np.where(is_labelled & ~is_false, target, 0).astype(np.float32),
         is_labelled=is_labelled,
         weight=None if weight is None else np.where(is_labelled, weight, 0).astype(np.float32),
     )

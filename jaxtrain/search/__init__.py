@@ -14,13 +14,16 @@ from jaxtrain.search.config import RULES, SearchConfig
 from jaxtrain.search.frontier import FrontierRule, grow_frontier
 from jaxtrain.search.rows import Job
 from jaxtrain.search.tree_loop import grow_tree
-from jaxtrain.structs import GrowFn, Reader
+from jaxtrain.structs import CheckFn, GrowFn, Reader
 
 
-def make_grow(config: SearchConfig, max_steps: int, reader: Reader) -> GrowFn:
+def make_grow(
+    config: SearchConfig, max_steps: int, reader: Reader, check: CheckFn | None = None
+) -> GrowFn:
     """Make `grow(policy_params, prm_params, prompts, keys [B 2] uint32, temperature [])` -> Tree.
 
-    max_steps is D, the depth at which the reader ends a branch.
+    max_steps is D, the depth at which the reader ends a branch. check: of steps, for a config
+    that wants one.
     """
     rule = RULES[config.method](config, max_steps)
 
@@ -30,6 +33,9 @@ def make_grow(config: SearchConfig, max_steps: int, reader: Reader) -> GrowFn:
         num_trees = min(config.num_trees or num_problems, num_problems)
         params = policy_params, prm_params
         job = Job(prompts, keys, params, temperature, reader, max_steps, num_trees)
+        if config.checks != "off":
+            weight = config.check_weight if config.checks == "penalty" else None
+            job = job._replace(check=check, check_weight=weight)
         if isinstance(rule, FrontierRule):
             return grow_frontier(config, rule, job)
         return grow_tree(config, rule, job)

@@ -73,6 +73,13 @@ class SearchConfig:
     ended_leaves: str = "closed"
     # l: the value at which a finished leaf decides its tree; None: the whole budget is spent
     end_threshold: float | None = None
+    # steps that a rule of the task calls false (a false sum, an illegal move): penalty: each costs
+    # its path check_weight; filter: never searched, no answer, worth 0 to the PRM; off: no step is
+    # checked. Asked on the host, so such a search is compiled anew at every start
+    checks: str = "off"
+    # taken off raw scores; above their range, what stands behind a false step is answered where
+    # there is nothing else
+    check_weight: float = 1.0
     widening: WideningConfig = field(default_factory=WideningConfig)
     mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
     puct: PuctConfig = field(default_factory=PuctConfig)
@@ -93,10 +100,11 @@ class SearchConfig:
     def __post_init__(self):
         require_one_of("search", self, method=tuple(RULES), memory=("cached", "recompute"))
         require_one_of("search", self, candidates=("distinct", "independent"))
+        require_one_of("search", self, checks=("off", "penalty", "filter"))
         require_one_of("search", self, ended_leaves=("closed", "revisited"))
         sizes = "num_simulations", "num_candidates", "num_samples", "num_tokens"
         require_at_least(1, "search", self, *sizes, "num_trees", "num_lanes", "chunk_tokens")
-        require_at_least(0, "search", self, "temperature")
+        require_at_least(0, "search", self, "temperature", "check_weight")
         require_share("search", self, "end_threshold", "top_p")
         most = self.widening.max_candidates
         is_met, why = most is None or most >= self.num_candidates, "is below search.num_candidates"

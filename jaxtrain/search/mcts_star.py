@@ -97,7 +97,7 @@ def follow(
         last = x[num_candidates:].reshape(num_rounds, num_steps, num_lanes)
         return last[jnp.maximum(r - 1, 0)]
 
-    is_step, scores = by_round(rows.length) > 0, by_round(rows.score)
+    is_step, scores = by_round(rows.kind) == Kind.ROLLOUT, by_round(rows.score)
     lane = jnp.argmax(jnp.where(is_step[0], scores[0], -jnp.inf))
     seen = jnp.max(jnp.where(is_step[:, lane], clip(scores[:, lane]), 0.0))
 
@@ -129,5 +129,5 @@ def open_node(config: MctsStarConfig, follow_one, num_rounds: int, rows: Rows, n
 
     # alpha * own + (1 - alpha) * highest, written so that equal values blend to themselves exactly.
     blended = highest + config.rollout_blend * (own - highest)
-    is_best = jnp.arange(num_candidates) == best
+    is_best = (jnp.arange(num_candidates) == best) & (rows.kind[best] == Kind.CANDIDATE)
     return is_best.astype(jnp.int32), jnp.where(is_best, blended, values)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.structs import Array, Params, Path, Prompts, Reader
+from jaxtrain.structs import Array, CheckFn, Params, Path, Prompts, Reader
 
 
 class Job(NamedTuple):
@@ -24,6 +24,8 @@ class Job(NamedTuple):
     reader: Reader
     max_steps: int  # D
     num_trees: int  # B
+    check: CheckFn | None = None  # of steps, where there is one and it is asked
+    check_weight: float | None = None  # that a false step costs; None: it is filtered out
 
 
 class Rows(NamedTuple):

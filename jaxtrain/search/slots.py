@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.search import prior
+from jaxtrain.search.checks import apply_checks
 from jaxtrain.search.lanes import (
     Pending,
     assign,
@@ -211,10 +212,12 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     pending, order = assign(growth.pending, growth.rows, method.num_siblings)
     memory, written, cost = job.reader.write(job.params, memory, order, job.temperature)
     done = collect(pending, order, written, growth.rows)
-    pending, rows, is_short = done.pending, done.rows, done.is_short | growth.is_short
+    pending, is_short = done.pending, done.is_short | growth.is_short
+    text = job.reader.text(memory)
+    rows = apply_checks(job, growth.problem, growth.rows, done.rows, text)
 
     if method.compares:
-        found = find_repeats(pending, rows, job.reader.text(memory), job.reader.form)
+        found = find_repeats(pending, rows, text, job.reader.form)
         # What the policy would hardly say is not asked for.
         if method.top_p < 1 and not method.may_repeat:
             pending, is_dropped = drop_rest(pending, rows, found[0], method.top_p)

@@ -10,15 +10,16 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxtrain.boundaries import TraceConfig
 from jaxtrain.commuting import in_order
 from jaxtrain.errors import UserError
-from jaxtrain.structs import Tokenizer, Verdict
+from jaxtrain.structs import CheckFn, Tokenizer, Verdict
 
 if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig  # made of the configs of all tasks
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Row = TypeVar("Row")
 
 NUM_NAMED = 3  # bad rows that a message names
+NUM_REMEMBERED = 2**17  # steps, and paths, that a check has judged
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ class Task:
         """
         return text or None
 
+    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
+        """Judge a step behind others without the gold answer: False where it is certainly wrong,
+        True where it holds, None where nothing can be said; here always.
+
+        Total, and a pure function: a search may ask it of every step that it draws.
+        """
+        return None
+
     def canonical_step(self, step: str) -> str:
         """Return the form that a step shares with all that are the same but for what commutes.
 
@@ -114,6 +124,32 @@ class Task:
         """Say which rows were skipped, the first few by name; empty where none was."""
         first = "; ".join(self.skipped[:NUM_NAMED])
         return f"{len(self.skipped)} bad rows skipped; the first: {first}" if self.skipped else ""
+
+
+def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
+    """Make the function that counts the false steps of a path; None where the task has no check, or
+    steps are not lines. A step that was cut is not judged.
+    """
+    has_check = type(task).check_step is not Task.check_step
+    if not has_check or not trace.is_by_line:
+        return None
+    end_ids = set(task.tokenizer.end_ids)
+
+    @lru_cache(NUM_REMEMBERED)
+    def read(step: bytes) -> tuple[str, bool]:
+        tokens = np.frombuffer(step, np.int32).tolist()
+        text = task.tokenizer.decode(tokens)
+        return text.rstrip("\n"), text.endswith("\n") or not end_ids.isdisjoint(tokens)
+
+    @lru_cache(NUM_REMEMBERED)
+    def count_false(problem_id: int, steps: tuple[bytes, ...]) -> int:
+        if not steps:
+            return 0
+        lines, is_whole = zip(*map(read, steps), strict=True)
+        said = task.check_step(task.problems[problem_id], lines[:-1], lines[-1])
+        return count_false(problem_id, steps[:-1]) + (is_whole[-1] and said is False)
+
+    return count_false
 
 
 def close_sizes(config: TasksConfig, num_rows: int | None = None) -> tuple[int, int, int]:

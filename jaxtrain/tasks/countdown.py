@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations, combinations_with_replacement, permutations
@@ -101,12 +102,18 @@ class CountdownTask(Task):
         moves = _read_moves(text, self.num_numbers)
         if moves is None:
             return Verdict.UNPARSABLE
-        numbers, target = read_prompt(problem.prompt)
-        for move in moves:
-            if move not in legal_moves(numbers):
-                return Verdict.WRONG
-            numbers = move.remaining
-        return Verdict.CORRECT if numbers == (target,) else Verdict.WRONG
+        lines, (_, target) = text.split("\n"), read_prompt(problem.prompt)
+        is_legal = all(self.check_step(problem, lines[:i], line) for i, line in enumerate(lines))
+        is_right = is_legal and moves[-1].remaining == (target,)
+        return Verdict.CORRECT if is_right else Verdict.WRONG
+
+    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
+        """Say whether a line is a legal move with what the line before leaves; None where that is
+        not to be read, or holds a zero.
+        """
+        last = read_move(before[-1]) if before else None
+        numbers = last.remaining if last else () if before else read_prompt(problem.prompt)[0]
+        return read_move(step) in legal_moves(numbers) if numbers and 0 not in numbers else None
 
     def answer(self, text: str) -> str | None:
         """Return the canonical form of every line, so that commuted responses vote together."""

@@ -14,7 +14,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from jaxtrain.tasks.base import (
 )
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
+from jaxtrain.verifiers.sums import check_sums
 
 if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig
@@ -116,6 +117,10 @@ class JsonlTask(Task):
         if answer is None:
             return Verdict.UNPARSABLE
         return Verdict.CORRECT if answer == KINDS[self.kind](problem.gold) else Verdict.WRONG
+
+    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
+        """Judge the sums of a step; see `verifiers/sums.py`."""
+        return check_sums(step)
 
     def answer(self, text: str) -> str | None:
         """Return the answer of a response, numbers in lowest terms; None if it gives none."""
