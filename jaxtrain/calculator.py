@@ -2,9 +2,10 @@
 
 A sum is the longest arithmetic expression that ends at `=` and stands alone: `48 / 2`,
 `$1,250 x (3 + 0.5)`, `20% * 50`. It may begin a line, follow `<<`, `=`, `>` or a word. What could
-be more than it looks is none: behind a word with an operator (`3 boys + 4`) or a word that counts
-(`half of 3 + 4`), a bullet (`- 3 + 4`), a time (`3:30 + 1`), a list (`1,2 + 3`), an unknown sign.
-There is no power, no implied product and no minus but at the front and behind a bracket.
+be more than it looks is none: behind a word with an operator (`3 boys + 4`, `35 words x 2/5`) or a
+word that counts (`half of 3 + 4`), a bullet (`- 3 + 4`), a time (`3:30 + 1`), a list (`1,2 + 3`),
+an unknown sign. There is no power, no implied product and no minus but at the front and behind a
+bracket.
 
 An automaton over bytes reads it; every byte has an *action* on the registers of `nn.arithmetic`.
 """
@@ -25,8 +26,8 @@ RESULT = "0123456789-."  # characters of a result
 MAX_OPEN = 2  # brackets inside each other
 MAX_BYTES = 8  # of a token that are read; no longer one holds a sum
 OPERATORS = {"+": PLUS, "-": MINUS, "*": TIMES, "x": TIMES, "/": OVER}
-# Words in front of a sum that make it a part of a longer one.
-COUNTING = ("of", "times", "by", "over", "plus", "minus", "half", "twice", "double", "triple")
+# Words in front of a sum that make it a part of a longer one; an x may be a sign behind a word.
+COUNTING = ("x", "of", "times", "by", "over", "plus", "minus", "half", "twice", "double", "triple")
 LONG_WORD = re.compile(rb"([A-Za-z])[A-Za-z]{6,}")  # none of them
 BENIGN = "'\".,:;?!"  # signs that words stand between
 

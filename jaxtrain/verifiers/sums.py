@@ -2,9 +2,9 @@
 
 What is a sum is what the calculator takes for one (`calculator`), computed here without a limit. A
 result is judged where it surely is one: a number that no operator, digit, percent sign or colon
-follows, of a sum that no number or `x` precedes (`35 questions x 2/5`). A rounded result is never
-false: one that is less than a unit of its own last digit away says nothing, or is right where it is
-as near as that digit allows. Nor is one that may be in another unit (`25 * 4 = $1`).
+follows, of a sum that no number precedes (`14, 400 / 80`). A rounded result is never false: one
+that is less than a unit of its own last digit away says nothing, or is right where it is as near as
+that digit allows. Nor is one that may be in another unit (`25 * 4 = $1`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESULT = re.compile(
     rb"(?P<word> ?(?!x\b)[A-Za-z]+)?(?![0-9A-Za-z]|[.,:][0-9]| *[-+*/x%^:(=0-9\x80-\xff])"
 )
 # What stands before a sum that is more than it looks.
-GOES_ON = re.compile(rb"(?:[0-9],? *|\bx *)$", re.I)
+GOES_ON = re.compile(rb"[0-9],? *$")
 # Times of day, and numbers that are not decimal or go round: such a line is not judged.
 OTHER = re.compile(
     rb"(?<![0-9.,])0[0-9]|\b(?:base|binary|hex\w*|octal|mod\w*)\b|[0-9] ?(?:[ap]\.?m|o'clock)\b",
