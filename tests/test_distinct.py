@@ -22,7 +22,7 @@ from jaxtrain.search.beam import BeamConfig
 from jaxtrain.search.config import WideningConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.search.prior import PriorConfig
-from jaxtrain.structs import Kind, Prompts, Tree
+from jaxtrain.structs import CheckFn, Kind, Prompts, Tree
 
 END, NEWLINE, WORD, OTHER, SIZE = 1, 2, 3, 4, 3
 TEXT = (b"", b"", b".\n", *(bytes([97 + i]) for i in range(VOCAB - 3)))
@@ -61,13 +61,15 @@ def in_order(steps: dict[Words, float], num: int) -> dict[tuple[Words, ...], flo
 
 
 @cache
-def compiled(config: SearchConfig, chunk: int | None, size: int):
+def compiled(config: SearchConfig, chunk: int | None, size: int, check: CheckFn | None):
     trace = TraceConfig(max_steps=2, max_step_tokens=size)
     reader = make_reader((BIGRAM, BIGRAM), make_tables(TEXT, [END], "\n", "end"), trace, chunk)
-    return jax.jit(make_grow(config, trace.max_steps, reader))
+    return jax.jit(make_grow(config, trace.max_steps, reader, check))
 
 
-def grow(table, num_trees=NUM_TREES, chunk=None, temperature=1.0, size=SIZE, **settings) -> Tree:
+def grow(
+    table, num_trees=NUM_TREES, chunk=None, temperature=1.0, size=SIZE, check=None, **settings
+) -> Tree:
     """Search behind the prompt WORD, the same in all trees; without rollouts."""
     plain = dict(num_simulations=1, mcts_star=MctsStarConfig(num_rollout_steps=0))
     config = SearchConfig(**plain | settings)
@@ -75,7 +77,7 @@ def grow(table, num_trees=NUM_TREES, chunk=None, temperature=1.0, size=SIZE, **s
     prompts = Prompts(WORD * one[:, None], one, np.arange(num_trees, dtype=np.int32))
     keys = np.stack([prompts.problem_id, 7 * one], axis=1).astype(np.uint32)
     prm = {"backbone": zero, "head": {"weight": zero[0], "bias": zero[0, 0]}}
-    tree = compiled(config, chunk, size)(table, prm, prompts, keys, np.float32(temperature))
+    tree = compiled(config, chunk, size, check)(table, prm, prompts, keys, np.float32(temperature))
     return jax.tree.map(np.asarray, tree)
 
 
@@ -170,6 +172,35 @@ def test_no_step_is_drawn_once_the_others_hold_most_of_the_probability():
     for b in range(NUM_TREES):
         masses = np.cumsum([steps[step] for step in words(tree, b)])
         assert (masses[:-1] < top_p).all()
+
+
+def test_what_lanes_say_alike_is_not_drawn_again_where_it_is_enough():
+    steps, top_p = steps_behind(FIVE, WORD), 0.62
+    tree = grow(FIVE, 512, num_candidates=4, top_p=top_p)
+    masses = np.array([sum(steps[step] for step in set(words(tree, b))) for b in range(512)])
+    num_repeats = (tree.kind == Kind.DUPLICATE).sum(axis=1)
+    assert ((masses >= top_p) | (num_repeats == 0)).all() and np.ptp(num_repeats) == 2
+    np.testing.assert_array_equal(tree.num_exhausted, num_repeats > 0)
+
+
+def has_newline(problem_id: int, steps: tuple[bytes, ...]) -> int:
+    """Call the likeliest of the five steps false, (OTHER, NEWLINE)."""
+    return sum(NEWLINE in np.frombuffer(step, np.int32) for step in steps)
+
+
+@pytest.mark.parametrize("num_lanes", [1, None])
+def test_false_steps_are_drawn_once_and_those_left_hold_most_of_what_is_left(num_lanes):
+    steps = {step: share for step, share in steps_behind(FIVE, WORD).items() if NEWLINE not in step}
+    told = dict(num_candidates=4, num_lanes=num_lanes, checks="filter", check=has_newline)
+    tree = grow(FIVE, 512, **told)
+    assert all(len(set(words(tree, b))) == 4 for b in range(512))
+    # One of the sound ones at least, unless a false one holds nearly all.
+    tree = grow(FIVE, 512, top_p=0.38, **told)
+    sound = [[step for step in set(words(tree, b)) if step in steps] for b in range(512)]
+    masses = np.array([sum(map(steps.get, drawn)) for drawn in sound])
+    left = 1 - 0.4 * (tree.kind == Kind.FALSE).any(axis=1)
+    assert (masses >= 0.38 * left).all() and min(map(len, sound)) == 1
+    assert (left < 1).any() and (left == 1).any()
 
 
 def test_the_prompt_is_as_likely_behind_every_place_of_a_beam():

@@ -67,7 +67,8 @@ class SearchConfig:
     # paper, where repeats are told apart and never searched
     candidates: str = "distinct"
     # share of the policy's probability at which the steps behind a prefix are enough and no more
-    # are drawn, by the lanes that have not begun: what is unlikely misleads a PRM; 1: all are drawn
+    # are drawn, by lanes that have not begun: what is unlikely misleads a PRM. At temperature 0 one
+    # step is enough; 1: all are drawn
     top_p: float = 1.0
     # leaves that have ended: closed: never selected again; revisited: as in the paper
     ended_leaves: str = "closed"

@@ -175,7 +175,8 @@ def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tup
     num_trees, width, num_candidates, _ = pending.row.shape
     row = pending.row[..., 0].reshape(num_trees, -1)
     at = jnp.maximum(row, 0)
-    is_step = (row >= 0) & (pick(rows.kind, at) == Kind.CANDIDATE)
+    kind = pick(rows.kind, at)
+    is_step = (row >= 0) & ((kind == Kind.CANDIDATE) | (kind == Kind.FALSE))
 
     def is_equal(x: Array) -> Array:
         return jnp.all(x[:, :, None] == x[:, None], axis=3)
@@ -197,23 +198,27 @@ def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tup
 
 def drop_rest(
     pending: Pending, rows: Rows, is_repeat: Array, top_p: float
-) -> tuple[Pending, Array]:
-    """Want no more behind prefixes whose steps hold the share top_p of the policy's probability.
+) -> tuple[Pending, Array, Array]:
+    """Want no more behind prefixes whose steps hold the share top_p of the policy's probability; of
+    what is not filtered out, where a search filters.
 
-    is_repeat [B W A]: what says the same as another counts once. Returns whether anything was
-    dropped, [B W] bool.
+    is_repeat [B W A]: what says the same as another counts once. Returns too which prefixes have
+    enough, and which of these have fewer steps than they could, [B W] bool each.
     """
     row = pending.row[..., 0]
     at = jnp.maximum(row, 0).reshape(len(row), -1)
-    is_there = (row >= 0) & (pick(rows.kind, at).reshape(row.shape) != Kind.EMPTY) & ~is_repeat
-    mass = jnp.where(is_there, jnp.exp(pick(rows.log_prob, at)).reshape(row.shape), 0.0)
+    kind = jnp.where(row >= 0, pick(rows.kind, at).reshape(row.shape), -1)
+    # Enough are sound >= top_p * (1 - false).
+    counted = jnp.where(kind == Kind.FALSE, top_p, kind > Kind.EMPTY) * ~is_repeat
+    mass = counted * jnp.exp(pick(rows.log_prob, at)).reshape(row.shape)
     # Places of a frontier may share a prefix.
     is_equal = jnp.all(pending.path[:, :, None] == pending.path[:, None], axis=3)
     mass = jnp.sum(is_equal * jnp.sum(mass, axis=2)[:, None], axis=2)
     is_enough = (mass >= top_p) & pending.is_distinct[:, None]
     is_dropped = (pending.state == WANTED) & is_enough[..., None]
-    state = jnp.where(is_dropped, NOTHING, pending.state)
-    return pending._replace(state=state), jnp.any(is_dropped, axis=2)
+    pending = pending._replace(state=jnp.where(is_dropped, NOTHING, pending.state))
+    is_left = (kind == Kind.EMPTY) & (pending.state == NOTHING)
+    return pending, is_enough, is_enough & jnp.any(is_left, axis=2)
 
 
 def draw_again(pending: Pending, rows: Rows, is_again: Array) -> tuple[Pending, Rows]:

@@ -217,11 +217,11 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     rows = apply_checks(job, growth.problem, growth.rows, done.rows, text)
 
     if method.compares:
-        found = find_repeats(pending, rows, text, job.reader.form)
+        found, is_enough = find_repeats(pending, rows, text, job.reader.form), jnp.array(False)
         # What the policy would hardly say is not asked for.
         if method.top_p < 1 and not method.may_repeat:
-            pending, is_dropped = drop_rest(pending, rows, found[0], method.top_p)
-            is_short |= is_dropped
+            pending, is_enough, is_few = drop_rest(pending, rows, found[0], method.top_p)
+            is_short |= is_few
         # An order that is complete must hold no step twice.
         is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
         is_repeat, is_twin = (x & is_complete[:, None, None] for x in found)
@@ -230,9 +230,10 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         if not method.may_repeat:
             # Every round brings one more step at least, for a lane says what no sibling said.
             is_again = is_repeat & (pending.num_draws < method.num_siblings)
-            is_short |= jnp.any(is_repeat & ~is_again, axis=2)
             # That may be a twin, and there may be little else: one more draw.
             is_again |= is_twin & ~is_repeat & (pending.num_draws == 0)
+            is_again &= ~is_enough[..., None]
+            is_short |= jnp.any(is_repeat & ~is_again, axis=2)
             pending, rows = draw_again(pending, rows, is_again)
             is_twin &= ~is_again
         rows = mark(rows, pending.row[..., 0], is_twin, Kind.DUPLICATE)
