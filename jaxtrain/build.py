@@ -6,8 +6,6 @@ updates run over the whole mesh. Closures capture config and modules, and no arr
 never changes. Each is compiled at its first call, and the compilation is announced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial

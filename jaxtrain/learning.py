@@ -2,8 +2,6 @@
 Stands beside the other phases.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from itertools import islice

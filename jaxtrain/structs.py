@@ -16,8 +16,6 @@ the final answer has been given (an end token), *ended* that the branch cannot g
 cut by the step or depth limit).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol

@@ -11,8 +11,6 @@ problem of both networks, prompts included. A search is that of `--config.evalua
 its method and size. All figures are in DIR/methods.json, the trees below DIR/methods.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

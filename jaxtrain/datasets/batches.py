@@ -1,7 +1,5 @@
 """Batches of rows: in one of `ORDERS`, balanced, of like length, of at most four widths."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice

@@ -1,7 +1,5 @@
 """Training rows as a view of the trees of the rounds in use."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the policy does not learn: texts with a step that a check calls false."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

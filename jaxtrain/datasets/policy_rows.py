@@ -4,8 +4,6 @@ Where texts are compared, they are continuations of one prefix: whole answers to
 sibling steps. Which of them stay under the caps is chance, of the problem and the iteration.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial

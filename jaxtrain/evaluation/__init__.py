@@ -10,8 +10,6 @@ The models stay outside. Trees come in, with the verdicts on them and a function
 metrics go out, as plain floats and lists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

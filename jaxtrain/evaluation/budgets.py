@@ -5,8 +5,6 @@ many of one set as it pays for, searches are sized for it, and what they really 
 method is set beside best-of-k of as many tokens as the method spent, on the same problems.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection

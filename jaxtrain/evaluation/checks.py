@@ -1,7 +1,5 @@
 """What a check of steps, which learns nothing, knows beside the PRM."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from jaxtrain import trees

@@ -4,8 +4,6 @@
 that best-of-k chooses from.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

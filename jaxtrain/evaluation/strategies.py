@@ -9,8 +9,6 @@ Host numpy throughout: the arrays are small and the votes are over strings. A pr
 strategies are judged on the same problems.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence

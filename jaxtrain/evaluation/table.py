@@ -1,7 +1,5 @@
 """Does search pay? Every strategy on the same problems, at the tokens that search took."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ at or below it (unfinished, or the verifier failed) has no label. In a tree with
 every target is 0, so unsolved trees are learnt from too.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +16,13 @@ if TYPE_CHECKING:
     from jaxtrain.labels.targets import LabelsConfig
 
 
-def hard(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def hard(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give 1 where a correct leaf is at or below a step, else 0 (Math-Shepherd's hard estimate)."""
     _, num_correct, num_leaves = _count(tree, verdict)
     return Target(num_correct > 0, num_leaves > 0)
 
 
-def omega(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def omega(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give 1 where a correct leaf is at or below a step, 0 to the first step of a path below which
     there is none; what stands behind that first error has no label (OmegaPRM, Luo et al. 2024).
 
@@ -37,7 +35,7 @@ def omega(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     return Target(num_correct > 0, is_told & (num_leaves > 0))
 
 
-def soft(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def soft(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give the policy's chance to end right, by the steps that were drawn (the soft estimate).
 
     Math-Shepherd takes the share of N continuations. Here steps are drawn without repeats, so each
@@ -50,13 +48,13 @@ def soft(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     return Target(value, np.isfinite(value))
 
 
-def mc_return(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def mc_return(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give the share of correct leaves; each counts once, however often search visited it."""
     _, num_correct, num_leaves = _count(tree, verdict)
     return Target(num_correct / np.maximum(num_leaves, 1), num_leaves > 0)
 
 
-def outcome(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def outcome(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give every step of a trace the verdict on its end, as OVM does.
 
     What traces share is told all their verdicts: their mean, which counts as often as there are

@@ -4,8 +4,6 @@ A kind is one line of `TARGETS`. Its function sees the verdicts on usable rows a
 every row its target in [0, 1] and whether it has one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,7 +21,7 @@ from jaxtrain.structs import JUDGED, Labels, Tree, Verdict
 TargetFn = Callable[[Tree, np.ndarray, "LabelsConfig"], Target]
 
 
-def quality(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def quality(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give steps their quality value (ReST-MCTS*, section 3.2, Eq. 1 and 2).
 
     Branches without a finished and judged trace are pruned (an ERROR does not count as judged), and

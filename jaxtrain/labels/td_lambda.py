@@ -1,7 +1,5 @@
 """Labels by temporal differences: answers below a step, mixed with what the PRM said on the way."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +21,7 @@ class TdLambdaConfig:
     decay: float = 0.9
 
 
-def td_lambda(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def td_lambda(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give the lambda-return of a step (Sutton, 1988), a mean over the steps drawn behind it.
 
     With V the PRM's score of a step when the tree was grown, in [0, 1], and G of a judged leaf its

@@ -4,8 +4,6 @@ A pool has pages of as many tokens as a chunk. A lane that writes takes the next
 where the tokens of a step lie is told by their addresses, so a path is a gather.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -2,8 +2,6 @@
 PRM's head says.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import chex

@@ -7,8 +7,6 @@ W gives. So one base serves the policy, the PRM, their updates and their search.
 adapters into the weights, for whoever knows none.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What the networks keep of a batch of trees: text, and keys and values where they are cached."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 

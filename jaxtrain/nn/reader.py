@@ -8,8 +8,6 @@ keep its keys and values under its row; a path is a gather, and a prompt is shar
 *Recompute*: text alone is kept, and prompt and path are read anew for every order.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import chex

@@ -8,8 +8,6 @@ calls decides what lives where. So a prompt is computed once and shared by all c
 that is stored differently later changes a gather, not the model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 layers apart.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import jax

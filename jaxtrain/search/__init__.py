@@ -6,8 +6,6 @@ task. A method is a rule, and a loop runs it: `tree_loop` those that walk down a
 to expand, `frontier` those that go on from the best of what they drew.
 """
 
-from __future__ import annotations
-
 import chex
 
 from jaxtrain.search.config import RULES, SearchConfig

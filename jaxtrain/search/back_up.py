@@ -1,7 +1,5 @@
 """What rules of `tree_loop` share: the back-up, and a node that is opened without a rollout."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -5,8 +5,6 @@ At every depth the `width` best prefixes by raw score go on, with `num_candidate
 all prefixes at first, so the first choice is made among as many steps as every later one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax

@@ -4,8 +4,6 @@ In every turn, the `width` best prefixes of the whole tree that are not opened y
 they stand: what looked second best at first is taken up again once all below the best looks worse.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax

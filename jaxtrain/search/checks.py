@@ -4,8 +4,6 @@ The rule reads text, so it is asked on the host: once a turn, about the steps th
 says hangs on a step and those before it alone, so a tree is the same whatever its neighbours.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

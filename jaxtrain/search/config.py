@@ -1,7 +1,5 @@
 """The config of search: a method, its budget, and a section for each method beside its code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,7 +19,7 @@ from jaxtrain.search.tree_loop import TreeRule
 from jaxtrain.structs import Array
 
 # Each makes its method's rule, for traces of D steps.
-RULES: dict[str, Callable[[SearchConfig, int], TreeRule | FrontierRule]] = {
+RULES: dict[str, Callable[["SearchConfig", int], TreeRule | FrontierRule]] = {
     "mcts_star": lambda c, max_steps: make_mcts_star(c.mcts_star, max_steps),
     "sample": lambda c, max_steps: make_sample(c.num_samples, max_steps),
     "beam": lambda c, max_steps: make_beam(c.beam, c.num_candidates, max_steps),

@@ -5,8 +5,6 @@ opened, the search steps back to the best of its siblings. Candidates below a va
 paper's breadth-first search keeps the best b prefixes of every depth, which is `beam`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax.numpy as jnp

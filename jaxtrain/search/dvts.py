@@ -4,8 +4,6 @@
 until that has ended. So a subtree that looks worse is not given up for a better one, as in a beam.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax

@@ -4,8 +4,6 @@ In a turn, each of W prefixes gets A lanes of K steps. What a rule chooses among
 next frontier. Rows lie turn by turn: row = ((turn * K + step) * W + prefix) * A + lane.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,7 +77,7 @@ def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
 class FrontierMoves:
     """The moves of trees under a rule."""
 
-    def __init__(self, config: SearchConfig, rule: FrontierRule, job: Job):
+    def __init__(self, config: "SearchConfig", rule: FrontierRule, job: Job):
         self.config, self.rule, self.job = config, rule, job
         self.num_rows = rule.num_turns * rule.num_steps * rule.width * rule.num_lanes
 
@@ -162,7 +160,7 @@ class FrontierMoves:
         return visits, clip(growth.rows.score), jnp.zeros_like(growth.num_simulations)
 
 
-def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
+def grow_frontier(config: "SearchConfig", rule: FrontierRule, job: Job) -> Tree:
     """Grow trees of R = turns * K * W * A rows."""
     moves, none = (
         FrontierMoves(config, rule, job),

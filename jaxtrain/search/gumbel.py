@@ -13,8 +13,6 @@ it, the candidate that brings visits nearest to softmax(logits + sigma(q)). Thre
 mctx's own function selects below the prompt. That for the prompt knows of nothing that closes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

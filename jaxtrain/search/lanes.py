@@ -6,8 +6,6 @@ than the J lanes of a prefix: a lane that is done takes the next, so that none w
 of them.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

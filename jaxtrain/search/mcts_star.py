@@ -12,8 +12,6 @@ C's own candidates and the rollout. Two things differ from mctx's own statistics
 Candidates are exchangeable samples, so taking the first among equals is a fair tie-break.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -6,8 +6,6 @@ a game would list as its moves. And over finished traces, for whatever answers: 
 would hardly write is seldom right, and a PRM that saw little of it is easily fooled.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,7 +35,7 @@ class PriorConfig:
         require(self.temperature > 0, "search.prior", self, "temperature", "must be above 0")
 
 
-def prior_logits(config: PriorConfig, view: View, node: Array, num_candidates: int) -> Array:
+def prior_logits(config: PriorConfig, view: "View", node: Array, num_candidates: int) -> Array:
     """Return the logits of the prior over a node's candidates [A], the tree unbatched."""
     kind = view.rows.kind[node, :num_candidates]
     log_prob = view.rows.log_prob[node, :num_candidates]

@@ -5,8 +5,6 @@ candidate that was never visited is the PRM's score, for every candidate is scor
 There are no rollouts. Of equals the first is taken: candidates are exchangeable.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax

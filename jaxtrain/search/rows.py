@@ -4,8 +4,6 @@ A row is a step that was drawn, and its number the address of everything about i
 what it needs to choose, the reader keeps the text.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

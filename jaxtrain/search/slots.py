@@ -5,8 +5,6 @@ wants next. A tree that is over leaves, and the next problem takes its slot. The
 some tokens. So no tree waits for another one, and none can tell which others there are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What a search does, before it is run: the plan's view of a method, and how large it must be."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import NamedTuple

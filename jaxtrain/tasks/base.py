@@ -4,8 +4,6 @@ A task owns its problems, its text format and the word on a finished trace. Noth
 knows more about it than this file says, so another kind of problem is another subclass of `Task`.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -152,7 +150,7 @@ def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
     return count_false
 
 
-def close_sizes(config: TasksConfig, num_rows: int | None = None) -> tuple[int, int, int]:
+def close_sizes(config: "TasksConfig", num_rows: int | None = None) -> tuple[int, int, int]:
     """Return the sizes of test, dev and demonstrations, those left open for a file of so many rows,
     or for problems made.
     """

@@ -16,8 +16,6 @@ and its id is its place among them. No problem comes twice, so the sets are disj
 construction.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter
@@ -122,7 +120,7 @@ class CountdownTask(Task):
         return "\n".join(map(self.canonical_step, text.split("\n")))
 
 
-def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> CountdownTask:
+def countdown_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> CountdownTask:
     """Make the task that a config describes; its few characters are the tokens unless told
     otherwise.
 

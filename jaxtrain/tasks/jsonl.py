@@ -7,8 +7,6 @@ answer after `####`. A row that breaks the form is skipped, named and counted, a
 too many of them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random
@@ -128,7 +126,7 @@ class JsonlTask(Task):
         return None if given is None else KINDS[self.kind](given)
 
 
-def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> JsonlTask:
+def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> JsonlTask:
     """Make the task that a config describes from its one or two files.
 
     Train rows whose question is in the test file are dropped and counted. A problem's id is its

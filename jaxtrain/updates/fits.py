@@ -7,8 +7,6 @@ update made is checked by the next one, and at the end of a fit: to check it at 
 second copy of the learner.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ false: one that is less than a unit of its own last digit away says nothing, or 
 as near as that digit allows. Nor is one that may be in another unit (`25 * 4 = $1`).
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re
