@@ -6,11 +6,18 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 
 from jaxtrain.errors import require, require_at_least, require_one_of, require_share
-from jaxtrain.search.beam import BeamConfig, make_beam
-from jaxtrain.search.best_first import BestFirstConfig, make_best_first
-from jaxtrain.search.dfs import DfsConfig, make_dfs
-from jaxtrain.search.dvts import DvtsConfig, make_dvts
-from jaxtrain.search.frontier import FrontierRule, make_sample
+from jaxtrain.search.frontier import FrontierRule
+from jaxtrain.search.frontier_rules import (
+    BeamConfig,
+    BestFirstConfig,
+    DfsConfig,
+    DvtsConfig,
+    make_beam,
+    make_best_first,
+    make_dfs,
+    make_dvts,
+    make_sample,
+)
 from jaxtrain.search.gumbel import GumbelConfig, make_gumbel
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
 from jaxtrain.search.prior import PriorConfig

@@ -58,22 +58,6 @@ class FrontierState(NamedTuple):
     is_opened: Array  # [B R] bool
 
 
-def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
-    """Make the rule of independent traces: the prompt, opened once, for whole traces.
-
-    The generator of ReST-EM, and of greedy decoding (one trace, temperature 0), self-consistency,
-    best-of-k and weighted vote. Traces that repeat each other all count, and none goes on.
-    """
-    return FrontierRule(
-        width=1,
-        num_lanes=num_samples,
-        num_steps=max_steps,
-        num_turns=1,
-        is_distinct=False,
-        choose=lambda pool: jnp.full(1, -1),
-    )
-
-
 class FrontierMoves:
     """The moves of trees under a rule."""
 
