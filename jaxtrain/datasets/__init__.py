@@ -12,7 +12,7 @@ use, so another kind of label or another cap is another view of the same files. 
 is counted. All of this is host numpy: texts are compared, and the results are small.
 """
 
-from jaxtrain.datasets.batches import ORDERS, POOL, batches
+from jaxtrain.datasets.batches import POOL, batches
 from jaxtrain.datasets.collect import (
     DatasetsConfig,
     Rounds,
@@ -24,18 +24,3 @@ from jaxtrain.datasets.collect import (
 from jaxtrain.datasets.false_steps import without_false_steps
 from jaxtrain.datasets.packing import pack
 from jaxtrain.datasets.policy_rows import ROWS
-
-__all__ = [
-    "ORDERS",
-    "POOL",
-    "ROWS",
-    "DatasetsConfig",
-    "Rounds",
-    "batches",
-    "collect",
-    "demonstrations",
-    "num_rounds",
-    "num_rows",
-    "pack",
-    "without_false_steps",
-]

@@ -71,24 +71,3 @@ def read(kind: str, shard: Shard, answer_fn: AnswerFn, rank_fn: RankFn = by_scor
     if kind == "search":
         return read_choice(tree, judged.verdict, answer_fn)
     return read_samples(tree, judged.verdict, prompts.length, answer_fn, rank_fn)
-
-
-__all__ = [
-    "STRATEGIES",
-    "TREES",
-    "AnswerFn",
-    "Answered",
-    "Baseline",
-    "Metrics",
-    "Strategy",
-    "accuracy_table",
-    "curve",
-    "is_solved",
-    "measure",
-    "prm_report",
-    "read",
-    "read_choice",
-    "read_samples",
-    "samples_report",
-    "share_in_tree",
-]

@@ -39,6 +39,3 @@ def make_grow(
         return grow_tree(config, rule, job)
 
     return grow
-
-
-__all__ = ["SearchConfig", "make_grow"]

@@ -19,16 +19,3 @@ from jaxtrain.updates.prm import PrmConfig
 
 # the tables of both networks
 OBJECTIVES = {"policy": policy.OBJECTIVES, "prm": prm.OBJECTIVES}
-
-__all__ = [
-    "OBJECTIVES",
-    "FitConfig",
-    "LearnerConfig",
-    "LoraConfig",
-    "PolicyConfig",
-    "PrmConfig",
-    "UpdatesConfig",
-    "fits",
-    "policy",
-    "prm",
-]
