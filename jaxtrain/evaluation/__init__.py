@@ -13,8 +13,13 @@ metrics go out, as plain floats and lists.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jaxtrain.evaluation.checks import check_report, count_false
-from jaxtrain.evaluation.prm import Baseline, prm_report, samples_report
+from jaxtrain.evaluation.prm import (
+    Baseline,
+    check_report,
+    count_false,
+    prm_report,
+    samples_report,
+)
 from jaxtrain.evaluation.strategies import (
     STRATEGIES,
     TREES,

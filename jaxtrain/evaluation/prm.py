@@ -1,7 +1,8 @@
 """Does the PRM know anything? Its scores beside predictors that have read no text.
 
 `prm_report` is about the steps and leaves of trees, `samples_report` about the independent traces
-that best-of-k chooses from.
+that best-of-k chooses from, `check_report` about what a check of steps, which learns nothing, knows
+beside it.
 """
 
 import math
@@ -14,7 +15,7 @@ from jaxtrain import trees
 from jaxtrain.evaluation.strategies import Answered, keep
 from jaxtrain.evaluation.table import Metrics, named, with_interval
 from jaxtrain.intervals import auroc, auroc_interval, mean
-from jaxtrain.structs import JUDGED, Array, Labels, Tree, Verdict
+from jaxtrain.structs import JUDGED, Array, CheckFn, Labels, Tree, Verdict
 
 CLOSE = 0.1  # a value this near to its target is right (Eq. 38 of the paper)
 
@@ -75,18 +76,15 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     value, depth = np.clip(score, 0, 1), row_depth(tree.parent)
     step_metrics = _step_metrics(value[step], target[step], depth[step], problem[step], baseline)
     # How it ranks at each depth.
-    by_depth = [(d, step & (depth == d)) for d in np.unique(depth[step])]
-    rows = [
-        [int(d), auroc(score[at], np.asarray(labels.is_correct)[at]), int(at.sum())]
-        for d, at in by_depth
-    ]
-    step_metrics["auroc_by_depth"] = [row for row in rows if np.isfinite(row[1])]
+    is_right, by_depth, within = np.asarray(labels.is_correct), [], []
+    for d in np.unique(depth[step]).tolist():
+        at = step & (depth == d)
+        by_depth.append([d, auroc(score[at], is_right[at]), int(at.sum())])
+        found, _ = within_problems(score[at], is_right[at], problem[at])
+        within.append([d, mean(found), len(found)])
+    step_metrics["auroc_by_depth"] = [row for row in by_depth if np.isfinite(row[1])]
     # Within a problem, where a search compares: at each depth, and first moves with an interval.
-    is_right = np.asarray(labels.is_correct)
-    ranked = [
-        (int(d), within_problems(score[at], is_right[at], problem[at])[0]) for d, at in by_depth
-    ]
-    step_metrics["auroc_within_by_depth"] = [[d, mean(x), len(x)] for d, x in ranked if len(x)]
+    step_metrics["auroc_within_by_depth"] = [row for row in within if row[2]]
     at = step & (depth == 0)
     first = within_problems(score[at], is_right[at], problem[at])
     step_metrics |= with_interval("auroc_within_first", *first)
@@ -96,6 +94,42 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
 def judged_leaves(tree: Tree, labels: Labels) -> np.ndarray:
     """Mark the finished rows `[B R]` whose verdict tells of them."""
     return trees.is_usable(tree) & tree.is_finished & np.isin(labels.verdict, JUDGED)
+
+
+def count_false(tree: Tree, check: CheckFn) -> np.ndarray:
+    """Count the steps that a check calls false on the path to every row of a tree, `[B R]`."""
+    is_step = trees.is_usable(tree) | trees.is_false(tree)
+    told = tree.problem_id, tree.parent, tree.tokens, tree.length, is_step
+    return trees.count_false(check, *told)
+
+
+def check_report(tree: Tree, labels: Labels, num_false: np.ndarray, weight: float) -> Metrics:
+    """Measure how often a check fires, and how it ranks leaves within a problem.
+
+    tree: with the PRM's own scores; num_false `[B R]`: of `count_false`.
+
+    Keys `evaluation/prm/check/<name>`: share_false_steps, of all steps; share_false_leaves, those
+    with a false step on their path; auroc_within_prm, auroc_within_check and auroc_within_both, x
+    with its _low and _high, the mean AUROC of the problems that have right and wrong leaves: of the
+    score, of the number of false steps, and of the score less `weight` for each of them.
+    """
+    # A step is false itself where its path has one more than that of the step before.
+    above = np.take_along_axis(num_false, np.maximum(tree.parent, 0), axis=1)
+    is_false = num_false > np.where(tree.parent < 0, 0, above)
+    is_step, leaf = trees.is_usable(tree) | trees.is_false(tree), judged_leaves(tree, labels)
+    metrics: Metrics = {
+        "share_false_steps": mean(is_false[is_step]),
+        "share_false_leaves": mean(num_false[leaf] > 0),
+    }
+
+    problem = np.broadcast_to(tree.problem_id[:, None], leaf.shape)[leaf]
+    is_correct = labels.verdict[leaf] == Verdict.CORRECT
+    score, cost = tree.score[leaf].astype(float), num_false[leaf]
+    ranked = {"prm": score, "check": -cost, "both": score - weight * cost}
+    for name, values in ranked.items():
+        found = within_problems(values, is_correct, problem)
+        metrics |= with_interval(f"auroc_within_{name}", *found)
+    return named("prm/check", metrics)
 
 
 def samples_report(sampled: Answered) -> Metrics:

@@ -19,14 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtrain.errors import UserError, require, require_at_least, require_one_of, require_share
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import (
-    NUM_NAMED,
-    Demonstration,
-    Problem,
-    Task,
-    close_sizes,
-    draw_sets,
-)
+from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
 from jaxtrain.verifiers.sums import check_sums
