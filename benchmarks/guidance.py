@@ -47,8 +47,8 @@ from jaxtrain.runs import open_run, open_task
 from jaxtrain.search import SearchConfig, make_grow
 from jaxtrain.search.config import WideningConfig
 from jaxtrain.search.frontier_rules import BeamConfig, DvtsConfig
-from jaxtrain.search.gumbel import GumbelConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
+from jaxtrain.search.prior_rules import GumbelConfig
 from jaxtrain.structs import Array, Params, Prompts, Tree
 from jaxtrain.tasks import Task
 

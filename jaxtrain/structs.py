@@ -89,14 +89,6 @@ class Prompts:
     problem_id: Array  # [B] int32
 
 
-@struct.dataclass
-class Prefix:
-    """A partial solution: the prompt followed by the steps so far, right-padded."""
-
-    tokens: Array  # [B L] int32
-    length: Array  # [B] int32
-
-
 # Prefixes by address: the rows of their steps in the tree that holds them, [... D] int32, last step
 # last, -1 before the first.
 Path = Array

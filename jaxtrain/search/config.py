@@ -18,10 +18,9 @@ from jaxtrain.search.frontier_rules import (
     make_dvts,
     make_sample,
 )
-from jaxtrain.search.gumbel import GumbelConfig, make_gumbel
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
 from jaxtrain.search.prior import PriorConfig
-from jaxtrain.search.puct import PuctConfig, make_puct
+from jaxtrain.search.prior_rules import GumbelConfig, PuctConfig, make_gumbel, make_puct
 from jaxtrain.search.tree_loop import TreeRule
 from jaxtrain.structs import Array
 

@@ -6,6 +6,7 @@ some tokens. So no tree waits for another one, and none can tell which others th
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.search import prior
-from jaxtrain.search.checks import apply_checks
 from jaxtrain.search.lanes import (
     Pending,
     assign,
@@ -28,6 +28,7 @@ from jaxtrain.search.lanes import (
 from jaxtrain.search.prior import PriorConfig
 from jaxtrain.search.rows import Job, Rows, empty_rows, pick, sum_above
 from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree, choose
+from jaxtrain.trees import count_false
 
 
 class Growth(NamedTuple):
@@ -248,6 +249,35 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         cost=jax.tree.map(jnp.add, growth.cost, cost),
     )
     return turn._replace(growth=growth, memory=memory)
+
+
+def apply_checks(job: Job, problem: Array, before: Rows, rows: Rows, text: Array) -> Rows:
+    """Take from the scores of rows that were empty before [B R] what false steps on their paths
+    cost, or filter such rows out.
+
+    problem [B]: which of the M problems; text [B R S]: the tokens of all rows. The check reads text,
+    so it is asked on the host. What it says hangs on a step and those before it alone, so a tree is
+    the same whatever its neighbours.
+    """
+    if job.check is None:
+        return rows
+    at = jnp.minimum(problem, len(job.keys) - 1)
+    is_new = (before.kind == Kind.EMPTY) & (rows.kind != Kind.EMPTY)
+    shape = jax.ShapeDtypeStruct(is_new.shape, jnp.int32)
+    ask = partial(jax.pure_callback, partial(count_false, job.check), shape)
+    asked = job.prompts.problem_id[at], rows.parent, text, rows.length, is_new
+    # The host is called in turns only that bring something new.
+    none = jnp.zeros(is_new.shape, jnp.int32)
+    num_false = jax.lax.cond(jnp.any(is_new), ask, lambda *_: none, *asked)
+    if job.check_weight is not None:
+        return rows._replace(score=rows.score - job.check_weight * num_false)
+    is_false = num_false > 0
+    return rows._replace(
+        kind=jnp.where(is_false, int(Kind.FALSE), rows.kind),
+        score=jnp.where(is_false, 0.0, rows.score),
+        is_finished=rows.is_finished & ~is_false,
+        is_ended=rows.is_ended | is_false,
+    )
 
 
 def leave(method: Method, job: Job, turn: Turn) -> Turn:
