@@ -14,12 +14,13 @@ from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
+from jaxtrain.evaluation import named
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose
 from jaxtrain.learning import collect, fit, prm_before, with_reference
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, named, score
+from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, score
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Networks, Params, State
 from jaxtrain.tasks import Task

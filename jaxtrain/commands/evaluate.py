@@ -26,11 +26,11 @@ from jaxtrain.commands import Parser, command_line
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import Config, check
 from jaxtrain.errors import UserError
-from jaxtrain.evaluation import STRATEGIES, Answered, budgets, read
+from jaxtrain.evaluation import STRATEGIES, Answered, budgets, named, read
 from jaxtrain.files import read_json, write_atomic, write_json
 from jaxtrain.flags import override, read_flags
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Run, held_out, named, num_problems, score, solve
+from jaxtrain.phases import Run, held_out, num_problems, score, solve
 from jaxtrain.plan import FORWARD, num_read, trees_at_once
 from jaxtrain.progress import Progress
 from jaxtrain.report import methods as tables
@@ -44,16 +44,8 @@ from jaxtrain.tasks import Task, make_task
 from jaxtrain.tasks.base import make_check
 from jaxtrain.workdir import open_workdir, run_key
 
-FREE = (
-    "seed",
-    "tasks",
-    "prompts",
-    "trace",
-    "search",
-    "evaluation",
-    "sharding",
-    "compilation",
-)  # sections that may differ from the run's
+# sections that may differ from the run's
+FREE = ("seed", "tasks", "prompts", "trace", "search", "evaluation", "sharding", "compilation")
 NUM_PILOT = 4  # samples of a problem that tell how long steps and traces are
 
 

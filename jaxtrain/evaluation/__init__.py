@@ -33,7 +33,7 @@ from jaxtrain.evaluation.strategies import (
     read_samples,
     share_in_tree,
 )
-from jaxtrain.evaluation.table import Metrics, accuracy_table, curve
+from jaxtrain.evaluation.table import Metrics, accuracy_table, curve, named
 from jaxtrain.structs import CheckFn, Shard
 
 

@@ -66,17 +66,15 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     tree, labels = keep((np.asarray(tree.problem_id) >= 0) & np.asarray(tree.is_ok), (tree, labels))
     # The rows that can be measured: finished leaves, and steps with a label.
     problem = np.broadcast_to(tree.problem_id[:, None], tree.kind.shape)
-    is_usable = trees.is_usable(tree)
-    leaf = judged_leaves(tree, labels)
-    step = is_usable & labels.is_labelled
+    leaf, step = judged_leaves(tree, labels), trees.is_usable(tree) & labels.is_labelled
     score, target = np.asarray(tree.score, float), np.asarray(labels.target, float)
-    is_correct = np.asarray(labels.verdict) == Verdict.CORRECT
+    is_correct, is_right = labels.verdict == Verdict.CORRECT, labels.is_correct
     # As a ranking of leaves, then as values of steps.
     leaf_metrics = _leaf_metrics(score[leaf], is_correct[leaf], problem[leaf])
     value, depth = np.clip(score, 0, 1), row_depth(tree.parent)
     step_metrics = _step_metrics(value[step], target[step], depth[step], problem[step], baseline)
     # How it ranks at each depth.
-    is_right, by_depth, within = np.asarray(labels.is_correct), [], []
+    by_depth, within = [], []
     for d in np.unique(depth[step]).tolist():
         at = step & (depth == d)
         by_depth.append([d, auroc(score[at], is_right[at]), int(at.sum())])
@@ -88,7 +86,8 @@ def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
     at = step & (depth == 0)
     first = within_problems(score[at], is_right[at], problem[at])
     step_metrics |= with_interval("auroc_within_first", *first)
-    return named("prm", {**leaf_metrics, **step_metrics, "num_trees": len(tree.problem_id)})
+    metrics = leaf_metrics | step_metrics | {"num_trees": len(tree.problem_id)}
+    return named("evaluation/prm", metrics)
 
 
 def judged_leaves(tree: Tree, labels: Labels) -> np.ndarray:
@@ -129,7 +128,7 @@ def check_report(tree: Tree, labels: Labels, num_false: np.ndarray, weight: floa
     for name, values in ranked.items():
         found = within_problems(values, is_correct, problem)
         metrics |= with_interval(f"auroc_within_{name}", *found)
-    return named("prm/check", metrics)
+    return named("evaluation/prm/check", metrics)
 
 
 def samples_report(sampled: Answered) -> Metrics:
@@ -141,10 +140,8 @@ def samples_report(sampled: Answered) -> Metrics:
     """
     has_answer = np.array([[text is not None for text in texts] for texts in sampled.answer], bool)
     at = np.nonzero(has_answer.reshape(sampled.score.shape))
-    return named(
-        "prm/samples",
-        _leaf_metrics(sampled.score[at], sampled.is_correct[at], sampled.problem_id[at[0]]),
-    )
+    told = sampled.score[at], sampled.is_correct[at], sampled.problem_id[at[0]]
+    return named("evaluation/prm/samples", _leaf_metrics(*told))
 
 
 def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray) -> Metrics:

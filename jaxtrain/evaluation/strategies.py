@@ -9,7 +9,6 @@ Host numpy throughout: the arrays are small and the votes are over strings. A pr
 strategies are judged on the same problems.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,9 +83,8 @@ def best_of_k(answered: Answered, k: int) -> np.ndarray:
     A tie goes to the earlier trace. The rank is the last-step value, not clipped, which would tie
     the best, and what `evaluation.samples.prior.weight` adds to it.
     """
-    has_answer = np.array(
-        [[a is not None for a in answer[:k]] for answer in answered.answer]
-    ).reshape(-1, k)
+    told = [[text is not None for text in answer[:k]] for answer in answered.answer]
+    has_answer = np.array(told, bool).reshape(-1, k)
     best = np.argmax(np.where(has_answer, answered.rank[:, :k], -np.inf), axis=1)
     return np.where(has_answer.any(axis=1), best, -1)
 
@@ -198,7 +196,7 @@ def share_in_tree(tree: Tree, verdict: Array) -> float:
     are dropped.
     """
     verdict = keep(np.asarray(tree.problem_id) >= 0, verdict)
-    return float((verdict == Verdict.CORRECT).any(axis=1).mean()) if len(verdict) else math.nan
+    return mean((verdict == Verdict.CORRECT).any(axis=1))
 
 
 def keep(is_kept: np.ndarray, arrays):

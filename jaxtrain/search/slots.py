@@ -255,7 +255,7 @@ def apply_checks(job: Job, problem: Array, before: Rows, rows: Rows, text: Array
     """Take from the scores of rows that were empty before [B R] what false steps on their paths
     cost, or filter such rows out.
 
-    problem [B]: which of the M problems; text [B R S]: the tokens of all rows. The check reads text,
+    problem [B]: which of the M problems; text [B R S]: the tokens of all rows. A check reads text,
     so it is asked on the host. What it says hangs on a step and those before it alone, so a tree is
     the same whatever its neighbours.
     """
