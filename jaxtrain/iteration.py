@@ -49,9 +49,7 @@ def iterate(state: State, run: Run) -> State:
 
 
 def warm_start(run: Run, base: Params) -> State:
-    """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's
-    first trees (D_V0).
-    """
+    """Make iteration 0: the policy learns demonstrations (D_S0), the PRM its trees (D_V0)."""
     fns = run.fns
     # the policy, from demonstrations
     shown, num_demonstrations_too_long = encode_demonstrations(run, run.task.demonstrations)

@@ -218,9 +218,7 @@ def grow_apart(
 
 
 def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConfig:
-    """Let as many trees grow at once as there are problems, and as have no more rows together than
-    those of the run.
-    """
+    """Let as many trees grow at once as problems, or as rows of the run's own trees, allow."""
     c, depth = run.config, run.config.trace.max_steps
     mesh = sharding.make_mesh(c.sharding)
     held = max(

@@ -22,25 +22,19 @@ CLOSE = 0.1  # a value this near to its target is right (Eq. 38 of the paper)
 
 @dataclass(frozen=True)
 class Baseline:
-    """Two predictors of a step's value that read no text; what a PRM must beat to have learnt
-    anything.
-    """
+    """Two predictors of a step's value that read no text: what a PRM must beat."""
 
     constant: float  # the mean target, NaN if there was none
     # [D] float, the mean target of the steps at a depth; the constant where there was none
     by_depth: np.ndarray
 
     def predict(self, depth: np.ndarray) -> np.ndarray:
-        """Return the mean target `[n]` at each `depth [n]`; the constant below the deepest one
-        fitted.
-        """
+        """Return the mean target `[n]` at each `depth [n]`, the constant below the deepest."""
         return np.append(self.by_depth, self.constant)[np.minimum(depth, len(self.by_depth))]
 
 
 def row_depth(parent: Array) -> np.ndarray:
-    """Return the number of steps before each row `[B R]` int, 0 for a first step; `parent [B R]` as
-    in Tree.
-    """
+    """Count the steps before each row, `[B R]` int; `parent [B R]` as in Tree."""
     problem, row = np.indices(np.shape(parent)).reshape(2, -1)
     return (trees.row_paths(parent, problem, row) >= 0).sum(axis=1).reshape(np.shape(parent)) - 1
 
@@ -160,9 +154,7 @@ def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray
 def within_problems(
     score: np.ndarray, is_right: np.ndarray, problem: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the AUROC of every problem that has both kinds, which alone say something, and these
-    problems. All arrays are of one length.
-    """
+    """Return the AUROC of each problem [n] that has both kinds, and these problems."""
     order = np.argsort(problem, kind="stable")
     names, starts = np.unique(problem[order], return_index=True)
     parts = np.split(order, starts[1:])

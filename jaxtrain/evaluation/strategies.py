@@ -219,9 +219,7 @@ def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
 def _read(
     tree: Tree, verdict: Array, last: np.ndarray, answer_fn: AnswerFn
 ) -> tuple[list[list[str | None]], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Answer, correctness, score, log-probability and length in tokens of the traces that end in
-    the rows `last [B K]`, -1 for none.
-    """
+    """Answer, correctness, score, log-probability and tokens of traces: `last [B K]`, -1: none."""
     # Read the traces that are there.
     problem, lane = np.nonzero(last >= 0)
     row = last[problem, lane]

@@ -84,9 +84,7 @@ def named(name: str, metrics: Metrics) -> Metrics:
 
 
 def matched_k(costs: np.ndarray, budget: float) -> int:
-    """Return the k whose cost is nearest to `budget` and not above its tolerance; 1 if even one
-    sample costs more.
-    """
+    """Return the k whose cost is nearest to `budget` and within its tolerance, or else 1."""
     distance = np.where(costs <= budget * (1 + BUDGET_TOLERANCE), np.abs(costs - budget), np.inf)
     return int(np.argmin(distance)) + 1
 

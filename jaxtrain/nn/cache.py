@@ -14,9 +14,7 @@ from jaxtrain.structs import Array
 
 
 class Pool(NamedTuple):
-    """Keys and values of one network: a layer [B kv pages c h], a layer axis leading in all where
-    layers are scanned.
-    """
+    """Keys and values of one network: a layer [B kv pages c h]; scanned, the layer axis leads."""
 
     k: Any
     v: Any

@@ -57,9 +57,7 @@ def make_log_probs(model: Network, key: Array | None = None) -> ReadFn:
 
 
 def token_log_probs(logits: Array, tokens: Array) -> Array:
-    """Pick the log-probability of every token [M L] from logits [M L V] behind the token before
-    it.
-    """
+    """Pick the log-probability of every token [M L] from logits [M L V] before it."""
     chex.assert_equal_shape_prefix([logits, tokens], 2)
     return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
 

@@ -160,9 +160,7 @@ def siblings_of(memory: Memory, order: Order) -> Siblings:
 
 
 def is_first_to_say(told: Siblings) -> Array:
-    """Mark the siblings [b A] that say what no earlier one says, so that no mass counts twice:
-    lanes side by side may have said the same.
-    """
+    """Mark the siblings [b A] that say what no earlier one says: no mass counts twice."""
     is_equal = jnp.all(told.tokens[:, :, None] == told.tokens[:, None], axis=3)
     is_equal &= told.length[:, :, None] == told.length[:, None]
     return ~jnp.any(jnp.tril(is_equal, k=-1), axis=2)

@@ -61,9 +61,7 @@ def want(
     kind: Kind,
     max_steps: int,
 ) -> Pending:
-    """Order rows [B a k] behind one prefix a tree, path [B 1 D-1] with key [B 2], where they are
-    wanted [B a].
-    """
+    """Order rows [B a k] where wanted [B a], behind one path a tree [B 1 D-1], key [B 2]."""
     depth = jnp.sum(path[:, 0] >= 0, axis=1)
     *_, num_candidates, num_steps = pending.row.shape
     pad = ((0, 0), (0, num_candidates - row.shape[1]), (0, num_steps - row.shape[2]))
@@ -105,9 +103,7 @@ def assign(pending: Pending, rows: Rows, num_siblings: int) -> tuple[Pending, Or
 
 
 def siblings_of(pending: Pending, rows: Rows, num_siblings: int) -> Array:
-    """Name the rows that lie behind an equal prefix already, [B W J W*A], -1 elsewhere; or none,
-    where lanes need not know them.
-    """
+    """Name the rows behind an equal prefix, [B W J W*A], -1 elsewhere; [B W J 0] if not asked."""
     num_trees, width, num_candidates, _ = pending.row.shape
     num_lanes = pending.lane.shape[2]
     if not num_siblings:

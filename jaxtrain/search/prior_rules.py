@@ -146,9 +146,7 @@ def prior_logits(config: PriorConfig, view: View, node: Array, num_candidates: i
 
 
 def without_rollouts(select: Callable[[MctxTree, Array, Array], Array]) -> TreeRule:
-    """Make the rule that selects like this, and takes the PRM's word for a candidate's value until
-    it is searched.
-    """
+    """Make the rule that selects like this, and opens a node by the PRM's word alone."""
 
     def open_node(rows: Rows, num_candidates: int) -> tuple[Array, Array]:
         return jnp.zeros(num_candidates, jnp.int32), clip(rows.score[:num_candidates])

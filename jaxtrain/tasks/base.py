@@ -151,9 +151,7 @@ def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
 
 
 def close_sizes(config: "TasksConfig", num_rows: int | None = None) -> tuple[int, int, int]:
-    """Return the sizes of test, dev and demonstrations, those left open for a file of so many rows,
-    or for problems made.
-    """
+    """Return the sizes of test, dev and demonstrations; num_rows: of a file, none: made."""
 
     def close(asked: int | None, usual: int, share: float) -> int:
         if asked is not None:

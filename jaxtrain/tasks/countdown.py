@@ -169,9 +169,7 @@ def countdown_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) ->
 
 
 def legal_moves(numbers: tuple[int, ...]) -> list[Move]:
-    """Return every legal move once, in a fixed order: both orders of + and *, results positive
-    integers.
-    """
+    """Return every legal move once, both orders of + and *, in a fixed order."""
     moves = set()
     for i, j in permutations(range(len(numbers)), 2):
         a, b = numbers[i], numbers[j]
