@@ -4,17 +4,21 @@ A row is a step that was drawn, and its number the address of everything about i
 what it needs to choose, the reader keeps the text.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxtrain.structs import Array, CheckFn, Params, Path, Prompts, Reader
 
+if TYPE_CHECKING:
+    from jaxtrain.search.config import SearchConfig
+
 
 class Job(NamedTuple):
     """What a search is given, whatever its method: M problems, of which B are searched at once."""
 
+    config: "SearchConfig"
     prompts: Prompts  # [M]
     keys: Array  # [M 2] uint32
     params: tuple[Params, Params]  # policy, PRM
@@ -22,8 +26,7 @@ class Job(NamedTuple):
     reader: Reader
     max_steps: int  # D
     num_trees: int  # B
-    check: CheckFn | None = None  # of steps, where there is one and it is asked
-    check_weight: float | None = None  # that a false step costs; None: it is filtered out
+    check: CheckFn | None  # of steps, where there is one and it is asked
 
 
 class Rows(NamedTuple):

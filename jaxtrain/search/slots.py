@@ -25,7 +25,6 @@ from jaxtrain.search.lanes import (
     mark,
     no_pending,
 )
-from jaxtrain.search.prior import PriorConfig
 from jaxtrain.search.rows import Job, Rows, empty_rows, pick, sum_above
 from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree, choose
 from jaxtrain.trees import count_false
@@ -65,8 +64,6 @@ class Method(NamedTuple):
     num_steps: int  # K: steps of a continuation, at most
     compares: bool  # whether a candidate that repeats another is told apart from it
     may_repeat: bool  # whether it is drawn all the same
-    prior: PriorConfig  # how the policy's own probability weighs in where a trace is chosen
-    top_p: float  # probability of the steps behind a prefix from which no more are drawn
     state: Any  # of B trees that have not begun, [B ...]
     move: Callable[[Growth], Growth]  # all trees; those that are ready order something or are over
     # -> visits, value [B R], num_closed [B]
@@ -87,12 +84,7 @@ class Exported(NamedTuple):
     visits: Array  # [M R]
     value: Array  # [M R]
     decided: Array  # [M]
-    is_ok: Array  # [M]
-    num_simulations: Array  # [M]
-    num_wasted: Array  # [M]
-    num_closed: Array  # [M]
-    num_exhausted: Array  # [M]
-    cost: Cost  # [M]
+    told: dict[str, Array]  # [M] each, fields of a Tree
 
 
 class Turn(NamedTuple):
@@ -218,8 +210,8 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     if method.compares:
         found = find_repeats(pending, rows, text, job.reader.form)
         # What the policy would hardly say is not asked for.
-        if method.top_p < 1 and not method.may_repeat:
-            pending, is_dropped = drop_rest(pending, rows, found[0], method.top_p)
+        if job.config.top_p < 1 and not method.may_repeat:
+            pending, is_dropped = drop_rest(pending, rows, found[0], job.config.top_p)
             is_short |= is_dropped
         # An order that is complete must hold no step twice.
         is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
@@ -269,8 +261,8 @@ def apply_checks(job: Job, problem: Array, before: Rows, rows: Rows, text: Array
     # The host is called in turns only that bring something new.
     none = jnp.zeros(is_new.shape, jnp.int32)
     num_false = jax.lax.cond(jnp.any(is_new), ask, lambda *_: none, *asked)
-    if job.check_weight is not None:
-        return rows._replace(score=rows.score - job.check_weight * num_false)
+    if job.config.checks == "penalty":
+        return rows._replace(score=rows.score - job.config.check_weight * num_false)
     is_false = num_false > 0
     return rows._replace(
         kind=jnp.where(is_false, int(Kind.FALSE), rows.kind),
@@ -292,25 +284,20 @@ def leave(method: Method, job: Job, turn: Turn) -> Turn:
 def export(method: Method, job: Job, growth: Growth, memory: Memory) -> Exported:
     """Take of B slots what is kept."""
     visits, value, num_closed = method.read(growth)
-    return Exported(
-        growth.rows,
-        job.reader.text(memory),
-        visits,
-        value,
-        growth.decided,
-        growth.is_ok,
-        growth.num_simulations,
-        growth.num_wasted,
-        num_closed,
-        growth.num_exhausted,
-        growth.cost,
+    told = dict(
+        is_ok=growth.is_ok,
+        num_simulations=growth.num_simulations,
+        num_wasted=growth.num_wasted,
+        num_closed=num_closed,
+        num_exhausted=growth.num_exhausted,
+        **growth.cost._asdict(),
     )
+    return Exported(growth.rows, job.reader.text(memory), visits, value, growth.decided, told)
 
 
 def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
     """Hand M trees on; each answers with the row that decided it, or else the best finished one."""
-    rows, decided, x = exported.rows, exported.decided, exported
-    tokens, visits, value = x.tokens, x.visits, x.value
+    rows, tokens, visits, value, decided, told = exported
     if method.listing is not None:
         place = jnp.append(np.argsort(method.listing), -1)  # of a row in that order; -1 stays
         rows, tokens, visits, value = jax.tree.map(
@@ -326,9 +313,9 @@ def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
     # The raw score ranks: values are clipped, which ties.
     is_answer = rows.is_finished & (rows.kind != Kind.DUPLICATE)
     rank = rows.score
-    if method.prior.weight:
+    if job.config.prior.weight:
         above = (sum_above(x, rows.parent, job.max_steps) for x in (rows.log_prob, rows.length))
-        rank = prior.rank(method.prior, rank, *above)
+        rank = prior.rank(job.config.prior, rank, *above)
     best = jnp.argmax(jnp.where(is_answer, rank, -jnp.inf), axis=1)
     best = jnp.where(jnp.any(is_answer, axis=1), best, -1)
     return Tree(
@@ -338,10 +325,5 @@ def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
         visits=jnp.where(is_row, visits, 0),
         value=jnp.where(is_row, value, 0.0),
         chosen=jnp.where(decided >= 0, decided, best).astype(jnp.int32),
-        is_ok=x.is_ok,
-        num_simulations=x.num_simulations,
-        num_wasted=x.num_wasted,
-        num_closed=x.num_closed,
-        num_exhausted=x.num_exhausted,
-        **x.cost._asdict(),
+        **told,
     )

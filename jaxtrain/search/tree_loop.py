@@ -13,10 +13,8 @@ them their first statistics and backs up. mctx keeps topology and statistics alo
 - mctx's own back-up is discarded; the rule has its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -29,9 +27,6 @@ from jaxtrain.search.lanes import want
 from jaxtrain.search.rows import Job, Rows, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree, choose
-
-if TYPE_CHECKING:
-    from jaxtrain.search.config import SearchConfig
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
 MctxTree = Any  # mctx.Tree, with a View as its extra_data
@@ -87,8 +82,9 @@ class TreeState(NamedTuple):
 class TreeMoves:
     """The moves of trees under a rule."""
 
-    def __init__(self, config: SearchConfig, rule: TreeRule, job: Job, body: Callable, rng: Array):
-        self.config, self.rule, self.job, self.body, self.rng = config, rule, job, body, rng
+    def __init__(self, rule: TreeRule, job: Job, body: Callable, rng: Array):
+        self.rule, self.job, self.body, self.rng = rule, job, body, rng
+        self.config = config = job.config
         self.num_nodes = config.num_simulations
         self.num_candidates = config.max_candidates
         self.num_rows = self.num_candidates + rule.num_extra_rows
@@ -333,10 +329,10 @@ class TreeMoves:
         return visits.reshape(num_trees, -1), value.reshape(num_trees, -1), num_closed
 
 
-def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
+def grow_tree(rule: TreeRule, job: Job) -> Tree:
     """Grow trees of R = N * C rows: N = T nodes of C rows, A candidates and the rule's own."""
-    num_trees, num_nodes = job.num_trees, config.num_simulations
-    width = config.max_candidates
+    config, num_trees = job.config, job.num_trees
+    num_nodes, width = config.num_simulations, config.max_candidates
     zeros, none = jnp.zeros(num_trees), jnp.zeros(num_trees, jnp.int32)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_trees, width)))
     moves: TreeMoves | None = None
@@ -355,7 +351,7 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
         nonlocal moves
         del lo, hi  # mctx does not count the first turn
         key, tree = carry
-        moves = TreeMoves(config, rule, job, body, key)
+        moves = TreeMoves(rule, job, body, key)
         num_lanes = max(width, rule.num_lanes)
         blocks = np.arange(num_nodes * moves.num_rows).reshape(num_nodes, -1)
         method = Method(
@@ -367,8 +363,6 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
             num_steps=max(1, rule.num_steps),
             compares=True,
             may_repeat=config.candidates == "independent",
-            prior=config.prior,
-            top_p=config.top_p,
             state=TreeState(
                 tree=tree,
                 key=jnp.zeros((num_trees, num_nodes, 2), jnp.uint32),
