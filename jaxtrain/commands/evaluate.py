@@ -235,16 +235,9 @@ def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
 
     Raises UserError where nothing is left.
     """
-    known = {
-        text
-        for row in (*learnt.train, *learnt.demonstrations)
-        for text in (row.prompt, row.substance)
-        if text
-    }
-    problems = getattr(task, split)
-    kept = tuple(
-        problem for problem in problems if known.isdisjoint((problem.prompt, problem.substance))
-    )
+    rows, problems = (*learnt.train, *learnt.demonstrations), getattr(task, split)
+    known = {text for row in rows for text in (row.prompt, row.substance)} - {""}
+    kept = tuple(row for row in problems if known.isdisjoint((row.prompt, row.substance)))
     if problems and not kept:
         raise UserError(
             f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose "
