@@ -117,17 +117,14 @@ def siblings_of(pending: Pending, rows: Rows, num_siblings: int) -> Array:
     return jnp.broadcast_to(sibling, (num_trees, width, num_lanes, row.shape[1]))
 
 
-class Done(NamedTuple):
-    """What a look at the lanes brings."""
+def collect(
+    pending: Pending, order: Order, written: Written, rows: Rows
+) -> tuple[Pending, Rows, Array, Array]:
+    """Write down what lanes have done, and let them go.
 
-    pending: Pending
-    rows: Rows
-    is_ok: Array  # [B] bool
-    is_short: Array  # [B W] bool, there was no further step behind the prefix
-
-
-def collect(pending: Pending, order: Order, written: Written, rows: Rows) -> Done:
-    """Write down what lanes have done, and let them go."""
+    Returns besides whether all was finite, [B] bool, and [B W] bool, whether there was no further
+    step behind a prefix.
+    """
     is_done = (pending.lane >= 0) & ~written.is_live
     num_trees, num_rows = rows.kind.shape
 
@@ -157,7 +154,7 @@ def collect(pending: Pending, order: Order, written: Written, rows: Rows) -> Don
     )
     is_ok = jnp.all(written.is_ok | ~is_done, axis=(1, 2))
     is_short = is_done & written.is_ok & (order.room > 0) & (written.length[..., 0] == 0)
-    return Done(pending, rows, is_ok, jnp.any(is_short, axis=2))
+    return pending, rows, is_ok, jnp.any(is_short, axis=2)
 
 
 def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tuple[Array, Array]:

@@ -15,12 +15,11 @@ Candidates are exchangeable samples, so taking the first among equals is a fair 
 from dataclasses import dataclass
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
 from jaxtrain.errors import require_at_least, require_one_of, require_share
-from jaxtrain.search.rows import Rows, clip
-from jaxtrain.search.tree_loop import MctxTree, TreeRule
+from jaxtrain.search.rows import MctxTree, Rows, clip
+from jaxtrain.search.tree_loop import TreeRule
 from jaxtrain.structs import Array, Kind
 
 
@@ -63,7 +62,6 @@ def make_mcts_star(config: MctsStarConfig, max_steps: int) -> TreeRule:
         select=partial(select_candidate, config),
         follow=lambda rows, r: follow_one(rows, r)[0],
         open=partial(open_node, config, follow_one, num_rounds),
-        back_up=back_up,
     )
 
 
@@ -129,32 +127,3 @@ def open_node(config: MctsStarConfig, follow_one, num_rounds: int, rows: Rows, n
     blended = highest + config.rollout_blend * (own - highest)
     is_best = (jnp.arange(num_candidates) == best) & (rows.kind[best] == Kind.CANDIDATE)
     return is_best.astype(jnp.int32), jnp.where(is_best, blended, values)
-
-
-@jax.vmap
-def back_up(tree: MctxTree, index: Array) -> MctxTree:
-    """Walk from node `index` [B] to the root (Eq. 35-36); -1 leaves a tree as it is.
-
-    n += 1; v = sum n_c v_c / sum n_c over visited children where there are any; both copied into
-    the parent's slot.
-    """
-
-    def step(carry):
-        index, n, v, children_n, children_v = carry
-        visits = children_n[index]
-        total = jnp.sum(visits)
-        mean = jnp.sum(visits * children_v[index]) / jnp.maximum(total, 1)
-        n = n.at[index].add(1)
-        v = v.at[index].set(jnp.where(total > 0, mean, v[index]))
-        parent, action = tree.parents[index], tree.action_from_parent[index]
-        # At the root the parent is -1: the write is aimed past the end, where scatters drop it.
-        slot = jnp.where(parent >= 0, parent, n.shape[0])
-        children_n = children_n.at[slot, action].set(n[index], mode="drop")
-        children_v = children_v.at[slot, action].set(v[index], mode="drop")
-        return parent, n, v, children_n, children_v
-
-    carry = index, tree.node_visits, tree.node_values, tree.children_visits, tree.children_values
-    _, n, v, children_n, children_v = jax.lax.while_loop(lambda carry: carry[0] >= 0, step, carry)
-    return tree.replace(
-        node_visits=n, node_values=v, children_visits=children_n, children_values=children_v
-    )

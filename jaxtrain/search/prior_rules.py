@@ -27,10 +27,9 @@ import jax.numpy as jnp
 import mctx as _mctx
 
 from jaxtrain.errors import require_at_least
-from jaxtrain.search.mcts_star import back_up
 from jaxtrain.search.prior import PriorConfig
-from jaxtrain.search.rows import Rows, clip
-from jaxtrain.search.tree_loop import MctxTree, TreeRule, View
+from jaxtrain.search.rows import MctxTree, Rows, clip
+from jaxtrain.search.tree_loop import TreeRule, View
 from jaxtrain.structs import Array, Kind
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
@@ -158,5 +157,4 @@ def without_rollouts(select: Callable[[MctxTree, Array, Array], Array]) -> TreeR
         select=select,
         follow=lambda rows, r: jnp.int32(-1),
         open=open_node,
-        back_up=back_up,
     )

@@ -202,10 +202,10 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     growth, memory = turn.growth, turn.memory
     pending, order = assign(growth.pending, growth.rows, method.num_siblings)
     memory, written, cost = job.reader.write(job.params, memory, order, job.temperature)
-    done = collect(pending, order, written, growth.rows)
-    pending, is_short = done.pending, done.is_short | growth.is_short
+    pending, rows, is_ok, is_short = collect(pending, order, written, growth.rows)
+    is_short |= growth.is_short
     text = job.reader.text(memory)
-    rows = apply_checks(job, growth.problem, growth.rows, done.rows, text)
+    rows = apply_checks(job, growth.problem, growth.rows, rows, text)
 
     if method.compares:
         found = find_repeats(pending, rows, text, job.reader.form)
@@ -229,7 +229,7 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         rows = mark(rows, pending.row[..., 0], is_twin, Kind.DUPLICATE)
 
     # A tree that met what is not finite is set aside.
-    is_ok = growth.is_ok & done.is_ok
+    is_ok &= growth.is_ok
     is_over = growth.is_over | ~is_ok
     none = fresh_growth(method, job).pending
     growth = growth._replace(

@@ -10,7 +10,7 @@ them their first statistics and backs up. mctx keeps topology and statistics alo
   it is drawn, and a node below which nothing is open is closed as well. Or it is visited again, as
   in the paper: mctx's turn is undone on the small arrays, and the next turn writes in its place.
 - A node may *widen*: selection then names a candidate that is not drawn yet.
-- mctx's own back-up is discarded; the rule has its own.
+- mctx's own back-up is discarded; ours takes the mean of what was visited.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,11 @@ import numpy as np
 
 from jaxtrain.keys import fold_in
 from jaxtrain.search.lanes import want
-from jaxtrain.search.rows import Job, Rows, clip, path_to, pick
+from jaxtrain.search.rows import Job, MctxTree, Rows, back_up, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree, choose
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
-MctxTree = Any  # mctx.Tree, with a View as its extra_data
 
 
 class TreeRule(NamedTuple):
@@ -49,8 +48,6 @@ class TreeRule(NamedTuple):
     follow: Callable[[Rows, Array], Array]
     # (rows [C], A) -> the first visits and values of the candidates, [A] each
     open: Callable[[Rows, int], tuple[Array, Array]]
-    # (trees, node [B]) -> trees after a visit from the node up to the root; -1: as it was
-    back_up: Callable[[MctxTree, Array], MctxTree]
 
     @property
     def num_extra_rows(self) -> int:
@@ -174,7 +171,7 @@ class TreeMoves:
         )
         is_short = growth.is_short[:, 0] & is_done
         state = state._replace(
-            tree=self.rule.back_up(tree, jnp.where(is_done, node, -1)),
+            tree=back_up(tree, jnp.where(is_done, node, -1)),
             is_closed=put(is_closed, is_ended),
             is_exhausted=state.is_exhausted.at[trees, node].max(is_short),
             node=jnp.where(is_done, -1, state.node),
@@ -283,7 +280,7 @@ class TreeMoves:
             extra_data=(),
         )
         state = state._replace(
-            tree=self.rule.back_up(tree, jnp.where(is_wasted, parent, -1)),
+            tree=back_up(tree, jnp.where(is_wasted, parent, -1)),
             key=state.key.at[trees, at].set(key, mode="drop"),
             slot=jnp.where(is_new, slot, state.slot),
             node=jnp.where(is_new, slot, jnp.where(is_more, parent, state.node)),

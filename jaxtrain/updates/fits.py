@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxtrain.intervals import mean
 from jaxtrain.structs import Array, Learner, Params
 
 # (params that are trained, base, rows, number of updates before) -> loss, [] float32
@@ -174,11 +175,7 @@ def summarise(infos: dict[str, np.ndarray]) -> dict[str, float]:
         "num_updates": num_updates,
         "num_skipped": int(np.sum(~is_ok)),
         "is_skipped_fit": 0,
-        "loss": _mean(infos["loss"][is_ok]),
-        "loss_last_tenth": _mean(infos["loss"][tail][is_ok[tail]]),
-        "grad_norm": _mean(infos["grad_norm"][is_ok]),
+        "loss": mean(infos["loss"][is_ok]),
+        "loss_last_tenth": mean(infos["loss"][tail][is_ok[tail]]),
+        "grad_norm": mean(infos["grad_norm"][is_ok]),
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
