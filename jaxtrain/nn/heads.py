@@ -94,11 +94,5 @@ def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None
     """
     chex.assert_equal_shape([rows.tokens, rows.position, rows.until])
     rngs = None if key is None else {"dropout": jax.random.wrap_key_data(key)}
-    return model.apply(
-        {"params": params},
-        rows.tokens,
-        rows.position,
-        rows.until > 0,
-        until=rows.until,
-        rngs=rngs,
-    )[0]
+    told = rows.tokens, rows.position, rows.until > 0
+    return model.apply({"params": params}, *told, until=rows.until, rngs=rngs)[0]

@@ -50,12 +50,7 @@ class Place(NamedTuple):
 
 
 def open_memory(
-    models: Models,
-    trace: TraceConfig,
-    chunk: int | None,
-    params: Both,
-    shape: LaneShape,
-    size: int,
+    models: Models, trace: TraceConfig, chunk: int | None, params: Both, shape: LaneShape, size: int
 ) -> Memory:
     """Make the memory of trees that have no prompt yet."""
     # Text, empty.
@@ -79,10 +74,7 @@ def open_memory(
         empty = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), s) for s, _ in told]
         held = Cache(
             prompt=tuple(s._replace(position=s.position - 1) for s in empty),
-            pool=(
-                cache.empty_pool(told[0][0], num_trees, num_pages, chunk),
-                cache.empty_pool(told[1][0], num_trees, num_pages, chunk),
-            ),
+            pool=tuple(cache.empty_pool(s, num_trees, num_pages, chunk) for s, _ in told),
             hidden=jnp.zeros((num_trees, 1 + num_rows, *hidden.shape[1:]), hidden.dtype),
             address=rows,
             page=jnp.full((num_trees, num_rows, num_chunks), -1),
@@ -91,13 +83,8 @@ def open_memory(
 
     # Lanes, idle.
     b = num_trees * shape.num_prefixes * shape.num_lanes
-    lanes = idle_lanes(
-        b,
-        shape.num_steps,
-        shape.num_siblings,
-        jnp.zeros(hidden.shape[1:], hidden.dtype),
-        trace.calculator,
-    )
+    one = jnp.zeros(hidden.shape[1:], hidden.dtype)
+    lanes = idle_lanes(b, shape.num_steps, shape.num_siblings, one, trace.calculator)
     return Memory(prompts, prompts[:, 0], rows, rows[..., 0], rows.astype(jnp.float32), lanes, held)
 
 

@@ -307,9 +307,8 @@ class Transformer(nn.Module):
 
         tokens, positions: [b t] int32; mask: [b t] bool, True for real tokens. Tokens are causal
         among themselves, in index order; where `until` [b t] int32 is given, a token is seen in
-        columns before that one alone. With `into`, they continue the tokens of that segment (rows =
-        b) at index `at`, the same for all rows. Returns (hidden [b t width] after the final norm,
-        Segment of these tokens or `into` with them written).
+        columns before that one alone. With `into`, of b rows, they continue its tokens at index
+        `at`. Returns (hidden [b t width] after the final norm, the Segment written).
         """
         # What each token sees: of these tokens those before it, of the segments all in reach.
         b, t = tokens.shape
