@@ -26,10 +26,7 @@ is_finite = jax.jit(fits.all_finite)
 
 
 def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict[str, Any]]:
-    """Make the rows of both networks from rounds of trees, each as its objective asks for them.
-
-    Returns the policy's examples, the PRM's, and counts.
-    """
+    """Make the rows of both networks as their objectives ask: (policy's, PRM's, counts)."""
     c = run.config
     rows_fn = datasets.ROWS[updates.policy.OBJECTIVES[c.updates.policy.objective].rows]
     if c.datasets.drop_false_steps and run.check is not None:
@@ -159,10 +156,7 @@ def prm_before(run: Run, prm: Learner, policy: Learner) -> Learner:
 
 
 def warm_learner(run: Run, name: str, learner: Learner) -> Learner:
-    """Restore a network as iteration 0 left it; the memory of `learner` is freed.
-
-    Raises UserError where that checkpoint is lost.
-    """
+    """Restore a network as iteration 0 left it, and free `learner`. Raises UserError."""
     if fault := run.checkpoints.fault(0):
         raise UserError(
             f"--config.updates.{name}.init_from=warm_start: {fault}; restore it from a copy"

@@ -230,11 +230,7 @@ def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConf
 
 
 def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
-    """Drop from a split what a run may have trained on. Returns (the task, how many problems were
-    dropped).
-
-    Raises UserError where nothing is left.
-    """
+    """Drop what a run may have trained on: (the task, how many). Raises UserError if all is."""
     rows, problems = (*learnt.train, *learnt.demonstrations), getattr(task, split)
     known = {text for row in rows for text in (row.prompt, row.substance)} - {""}
     kept = tuple(row for row in problems if known.isdisjoint((row.prompt, row.substance)))
@@ -247,11 +243,7 @@ def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
 
 
 def change(ran: Config, overrides: Sequence[str]) -> Config:
-    """Apply overrides to a run's config.
-
-    Raises UserError for a section that an evaluation cannot change, and for unseen templates that
-    it may have seen.
-    """
+    """Apply overrides to a run's config. Raises UserError for what an evaluation cannot change."""
     config = override(asdict(ran), read_flags(overrides))
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):

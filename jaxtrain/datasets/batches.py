@@ -100,8 +100,7 @@ def _epochs(
 def _joined(
     streams: Sequence[Iterator[np.ndarray]], length: np.ndarray | None, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Join the streams' parts to batches; with `length`, by row, every POOL batches hold rows of
-    like length each.
+    """Join the streams' parts to batches; with `length`, by row, of like length in every POOL.
 
     A row that a pool holds twice comes again behind the others: it must not stand beside itself.
     """

@@ -40,8 +40,7 @@ def row_depth(parent: Array) -> np.ndarray:
 
 
 def prm_report(tree: Tree, labels: Labels, baseline: Baseline) -> Metrics:
-    """Measure the PRM's scores on held-out trees: as a ranking of finished leaves and as values of
-    labelled steps.
+    """Measure the PRM's scores on held-out trees: finished leaves are ranked, steps have values.
 
     Keys `evaluation/prm/<name>`; x stands for a quantity with its _low and _high, bootstrapped over
     problems: auroc (x) of correct against wrong leaves; auroc_within (x), the mean AUROC of the
@@ -126,8 +125,7 @@ def check_report(tree: Tree, labels: Labels, num_false: np.ndarray, weight: floa
 
 
 def samples_report(sampled: Answered) -> Metrics:
-    """Measure the PRM's scores of independent traces that give an answer, as a ranking: what
-    best-of-k goes by.
+    """Measure the PRM's scores of independent traces with an answer, which best-of-k goes by.
 
     Keys `evaluation/prm/samples/<name>` with auroc (x), auroc_within (x), num_mixed and num_leaves
     of `prm_report`.

@@ -28,10 +28,7 @@ AnswerFn = Callable[[np.ndarray], str | None]
 
 @dataclass(frozen=True)
 class Answered:
-    """What a method made of B problems: K traces each, in the order sampled.
-
-    Greedy and search have K = 1.
-    """
+    """What a method made of B problems: K traces each, as sampled; of greedy and search one."""
 
     problem_id: np.ndarray  # [B] int
     answer: list[list[str | None]]  # [B][K], None: unfinished or unparsable
@@ -60,8 +57,7 @@ def first_correct(answered: Answered, k: int) -> np.ndarray:
 
 
 def vote(answered: Answered, k: int) -> np.ndarray:
-    """Return the trace `[B]` int with the commonest answer among the first k (self-consistency), -1
-    without any.
+    """Return the trace `[B]` int with the commonest answer of the first k, -1 without any.
 
     Of the traces that give the winning answer it is the first; a tie goes to the answer seen first.
     """
@@ -77,8 +73,7 @@ def weighted_vote(answered: Answered, k: int) -> np.ndarray:
 
 
 def best_of_k(answered: Answered, k: int) -> np.ndarray:
-    """Return the trace `[B]` int that answers and has the highest rank among the first k, -1
-    without any.
+    """Return the trace `[B]` int that answers with the highest rank of the first k, -1: none.
 
     A tie goes to the earlier trace. The rank is the last-step value, not clipped, which would tie
     the best, and what `evaluation.samples.prior.weight` adds to it.
@@ -176,8 +171,7 @@ def read_samples(
 
 
 def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
-    """Take the answer of a search, its `chosen` row, and the tokens the search was measured to
-    cost.
+    """Take the answer of a search, its `chosen` row, and the tokens that it was measured to cost.
 
     `verdict [B R]` int, a Verdict for every row. Padding problems (id -1) are dropped.
     """
@@ -189,11 +183,9 @@ def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
 
 
 def share_in_tree(tree: Tree, verdict: Array) -> float:
-    """Return the share of problems whose tree holds a correct answer anywhere, NaN where there is
-    no problem.
+    """Return the share of problems whose tree holds a correct answer anywhere, NaN without any.
 
-    What search misses here, no better PRM would find. `verdict [B R]` int; padding problems (id -1)
-    are dropped.
+    What search misses here, no better PRM would find. `verdict [B R]` int; padding is dropped.
     """
     verdict = keep(np.asarray(tree.problem_id) >= 0, verdict)
     return mean((verdict == Verdict.CORRECT).any(axis=1))

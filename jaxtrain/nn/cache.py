@@ -43,10 +43,7 @@ def put(pool: Pool, page: Array, own: Segment) -> Pool:
 
 
 def gather(pool: Pool, address: Array, position: Array) -> Segment:
-    """Read tokens at addresses [B n T] of the trees' pools: a segment of B*n rows.
-
-    position [B n T]: their positions, -1 for none.
-    """
+    """Read tokens at addresses [B n T], of positions [B n T], -1: none: a segment of B*n rows."""
 
     def read(pages: Array) -> Array:
         if pages.ndim > 5:

@@ -88,10 +88,7 @@ def make_values(model: Network) -> ReadFn:
 
 
 def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None) -> Array:
-    """Read whole rows; a text sees itself alone. Returns hidden states [M L width].
-
-    With a key (uint32 [2]), adapters drop some of their inputs.
-    """
+    """Read rows, a text alone: [M L width]; with a key (uint32 [2]), adapters drop inputs."""
     chex.assert_equal_shape([rows.tokens, rows.position, rows.until])
     rngs = None if key is None else {"dropout": jax.random.wrap_key_data(key)}
     told = rows.tokens, rows.position, rows.until > 0

@@ -43,10 +43,7 @@ def init(abstract: Params, key: Array, rank: int, targets: Sequence[str]) -> Par
 
 
 def merge(base: Params, params: Params) -> Params:
-    """Lay what is trained over what is there: one tree with the leaves of both.
-
-    Nothing is copied. Without a base it is just `params`.
-    """
+    """Lay what is trained over what is there: one tree with the leaves of both, without a copy."""
     if not base:
         return params
     laid = {

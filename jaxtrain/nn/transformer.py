@@ -198,10 +198,9 @@ class Block(nn.Module):
         own_mask: Array,
     ):
         """x: [b t width]; past: (k, v) of this layer a segment, masks: theirs; own: (k, v) to write
-        into at `at`.
+        into at `at`: before reading, so that a cache in a loop is updated in place.
 
-        Returns (x, (k, v)). Writing comes before reading, so that a cache in a loop is updated in
-        place.
+        Returns (x, (k, v)).
         """
         c = self.config
         b, t, width = x.shape

@@ -122,8 +122,7 @@ def collect(
 ) -> tuple[Pending, Rows, Array, Array]:
     """Write down what lanes have done, and let them go.
 
-    Returns besides whether all was finite, [B] bool, and [B W] bool, whether there was no further
-    step behind a prefix.
+    Returns besides [B] bool, all was finite, and [B W] bool, a prefix has no further step.
     """
     is_done = (pending.lane >= 0) & ~written.is_live
     num_trees, num_rows = rows.kind.shape

@@ -78,10 +78,7 @@ def make_puct(config: PuctConfig, prior: PriorConfig) -> TreeRule:
 
 
 def make_gumbel(config: GumbelConfig, prior: PriorConfig, num_simulations: int) -> TreeRule:
-    """Make the rule of Gumbel MuZero (Danihelka et al. 2022).
-
-    num_simulations: T; the first opens the prompt.
-    """
+    """Make the rule of Gumbel MuZero (Danihelka et al. 2022), for T simulations."""
     num_turns = max(1, num_simulations - 1)
     table = [halving_visits(m, num_turns) for m in range(config.num_considered + 1)]
 

@@ -50,10 +50,7 @@ def empty_rows(*shape: int) -> Rows:
 
 
 def path_to(parent: Array, row: Array, depth: int) -> Path:
-    """Return the paths [B n depth] of the prefixes that end with rows [B n], -1: the prompt.
-
-    parent [B R]: the row before each.
-    """
+    """Return the paths [B n depth] of the prefixes that end with rows [B n], -1: the prompt."""
     path = []
     for _ in range(depth):
         path.append(row)

@@ -72,10 +72,7 @@ class LearnerConfig:
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping, without its learning rate: an update multiplies by it.
-
-    Weight decay leaves norms and biases alone.
-    """
+    """AdamW behind clipping, without its learning rate, by which an update multiplies."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
