@@ -67,9 +67,8 @@ def answers(
     rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
     """Take the answers of the newest round as often as they were given, with their advantage as
-    target: (reward - mean) / deviation of the answers to a problem, as GRPO has it.
-
-    Where all are right or all wrong there is no advantage, and no row.
+    target: (reward - mean) / deviation of the answers to a problem, as GRPO has it. Where all are
+    right or all wrong there is no advantage, and no row.
     """
     i, rows, num_undecided = max(rounds), [], 0
     found: dict[int, list[Text]] = defaultdict(list)

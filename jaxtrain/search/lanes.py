@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.search.rows import Rows, pick
-from jaxtrain.structs import Array, FormFn, Kind, Order, Path, Written
+from jaxtrain.structs import Array, FormFn, Kind, LaneShape, Order, Path, Written
 
 NOTHING, WANTED, STARTED = 0, 1, 2  # what a continuation is
 
@@ -36,19 +36,20 @@ class Pending(NamedTuple):
         return jnp.any(self.state != NOTHING, axis=(1, 2))
 
 
-def no_pending(num_trees: int, width: int, num_candidates: int, num_lanes: int, depth: int, k: int):
+def no_pending(shape: LaneShape, num_candidates: int, depth: int) -> Pending:
     """Make what trees wait for that have ordered nothing."""
-    none = jnp.zeros((num_trees, width, num_candidates), jnp.int32)
+    prefixes = shape.num_trees, shape.num_prefixes
+    none = jnp.zeros((*prefixes, num_candidates), jnp.int32)
     return Pending(
-        path=jnp.full((num_trees, width, depth), -1),
-        key=jnp.zeros((num_trees, width, 2), jnp.uint32),
-        row=jnp.full((*none.shape, k), -1),
+        path=jnp.full((*prefixes, depth), -1),
+        key=jnp.zeros((*prefixes, 2), jnp.uint32),
+        row=jnp.full((*none.shape, shape.num_steps), -1),
         room=none[:, :, 0],
         kind=none[:, 0, 0],
         is_distinct=none[:, 0, 0] > 0,
         state=none,
         num_draws=none,
-        lane=jnp.full((num_trees, width, num_lanes), -1),
+        lane=jnp.full((*prefixes, shape.num_lanes), -1),
     )
 
 

@@ -75,6 +75,11 @@ class Method(NamedTuple):
         """How many steps a lane must know that it may not say."""
         return self.width * self.num_candidates if self.compares and not self.may_repeat else 0
 
+    def lanes(self, num_trees: int) -> LaneShape:
+        """Return the form of the lanes of so many trees."""
+        sizes = self.width, self.num_lanes, self.num_steps, self.num_siblings
+        return LaneShape(num_trees, self.num_rows, *sizes)
+
 
 class Exported(NamedTuple):
     """What is kept of M trees."""
@@ -98,15 +103,7 @@ class Turn(NamedTuple):
 
 def grow(method: Method, job: Job) -> Tree:
     """Grow the trees of M problems."""
-    num_problems, num_trees = len(job.keys), job.num_trees
-    shape = LaneShape(
-        num_trees=num_trees,
-        num_rows=method.num_rows,
-        num_prefixes=method.width,
-        num_lanes=method.num_lanes,
-        num_steps=method.num_steps,
-        num_siblings=method.num_siblings,
-    )
+    num_problems, shape = len(job.keys), method.lanes(job.num_trees)
     memory = job.reader.open(job.params, shape, job.prompts.tokens.shape[1])
     growth = fresh_growth(method, job)
     growth = growth._replace(is_over=~growth.is_over)
@@ -130,14 +127,7 @@ def fresh_growth(method: Method, job: Job) -> Growth:
         problem=none + len(job.keys),
         key=jnp.zeros((num_trees, 2), jnp.uint32),
         rows=empty_rows(num_trees, method.num_rows),
-        pending=no_pending(
-            num_trees,
-            method.width,
-            method.num_candidates,
-            method.num_lanes,
-            method.depth,
-            method.num_steps,
-        ),
+        pending=no_pending(method.lanes(num_trees), method.num_candidates, method.depth),
         is_over=no,
         is_short=jnp.zeros((num_trees, method.width), bool),
         decided=none - 1,

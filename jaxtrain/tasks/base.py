@@ -46,10 +46,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A trace that the warm start imitates.
-
-    It need not be correct: the task says what its demonstrations are.
-    """
+    """A trace that the warm start imitates; it need not be correct."""
 
     prompt: str
     response: str  # steps separated by newlines, without the end token
@@ -98,10 +95,7 @@ class Task:
         return None
 
     def canonical_step(self, step: str) -> str:
-        """Return the form that a step shares with all that are the same but for what commutes.
-
-        A step is a line of a response without its newline.
-        """
+        """Return the form of a step, a line without newline, that commuting does not change."""
         return in_order(step, self.commuting)
 
     @cached_property

@@ -91,8 +91,7 @@ class CountdownTask(Task):
     commuting: str = "+* "  # operands, and the remaining numbers
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Replay every line: operands taken from the line before, true arithmetic, exact remainder,
-        target reached.
+        """Replay every line: known operands, true arithmetic, exact remainder, target reached.
 
         UNPARSABLE is a text that is not of the format, WRONG one that is and breaks a rule or
         misses the target. The remaining numbers may stand in any order.
@@ -121,11 +120,9 @@ class CountdownTask(Task):
 
 
 def countdown_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> CountdownTask:
-    """Make the task that a config describes; its few characters are the tokens unless told
-    otherwise.
+    """Make the task that a config describes; without a tokenizer, its few characters are tokens.
 
-    Raises UserError if there are fewer problems than it asks for, or if it asks for all where they
-    are drawn.
+    Raises UserError if there are too few problems, or if it asks for all where they are drawn.
     """
     c = config.countdown
     num_test, num_dev, num_demonstrations = close_sizes(config)
@@ -284,8 +281,7 @@ def _drawn_problems(config: CountdownConfig, seed: int, num_problems: int) -> tu
 
 
 def _are_solvable(numbers: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
-    """Say which problems have a solution: numbers, each float [N], and targets float [N] to bool
-    [N].
+    """Say which problems have a solution, bool [N]; numbers, each float [N]; targets float [N].
 
     All moves are tried, on all problems at once; nan is what an illegal one leaves.
     """
