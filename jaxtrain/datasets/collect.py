@@ -363,7 +363,8 @@ def make_examples(rows: Sequence[Row], max_length: int) -> Examples:
     is_token = place < length[:, None]
     tokens = np.zeros(place.shape, np.int32)
     # Where nothing is learnt the weight is 0.
-    target, weight = np.zeros((2, *place.shape), np.float32)
+    target = np.zeros(place.shape, np.float32)
+    weight = np.zeros_like(target)
     group = np.full(place.shape, -1, np.int32)
     for k, (_, text, lessons) in enumerate(rows):
         tokens[k, : length[k]] = text.tokens

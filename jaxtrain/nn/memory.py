@@ -72,9 +72,10 @@ def open_memory(
         num_pages = num_rows * -(-trace.max_step_tokens // chunk)
         num_chunks = -(-shape.num_steps * trace.max_step_tokens // chunk)  # of an order
         empty = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), s) for s, _ in told]
+        pools = [cache.empty_pool(s, num_trees, num_pages, chunk) for s, _ in told]
         held = Cache(
             prompt=tuple(s._replace(position=s.position - 1) for s in empty),
-            pool=tuple(cache.empty_pool(s, num_trees, num_pages, chunk) for s, _ in told),
+            pool=(pools[0], pools[1]),
             hidden=jnp.zeros((num_trees, 1 + num_rows, *hidden.shape[1:]), hidden.dtype),
             address=rows,
             page=jnp.full((num_trees, num_rows, num_chunks), -1),

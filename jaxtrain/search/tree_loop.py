@@ -224,7 +224,8 @@ class TreeMoves:
         action = self.rule.select(tree, node, is_open)
         # More are drawn where none is open, or too few for so many visits.
         num_drawn = jnp.sum(kind != Kind.EMPTY)
-        is_few = num_drawn < self.config.least(tree.node_visits[node])
+        visits = jnp.maximum(tree.node_visits[node], 1).astype(jnp.float32)
+        is_few = num_drawn < self.config.num_candidates * visits**self.config.widening.exponent
         is_widening = self.can_widen(view) & (is_few | ~jnp.any(is_open))
         return jnp.where(is_widening, num_drawn, action).astype(jnp.int32)
 

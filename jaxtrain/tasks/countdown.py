@@ -69,11 +69,6 @@ class CountdownConfig:
         is_met, why = self.max_number <= MAX_NUMBER, f"countdown goes up to {MAX_NUMBER}"
         require(is_met, section, self, "max_number", why)
 
-    @property
-    def is_enumerated(self) -> bool:
-        """Whether the problems are few enough to list all of them."""
-        return self.max_number <= MAX_ENUMERATED[self.num_numbers]
-
 
 class Move(NamedTuple):
     left: int
@@ -130,7 +125,7 @@ def countdown_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) ->
     sizes = (num_test, num_dev, num_shown, config.num_train)
 
     # Draws stay in their order: shuffled, the sets would depend on how many there are.
-    if c.is_enumerated:
+    if c.max_number <= MAX_ENUMERATED[c.num_numbers]:
         problems = _all_problems(c.num_numbers, c.max_number, c.min_target, c.max_target)
         seed, counts = config.seed, {"solvable": len(problems)}
     elif config.num_train is None:
