@@ -78,16 +78,7 @@ def make_outputs(model: Network, key: Array | None = None) -> ReadFn:
     return outputs
 
 
-def make_values(model: Network) -> ReadFn:
-    """Make the function that reads the PRM's value of the text up to every token, raw."""
-
-    def values(params: Params, rows: TokenRows) -> Array:
-        return value_of(params["head"], read_rows(model, params["backbone"], rows, None))
-
-    return values
-
-
-def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None) -> Array:
+def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None = None) -> Array:
     """Read rows, a text alone: [M L width]; with a key (uint32 [2]), adapters drop inputs."""
     chex.assert_equal_shape([rows.tokens, rows.position, rows.until])
     rngs = None if key is None else {"dropout": jax.random.wrap_key_data(key)}
