@@ -126,7 +126,7 @@ def _turns(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batch(rows: TokenRows, picked: np.ndarray, length: int) -> TokenRows:
-    """Take rows without the quarters of columns that none of them reaches."""
+    """Take rows without the quarters of columns that none reaches: most batches are far shorter."""
     quarter = -(-rows.tokens.shape[1] // 4)
     width = quarter * -(-length // quarter)
     return jax.tree.map(lambda x: x[picked, :width] if x.ndim == 2 else x[picked], rows)

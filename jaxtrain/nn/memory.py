@@ -148,7 +148,7 @@ def siblings_of(memory: Memory, order: Order) -> Siblings:
 
 
 def is_first_to_say(told: Siblings) -> Array:
-    """Mark the siblings [b A] that say what no earlier one says: no mass counts twice."""
+    """Mark the siblings [b A] that no earlier one repeats: lanes side by side may say the same."""
     is_equal = jnp.all(told.tokens[:, :, None] == told.tokens[:, None], axis=3)
     is_equal &= told.length[:, :, None] == told.length[:, None]
     return ~jnp.any(jnp.tril(is_equal, k=-1), axis=2)
