@@ -18,7 +18,6 @@ mctx's own function selects below the prompt. That for the prompt knows of nothi
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ import mctx as _mctx
 
 from jaxtrain.errors import require_at_least
 from jaxtrain.search.prior import PriorConfig
-from jaxtrain.search.rows import MctxTree, Rows, clip
+from jaxtrain.search.rows import MctxTree
 from jaxtrain.search.tree_loop import TreeRule, View
 from jaxtrain.structs import Array, Kind
 
@@ -74,7 +73,7 @@ def make_puct(config: PuctConfig, prior: PriorConfig) -> TreeRule:
         bound = values + config.exploration * share * parent / (1 + visits)
         return jnp.argmax(jnp.where(is_open, bound, -jnp.inf)).astype(jnp.int32)
 
-    return without_rollouts(select)
+    return TreeRule(select)
 
 
 def make_gumbel(config: GumbelConfig, prior: PriorConfig, num_simulations: int) -> TreeRule:
@@ -111,7 +110,7 @@ def make_gumbel(config: GumbelConfig, prior: PriorConfig, num_simulations: int) 
         first = jnp.argmax(jnp.where(is_due, logits + sigma, -jnp.inf))
         return jnp.where(node == 0, first, inner).astype(jnp.int32)
 
-    return without_rollouts(select)
+    return TreeRule(select)
 
 
 def halving_visits(num_considered: int, num_turns: int) -> list[int]:
@@ -139,19 +138,3 @@ def prior_logits(config: PriorConfig, view: View, node: Array, num_candidates: i
     if config.normalises_length:
         log_prob /= jnp.maximum(view.rows.length[node, :num_candidates], 1)
     return jnp.where(kind == Kind.CANDIDATE, log_prob / config.temperature, NEVER)
-
-
-def without_rollouts(select: Callable[[MctxTree, Array, Array], Array]) -> TreeRule:
-    """Make the rule that selects like this, and opens a node by the PRM's word alone."""
-
-    def open_node(rows: Rows, num_candidates: int) -> tuple[Array, Array]:
-        return jnp.zeros(num_candidates, jnp.int32), clip(rows.score[:num_candidates])
-
-    return TreeRule(
-        num_rounds=0,
-        num_lanes=0,
-        num_steps=0,
-        select=select,
-        follow=lambda rows, r: jnp.int32(-1),
-        open=open_node,
-    )

@@ -31,23 +31,27 @@ from jaxtrain.structs import Array, Kind, Tree, choose
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
 
 
+def open_by_score(rows: Rows, num_candidates: int) -> tuple[Array, Array]:
+    """Take the PRM's word for the value of every candidate, none of which is visited yet."""
+    return jnp.zeros(num_candidates, jnp.int32), clip(rows.score[:num_candidates])
+
+
 class TreeRule(NamedTuple):
     """A method: how it selects, what it draws behind the candidates, how it values.
 
-    Trees are unbatched but where it says so; the rows of a node [C] are its A candidates and then
-    the rule's own.
+    Trees are unbatched; the rows of a node [C] are its A candidates and then the rule's own.
     """
 
-    # What is drawn behind a node's A candidates: rounds, lanes of each, steps of a lane.
-    num_rounds: int
-    num_lanes: int
-    num_steps: int
     # (tree, node, which candidates [A] are open) -> its candidate, [] int32
     select: Callable[[MctxTree, Array, Array], Array]
+    # What is drawn behind a node's A candidates: rounds, lanes of each, steps of a lane.
+    num_rounds: int = 0
+    num_lanes: int = 0
+    num_steps: int = 0
     # (rows [C], rounds done) -> the one from which the next round goes on, -1: there is none
-    follow: Callable[[Rows, Array], Array]
+    follow: Callable[[Rows, Array], Array] = lambda rows, num_rounds: jnp.int32(-1)
     # (rows [C], A) -> the first visits and values of the candidates, [A] each
-    open: Callable[[Rows, int], tuple[Array, Array]]
+    open: Callable[[Rows, int], tuple[Array, Array]] = open_by_score
 
     @property
     def num_extra_rows(self) -> int:

@@ -145,7 +145,7 @@ def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
 
 
 def close_sizes(config: "TasksConfig", num_rows: int | None = None) -> tuple[int, int, int]:
-    """Return the sizes of test, dev and demonstrations; num_rows: of a file, none: made."""
+    """Return the sizes of test, dev and demonstrations, of a file's num_rows or problems made."""
 
     def close(asked: int | None, usual: int, share: float) -> int:
         if asked is not None:
