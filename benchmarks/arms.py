@@ -117,7 +117,7 @@ def run_own(turn_fn: TurnFn, flags: list[str], source: Path, folder: Path) -> No
         Checkpoints(workdir.checkpoints, config.checkpoints, workdir.run_key) as checkpoints,
         MetricsLog(folder) as log,
     ):
-        fns = build(config, task.tokenizer, progress, model, commuting=task.commuting)
+        fns = build(config, task, progress, model)
         run = Run(config, task, fns, workdir, log, progress, checkpoints)
         newest = checkpoints.choose(None)
         state = checkpoints.restore(newest, fns.abstract_state, fns.init_base())
@@ -154,7 +154,7 @@ def iterate_sampled(run: Run, state: State, source: Path) -> State:
     run.progress.note(f"iteration {i}: {num_samples} samples a problem")
     search = replace(run.config.search, num_samples=num_samples)
     config = replace(run.config, search=search)
-    fns = build(config, run.task.tokenizer, run.progress, commuting=run.task.commuting)
+    fns = build(config, run.task, run.progress)
     return iterate(state, replace(run, config=config, fns=fns))
 
 

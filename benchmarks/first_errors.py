@@ -109,7 +109,7 @@ def score(
     """Read the values of all steps with the PRM of a run. Returns them and the iteration."""
     config, manifest, pretrained = open_run(path)
     task = open_task(path, config, manifest, pretrained)
-    fns, folder = build(config, task.tokenizer, progress, pretrained), path / "checkpoints"
+    fns, folder = build(config, task, progress, pretrained), path / "checkpoints"
     with Checkpoints(folder, config.checkpoints, manifest["run_key"], is_read_only=True) as stored:
         iteration = stored.choose(iteration)
         prm = stored.restore_params(iteration, "prm", fns.abstract_state)

@@ -168,7 +168,7 @@ def read_state(flags: list[str], folder: Path) -> list[bytes]:
             folder / "checkpoints", config.checkpoints, key, is_read_only=True
         ) as checkpoints,
     ):
-        abstract = build(config, make_task(config.tasks).tokenizer, progress).abstract_state
+        abstract = build(config, make_task(config.tasks), progress).abstract_state
         assert checkpoints.newest() == config.loop.num_iterations
         state = checkpoints.restore(config.loop.num_iterations, abstract)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]

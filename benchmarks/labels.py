@@ -230,7 +230,7 @@ class Bench:
             prm = replace(self.config.updates.prm, objective=objective)
             config = replace(self.config, updates=replace(self.config.updates, prm=prm))
             progress = Progress(0, sys.stderr)
-            self.built[objective] = build(config, self.task.tokenizer, progress)
+            self.built[objective] = build(config, self.task, progress)
         return self.built[objective]
 
     def fit(self, fit: Fit, num_updates: int, seed: int) -> Params:
@@ -306,7 +306,7 @@ def open_bench(path: Path, progress: Progress) -> Bench:
     if config.tasks.name != "countdown":
         raise UserError(f"--workdir {path}: is a run of {config.tasks.name}; give one of countdown")
     task = open_task(path, config, manifest, None)
-    fns, key = build(config, task.tokenizer, progress), manifest["run_key"]
+    fns, key = build(config, task, progress), manifest["run_key"]
     with Checkpoints(
         path / "checkpoints", config.checkpoints, key, is_read_only=True
     ) as checkpoints:

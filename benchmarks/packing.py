@@ -86,7 +86,7 @@ def main() -> None:
     rows_fn = datasets.ROWS[OBJECTIVES["policy"][options.objective].rows]
     learnt = replace(config.datasets, shared_steps=options.shared_steps)
     found = datasets.collect(rounds, learnt, config.max_length, config.seed, rows_fn)
-    fns = build(config, task.tokenizer, Progress(0))
+    fns = build(config, task, Progress(0))
     policy = fns.init_policy(np.zeros(2, np.uint32))
     learners = {"policy": policy, "prm": fns.init_prm(policy.params)}
 

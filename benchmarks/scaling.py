@@ -37,6 +37,7 @@ from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
 from jaxtrain.structs import Prompts
+from jaxtrain.tasks import Task
 
 MIB, VOCAB, PROMPT = 2**20, 256, 16
 KIND = np.random.default_rng(0).random(VOCAB)
@@ -45,6 +46,7 @@ TOKENIZER: Any = SimpleNamespace(
     token_bytes=tuple(b"\n" if x < 1 / 8 else b"a" for x in KIND),
     end_ids=tuple(np.flatnonzero(KIND > 1 - 1 / 32).tolist()),
 )
+TASK = Task("", TOKENIZER)
 SILENT: Any = SimpleNamespace(compiling=lambda name: nullcontext(), note=lambda text: None)
 CONFIG = Config(
     model=ModelConfig(num_layers=1, width=64, num_heads=4, num_kv_heads=2, mlp_width=128),
@@ -70,7 +72,7 @@ def config_of(problems: int, simulations: int = 8) -> Config:
 def make_run(problems: int, simulations: int):
     """Compile a search on one device: a function that runs it -> (seconds, tree)."""
     config = config_of(problems, simulations)
-    fns = build(config, TOKENIZER, SILENT, mesh=make_mesh(ShardingConfig(), jax.devices()[:1]))
+    fns = build(config, TASK, SILENT, mesh=make_mesh(ShardingConfig(), jax.devices()[:1]))
     policy = fns.init_policy(np.array([1, 2], np.uint32)).params
     prm = dict(fns.init_prm(policy).params)
     rng = np.random.default_rng(problems)
@@ -150,7 +152,7 @@ def compile_on(devices: list[Any], data: int, fsdp: int, problems: int) -> dict[
     mesh = make_mesh(ShardingConfig(data, fsdp, 1), devices[: data * fsdp])
     config = config_of(problems * data * fsdp)
     start = time.perf_counter()
-    fn, args = calls_of(config, build(config, TOKENIZER, SILENT, mesh=mesh))["search"]
+    fn, args = calls_of(config, build(config, TASK, SILENT, mesh=mesh))["search"]
     compiled = fn.jitted.lower(*args).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return {

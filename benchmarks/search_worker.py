@@ -57,6 +57,7 @@ class Engine:
         from jaxtrain.build import build
         from jaxtrain.configs.smollm2_gsm import get_config
         from jaxtrain.flags import read_config
+        from jaxtrain.tasks import Task
 
         c: Any = get_config("reduced")
         c.hub.pretrained, c.prompts.batch_size, c.prompts.max_prompt_tokens = "", problems, PROMPT
@@ -71,7 +72,7 @@ class Engine:
         ends = tuple(np.flatnonzero(is_trace).tolist())
         tokenizer: Any = SimpleNamespace(vocab_size=VOCAB, token_bytes=says, end_ids=ends)
         progress: Any = self
-        fns = build(read_config(config), tokenizer, progress)
+        fns = build(read_config(config), Task("", tokenizer), progress)
         policy = fns.init_policy(fns.problem_keys(0, 0, np.zeros(1, np.int32))[0]).params
         # A head that tells prefixes apart.
         prm = dict(fns.init_prm(policy).params)

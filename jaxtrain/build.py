@@ -39,9 +39,10 @@ from jaxtrain.structs import (
     Params,
     Reader,
     State,
-    Tokenizer,
     TokenRows,
 )
+from jaxtrain.tasks import Task
+from jaxtrain.tasks.base import make_check
 from jaxtrain.updates import fits
 from jaxtrain.updates.fits import UpdateFn
 
@@ -72,26 +73,25 @@ class Functions:
 
 def build(
     config: Config,
-    tokenizer: Tokenizer,
+    task: Task,
     progress: Progress,
     pretrained: Pretrained | None = None,
     mesh: Any = None,
-    commuting: str = "",
-    check: CheckFn | None = None,
 ) -> Functions:
     """Build everything a run will call; the policy starts from `pretrained` where it is given.
 
-    commuting: the characters of the task that let words change places; check: its check of steps.
-    Raises UserError where the mesh does not fit the devices.
+    Of the task, its tokenizer is read, what commutes in a step, and its check of steps. Raises
+    UserError where the mesh does not fit the devices.
     """
     # The networks, and how a search sees them.
     mesh = mesh or sharding.make_mesh(config.sharding)
-    adapters, trace = config.updates.lora, config.trace
+    adapters, trace, tokenizer = config.updates.lora, config.trace, task.tokenizer
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
     writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
     texts, ends = tokenizer.token_bytes, (trace.boundary, trace.answer, trace.calculator)
-    tables, form = make_tables(texts, tokenizer.end_ids, *ends), make_form(texts, commuting)
+    tables = make_tables(texts, tokenizer.end_ids, *ends)
+    form, check = make_form(texts, task.commuting), make_check(task, trace)
 
     # Where everything lies.
     state = abstract_state(config, model, mesh)

@@ -24,7 +24,6 @@ from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, gr
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Networks, Params, State
 from jaxtrain.tasks import Task
-from jaxtrain.tasks.base import make_check
 from jaxtrain.workdir import Workdir
 
 
@@ -80,8 +79,7 @@ def run_loop(
     pretrained: Pretrained | None = None,
 ) -> State:
     """Run to the last iteration, from wherever the run folder stands."""
-    told = {"commuting": task.commuting, "check": make_check(task, config.trace)}
-    fns = build(config, task.tokenizer, progress, pretrained, **told)
+    fns = build(config, task, progress, pretrained)
     with (
         Checkpoints(
             workdir.checkpoints, config.checkpoints, workdir.run_key, note_fn=progress.note

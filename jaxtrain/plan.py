@@ -27,6 +27,7 @@ from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.work import work_of
 from jaxtrain.structs import Prompts, TokenRows
+from jaxtrain.tasks import Task
 from jaxtrain.updates import policy
 
 
@@ -145,13 +146,14 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     return list(found.devices), CHIPS[kind], True
 
 
-def stand_in(config: Config) -> Any:
-    """Stand for a tokenizer: the programs do not depend on which text a token is."""
+def stand_in(config: Config) -> Task:
+    """Stand for a task: the programs do not depend on which text a token is."""
     size = config.model.vocab_size
     if not size:
         why = "a plan needs the size of the vocabulary, or the pretrained model"
         raise UserError(f"--config.model.vocab_size=none: {why}")
-    return SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
+    tokenizer: Any = SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
+    return Task("", tokenizer)
 
 
 def num_parameters(params: Any) -> int:

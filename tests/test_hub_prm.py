@@ -24,6 +24,7 @@ from jaxtrain.hub.export import write_network
 from jaxtrain.hub.pretrained import load_params
 from jaxtrain.nn.transformer import Transformer, abstract_params
 from jaxtrain.progress import Progress
+from jaxtrain.tasks import Task
 from jaxtrain.updates import PrmConfig, UpdatesConfig
 
 SQUARED = PrmConfig()
@@ -52,7 +53,7 @@ def start(root, name, prm, learning=SQUARED, **how):
     model = replace(pretrained.config, **how)
     config = replace(Config(), model=model, updates=UpdatesConfig(prm=learning))
     with Progress(0) as progress:
-        fns = build(config, pretrained.tokenizer, progress, pretrained)
+        fns = build(config, Task("", pretrained.tokenizer), progress, pretrained)
     policy = load_params(pretrained, fns.abstract_state.policy.params)
     return fns.init_prm(policy).params, policy
 

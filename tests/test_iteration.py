@@ -124,7 +124,7 @@ def task() -> Task:
 @pytest.fixture(scope="module")
 def fns(task):
     """Functions compiled once for all tests; the two searches are one here."""
-    built = build(CONFIG, task.tokenizer, Progress(0, StringIO()))
+    built = build(CONFIG, task, Progress(0, StringIO()))
     return replace(built, grow={**built.grow, "search": built.grow["train"]})
 
 

@@ -20,6 +20,7 @@ from jaxtrain.hub import HubConfig
 from jaxtrain.main import main
 from jaxtrain.progress import Progress
 from jaxtrain.runs import open_run
+from jaxtrain.tasks import Task
 from jaxtrain.updates import LoraConfig, UpdatesConfig
 
 LORA = {
@@ -61,7 +62,7 @@ def state_of(path):
             path / "checkpoints", config.checkpoints, manifest["run_key"], is_read_only=True
         ) as checkpoints,
     ):
-        fns = build(config, pretrained.tokenizer, progress, pretrained)
+        fns = build(config, Task("", pretrained.tokenizer), progress, pretrained)
         return checkpoints.restore(1, fns.abstract_state, fns.init_base()), config, fns
 
 

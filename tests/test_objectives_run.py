@@ -59,7 +59,7 @@ def learning(network, **how):
 def functions(task, config):
     """Build for one device; the search that answers is the one that learns, and compiled once."""
     mesh = make_mesh(ShardingConfig(), jax.devices()[:1])
-    fns = build(config, task.tokenizer, Progress(0, StringIO()), mesh=mesh)
+    fns = build(config, task, Progress(0, StringIO()), mesh=mesh)
     return replace(fns, grow={**fns.grow, "search": fns.grow["train"]})
 
 

@@ -271,7 +271,7 @@ def run_folder(tmp_path_factory):
         Progress(2, stream) as progress,
     ):
 
-        def build(config, tokenizer, progress, pretrained, commuting, check):
+        def build(config, task, progress, pretrained):
             with progress.compiling("nothing"):
                 return stub_functions(task)
 

@@ -28,11 +28,13 @@ from jaxtrain.search import SearchConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh, spec_of
 from jaxtrain.structs import Kind, Prompts, TokenRows
+from jaxtrain.tasks import Problem, Task
 from jaxtrain.tokenizers import character_tokenizer
 from jaxtrain.updates import PolicyConfig, PrmConfig, UpdatesConfig
 
 TOKENIZER = character_tokenizer("\nabcde")
 VOCAB = TOKENIZER.vocab_size  # 8
+TASK = Task("", TOKENIZER)
 SILENT = SimpleNamespace(compiling=lambda name: nullcontext())
 CONFIG = Config(
     model=ModelConfig(num_layers=1, width=16, num_heads=4, num_kv_heads=2, mlp_width=24),
@@ -53,10 +55,10 @@ def mesh_of(*sizes):
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def build_on(*sizes, config=CONFIG, check=None) -> Functions:
+def build_on(*sizes, config=CONFIG, task=TASK) -> Functions:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda config: mesh_of(*sizes))
-        return build.build(config, TOKENIZER, SILENT, check=check)
+        return build.build(config, task, SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -255,19 +257,24 @@ def test_eight_devices_grow_the_trees_of_one(one, grown_on_row):
 
 def test_eight_devices_ask_one_host_about_steps():
     config = replace(CONFIG, search=replace(CONFIG.search, checks="filter"))
+    problems = tuple(Problem(i, "", "") for i in range(16))
+
+    class WithoutA(Task):
+        def check_step(self, problem, before, step):
+            return "a" not in step
+
+    task = WithoutA("without a", TOKENIZER, problems)
     word = TOKENIZER.encode("a")[0]
-
-    def check(problem_id: int, steps: tuple[bytes, ...]) -> int:
-        return sum(word in np.frombuffer(step, np.int32) for step in steps)
-
     alone, tree = (
-        grown(build_on(*sizes, config=config, check=check))[0] for sizes in ((1, 1, 1), (8, 1, 1))
+        grown(build_on(*sizes, config=config, task=task))[0] for sizes in ((1, 1, 1), (8, 1, 1))
     )
     assert_same_trees(alone, tree)
-    is_false = (tree.kind == Kind.FALSE) & (tree.parent < 0)
-    np.testing.assert_array_equal(
-        is_false, (tree.tokens == word).any(axis=2) & (tree.kind > 0) & (tree.parent < 0)
-    )
+    # What was cut is no step to judge.
+    last = np.take_along_axis(tree.tokens, np.maximum(tree.length - 1, 0)[..., None], axis=2)
+    is_whole = np.isin(last[..., 0], [*TOKENIZER.encode("\n"), TOKENIZER.end_id])
+    is_asked = is_whole & (tree.kind > 0) & (tree.parent < 0)
+    is_false = is_asked & (tree.kind == Kind.FALSE)
+    np.testing.assert_array_equal(is_false, is_asked & (tree.tokens == word).any(axis=2))
     assert is_false.any()
 
 

@@ -41,7 +41,6 @@ from jaxtrain.search.prior import rank
 from jaxtrain.search.work import sized, work_of
 from jaxtrain.structs import Networks, Prompts, Shard
 from jaxtrain.tasks import Task, make_task
-from jaxtrain.tasks.base import make_check
 from jaxtrain.workdir import open_workdir, run_key
 
 # sections that may differ from the run's
@@ -92,7 +91,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
                 progress.note(line)
             # The shapes of a State are the run's; the problems may have others.
             here = replace(ran, sharding=config.sharding)
-            started = build(here, learnt.tokenizer, progress, pretrained)
+            started = build(here, learnt, progress, pretrained)
             abstract, base = started.abstract_state, started.init_base()
             networks = checkpoints.restore_networks(iteration, abstract, base)
             log.truncate(-1)
@@ -101,8 +100,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
                 notice = f"{num_learnt} {split} problems are left out: the run trained on them"
                 log.append(iteration, {"tasks/num_left_out": num_learnt, "tasks/notice": notice})
                 progress.note(notice)
-            told = {"commuting": task.commuting, "check": make_check(task, config.trace)}
-            fns = build(config, learnt.tokenizer, progress, **told)
+            fns = build(config, task, progress)
             run = Run(config, task, fns, workdir, log, progress, checkpoints)
             lines = []
             if compared:
@@ -199,9 +197,7 @@ def grow_apart(
     apart = replace(
         run,
         config=config,
-        fns=build(
-            config, run.task.tokenizer, run.progress, commuting=run.task.commuting, check=run.check
-        ),
+        fns=build(config, run.task, run.progress),
         workdir=replace(run.workdir, path=path, solve_key=key),
     )
     with run.progress.phase(name, iteration=i, total=num_problems(batches)) as phase:

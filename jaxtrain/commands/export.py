@@ -19,7 +19,7 @@ from jaxtrain.metrics import MetricsLog
 from jaxtrain.nn import lora
 from jaxtrain.progress import Progress
 from jaxtrain.runs import open_run
-from jaxtrain.tasks import make_task
+from jaxtrain.tasks import Task, make_task
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
@@ -36,12 +36,13 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     if is_adapter and (trained.rank is None or pretrained is None):
         why = "trained all weights" if trained.rank is None else "started from random weights"
         raise UserError(f"--adapter: {workdir} {why}; leave --adapter out")
-    tokenizer = pretrained.tokenizer if pretrained else make_task(config.tasks).tokenizer
+    # Its text is all that is needed of a task, whose data may be gone.
+    task = Task("", pretrained.tokenizer) if pretrained else make_task(config.tasks)
     progress = leaving.enter_context(Progress(0))
     told = workdir / "checkpoints", config.checkpoints, manifest["run_key"]
     with Checkpoints(*told, is_read_only=True, note_fn=progress.note) as checkpoints:
         iteration = checkpoints.choose(options.iteration)
-        fns = build(config, tokenizer, progress, pretrained)
+        fns = build(config, task, progress, pretrained)
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
     told = (network, iteration, manifest, rows, config.trace.boundary, pretrained)
@@ -51,13 +52,13 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     # Adapters alone, or whole weights: what other programs load knows no adapters.
     if is_adapter:
         assert pretrained is not None
-        told = (params, tokenizer, card, pretrained)
+        told = (params, task.tokenizer, card, pretrained)
         write_adapter(options.to, network, *told, **asdict(trained))
     else:
         if trained.rank is not None:
             laid = lora.merge(fns.init_base(), params.get("backbone", params))
             weights = lora.fold(laid, trained.scale)
             params = weights if network == "policy" else params | {"backbone": weights}
-        how = (config.model, tokenizer, config.max_length, card, pretrained)
+        how = (config.model, task.tokenizer, config.max_length, card, pretrained)
         write_network(options.to, network, params, *how)
     print(options.to)

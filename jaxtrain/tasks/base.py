@@ -60,10 +60,10 @@ class Task:
 
     name: str
     tokenizer: Tokenizer
-    train: tuple[Problem, ...]
-    dev: tuple[Problem, ...]
-    test: tuple[Problem, ...]
-    demonstrations: tuple[Demonstration, ...]
+    train: tuple[Problem, ...] = ()
+    dev: tuple[Problem, ...] = ()
+    test: tuple[Problem, ...] = ()
+    demonstrations: tuple[Demonstration, ...] = ()
     # rows read and dropped, by reason; reported as metrics
     counts: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()  # one line "file:line: reason" for each bad row
