@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.errors import UserError
 from jaxtrain.intervals import auroc, mean
 from jaxtrain.nn import lora
-from jaxtrain.nn.heads import make_values
+from jaxtrain.nn.heads import read_rows, value_of
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import make_encode
@@ -114,7 +115,8 @@ def score(
         prm = stored.restore_params(iteration, "prm", fns.abstract_state)
     prm = prm | {"backbone": lora.merge(fns.init_base(), prm["backbone"])}
     adapters, size = config.updates.lora, config.model.vocab_size or task.tokenizer.vocab_size
-    read = jax.jit(make_values(Transformer(config.model, size, adapters.scale)))
+    hidden_fn = partial(read_rows, Transformer(config.model, size, adapters.scale))
+    read = jax.jit(lambda prm, rows: value_of(prm["head"], hidden_fn(prm["backbone"], rows)))
 
     # A step ends with its boundary, as those do that the PRM has learnt.
     encode_fn = make_encode(config.prompts, task.tokenizer, task.demonstrations)

@@ -45,11 +45,10 @@ from jaxtrain.nn.weights import decode_weights
 from jaxtrain.prompts import encode, make_encode
 from jaxtrain.runs import open_run, open_task
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.search.beam import BeamConfig
 from jaxtrain.search.config import WideningConfig
-from jaxtrain.search.dvts import DvtsConfig
-from jaxtrain.search.gumbel import GumbelConfig
+from jaxtrain.search.frontier_rules import BeamConfig, DvtsConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
+from jaxtrain.search.prior_rules import GumbelConfig
 from jaxtrain.structs import Array, Params, Prompts, Tree
 from jaxtrain.tasks import Task
 

@@ -35,7 +35,7 @@ from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.intervals import auroc
 from jaxtrain.keys import Purpose
-from jaxtrain.nn.heads import make_values
+from jaxtrain.nn.heads import read_rows, value_of
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import encode, make_encode
@@ -276,7 +276,8 @@ class Bench:
     def values_fn(self):
         """Read the PRM's values at every token of rows."""
         size = self.config.model.vocab_size or self.task.tokenizer.vocab_size
-        return jax.jit(make_values(Transformer(self.config.model, size)))
+        read = partial(read_rows, Transformer(self.config.model, size))
+        return jax.jit(lambda prm, rows: value_of(prm["head"], read(prm["backbone"], rows)))
 
     def rank(self, prm: Params | None) -> list[float]:
         """Return the AUROC within a problem of a PRM's values on all that is held out; without a

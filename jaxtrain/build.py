@@ -6,8 +6,6 @@ updates run over the whole mesh. Closures capture config and modules, and no arr
 never changes. Each is compiled at its first call, and the compilation is announced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -35,10 +33,11 @@ from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import (
     Array,
-    GrowFn,
+    CheckFn,
     GrowOverFn,
     Learner,
     Params,
+    Reader,
     State,
     TokenRows,
 )
@@ -90,15 +89,14 @@ def build(
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
     writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
-    told = tokenizer.end_ids, trace.boundary, trace.answer, trace.calculator
-    tables = make_tables(tokenizer.token_bytes, *told)
-    form, check = make_form(tokenizer.token_bytes, task.commuting), make_check(task, trace)
+    texts, ends = tokenizer.token_bytes, (trace.boundary, trace.answer, trace.calculator)
+    tables = make_tables(texts, tokenizer.end_ids, *ends)
+    form, check = make_form(texts, task.commuting), make_check(task, trace)
 
     # Where everything lies.
     state = abstract_state(config, model, mesh)
     at, networks = placed(state), placed(state.networks)
     whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
-    read = at.base, at.policy.params, split
 
     # How each kind of function is compiled.
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
@@ -106,9 +104,7 @@ def build(
 
     def grower(name: str, searching: SearchConfig) -> Callable:
         reader = make_reader((writer, model), tables, trace, searching.chunk, form)
-        grow_fn = search.make_grow(searching, trace.max_steps, reader, check)
-        asks_host = check is not None and searching.checks != "off"
-        fn = make_grow(config, grow_fn, mesh, asks_host)
+        fn = make_grow(config, searching, reader, check, mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
     def updater(name: str, fn: Callable, learner: Any) -> Callable:
@@ -116,9 +112,11 @@ def build(
         return compiled(name, fn, out_shardings=(learner, whole), **how)
 
     # What starts from random weights, and what is read from a folder instead.
+    policy = partial(new_policy, config, model)
     inits = {
-        name: compiled(f"{name} init", fn, out_shardings=getattr(at, name))
-        for name, fn in starters(config, model).items()
+        "base": compiled("base init", partial(new_base, config, model), out_shardings=at.base),
+        "policy": compiled("policy init", policy, out_shardings=at.policy),
+        "prm": compiled("prm init", partial(new_prm, config), out_shardings=at.prm),
     }
     if pretrained is not None:
         inits |= loaders(config, pretrained, state, progress)
@@ -129,36 +127,27 @@ def build(
         return inits["base"](key) if state.base else {}
 
     # Demonstrations are imitated, whatever is learnt of trees.
-    update_policy, imitate = (
-        updater("policy update", policy_update(config, model, objective), at.policy)
-        for objective in (config.updates.policy.objective, "nll")
-    )
+    objective = config.updates.policy.objective
+    by_objective = {
+        name: updater("policy update", policy_update(config, model, name), at.policy)
+        for name in (objective, "nll")
+    }
 
     # All that a run will call.
+    read = at.base, at.policy.params, split
     return Functions(
         init_base=init_base,
         init_policy=inits["policy"],
         init_prm=inits["prm"],
         grow={"train": grower("search", config.search)}
         | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
-        update_policy=update_policy,
-        imitate=update_policy if config.updates.policy.objective == "nll" else imitate,
+        update_policy=by_objective[objective],
+        imitate=by_objective["nll"],
         read_log_probs=compiled("policy reading", policy_reading(model), in_shardings=read),
         update_prm=updater("PRM update", prm_update(config, model), at.prm),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=state,
     )
-
-
-def starters(config: Config, model: Transformer) -> dict[str, Callable]:
-    """List what makes the parts of a State from random weights: of a key, or the PRM's of the
-    policy's parameters.
-    """
-    return {
-        "base": partial(new_base, config, model),
-        "policy": partial(new_policy, config, model),
-        "prm": partial(new_prm, config),
-    }
 
 
 def new_base(config: Config, model: Transformer, key: Array) -> Params:
@@ -240,8 +229,12 @@ def loaders(
     return {"policy": policy} | ({"prm": prm} if pretrained.prm else {})
 
 
-def make_grow(config: Config, grow_fn: GrowFn, mesh: Any, asks_host: bool = False) -> GrowOverFn:
-    """Lay both networks over their base, in the dtype they compute in, for a search by shards."""
+def make_grow(
+    config: Config, searching: SearchConfig, reader: Reader, check: CheckFn | None, mesh: Any
+) -> GrowOverFn:
+    """Make a search by shards, of both networks over their base in the dtype they compute in."""
+    grow_fn = search.make_grow(searching, config.trace.max_steps, reader, check)
+    asks_host = check is not None and searching.checks != "off"
 
     def grow(base: Params, policy_params: Params, prm_params: Params, *args):
         backbone = lora.merge(base, prm_params["backbone"])

@@ -14,12 +14,13 @@ from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
+from jaxtrain.evaluation import named
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose
 from jaxtrain.learning import collect, fit, prm_before, with_reference
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, named, score
+from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, score
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Networks, Params, State
 from jaxtrain.tasks import Task
@@ -47,9 +48,7 @@ def iterate(state: State, run: Run) -> State:
 
 
 def warm_start(run: Run, base: Params) -> State:
-    """Make iteration 0: the policy learns the demonstrations (D_S0), the PRM the warm policy's
-    first trees (D_V0).
-    """
+    """Make iteration 0: the policy learns demonstrations (D_S0), the PRM its trees (D_V0)."""
     fns = run.fns
     # the policy, from demonstrations
     shown, num_demonstrations_too_long = encode_demonstrations(run, run.task.demonstrations)

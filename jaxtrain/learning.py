@@ -2,8 +2,7 @@
 Stands beside the other phases.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -15,9 +14,10 @@ import numpy as np
 from jaxtrain import datasets, updates
 from jaxtrain.checkpoints import FitCheckpoints
 from jaxtrain.errors import UserError
+from jaxtrain.evaluation import named
 from jaxtrain.keys import Purpose, host_rng
-from jaxtrain.phases import Run, diverged, named
-from jaxtrain.structs import Examples, Learner, Networks, Params
+from jaxtrain.phases import Run, diverged
+from jaxtrain.structs import Examples, Learner, Networks, Params, TokenRows
 from jaxtrain.updates import LearnerConfig, fits
 
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
@@ -26,10 +26,7 @@ is_finite = jax.jit(fits.all_finite)
 
 
 def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict[str, Any]]:
-    """Make the rows of both networks from rounds of trees, each as its objective asks for them.
-
-    Returns the policy's examples, the PRM's, and counts.
-    """
+    """Make the rows of both networks as their objectives ask: (policy's, PRM's, counts)."""
     c = run.config
     rows_fn = datasets.ROWS[updates.policy.OBJECTIVES[c.updates.policy.objective].rows]
     if c.datasets.drop_false_steps and run.check is not None:
@@ -80,24 +77,9 @@ def fit(
 
     is_imitation: the examples are demonstrations to the policy, whatever it learns of trees.
     """
-    # the whole fit is laid out before it begins
     update = partial(run.fns.imitate if is_imitation else getattr(run.fns, f"update_{name}"), base)
-    learning: LearnerConfig = getattr(run.config.updates, name)
-    c, d = learning.fit_of(i), run.config.datasets
-    size, rng = learning.batch_size, host_rng(run.config.seed, FITS[name], i)
-    num_updates = fits.count_updates(c, size, datasets.num_rows(examples))
-    rates = fits.learning_rates(c, num_updates)
-    order = "rows" if is_imitation else updates.OBJECTIVES[name][learning.objective].order
-    batches = datasets.batches(
-        examples,
-        num_updates,
-        size,
-        rng,
-        d.balance_outcomes and d.packed_tokens is None,  # packed rows are balanced in themselves
-        d.group_by_length,
-        order,
-        run.config.updates.prm.num_together,
-    )
+    rates, batches = lay_out(run, i, name, examples, is_imitation)
+    num_updates, learning = len(rates), getattr(run.config.updates, name)
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
     # where it stood when it was interrupted, if it was
     with (
@@ -145,6 +127,26 @@ def fit(
     return learner
 
 
+def lay_out(
+    run: Run, i: int, name: str, examples: Examples, is_imitation: bool
+) -> tuple[np.ndarray, Iterator[TokenRows]]:
+    """Lay out a whole fit before it begins: its learning rates and its batches."""
+    learning: LearnerConfig = getattr(run.config.updates, name)
+    c, d, size = learning.fit_of(i), run.config.datasets, learning.batch_size
+    num_updates = fits.count_updates(c, size, datasets.num_rows(examples))
+    batches = datasets.batches(
+        examples,
+        num_updates,
+        size,
+        host_rng(run.config.seed, FITS[name], i),
+        d.balance_outcomes and d.packed_tokens is None,  # packed rows are balanced in themselves
+        d.group_by_length,
+        "rows" if is_imitation else updates.OBJECTIVES[name][learning.objective].order,
+        run.config.updates.prm.num_together,
+    )
+    return fits.learning_rates(c, num_updates), batches
+
+
 def prm_before(run: Run, prm: Learner, policy: Learner) -> Learner:
     """Return what the PRM's fit begins as: the last one, or the new policy with a fresh head."""
     if run.config.updates.prm.init_from != "policy":
@@ -154,10 +156,7 @@ def prm_before(run: Run, prm: Learner, policy: Learner) -> Learner:
 
 
 def warm_learner(run: Run, name: str, learner: Learner) -> Learner:
-    """Restore a network as iteration 0 left it; the memory of `learner` is freed.
-
-    Raises UserError where that checkpoint is lost.
-    """
+    """Restore a network as iteration 0 left it, and free `learner`. Raises UserError."""
     if fault := run.checkpoints.fault(0):
         raise UserError(
             f"--config.updates.{name}.init_from=warm_start: {fault}; restore it from a copy"

@@ -19,6 +19,7 @@ from jaxtrain.build import Functions
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, UserError
+from jaxtrain.evaluation import named
 from jaxtrain.files import write_atomic
 from jaxtrain.keys import Purpose
 from jaxtrain.metrics import MetricsLog
@@ -337,8 +338,3 @@ def tally(phase: Phase, shard: Shard, is_restored: bool) -> dict[str, int]:
 def num_problems(batches: Sequence[Prompts]) -> int:
     """Count the problems of batches, padding apart."""
     return sum(int((batch.problem_id >= 0).sum()) for batch in batches)
-
-
-def named(stage: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Put the stage in front of every key."""
-    return {f"{stage}/{key}": value for key, value in metrics.items()}

@@ -16,8 +16,6 @@ the final answer has been given (an end token), *ended* that the branch cannot g
 cut by the step or depth limit).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
@@ -89,14 +87,6 @@ class Prompts:
     tokens: Array  # [B P] int32
     length: Array  # [B] int32
     problem_id: Array  # [B] int32
-
-
-@struct.dataclass
-class Prefix:
-    """A partial solution: the prompt followed by the steps so far, right-padded."""
-
-    tokens: Array  # [B L] int32
-    length: Array  # [B] int32
 
 
 # Prefixes by address: the rows of their steps in the tree that holds them, [... D] int32, last step

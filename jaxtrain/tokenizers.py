@@ -73,15 +73,13 @@ class AlphabetTokenizer:
         else:
             while ids and ids[-1] == self.pad_id:
                 ids.pop()
-        return bytes(self._bytes.get(i, NOT_TEXT) for i in ids).decode("utf-8", errors="replace")
+        table = bytes([NOT_TEXT] * NUM_SPECIALS) + self.alphabet
+        known = (table[i] if 0 <= i < len(table) else NOT_TEXT for i in ids)
+        return bytes(known).decode("utf-8", errors="replace")
 
     @cached_property
     def _ids(self) -> dict[int, int]:
         return {byte: NUM_SPECIALS + index for index, byte in enumerate(self.alphabet)}
-
-    @cached_property
-    def _bytes(self) -> dict[int, int]:
-        return {index: byte for byte, index in self._ids.items()}
 
 
 def character_tokenizer(alphabet: str) -> AlphabetTokenizer:

@@ -157,8 +157,7 @@ def row_paths(parent: Array, problem: np.ndarray, row: np.ndarray) -> np.ndarray
 def count_false(
     check: CheckFn, problem_id: Array, parent: Array, tokens: Array, length: Array, is_asked: Array
 ) -> np.ndarray:
-    """Count the steps that a check calls false on the path to every row that is asked about, 0
-    elsewhere: `[B R]` int32.
+    """Count the steps that a check calls false on the path to each row, 0 unasked: `[B R]` int32.
 
     problem_id `[B]`, tokens `[B R S]`, the others `[B R]`, as in a Tree.
     """

@@ -26,7 +26,7 @@ from jaxtrain import datasets, labels
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.config import Config, check
 from jaxtrain.errors import UserError
-from jaxtrain.evaluation.checks import check_report, count_false
+from jaxtrain.evaluation.prm import check_report, count_false
 from jaxtrain.labels import LabelsConfig
 from jaxtrain.search import SearchConfig, make_grow
 from jaxtrain.search.mcts_star import MctsStarConfig

@@ -20,8 +20,8 @@ from jaxtrain.boundaries import TraceConfig, make_tables
 from jaxtrain.commuting import make_form
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.search.beam import BeamConfig
 from jaxtrain.search.config import WideningConfig
+from jaxtrain.search.frontier_rules import BeamConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.structs import Kind, Prompts, Tree
 from jaxtrain.tasks.countdown import ALPHABET, CountdownTask

@@ -18,8 +18,8 @@ from tiny_models import VOCAB, Bigram
 from jaxtrain.boundaries import TraceConfig, make_tables
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.search.beam import BeamConfig
 from jaxtrain.search.config import WideningConfig
+from jaxtrain.search.frontier_rules import BeamConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.search.prior import PriorConfig
 from jaxtrain.structs import CheckFn, Kind, Prompts, Tree

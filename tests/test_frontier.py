@@ -13,10 +13,7 @@ from toy_worlds import hash_grow, make_prompts
 
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
-from jaxtrain.search.beam import BeamConfig
-from jaxtrain.search.best_first import BestFirstConfig
-from jaxtrain.search.dfs import DfsConfig
-from jaxtrain.search.dvts import DvtsConfig
+from jaxtrain.search.frontier_rules import BeamConfig, BestFirstConfig, DfsConfig, DvtsConfig
 from jaxtrain.structs import Kind, Prompts, Tree
 
 NUM_TREES, NUM_CANDIDATES, MAX_STEPS, NUM_TURNS = 96, 3, 4, 9

@@ -12,7 +12,7 @@ from forest import Row, grow_at_random, plant
 from jaxtrain import labels
 from jaxtrain.errors import UserError
 from jaxtrain.labels import LabelsConfig
-from jaxtrain.labels.td_lambda import TdLambdaConfig
+from jaxtrain.labels.leaves import TdLambdaConfig
 from jaxtrain.structs import Kind, Verdict
 
 C, W, NONE = Verdict.CORRECT, Verdict.WRONG, Verdict.NONE

@@ -14,8 +14,8 @@ from jaxtrain.boundaries import TraceConfig, make_tables
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.search.beam import BeamConfig
 from jaxtrain.search.config import WideningConfig
+from jaxtrain.search.frontier_rules import BeamConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.structs import Kind, Prompts, Tree
 

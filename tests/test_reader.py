@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import MODEL, VOCAB, Bigram, random_like, random_params, read_whole
+from toy_worlds import Prefix
 
 from jaxtrain.boundaries import TraceConfig, make_tables
 from jaxtrain.nn.reader import make_reader
-from jaxtrain.structs import LaneShape, Order, Prefix, Prompts
+from jaxtrain.structs import LaneShape, Order, Prompts
 
 END, NEWLINE, SIZE = 1, 2, 5  # SIZE: tokens of a step, at most
 DEEPEST = 4  # steps of a trace; no order here goes as deep

@@ -19,9 +19,8 @@ from toy_worlds import hash_grow, make_prompts
 
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
-from jaxtrain.search.gumbel import GumbelConfig, make_gumbel
 from jaxtrain.search.prior import PriorConfig
-from jaxtrain.search.puct import PuctConfig
+from jaxtrain.search.prior_rules import GumbelConfig, PuctConfig, make_gumbel
 from jaxtrain.structs import Kind
 
 NUM_TREES = 96

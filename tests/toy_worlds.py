@@ -9,16 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle_mcts_star as oracle
+from flax import struct
 
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig, make_grow
-from jaxtrain.structs import Cost, Prefix, Prompts, Reader, Tree, Written
+from jaxtrain.structs import Array, Cost, Prompts, Reader, Tree, Written
 
 MAX_PROMPT_TOKENS = 3
 FIRST_PROMPT_TOKEN = 100
 HEALTHY = np.int32(-1)  # the first token of no prompt
 MAX_ORDER = 8  # steps of an order, at most
 NUM_NUMBERS, NUM_DRAWS = 64, 12  # candidates behind a prefix, and draws of each, at most
+
+
+@struct.dataclass
+class Prefix:
+    """A partial solution: the prompt followed by the steps so far, right-padded."""
+
+    tokens: Array  # [B L] int32
+    length: Array  # [B] int32
 
 
 def mix(value):

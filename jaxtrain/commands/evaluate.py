@@ -11,8 +11,6 @@ problem of both networks, prompts included. A search is that of `--config.evalua
 its method and size. All figures are in DIR/methods.json, the trees below DIR/methods.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -28,11 +26,11 @@ from jaxtrain.commands import Parser, command_line
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import Config, check
 from jaxtrain.errors import UserError
-from jaxtrain.evaluation import STRATEGIES, Answered, budgets, read
+from jaxtrain.evaluation import STRATEGIES, Answered, budgets, named, read
 from jaxtrain.files import read_json, write_atomic, write_json
 from jaxtrain.flags import override, read_flags
 from jaxtrain.metrics import MetricsLog
-from jaxtrain.phases import Run, held_out, named, num_problems, score, solve
+from jaxtrain.phases import Run, held_out, num_problems, score, solve
 from jaxtrain.plan import FORWARD, num_read, trees_at_once
 from jaxtrain.progress import Progress
 from jaxtrain.report import methods as tables
@@ -45,16 +43,8 @@ from jaxtrain.structs import Networks, Prompts, Shard
 from jaxtrain.tasks import Task, make_task
 from jaxtrain.workdir import open_workdir, run_key
 
-FREE = (
-    "seed",
-    "tasks",
-    "prompts",
-    "trace",
-    "search",
-    "evaluation",
-    "sharding",
-    "compilation",
-)  # sections that may differ from the run's
+# sections that may differ from the run's
+FREE = ("seed", "tasks", "prompts", "trace", "search", "evaluation", "sharding", "compilation")
 NUM_PILOT = 4  # samples of a problem that tell how long steps and traces are
 
 
@@ -224,9 +214,7 @@ def grow_apart(
 
 
 def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConfig:
-    """Let as many trees grow at once as there are problems, and as have no more rows together than
-    those of the run.
-    """
+    """Let as many trees grow at once as problems, or as rows of the run's own trees, allow."""
     c, depth = run.config, run.config.trace.max_steps
     mesh = sharding.make_mesh(c.sharding)
     held = max(
@@ -238,21 +226,10 @@ def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConf
 
 
 def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
-    """Drop from a split what a run may have trained on. Returns (the task, how many problems were
-    dropped).
-
-    Raises UserError where nothing is left.
-    """
-    known = {
-        text
-        for row in (*learnt.train, *learnt.demonstrations)
-        for text in (row.prompt, row.substance)
-        if text
-    }
-    problems = getattr(task, split)
-    kept = tuple(
-        problem for problem in problems if known.isdisjoint((problem.prompt, problem.substance))
-    )
+    """Drop what a run may have trained on: (the task, how many). Raises UserError if all is."""
+    rows, problems = (*learnt.train, *learnt.demonstrations), getattr(task, split)
+    known = {text for row in rows for text in (row.prompt, row.substance)} - {""}
+    kept = tuple(row for row in problems if known.isdisjoint((row.prompt, row.substance)))
     if problems and not kept:
         raise UserError(
             f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose "
@@ -262,11 +239,7 @@ def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
 
 
 def change(ran: Config, overrides: Sequence[str]) -> Config:
-    """Apply overrides to a run's config.
-
-    Raises UserError for a section that an evaluation cannot change, and for unseen templates that
-    it may have seen.
-    """
+    """Apply overrides to a run's config. Raises UserError for what an evaluation cannot change."""
     config = override(asdict(ran), read_flags(overrides))
     for section in (field.name for field in fields(Config)):
         if section not in FREE and getattr(config, section) != getattr(ran, section):

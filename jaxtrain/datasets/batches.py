@@ -1,7 +1,5 @@
 """Batches of rows: in one of `ORDERS`, balanced, of like length, of at most four widths."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -102,8 +100,7 @@ def _epochs(
 def _joined(
     streams: Sequence[Iterator[np.ndarray]], length: np.ndarray | None, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Join the streams' parts to batches; with `length`, by row, every POOL batches hold rows of
-    like length each.
+    """Join the streams' parts to batches; with `length`, by row, of like length in every POOL.
 
     A row that a pool holds twice comes again behind the others: it must not stand beside itself.
     """
@@ -129,9 +126,7 @@ def _turns(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batch(rows: TokenRows, picked: np.ndarray, length: int) -> TokenRows:
-    """Take rows without the columns that none of them reaches, by quarters: L is for the longest,
-    most batches are far shorter.
-    """
+    """Take rows without the quarters of columns that none reaches: most batches are far shorter."""
     quarter = -(-rows.tokens.shape[1] // 4)
     width = quarter * -(-length // quarter)
     return jax.tree.map(lambda x: x[picked, :width] if x.ndim == 2 else x[picked], rows)

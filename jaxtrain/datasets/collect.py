@@ -1,7 +1,5 @@
 """Training rows as a view of the trees of the rounds in use."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,16 +131,10 @@ def collect(
     # What the newest trees said, learnt or not.
     labelled = [shard.labels.target[shard.labels.is_labelled] for shard in rounds[max(rounds)]]
     labelled = np.concatenate([*labelled, np.zeros(0)])
-    return (
-        learnt,
-        paths,
-        {
-            **counts,
-            **path_counts,
-            "num_values_left_out": len(labelled) - path_counts["num_values_new"],
-            "value_histogram": np.histogram(labelled, bins=10, range=(0, 1))[0].tolist(),
-        },
-    )
+    counts |= path_counts
+    counts["num_values_left_out"] = len(labelled) - path_counts["num_values_new"]
+    counts["value_histogram"] = np.histogram(labelled, bins=10, range=(0, 1))[0].tolist()
+    return learnt, paths, counts
 
 
 def demonstrations(
@@ -179,11 +171,8 @@ def traces(
         seen |= {text.key for text in fresh}
         num_renewed += len(chosen) - len(fresh)
         counts = counts or _fates("traces", num_leaves, len(found), groups, len(chosen))
-    return make_examples(rows, max_length), {
-        "num_traces": len(rows),
-        **counts,
-        "num_traces_renewed": num_renewed,
-    }
+    counts = {"num_traces": len(rows), **counts, "num_traces_renewed": num_renewed}
+    return make_examples(rows, max_length), counts
 
 
 def steps(
@@ -374,21 +363,16 @@ def make_examples(rows: Sequence[Row], max_length: int) -> Examples:
     is_token = place < length[:, None]
     tokens = np.zeros(place.shape, np.int32)
     # Where nothing is learnt the weight is 0.
-    target, weight = np.zeros(place.shape, np.float32), np.zeros(place.shape, np.float32)
+    target = np.zeros(place.shape, np.float32)
+    weight = np.zeros_like(target)
     group = np.full(place.shape, -1, np.int32)
     for k, (_, text, lessons) in enumerate(rows):
         tokens[k, : length[k]] = text.tokens
         for places, *told in lessons:
             target[k, places], weight[k, places], group[k, places] = told
+    position, until = np.where(is_token, place, 0), np.where(is_token, length[:, None], 0)
     return Examples(
-        rows=TokenRows(
-            tokens=tokens,
-            position=np.where(is_token, place, 0),
-            until=np.where(is_token, length[:, None], 0),
-            target=target,
-            weight=weight,
-            group=group,
-        ),
+        rows=TokenRows(tokens, position, until, target, weight, group),
         problem_id=np.array([text.problem_id for _, text, *_ in rows], np.int32),
         iteration=np.array([i for i, *_ in rows], np.int32),
         is_correct=np.array([text.is_correct for _, text, *_ in rows], bool),

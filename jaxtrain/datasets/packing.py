@@ -5,8 +5,6 @@ several texts learn has the sum of their weights, so a loss that is a mean over 
 the same texts in rows of their own.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from jaxtrain.structs import Examples, TokenRows

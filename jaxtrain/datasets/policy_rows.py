@@ -4,10 +4,9 @@ Where texts are compared, they are continuations of one prefix: whole answers to
 sibling steps. Which of them stay under the caps is chance, of the problem and the iteration.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 
@@ -27,7 +26,7 @@ from jaxtrain.datasets.collect import (
     traces,
 )
 from jaxtrain.keys import Purpose, host_rng
-from jaxtrain.structs import JUDGED, Examples, Shard, Verdict
+from jaxtrain.structs import JUDGED, CheckFn, Examples, Shard, Verdict
 
 NO_ZERO = 1e-4  # beside a deviation that may be 0
 
@@ -68,9 +67,8 @@ def answers(
     rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
     """Take the answers of the newest round as often as they were given, with their advantage as
-    target: (reward - mean) / deviation of the answers to a problem, as GRPO has it.
-
-    Where all are right or all wrong there is no advantage, and no row.
+    target: (reward - mean) / deviation of the answers to a problem, as GRPO has it. Where all are
+    right or all wrong there is no advantage, and no row.
     """
     i, rows, num_undecided = max(rounds), [], 0
     found: dict[int, list[Text]] = defaultdict(list)
@@ -96,6 +94,36 @@ ROWS: dict[str, RowsFn] = {
     "step_pairs": partial(pairs, is_whole=False),
     "answers": answers,
 }
+
+
+def without_false_steps(rows_fn: RowsFn, check: CheckFn) -> RowsFn:
+    """Make rows as `rows_fn` does, as if what stands behind a false step were neither judged nor
+    labelled; count the correct traces of the newest round that this costs.
+    """
+
+    def sound(shard: Shard) -> Shard:
+        prompts, tree, labels = shard
+        is_asked = labels.is_labelled | (labels.verdict != Verdict.NONE)
+        told = tree.problem_id, tree.parent, tree.tokens, tree.length
+        is_sound = trees.count_false(check, *told, is_asked) == 0
+        labels = replace(
+            labels,
+            verdict=np.where(is_sound, labels.verdict, Verdict.NONE),
+            is_correct=labels.is_correct & is_sound,
+            is_labelled=labels.is_labelled & is_sound,
+        )
+        return Shard(prompts, tree, labels)
+
+    def make_rows(rounds, config, max_length, seed):
+        kept = {i: [sound(shard) for shard in shards] for i, shards in rounds.items()}
+        examples, counts = rows_fn(kept, config, max_length, seed)
+        before, after = (
+            sum(int((shard.labels.verdict == Verdict.CORRECT).sum()) for shard in x[max(rounds)])
+            for x in (rounds, kept)
+        )
+        return examples, counts | {"num_traces_false": before - after}
+
+    return make_rows
 
 
 def _texts(shards: Sequence[Shard], max_length: int, is_whole: bool) -> Iterator[Text]:

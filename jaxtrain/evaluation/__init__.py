@@ -10,13 +10,16 @@ The models stay outside. Trees come in, with the verdicts on them and a function
 metrics go out, as plain floats and lists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jaxtrain.evaluation.checks import check_report, count_false
-from jaxtrain.evaluation.prm import Baseline, prm_report, samples_report
+from jaxtrain.evaluation.prm import (
+    Baseline,
+    check_report,
+    count_false,
+    prm_report,
+    samples_report,
+)
 from jaxtrain.evaluation.strategies import (
     STRATEGIES,
     TREES,
@@ -30,7 +33,7 @@ from jaxtrain.evaluation.strategies import (
     read_samples,
     share_in_tree,
 )
-from jaxtrain.evaluation.table import Metrics, accuracy_table, curve
+from jaxtrain.evaluation.table import Metrics, accuracy_table, curve, named
 from jaxtrain.structs import CheckFn, Shard
 
 
@@ -73,24 +76,3 @@ def read(kind: str, shard: Shard, answer_fn: AnswerFn, rank_fn: RankFn = by_scor
     if kind == "search":
         return read_choice(tree, judged.verdict, answer_fn)
     return read_samples(tree, judged.verdict, prompts.length, answer_fn, rank_fn)
-
-
-__all__ = [
-    "STRATEGIES",
-    "TREES",
-    "AnswerFn",
-    "Answered",
-    "Baseline",
-    "Metrics",
-    "Strategy",
-    "accuracy_table",
-    "curve",
-    "is_solved",
-    "measure",
-    "prm_report",
-    "read",
-    "read_choice",
-    "read_samples",
-    "samples_report",
-    "share_in_tree",
-]

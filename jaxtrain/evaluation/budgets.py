@@ -5,8 +5,6 @@ many of one set as it pays for, searches are sized for it, and what they really 
 method is set beside best-of-k of as many tokens as the method spent, on the same problems.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection
@@ -52,10 +50,7 @@ def lengths(prompt_length: Array, tree: Tree) -> Lengths:
 
 
 def read_methods(text: str, searches: Collection[str]) -> list[str]:
-    """Read `--methods`: strategies of one trace or of samples, and names of searches.
-
-    Raises UserError.
-    """
+    """Read `--methods`: names of strategies but search, and of searches. Raises UserError."""
     known = [name for name, strategy in STRATEGIES.items() if strategy.trees != "search"]
     known += [name for name in searches if name != "sample"]
     methods = list(dict.fromkeys(text.split(",")))
@@ -92,8 +87,7 @@ def compare(
     seconds: float,
     flops: float,
 ) -> Metrics:
-    """Say what a method, a strategy or a search, made of the problems at a budget, and how it
-    stands beside best-of-k of `samples` with as many tokens as it spent.
+    """Say what a method made of the problems at a budget, and beside best-of-k at what it spent.
 
     seconds: a problem, of all trees that were read; those of samples are shared by tokens. flops: a
     token in one network. Returns accuracy, low, high, outcomes, num_problems; k of samples; tokens,

@@ -9,9 +9,6 @@ Host numpy throughout: the arrays are small and the votes are over strings. A pr
 strategies are judged on the same problems.
 """
 
-from __future__ import annotations
-
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,10 +28,7 @@ AnswerFn = Callable[[np.ndarray], str | None]
 
 @dataclass(frozen=True)
 class Answered:
-    """What a method made of B problems: K traces each, in the order sampled.
-
-    Greedy and search have K = 1.
-    """
+    """What a method made of B problems: K traces each, as sampled; of greedy and search one."""
 
     problem_id: np.ndarray  # [B] int
     answer: list[list[str | None]]  # [B][K], None: unfinished or unparsable
@@ -63,8 +57,7 @@ def first_correct(answered: Answered, k: int) -> np.ndarray:
 
 
 def vote(answered: Answered, k: int) -> np.ndarray:
-    """Return the trace `[B]` int with the commonest answer among the first k (self-consistency), -1
-    without any.
+    """Return the trace `[B]` int with the commonest answer of the first k, -1 without any.
 
     Of the traces that give the winning answer it is the first; a tie goes to the answer seen first.
     """
@@ -80,15 +73,13 @@ def weighted_vote(answered: Answered, k: int) -> np.ndarray:
 
 
 def best_of_k(answered: Answered, k: int) -> np.ndarray:
-    """Return the trace `[B]` int that answers and has the highest rank among the first k, -1
-    without any.
+    """Return the trace `[B]` int that answers with the highest rank of the first k, -1: none.
 
     A tie goes to the earlier trace. The rank is the last-step value, not clipped, which would tie
     the best, and what `evaluation.samples.prior.weight` adds to it.
     """
-    has_answer = np.array(
-        [[a is not None for a in answer[:k]] for answer in answered.answer]
-    ).reshape(-1, k)
+    told = [[text is not None for text in answer[:k]] for answer in answered.answer]
+    has_answer = np.array(told, bool).reshape(-1, k)
     best = np.argmax(np.where(has_answer, answered.rank[:, :k], -np.inf), axis=1)
     return np.where(has_answer.any(axis=1), best, -1)
 
@@ -180,8 +171,7 @@ def read_samples(
 
 
 def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
-    """Take the answer of a search, its `chosen` row, and the tokens the search was measured to
-    cost.
+    """Take the answer of a search, its `chosen` row, and the tokens that it was measured to cost.
 
     `verdict [B R]` int, a Verdict for every row. Padding problems (id -1) are dropped.
     """
@@ -193,14 +183,12 @@ def read_choice(tree: Tree, verdict: Array, answer_fn: AnswerFn) -> Answered:
 
 
 def share_in_tree(tree: Tree, verdict: Array) -> float:
-    """Return the share of problems whose tree holds a correct answer anywhere, NaN where there is
-    no problem.
+    """Return the share of problems whose tree holds a correct answer anywhere, NaN without any.
 
-    What search misses here, no better PRM would find. `verdict [B R]` int; padding problems (id -1)
-    are dropped.
+    What search misses here, no better PRM would find. `verdict [B R]` int; padding is dropped.
     """
     verdict = keep(np.asarray(tree.problem_id) >= 0, verdict)
-    return float((verdict == Verdict.CORRECT).any(axis=1).mean()) if len(verdict) else math.nan
+    return mean((verdict == Verdict.CORRECT).any(axis=1))
 
 
 def keep(is_kept: np.ndarray, arrays):
@@ -223,9 +211,7 @@ def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
 def _read(
     tree: Tree, verdict: Array, last: np.ndarray, answer_fn: AnswerFn
 ) -> tuple[list[list[str | None]], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Answer, correctness, score, log-probability and length in tokens of the traces that end in
-    the rows `last [B K]`, -1 for none.
-    """
+    """Answer, correctness, score, log-probability and tokens of traces: `last [B K]`, -1: none."""
     # Read the traces that are there.
     problem, lane = np.nonzero(last >= 0)
     row = last[problem, lane]

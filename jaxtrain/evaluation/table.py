@@ -1,7 +1,5 @@
 """Does search pay? Every strategy on the same problems, at the tokens that search took."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,16 +46,16 @@ def accuracy_table(answered: Mapping[str, Answered], strategies: Sequence[str]) 
     solved = {}
     # Each strategy, with the k that search's tokens pay for.
     for name, strategy in asked.items():
-        group, k = answered[strategy.trees], len(costs[name])
+        key, group, k = f"evaluation/{name}", answered[strategy.trees], len(costs[name])
         if name in rivals and BUDGET in asked:
             budget = costs[BUDGET][0]
             k = matched_k(costs[name], budget)
             is_short = costs[name][-1] < budget * (1 - BUDGET_TOLERANCE)
-            metrics |= named(name, {"is_budget_short": int(is_short)})
+            metrics |= named(key, {"is_budget_short": int(is_short)})
         solved[name] = is_solved(strategy, group, k)
-        metrics |= named(name, share_row(solved[name], costs[name][k - 1]))
+        metrics |= named(key, share_row(solved[name], costs[name][k - 1]))
         if strategy.trees == "samples":
-            metrics |= named(name, {"k": k, "curve": curve(strategy, group, costs[name])})
+            metrics |= named(key, {"k": k, "curve": curve(strategy, group, costs[name])})
     # Search against each of them, problem by problem.
     for rival in rivals if BUDGET in asked else ():
         gain = solved[BUDGET].astype(float) - solved[rival]
@@ -81,14 +79,12 @@ def with_interval(name: str, values: np.ndarray, group: np.ndarray) -> Metrics:
 
 
 def named(name: str, metrics: Metrics) -> Metrics:
-    """Put `evaluation/` and a name in front of every key."""
-    return {f"evaluation/{name}/{key}": value for key, value in metrics.items()}
+    """Put a name in front of every key."""
+    return {f"{name}/{key}": value for key, value in metrics.items()}
 
 
 def matched_k(costs: np.ndarray, budget: float) -> int:
-    """Return the k whose cost is nearest to `budget` and not above its tolerance; 1 if even one
-    sample costs more.
-    """
+    """Return the k whose cost is nearest to `budget` and within its tolerance, or else 1."""
     distance = np.where(costs <= budget * (1 + BUDGET_TOLERANCE), np.abs(costs - budget), np.inf)
     return int(np.argmin(distance)) + 1
 

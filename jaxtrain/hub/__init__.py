@@ -6,13 +6,7 @@ from pathlib import Path
 
 from jaxtrain.errors import UserError, explained, require
 from jaxtrain.hub.folder import find_folder
-from jaxtrain.hub.pretrained import (
-    Pretrained,
-    check_tensors,
-    open_folder,
-    open_gguf_file,
-    open_prm,
-)
+from jaxtrain.hub.pretrained import Pretrained, check_tensors, open_folder, open_gguf_file, open_prm
 from jaxtrain.nn.transformer import ModelConfig
 
 

@@ -8,5 +8,3 @@ are small integers.
 
 from jaxtrain.labels.targets import TARGETS, LabelsConfig, counts, label
 from jaxtrain.labels.verdicts import VerifyFn, judge
-
-__all__ = ["TARGETS", "LabelsConfig", "VerifyFn", "counts", "judge", "label"]

@@ -1,16 +1,17 @@
-"""Labels that count the answers at or below a step, as Math-Shepherd, OmegaPRM, OVM, ReST-RL do.
+"""Labels that count the answers at or below a step, as Math-Shepherd, OmegaPRM, OVM, ReST-RL do, or
+mix them with what the PRM said on the way (temporal differences).
 
 A leaf is a finished trace that was judged; one without a readable answer is wrong. What has no leaf
 at or below it (unfinished, or the verifier failed) has no label. In a tree without a correct answer
 every target is 0, so unsolved trees are learnt from too.
 """
 
-from __future__ import annotations
-
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxtrain import trees
 from jaxtrain.labels.walks import Target, fold_up, mean_up
 from jaxtrain.structs import JUDGED, Tree, Verdict
 
@@ -18,13 +19,21 @@ if TYPE_CHECKING:
     from jaxtrain.labels.targets import LabelsConfig
 
 
-def hard(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+@dataclass(frozen=True)
+class TdLambdaConfig:
+    """How far the labels of the kind td_lambda look ahead."""
+
+    # lambda: 1 hears the answers alone, 0 the PRM's scores of the next steps alone
+    decay: float = 0.9
+
+
+def hard(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give 1 where a correct leaf is at or below a step, else 0 (Math-Shepherd's hard estimate)."""
     _, num_correct, num_leaves = _count(tree, verdict)
     return Target(num_correct > 0, num_leaves > 0)
 
 
-def omega(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def omega(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give 1 where a correct leaf is at or below a step, 0 to the first step of a path below which
     there is none; what stands behind that first error has no label (OmegaPRM, Luo et al. 2024).
 
@@ -37,7 +46,7 @@ def omega(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     return Target(num_correct > 0, is_told & (num_leaves > 0))
 
 
-def soft(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def soft(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give the policy's chance to end right, by the steps that were drawn (the soft estimate).
 
     Math-Shepherd takes the share of N continuations. Here steps are drawn without repeats, so each
@@ -50,13 +59,13 @@ def soft(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     return Target(value, np.isfinite(value))
 
 
-def mc_return(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def mc_return(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give the share of correct leaves; each counts once, however often search visited it."""
     _, num_correct, num_leaves = _count(tree, verdict)
     return Target(num_correct / np.maximum(num_leaves, 1), num_leaves > 0)
 
 
-def outcome(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def outcome(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give every step of a trace the verdict on its end, as OVM does.
 
     What traces share is told all their verdicts: their mean, which counts as often as there are
@@ -64,6 +73,30 @@ def outcome(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     """
     _, _, num_leaves = _count(tree, verdict)
     return mc_return(tree, verdict, config)._replace(weight=num_leaves)
+
+
+def td_lambda(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
+    """Give the lambda-return of a step (Sutton, 1988), a mean over the steps drawn behind it.
+
+    With V the PRM's score of a step when the tree was grown, in [0, 1], and G of a judged leaf its
+    verdict,
+
+        G(s) = mean over children c of  (1 - lambda) V(c) + lambda G(c);   V alone where c has no G
+
+    A leaf that was judged is heard alone, and a child counts by the probability that the policy
+    gave it. What has no judged leaf at or below it has no label.
+    """
+    (is_leaf, _, num_leaves), decay = _count(tree, verdict), config.td_lambda.decay
+    own = np.where(is_leaf, verdict == Verdict.CORRECT, np.nan)
+    score = np.clip(tree.score, 0, 1, dtype=float)
+    weight = np.where(trees.is_usable(tree), np.exp(tree.log_prob, dtype=float), 0)
+
+    def see(value: np.ndarray, row: int) -> np.ndarray:
+        mixed = (1 - decay) * score[:, row] + decay * value
+        unknown = np.where(np.isnan(value), score[:, row], mixed)
+        return np.where(is_leaf[:, row], value, unknown)
+
+    return Target(mean_up(tree.parent, own, weight, see), num_leaves > 0)
 
 
 def _count(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,8 +4,6 @@ A kind is one line of `TARGETS`. Its function sees the verdicts on usable rows a
 every row its target in [0, 1] and whether it has one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,15 +13,14 @@ import numpy as np
 
 from jaxtrain import trees
 from jaxtrain.errors import require_one_of, require_share
-from jaxtrain.labels.leaves import hard, mc_return, omega, outcome, soft
-from jaxtrain.labels.td_lambda import TdLambdaConfig, td_lambda
+from jaxtrain.labels.leaves import TdLambdaConfig, hard, mc_return, omega, outcome, soft, td_lambda
 from jaxtrain.labels.walks import Target, fold_down, fold_up
 from jaxtrain.structs import JUDGED, Labels, Tree, Verdict
 
 TargetFn = Callable[[Tree, np.ndarray, "LabelsConfig"], Target]
 
 
-def quality(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
+def quality(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     """Give steps their quality value (ReST-MCTS*, section 3.2, Eq. 1 and 2).
 
     Branches without a finished and judged trace are pruned (an ERROR does not count as judged), and
@@ -42,10 +39,7 @@ def quality(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Target:
     # upwards: whether a trace below was judged, and how many steps away the nearest correct one is
     is_kept = fold_up(parent, np.isin(verdict, JUDGED), False, np.logical_or)[:, :-1]
     distance = fold_up(
-        parent,
-        np.where(is_correct, 0, far),
-        far,
-        lambda above, below: np.minimum(above, below + 1),
+        parent, np.where(is_correct, 0, far), far, lambda above, below: np.minimum(above, below + 1)
     )
 
     # downwards: m, and with it the gap

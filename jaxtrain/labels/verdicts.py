@@ -1,7 +1,5 @@
 """The task's word on finished traces."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

@@ -5,8 +5,6 @@ first carries anything up, and one from the first to the last carries anything d
 the prompt is one more row, behind the others, and so the parent of the first steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ A pool has pages of as many tokens as a chunk. A lane that writes takes the next
 where the tokens of a step lie is told by their addresses, so a path is a gather.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +14,7 @@ from jaxtrain.structs import Array
 
 
 class Pool(NamedTuple):
-    """Keys and values of one network: a layer [B kv pages c h], a layer axis leading in all where
-    layers are scanned.
-    """
+    """Keys and values of one network: a layer [B kv pages c h]; scanned, the layer axis leads."""
 
     k: Any
     v: Any
@@ -47,10 +43,7 @@ def put(pool: Pool, page: Array, own: Segment) -> Pool:
 
 
 def gather(pool: Pool, address: Array, position: Array) -> Segment:
-    """Read tokens at addresses [B n T] of the trees' pools: a segment of B*n rows.
-
-    position [B n T]: their positions, -1 for none.
-    """
+    """Read tokens at addresses [B n T], of positions [B n T], -1: none: a segment of B*n rows."""
 
     def read(pages: Array) -> Array:
         if pages.ndim > 5:

@@ -10,8 +10,6 @@ vain: sampling without replacement over whole steps, of the law of Gumbel top-k 
 one after the other (Shi et al. 2020).
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import NamedTuple
 

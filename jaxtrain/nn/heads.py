@@ -2,8 +2,6 @@
 PRM's head says.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import chex
@@ -59,9 +57,7 @@ def make_log_probs(model: Network, key: Array | None = None) -> ReadFn:
 
 
 def token_log_probs(logits: Array, tokens: Array) -> Array:
-    """Pick the log-probability of every token [M L] from logits [M L V] behind the token before
-    it.
-    """
+    """Pick the log-probability of every token [M L] from logits [M L V] before it."""
     chex.assert_equal_shape_prefix([logits, tokens], 2)
     return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
 
@@ -82,27 +78,9 @@ def make_outputs(model: Network, key: Array | None = None) -> ReadFn:
     return outputs
 
 
-def make_values(model: Network) -> ReadFn:
-    """Make the function that reads the PRM's value of the text up to every token, raw."""
-
-    def values(params: Params, rows: TokenRows) -> Array:
-        return value_of(params["head"], read_rows(model, params["backbone"], rows, None))
-
-    return values
-
-
-def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None) -> Array:
-    """Read whole rows; a text sees itself alone. Returns hidden states [M L width].
-
-    With a key (uint32 [2]), adapters drop some of their inputs.
-    """
+def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None = None) -> Array:
+    """Read rows, a text alone: [M L width]; with a key (uint32 [2]), adapters drop inputs."""
     chex.assert_equal_shape([rows.tokens, rows.position, rows.until])
     rngs = None if key is None else {"dropout": jax.random.wrap_key_data(key)}
-    return model.apply(
-        {"params": params},
-        rows.tokens,
-        rows.position,
-        rows.until > 0,
-        until=rows.until,
-        rngs=rngs,
-    )[0]
+    told = rows.tokens, rows.position, rows.until > 0
+    return model.apply({"params": params}, *told, until=rows.until, rngs=rngs)[0]

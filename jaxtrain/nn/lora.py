@@ -7,8 +7,6 @@ W gives. So one base serves the policy, the PRM, their updates and their search.
 adapters into the weights, for whoever knows none.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -45,10 +43,7 @@ def init(abstract: Params, key: Array, rank: int, targets: Sequence[str]) -> Par
 
 
 def merge(base: Params, params: Params) -> Params:
-    """Lay what is trained over what is there: one tree with the leaves of both.
-
-    Nothing is copied. Without a base it is just `params`.
-    """
+    """Lay what is trained over what is there: one tree with the leaves of both, without a copy."""
     if not base:
         return params
     laid = {

@@ -1,7 +1,5 @@
 """What the networks keep of a batch of trees: text, and keys and values where they are cached."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,12 +50,7 @@ class Place(NamedTuple):
 
 
 def open_memory(
-    models: Models,
-    trace: TraceConfig,
-    chunk: int | None,
-    params: Both,
-    shape: LaneShape,
-    size: int,
+    models: Models, trace: TraceConfig, chunk: int | None, params: Both, shape: LaneShape, size: int
 ) -> Memory:
     """Make the memory of trees that have no prompt yet."""
     # Text, empty.
@@ -79,12 +72,10 @@ def open_memory(
         num_pages = num_rows * -(-trace.max_step_tokens // chunk)
         num_chunks = -(-shape.num_steps * trace.max_step_tokens // chunk)  # of an order
         empty = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), s) for s, _ in told]
+        pools = [cache.empty_pool(s, num_trees, num_pages, chunk) for s, _ in told]
         held = Cache(
             prompt=tuple(s._replace(position=s.position - 1) for s in empty),
-            pool=(
-                cache.empty_pool(told[0][0], num_trees, num_pages, chunk),
-                cache.empty_pool(told[1][0], num_trees, num_pages, chunk),
-            ),
+            pool=(pools[0], pools[1]),
             hidden=jnp.zeros((num_trees, 1 + num_rows, *hidden.shape[1:]), hidden.dtype),
             address=rows,
             page=jnp.full((num_trees, num_rows, num_chunks), -1),
@@ -93,13 +84,8 @@ def open_memory(
 
     # Lanes, idle.
     b = num_trees * shape.num_prefixes * shape.num_lanes
-    lanes = idle_lanes(
-        b,
-        shape.num_steps,
-        shape.num_siblings,
-        jnp.zeros(hidden.shape[1:], hidden.dtype),
-        trace.calculator,
-    )
+    one = jnp.zeros(hidden.shape[1:], hidden.dtype)
+    lanes = idle_lanes(b, shape.num_steps, shape.num_siblings, one, trace.calculator)
     return Memory(prompts, prompts[:, 0], rows, rows[..., 0], rows.astype(jnp.float32), lanes, held)
 
 
@@ -162,9 +148,7 @@ def siblings_of(memory: Memory, order: Order) -> Siblings:
 
 
 def is_first_to_say(told: Siblings) -> Array:
-    """Mark the siblings [b A] that say what no earlier one says, so that no mass counts twice:
-    lanes side by side may have said the same.
-    """
+    """Mark the siblings [b A] that no earlier one repeats: lanes side by side may say the same."""
     is_equal = jnp.all(told.tokens[:, :, None] == told.tokens[:, None], axis=3)
     is_equal &= told.length[:, :, None] == told.length[:, None]
     return ~jnp.any(jnp.tril(is_equal, k=-1), axis=2)

@@ -8,8 +8,6 @@ keep its keys and values under its row; a path is a gather, and a prompt is shar
 *Recompute*: text alone is kept, and prompt and path are read anew for every order.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import chex
@@ -77,9 +75,8 @@ def write(
 ) -> tuple[Memory, Written, Cost]:
     """Write some tokens in every live lane, and let the PRM read them."""
     num_trees, width, num_lanes, num_steps = order.row.shape
-    chex.assert_shape(
-        [order.key, order.number], [(num_trees, width, 2), (num_trees, width, num_lanes)]
-    )
+    chex.assert_shape(order.key, (num_trees, width, 2))
+    chex.assert_shape(order.number, (num_trees, width, num_lanes))
     # Begin what is new.
     memory = begin(memory, order)
     size = chunk or num_steps * trace.max_step_tokens
@@ -92,8 +89,7 @@ def write(
     lanes = lanes._replace(hidden=jnp.where(is_new[:, None], hidden, lanes.hidden))
     was_live = lanes.is_live.reshape(order.number.shape)
     told = siblings_of(memory, order)
-    is_same = lanes.is_same & (is_first_to_say(told) | ~is_new[:, None])
-    lanes = lanes._replace(is_same=is_same)
+    lanes = lanes._replace(is_same=lanes.is_same & (is_first_to_say(told) | ~is_new[:, None]))
     lanes, token, segment, num_slots = write_chunk(
         models[0], trace, tables, params[0], lanes, segments, own, told, temperature, size
     )
@@ -107,10 +103,8 @@ def write(
         {"params": backbone}, tokens, position, is_written, (*segments, behind)
     )
     value = value_of(params[1]["head"], hidden)
-    lane, step = (
-        jnp.arange(len(tokens))[:, None],
-        jnp.where(token.is_last.T, token.step.T, num_steps),
-    )
+    lane = jnp.arange(len(tokens))[:, None]
+    step = jnp.where(token.is_last.T, token.step.T, num_steps)
     is_finite = jnp.all(jnp.isfinite(value) | ~token.is_last.T, axis=1)
     value = jnp.where(jnp.isfinite(value), value, 0.0)
     lanes = lanes._replace(
@@ -234,10 +228,8 @@ def tell(trace: TraceConfig, lanes: Lanes, order: Order) -> Written:
     """Tell the search where the lanes stand."""
     shape = order.row.shape
     depth = jnp.sum(order.path >= 0, axis=2)[..., None, None] + 1 + jnp.arange(shape[3])
-    length, score, log_prob, is_finished, is_cut = (
-        x.reshape(shape)
-        for x in (lanes.length, lanes.score, lanes.log_prob, lanes.is_finished, lanes.is_cut)
-    )
+    told = lanes.length, lanes.score, lanes.log_prob, lanes.is_finished, lanes.is_cut
+    length, score, log_prob, is_finished, is_cut = (x.reshape(shape) for x in told)
     is_deepest = (length > 0) & (depth >= trace.max_steps)
     return Written(
         is_live=lanes.is_live.reshape(shape[:3]),

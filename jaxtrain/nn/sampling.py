@@ -6,8 +6,6 @@ vocabulary, and inside the block that was met. Each look-up has a uniform number
 rare tokens are drawn as often as they should.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import chex

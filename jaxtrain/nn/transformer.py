@@ -8,8 +8,6 @@ calls decides what lives where. So a prompt is computed once and shared by all c
 that is stored differently later changes a gather, not the model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,10 +198,9 @@ class Block(nn.Module):
         own_mask: Array,
     ):
         """x: [b t width]; past: (k, v) of this layer a segment, masks: theirs; own: (k, v) to write
-        into at `at`.
+        into at `at`: before reading, so that a cache in a loop is updated in place.
 
-        Returns (x, (k, v)). Writing comes before reading, so that a cache in a loop is updated in
-        place.
+        Returns (x, (k, v)).
         """
         c = self.config
         b, t, width = x.shape
@@ -309,9 +306,8 @@ class Transformer(nn.Module):
 
         tokens, positions: [b t] int32; mask: [b t] bool, True for real tokens. Tokens are causal
         among themselves, in index order; where `until` [b t] int32 is given, a token is seen in
-        columns before that one alone. With `into`, they continue the tokens of that segment (rows =
-        b) at index `at`, the same for all rows. Returns (hidden [b t width] after the final norm,
-        Segment of these tokens or `into` with them written).
+        columns before that one alone. With `into`, of b rows, they continue its tokens at index
+        `at`. Returns (hidden [b t width] after the final norm, the Segment written).
         """
         # What each token sees: of these tokens those before it, of the segments all in reach.
         b, t = tokens.shape

@@ -2,8 +2,6 @@
 layers apart.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import jax
@@ -16,18 +14,14 @@ FUSED = ("wq", "wk", "wv"), ("gate", "up")  # projections of the same input
 
 
 def cast_weights(config: ModelConfig, params: Params) -> Params:
-    """Cast the weights to the dtype of the activations, once for a program of many calls.
-
-    The scales of norms stay float32, as they are computed with.
-    """
+    """Cast the weights to the dtype of the activations; the scales of norms stay float32."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
     )
 
 
 def fuse(params: Params) -> Params:
-    """Lay the weights of projections with the same input side by side, once for a program that
-    decodes.
+    """Lay the weights of projections with the same input side by side.
 
     A block reads either form. Adapters stay as they are, so these may be merged before or after.
     Not for weights whose heads are split over devices: a part of the whole would mix theirs.
@@ -47,10 +41,7 @@ def fuse(params: Params) -> Params:
 
 
 def decode_weights(config: ModelConfig, params: Params, is_split: bool) -> Params:
-    """Cast the weights and fuse them, for a program that decodes; is_split: over devices, by heads.
-
-    Adapters may be laid over the result.
-    """
+    """Cast the weights, and fuse those that devices do not split; adapters may be laid over."""
     cast = cast_weights(config, params)
     return cast if is_split else fuse(cast)
 

@@ -3,8 +3,6 @@
 The rows are those of `evaluation.budgets.compare`, with `share_early` of a search.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from jaxtrain.evaluation.strategies import STRATEGIES

@@ -6,8 +6,6 @@ task. A method is a rule, and a loop runs it: `tree_loop` those that walk down a
 to expand, `frontier` those that go on from the best of what they drew.
 """
 
-from __future__ import annotations
-
 import chex
 
 from jaxtrain.search.config import RULES, SearchConfig
@@ -32,15 +30,8 @@ def make_grow(
         chex.assert_shape([prompts.tokens, keys], [(num_problems, None), (num_problems, 2)])
         num_trees = min(config.num_trees or num_problems, num_problems)
         params = policy_params, prm_params
-        job = Job(prompts, keys, params, temperature, reader, max_steps, num_trees)
-        if config.checks != "off":
-            weight = config.check_weight if config.checks == "penalty" else None
-            job = job._replace(check=check, check_weight=weight)
-        if isinstance(rule, FrontierRule):
-            return grow_frontier(config, rule, job)
-        return grow_tree(config, rule, job)
+        asked = None if config.checks == "off" else check
+        job = Job(config, prompts, keys, params, temperature, reader, max_steps, num_trees, asked)
+        return grow_frontier(rule, job) if isinstance(rule, FrontierRule) else grow_tree(rule, job)
 
     return grow
-
-
-__all__ = ["SearchConfig", "make_grow"]

@@ -1,35 +1,27 @@
 """The config of search: a method, its budget, and a section for each method beside its code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import jax.numpy as jnp
-
 from jaxtrain.errors import require, require_at_least, require_one_of, require_share
-from jaxtrain.search.beam import BeamConfig, make_beam
-from jaxtrain.search.best_first import BestFirstConfig, make_best_first
-from jaxtrain.search.dfs import DfsConfig, make_dfs
-from jaxtrain.search.dvts import DvtsConfig, make_dvts
-from jaxtrain.search.frontier import FrontierRule, make_sample
-from jaxtrain.search.gumbel import GumbelConfig, make_gumbel
+from jaxtrain.search import frontier_rules, prior_rules
+from jaxtrain.search.frontier import FrontierRule
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
 from jaxtrain.search.prior import PriorConfig
-from jaxtrain.search.puct import PuctConfig, make_puct
 from jaxtrain.search.tree_loop import TreeRule
-from jaxtrain.structs import Array
 
 # Each makes its method's rule, for traces of D steps.
-RULES: dict[str, Callable[[SearchConfig, int], TreeRule | FrontierRule]] = {
+RULES: dict[str, Callable[["SearchConfig", int], TreeRule | FrontierRule]] = {
     "mcts_star": lambda c, max_steps: make_mcts_star(c.mcts_star, max_steps),
-    "sample": lambda c, max_steps: make_sample(c.num_samples, max_steps),
-    "beam": lambda c, max_steps: make_beam(c.beam, c.num_candidates, max_steps),
-    "puct": lambda c, _: make_puct(c.puct, c.prior),
-    "gumbel": lambda c, _: make_gumbel(c.gumbel, c.prior, c.num_simulations),
-    "best_first": lambda c, _: make_best_first(c.best_first, c.num_candidates, c.num_simulations),
-    "dvts": lambda c, max_steps: make_dvts(c.dvts, c.num_candidates, max_steps),
-    "dfs": lambda c, _: make_dfs(c.dfs, c.num_candidates, c.num_simulations),
+    "sample": lambda c, max_steps: frontier_rules.make_sample(c.num_samples, max_steps),
+    "beam": lambda c, max_steps: frontier_rules.make_beam(c.beam, c.num_candidates, max_steps),
+    "puct": lambda c, _: prior_rules.make_puct(c.puct, c.prior),
+    "gumbel": lambda c, _: prior_rules.make_gumbel(c.gumbel, c.prior, c.num_simulations),
+    "best_first": lambda c, _: frontier_rules.make_best_first(
+        c.best_first, c.num_candidates, c.num_simulations
+    ),
+    "dvts": lambda c, max_steps: frontier_rules.make_dvts(c.dvts, c.num_candidates, max_steps),
+    "dfs": lambda c, _: frontier_rules.make_dfs(c.dfs, c.num_candidates, c.num_simulations),
 }
 
 
@@ -83,13 +75,15 @@ class SearchConfig:
     check_weight: float = 1.0
     widening: WideningConfig = field(default_factory=WideningConfig)
     mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
-    puct: PuctConfig = field(default_factory=PuctConfig)
-    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
+    puct: prior_rules.PuctConfig = field(default_factory=prior_rules.PuctConfig)
+    gumbel: prior_rules.GumbelConfig = field(default_factory=prior_rules.GumbelConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
-    beam: BeamConfig = field(default_factory=BeamConfig)
-    dvts: DvtsConfig = field(default_factory=DvtsConfig)
-    best_first: BestFirstConfig = field(default_factory=BestFirstConfig)
-    dfs: DfsConfig = field(default_factory=DfsConfig)
+    beam: frontier_rules.BeamConfig = field(default_factory=frontier_rules.BeamConfig)
+    dvts: frontier_rules.DvtsConfig = field(default_factory=frontier_rules.DvtsConfig)
+    best_first: frontier_rules.BestFirstConfig = field(
+        default_factory=frontier_rules.BestFirstConfig
+    )
+    dfs: frontier_rules.DfsConfig = field(default_factory=frontier_rules.DfsConfig)
     # cached: keys and values of a step are kept; recompute: a prefix is read anew, in less memory
     memory: str = "cached"
     # trees that a device grows at once, the next when one ends; None: all of a batch
@@ -124,8 +118,3 @@ class SearchConfig:
     def max_candidates(self) -> int:
         """How many candidates a node may have."""
         return self.widening.max_candidates or self.num_candidates
-
-    def least(self, visits: Array) -> Array:
-        """Return how many candidates a node of so many visits has at least."""
-        n = jnp.maximum(visits, 1).astype(jnp.float32)
-        return self.num_candidates * n**self.widening.exponent

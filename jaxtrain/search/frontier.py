@@ -4,10 +4,8 @@ In a turn, each of W prefixes gets A lanes of K steps. What a rule chooses among
 next frontier. Rows lie turn by turn: row = ((turn * K + step) * W + prefix) * A + lane.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +15,6 @@ from jaxtrain.search.lanes import NOTHING, WANTED, Pending
 from jaxtrain.search.rows import Job, Rows, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree, choose
-
-if TYPE_CHECKING:
-    from jaxtrain.search.config import SearchConfig
 
 
 class Pool(NamedTuple):
@@ -60,27 +55,11 @@ class FrontierState(NamedTuple):
     is_opened: Array  # [B R] bool
 
 
-def make_sample(num_samples: int, max_steps: int) -> FrontierRule:
-    """Make the rule of independent traces: the prompt, opened once, for whole traces.
-
-    The generator of ReST-EM, and of greedy decoding (one trace, temperature 0), self-consistency,
-    best-of-k and weighted vote. Traces that repeat each other all count, and none goes on.
-    """
-    return FrontierRule(
-        width=1,
-        num_lanes=num_samples,
-        num_steps=max_steps,
-        num_turns=1,
-        is_distinct=False,
-        choose=lambda pool: jnp.full(1, -1),
-    )
-
-
 class FrontierMoves:
     """The moves of trees under a rule."""
 
-    def __init__(self, config: SearchConfig, rule: FrontierRule, job: Job):
-        self.config, self.rule, self.job = config, rule, job
+    def __init__(self, rule: FrontierRule, job: Job):
+        self.config, self.rule, self.job = job.config, rule, job
         self.num_rows = rule.num_turns * rule.num_steps * rule.width * rule.num_lanes
 
     def move(self, growth: Growth) -> Growth:
@@ -162,23 +141,18 @@ class FrontierMoves:
         return visits, clip(growth.rows.score), jnp.zeros_like(growth.num_simulations)
 
 
-def grow_frontier(config: SearchConfig, rule: FrontierRule, job: Job) -> Tree:
+def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
     """Grow trees of R = turns * K * W * A rows."""
-    moves, none = (
-        FrontierMoves(config, rule, job),
-        jnp.zeros((job.num_trees, rule.width), jnp.int32),
-    )
+    moves, none = FrontierMoves(rule, job), jnp.zeros((job.num_trees, rule.width), jnp.int32)
     method = Method(
         num_rows=moves.num_rows,
         width=rule.width,
         depth=job.max_steps - rule.num_steps,
         num_candidates=rule.num_lanes,
-        num_lanes=min(config.num_lanes or rule.num_lanes, rule.num_lanes),
+        num_lanes=min(job.config.num_lanes or rule.num_lanes, rule.num_lanes),
         num_steps=rule.num_steps,
         compares=rule.is_distinct,
-        may_repeat=config.candidates == "independent",
-        prior=config.prior,
-        top_p=config.top_p,
+        may_repeat=job.config.candidates == "independent",
         state=FrontierState(none[:, 0], none - 1, jnp.zeros((job.num_trees, moves.num_rows), bool)),
         move=moves.move,
         read=moves.read,

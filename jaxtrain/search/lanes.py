@@ -6,15 +6,13 @@ than the J lanes of a prefix: a lane that is done takes the next, so that none w
 of them.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxtrain.search.rows import Rows, pick
-from jaxtrain.structs import Array, FormFn, Kind, Order, Path, Written
+from jaxtrain.structs import Array, FormFn, Kind, LaneShape, Order, Path, Written
 
 NOTHING, WANTED, STARTED = 0, 1, 2  # what a continuation is
 
@@ -38,19 +36,20 @@ class Pending(NamedTuple):
         return jnp.any(self.state != NOTHING, axis=(1, 2))
 
 
-def no_pending(num_trees: int, width: int, num_candidates: int, num_lanes: int, depth: int, k: int):
+def no_pending(shape: LaneShape, num_candidates: int, depth: int) -> Pending:
     """Make what trees wait for that have ordered nothing."""
-    none = jnp.zeros((num_trees, width, num_candidates), jnp.int32)
+    prefixes = shape.num_trees, shape.num_prefixes
+    none = jnp.zeros((*prefixes, num_candidates), jnp.int32)
     return Pending(
-        path=jnp.full((num_trees, width, depth), -1),
-        key=jnp.zeros((num_trees, width, 2), jnp.uint32),
-        row=jnp.full((*none.shape, k), -1),
+        path=jnp.full((*prefixes, depth), -1),
+        key=jnp.zeros((*prefixes, 2), jnp.uint32),
+        row=jnp.full((*none.shape, shape.num_steps), -1),
         room=none[:, :, 0],
         kind=none[:, 0, 0],
         is_distinct=none[:, 0, 0] > 0,
         state=none,
         num_draws=none,
-        lane=jnp.full((num_trees, width, num_lanes), -1),
+        lane=jnp.full((*prefixes, shape.num_lanes), -1),
     )
 
 
@@ -63,9 +62,7 @@ def want(
     kind: Kind,
     max_steps: int,
 ) -> Pending:
-    """Order rows [B a k] behind one prefix a tree, path [B 1 D-1] with key [B 2], where they are
-    wanted [B a].
-    """
+    """Order rows [B a k] where wanted [B a], behind one path a tree [B 1 D-1], key [B 2]."""
     depth = jnp.sum(path[:, 0] >= 0, axis=1)
     *_, num_candidates, num_steps = pending.row.shape
     pad = ((0, 0), (0, num_candidates - row.shape[1]), (0, num_steps - row.shape[2]))
@@ -107,9 +104,7 @@ def assign(pending: Pending, rows: Rows, num_siblings: int) -> tuple[Pending, Or
 
 
 def siblings_of(pending: Pending, rows: Rows, num_siblings: int) -> Array:
-    """Name the rows that lie behind an equal prefix already, [B W J W*A], -1 elsewhere; or none,
-    where lanes need not know them.
-    """
+    """Name the rows behind an equal prefix, [B W J W*A], -1 elsewhere; [B W J 0] if not asked."""
     num_trees, width, num_candidates, _ = pending.row.shape
     num_lanes = pending.lane.shape[2]
     if not num_siblings:
@@ -123,17 +118,13 @@ def siblings_of(pending: Pending, rows: Rows, num_siblings: int) -> Array:
     return jnp.broadcast_to(sibling, (num_trees, width, num_lanes, row.shape[1]))
 
 
-class Done(NamedTuple):
-    """What a look at the lanes brings."""
+def collect(
+    pending: Pending, order: Order, written: Written, rows: Rows
+) -> tuple[Pending, Rows, Array, Array]:
+    """Write down what lanes have done, and let them go.
 
-    pending: Pending
-    rows: Rows
-    is_ok: Array  # [B] bool
-    is_short: Array  # [B W] bool, there was no further step behind the prefix
-
-
-def collect(pending: Pending, order: Order, written: Written, rows: Rows) -> Done:
-    """Write down what lanes have done, and let them go."""
+    Returns besides [B] bool, all was finite, and [B W] bool, a prefix has no further step.
+    """
     is_done = (pending.lane >= 0) & ~written.is_live
     num_trees, num_rows = rows.kind.shape
 
@@ -163,7 +154,7 @@ def collect(pending: Pending, order: Order, written: Written, rows: Rows) -> Don
     )
     is_ok = jnp.all(written.is_ok | ~is_done, axis=(1, 2))
     is_short = is_done & written.is_ok & (order.room > 0) & (written.length[..., 0] == 0)
-    return Done(pending, rows, is_ok, jnp.any(is_short, axis=2))
+    return pending, rows, is_ok, jnp.any(is_short, axis=2)
 
 
 def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tuple[Array, Array]:

@@ -12,17 +12,14 @@ C's own candidates and the rollout. Two things differ from mctx's own statistics
 Candidates are exchangeable samples, so taking the first among equals is a fair tie-break.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 
 import jax.numpy as jnp
 
 from jaxtrain.errors import require_at_least, require_one_of, require_share
-from jaxtrain.search.back_up import back_up
-from jaxtrain.search.rows import Rows, clip
-from jaxtrain.search.tree_loop import MctxTree, TreeRule
+from jaxtrain.search.rows import MctxTree, Rows, clip
+from jaxtrain.search.tree_loop import TreeRule
 from jaxtrain.structs import Array, Kind
 
 
@@ -65,7 +62,6 @@ def make_mcts_star(config: MctsStarConfig, max_steps: int) -> TreeRule:
         select=partial(select_candidate, config),
         follow=lambda rows, r: follow_one(rows, r)[0],
         open=partial(open_node, config, follow_one, num_rounds),
-        back_up=back_up,
     )
 
 

@@ -1,22 +1,26 @@
-"""What every search does alike: rows and paths, and the Tree that is handed on.
+"""What searches do alike: rows, paths, and the back-up of those that walk down a tree.
 
 A row is a step that was drawn, and its number the address of everything about it: a search keeps
 what it needs to choose, the reader keeps the text.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxtrain.structs import Array, CheckFn, Params, Path, Prompts, Reader
 
+if TYPE_CHECKING:
+    from jaxtrain.search.config import SearchConfig
+
+MctxTree = Any  # mctx.Tree, with a View as its extra_data
+
 
 class Job(NamedTuple):
     """What a search is given, whatever its method: M problems, of which B are searched at once."""
 
+    config: "SearchConfig"
     prompts: Prompts  # [M]
     keys: Array  # [M 2] uint32
     params: tuple[Params, Params]  # policy, PRM
@@ -24,8 +28,7 @@ class Job(NamedTuple):
     reader: Reader
     max_steps: int  # D
     num_trees: int  # B
-    check: CheckFn | None = None  # of steps, where there is one and it is asked
-    check_weight: float | None = None  # that a false step costs; None: it is filtered out
+    check: CheckFn | None  # of steps, where there is one and it is asked
 
 
 class Rows(NamedTuple):
@@ -47,10 +50,7 @@ def empty_rows(*shape: int) -> Rows:
 
 
 def path_to(parent: Array, row: Array, depth: int) -> Path:
-    """Return the paths [B n depth] of the prefixes that end with rows [B n], -1: the prompt.
-
-    parent [B R]: the row before each.
-    """
+    """Return the paths [B n depth] of the prefixes that end with rows [B n], -1: the prompt."""
     path = []
     for _ in range(depth):
         path.append(row)
@@ -76,3 +76,32 @@ def pick(x: Array, index: Array) -> Array:
 def clip(score: Array) -> Array:
     """Turn a raw score into a value. Scores are ranked raw, so that clipping ties nothing."""
     return jnp.clip(score, 0.0, 1.0)
+
+
+@jax.vmap
+def back_up(tree: MctxTree, index: Array) -> MctxTree:
+    """Walk from node `index` [B] to the root (Eq. 35-36); -1 leaves a tree as it is.
+
+    n += 1; v = sum n_c v_c / sum n_c over visited children where there are any; both copied into
+    the parent's slot.
+    """
+
+    def step(carry):
+        index, n, v, children_n, children_v = carry
+        visits = children_n[index]
+        total = jnp.sum(visits)
+        mean = jnp.sum(visits * children_v[index]) / jnp.maximum(total, 1)
+        n = n.at[index].add(1)
+        v = v.at[index].set(jnp.where(total > 0, mean, v[index]))
+        parent, action = tree.parents[index], tree.action_from_parent[index]
+        # At the root the parent is -1: the write is aimed past the end, where scatters drop it.
+        slot = jnp.where(parent >= 0, parent, n.shape[0])
+        children_n = children_n.at[slot, action].set(n[index], mode="drop")
+        children_v = children_v.at[slot, action].set(v[index], mode="drop")
+        return parent, n, v, children_n, children_v
+
+    carry = index, tree.node_visits, tree.node_values, tree.children_visits, tree.children_values
+    _, n, v, children_n, children_v = jax.lax.while_loop(lambda carry: carry[0] >= 0, step, carry)
+    return tree.replace(
+        node_visits=n, node_values=v, children_visits=children_n, children_values=children_v
+    )

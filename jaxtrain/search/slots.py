@@ -5,9 +5,8 @@ wants next. A tree that is over leaves, and the next problem takes its slot. The
 some tokens. So no tree waits for another one, and none can tell which others there are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.search import prior
-from jaxtrain.search.checks import apply_checks
 from jaxtrain.search.lanes import (
     Pending,
     assign,
@@ -27,9 +25,9 @@ from jaxtrain.search.lanes import (
     mark,
     no_pending,
 )
-from jaxtrain.search.prior import PriorConfig
 from jaxtrain.search.rows import Job, Rows, empty_rows, pick, sum_above
 from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree, choose
+from jaxtrain.trees import count_false
 
 
 class Growth(NamedTuple):
@@ -66,8 +64,6 @@ class Method(NamedTuple):
     num_steps: int  # K: steps of a continuation, at most
     compares: bool  # whether a candidate that repeats another is told apart from it
     may_repeat: bool  # whether it is drawn all the same
-    prior: PriorConfig  # how the policy's own probability weighs in where a trace is chosen
-    top_p: float  # probability of the steps behind a prefix from which no more are drawn
     state: Any  # of B trees that have not begun, [B ...]
     move: Callable[[Growth], Growth]  # all trees; those that are ready order something or are over
     # -> visits, value [B R], num_closed [B]
@@ -79,6 +75,11 @@ class Method(NamedTuple):
         """How many steps a lane must know that it may not say."""
         return self.width * self.num_candidates if self.compares and not self.may_repeat else 0
 
+    def lanes(self, num_trees: int) -> LaneShape:
+        """Return the form of the lanes of so many trees."""
+        sizes = self.width, self.num_lanes, self.num_steps, self.num_siblings
+        return LaneShape(num_trees, self.num_rows, *sizes)
+
 
 class Exported(NamedTuple):
     """What is kept of M trees."""
@@ -88,12 +89,7 @@ class Exported(NamedTuple):
     visits: Array  # [M R]
     value: Array  # [M R]
     decided: Array  # [M]
-    is_ok: Array  # [M]
-    num_simulations: Array  # [M]
-    num_wasted: Array  # [M]
-    num_closed: Array  # [M]
-    num_exhausted: Array  # [M]
-    cost: Cost  # [M]
+    told: dict[str, Array]  # [M] each, fields of a Tree
 
 
 class Turn(NamedTuple):
@@ -107,15 +103,7 @@ class Turn(NamedTuple):
 
 def grow(method: Method, job: Job) -> Tree:
     """Grow the trees of M problems."""
-    num_problems, num_trees = len(job.keys), job.num_trees
-    shape = LaneShape(
-        num_trees=num_trees,
-        num_rows=method.num_rows,
-        num_prefixes=method.width,
-        num_lanes=method.num_lanes,
-        num_steps=method.num_steps,
-        num_siblings=method.num_siblings,
-    )
+    num_problems, shape = len(job.keys), method.lanes(job.num_trees)
     memory = job.reader.open(job.params, shape, job.prompts.tokens.shape[1])
     growth = fresh_growth(method, job)
     growth = growth._replace(is_over=~growth.is_over)
@@ -139,14 +127,7 @@ def fresh_growth(method: Method, job: Job) -> Growth:
         problem=none + len(job.keys),
         key=jnp.zeros((num_trees, 2), jnp.uint32),
         rows=empty_rows(num_trees, method.num_rows),
-        pending=no_pending(
-            num_trees,
-            method.width,
-            method.num_candidates,
-            method.num_lanes,
-            method.depth,
-            method.num_steps,
-        ),
+        pending=no_pending(method.lanes(num_trees), method.num_candidates, method.depth),
         is_over=no,
         is_short=jnp.zeros((num_trees, method.width), bool),
         decided=none - 1,
@@ -211,16 +192,16 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
     growth, memory = turn.growth, turn.memory
     pending, order = assign(growth.pending, growth.rows, method.num_siblings)
     memory, written, cost = job.reader.write(job.params, memory, order, job.temperature)
-    done = collect(pending, order, written, growth.rows)
-    pending, is_short = done.pending, done.is_short | growth.is_short
+    pending, rows, is_ok, is_short = collect(pending, order, written, growth.rows)
+    is_short |= growth.is_short
     text = job.reader.text(memory)
-    rows = apply_checks(job, growth.problem, growth.rows, done.rows, text)
+    rows = apply_checks(job, growth.problem, growth.rows, rows, text)
 
     if method.compares:
         found, is_enough = find_repeats(pending, rows, text, job.reader.form), jnp.array(False)
         # What the policy would hardly say is not asked for.
-        if method.top_p < 1 and not method.may_repeat:
-            pending, is_enough, is_few = drop_rest(pending, rows, found[0], method.top_p)
+        if job.config.top_p < 1 and not method.may_repeat:
+            pending, is_enough, is_few = drop_rest(pending, rows, found[0], job.config.top_p)
             is_short |= is_few
         # An order that is complete must hold no step twice.
         is_complete = growth.pending.is_waiting & ~pending.is_waiting & pending.is_distinct
@@ -239,7 +220,7 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         rows = mark(rows, pending.row[..., 0], is_twin, Kind.DUPLICATE)
 
     # A tree that met what is not finite is set aside.
-    is_ok = growth.is_ok & done.is_ok
+    is_ok &= growth.is_ok
     is_over = growth.is_over | ~is_ok
     none = fresh_growth(method, job).pending
     growth = growth._replace(
@@ -251,6 +232,35 @@ def advance(method: Method, job: Job, turn: Turn) -> Turn:
         cost=jax.tree.map(jnp.add, growth.cost, cost),
     )
     return turn._replace(growth=growth, memory=memory)
+
+
+def apply_checks(job: Job, problem: Array, before: Rows, rows: Rows, text: Array) -> Rows:
+    """Take from the scores of rows that were empty before [B R] what false steps on their paths
+    cost, or filter such rows out.
+
+    problem [B]: which of the M problems; text [B R S]: the tokens of all rows. A check reads text,
+    so it is asked on the host. What it says hangs on a step and those before it alone, so a tree is
+    the same whatever its neighbours.
+    """
+    if job.check is None:
+        return rows
+    at = jnp.minimum(problem, len(job.keys) - 1)
+    is_new = (before.kind == Kind.EMPTY) & (rows.kind != Kind.EMPTY)
+    shape = jax.ShapeDtypeStruct(is_new.shape, jnp.int32)
+    ask = partial(jax.pure_callback, partial(count_false, job.check), shape)
+    asked = job.prompts.problem_id[at], rows.parent, text, rows.length, is_new
+    # The host is called in turns only that bring something new.
+    none = jnp.zeros(is_new.shape, jnp.int32)
+    num_false = jax.lax.cond(jnp.any(is_new), ask, lambda *_: none, *asked)
+    if job.config.checks == "penalty":
+        return rows._replace(score=rows.score - job.config.check_weight * num_false)
+    is_false = num_false > 0
+    return rows._replace(
+        kind=jnp.where(is_false, int(Kind.FALSE), rows.kind),
+        score=jnp.where(is_false, 0.0, rows.score),
+        is_finished=rows.is_finished & ~is_false,
+        is_ended=rows.is_ended | is_false,
+    )
 
 
 def leave(method: Method, job: Job, turn: Turn) -> Turn:
@@ -265,25 +275,20 @@ def leave(method: Method, job: Job, turn: Turn) -> Turn:
 def export(method: Method, job: Job, growth: Growth, memory: Memory) -> Exported:
     """Take of B slots what is kept."""
     visits, value, num_closed = method.read(growth)
-    return Exported(
-        growth.rows,
-        job.reader.text(memory),
-        visits,
-        value,
-        growth.decided,
-        growth.is_ok,
-        growth.num_simulations,
-        growth.num_wasted,
-        num_closed,
-        growth.num_exhausted,
-        growth.cost,
+    told = dict(
+        is_ok=growth.is_ok,
+        num_simulations=growth.num_simulations,
+        num_wasted=growth.num_wasted,
+        num_closed=num_closed,
+        num_exhausted=growth.num_exhausted,
+        **growth.cost._asdict(),
     )
+    return Exported(growth.rows, job.reader.text(memory), visits, value, growth.decided, told)
 
 
 def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
     """Hand M trees on; each answers with the row that decided it, or else the best finished one."""
-    rows, decided, x = exported.rows, exported.decided, exported
-    tokens, visits, value = x.tokens, x.visits, x.value
+    rows, tokens, visits, value, decided, told = exported
     if method.listing is not None:
         place = jnp.append(np.argsort(method.listing), -1)  # of a row in that order; -1 stays
         rows, tokens, visits, value = jax.tree.map(
@@ -299,9 +304,9 @@ def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
     # The raw score ranks: values are clipped, which ties.
     is_answer = rows.is_finished & (rows.kind != Kind.DUPLICATE)
     rank = rows.score
-    if method.prior.weight:
+    if job.config.prior.weight:
         above = (sum_above(x, rows.parent, job.max_steps) for x in (rows.log_prob, rows.length))
-        rank = prior.rank(method.prior, rank, *above)
+        rank = prior.rank(job.config.prior, rank, *above)
     best = jnp.argmax(jnp.where(is_answer, rank, -jnp.inf), axis=1)
     best = jnp.where(jnp.any(is_answer, axis=1), best, -1)
     return Tree(
@@ -311,10 +316,5 @@ def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
         visits=jnp.where(is_row, visits, 0),
         value=jnp.where(is_row, value, 0.0),
         chosen=jnp.where(decided >= 0, decided, best).astype(jnp.int32),
-        is_ok=x.is_ok,
-        num_simulations=x.num_simulations,
-        num_wasted=x.num_wasted,
-        num_closed=x.num_closed,
-        num_exhausted=x.num_exhausted,
-        **x.cost._asdict(),
+        **told,
     )

@@ -10,13 +10,11 @@ them their first statistics and backs up. mctx keeps topology and statistics alo
   it is drawn, and a node below which nothing is open is closed as well. Or it is visited again, as
   in the paper: mctx's turn is undone on the small arrays, and the next turn writes in its place.
 - A node may *widen*: selection then names a candidate that is not drawn yet.
-- mctx's own back-up is discarded; the rule has its own.
+- mctx's own back-up is discarded; ours takes the mean of what was visited.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -26,36 +24,34 @@ import numpy as np
 
 from jaxtrain.keys import fold_in
 from jaxtrain.search.lanes import want
-from jaxtrain.search.rows import Job, Rows, clip, path_to, pick
+from jaxtrain.search.rows import Job, MctxTree, Rows, back_up, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree, choose
 
-if TYPE_CHECKING:
-    from jaxtrain.search.config import SearchConfig
-
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
-MctxTree = Any  # mctx.Tree, with a View as its extra_data
+
+
+def open_by_score(rows: Rows, num_candidates: int) -> tuple[Array, Array]:
+    """Take the PRM's word for the value of every candidate, none of which is visited yet."""
+    return jnp.zeros(num_candidates, jnp.int32), clip(rows.score[:num_candidates])
 
 
 class TreeRule(NamedTuple):
     """A method: how it selects, what it draws behind the candidates, how it values.
 
-    Trees are unbatched but where it says so; the rows of a node [C] are its A candidates and then
-    the rule's own.
+    Trees are unbatched; the rows of a node [C] are its A candidates and then the rule's own.
     """
 
-    # What is drawn behind a node's A candidates: rounds, lanes of each, steps of a lane.
-    num_rounds: int
-    num_lanes: int
-    num_steps: int
     # (tree, node, which candidates [A] are open) -> its candidate, [] int32
     select: Callable[[MctxTree, Array, Array], Array]
+    # What is drawn behind a node's A candidates: rounds, lanes of each, steps of a lane.
+    num_rounds: int = 0
+    num_lanes: int = 0
+    num_steps: int = 0
     # (rows [C], rounds done) -> the one from which the next round goes on, -1: there is none
-    follow: Callable[[Rows, Array], Array]
+    follow: Callable[[Rows, Array], Array] = lambda rows, num_rounds: jnp.int32(-1)
     # (rows [C], A) -> the first visits and values of the candidates, [A] each
-    open: Callable[[Rows, int], tuple[Array, Array]]
-    # (trees, node [B]) -> trees after a visit from the node up to the root; -1: as it was
-    back_up: Callable[[MctxTree, Array], MctxTree]
+    open: Callable[[Rows, int], tuple[Array, Array]] = open_by_score
 
     @property
     def num_extra_rows(self) -> int:
@@ -87,8 +83,9 @@ class TreeState(NamedTuple):
 class TreeMoves:
     """The moves of trees under a rule."""
 
-    def __init__(self, config: SearchConfig, rule: TreeRule, job: Job, body: Callable, rng: Array):
-        self.config, self.rule, self.job, self.body, self.rng = config, rule, job, body, rng
+    def __init__(self, rule: TreeRule, job: Job, body: Callable, rng: Array):
+        self.rule, self.job, self.body, self.rng = rule, job, body, rng
+        self.config = config = job.config
         self.num_nodes = config.num_simulations
         self.num_candidates = config.max_candidates
         self.num_rows = self.num_candidates + rule.num_extra_rows
@@ -178,7 +175,7 @@ class TreeMoves:
         )
         is_short = growth.is_short[:, 0] & is_done
         state = state._replace(
-            tree=self.rule.back_up(tree, jnp.where(is_done, node, -1)),
+            tree=back_up(tree, jnp.where(is_done, node, -1)),
             is_closed=put(is_closed, is_ended),
             is_exhausted=state.is_exhausted.at[trees, node].max(is_short),
             node=jnp.where(is_done, -1, state.node),
@@ -231,7 +228,8 @@ class TreeMoves:
         action = self.rule.select(tree, node, is_open)
         # More are drawn where none is open, or too few for so many visits.
         num_drawn = jnp.sum(kind != Kind.EMPTY)
-        is_few = num_drawn < self.config.least(tree.node_visits[node])
+        visits = jnp.maximum(tree.node_visits[node], 1).astype(jnp.float32)
+        is_few = num_drawn < self.config.num_candidates * visits**self.config.widening.exponent
         is_widening = self.can_widen(view) & (is_few | ~jnp.any(is_open))
         return jnp.where(is_widening, num_drawn, action).astype(jnp.int32)
 
@@ -287,7 +285,7 @@ class TreeMoves:
             extra_data=(),
         )
         state = state._replace(
-            tree=self.rule.back_up(tree, jnp.where(is_wasted, parent, -1)),
+            tree=back_up(tree, jnp.where(is_wasted, parent, -1)),
             key=state.key.at[trees, at].set(key, mode="drop"),
             slot=jnp.where(is_new, slot, state.slot),
             node=jnp.where(is_new, slot, jnp.where(is_more, parent, state.node)),
@@ -333,10 +331,10 @@ class TreeMoves:
         return visits.reshape(num_trees, -1), value.reshape(num_trees, -1), num_closed
 
 
-def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
+def grow_tree(rule: TreeRule, job: Job) -> Tree:
     """Grow trees of R = N * C rows: N = T nodes of C rows, A candidates and the rule's own."""
-    num_trees, num_nodes = job.num_trees, config.num_simulations
-    width = config.max_candidates
+    config, num_trees = job.config, job.num_trees
+    num_nodes, width = config.num_simulations, config.max_candidates
     zeros, none = jnp.zeros(num_trees), jnp.zeros(num_trees, jnp.int32)
     unused = dict(value=zeros, prior_logits=jnp.zeros((num_trees, width)))
     moves: TreeMoves | None = None
@@ -355,7 +353,7 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
         nonlocal moves
         del lo, hi  # mctx does not count the first turn
         key, tree = carry
-        moves = TreeMoves(config, rule, job, body, key)
+        moves = TreeMoves(rule, job, body, key)
         num_lanes = max(width, rule.num_lanes)
         blocks = np.arange(num_nodes * moves.num_rows).reshape(num_nodes, -1)
         method = Method(
@@ -367,8 +365,6 @@ def grow_tree(config: SearchConfig, rule: TreeRule, job: Job) -> Tree:
             num_steps=max(1, rule.num_steps),
             compares=True,
             may_repeat=config.candidates == "independent",
-            prior=config.prior,
-            top_p=config.top_p,
             state=TreeState(
                 tree=tree,
                 key=jnp.zeros((num_trees, num_nodes, 2), jnp.uint32),

@@ -1,7 +1,5 @@
 """What a search does, before it is run: the plan's view of a method, and how large it must be."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -54,10 +52,7 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
 def sized(
     c: SearchConfig, method: str, num_tokens: float, step: float, trace: float
 ) -> SearchConfig:
-    """Size a method for sampled tokens a problem, where steps and traces have so many on average.
-
-    Only its size is set; all else is as in `c`.
-    """
+    """Size a method for sampled tokens a problem, where steps and traces have such lengths."""
     # What ends with the depth is as wide as the tokens allow: cut short, it would have no answer.
     if method in ("beam", "dvts"):
         width = max(1, round(num_tokens / (c.num_candidates * trace)))

@@ -59,6 +59,3 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
             told = f"--config.tasks.{key}={path}: cannot be read ({error.strerror})"
             raise UserError(told) from error
     return hashes
-
-
-__all__ = ["Demonstration", "Problem", "Task", "TasksConfig", "digest", "file_hashes", "make_task"]

@@ -4,8 +4,6 @@ A task owns its problems, its text format and the word on a finished trace. Noth
 knows more about it than this file says, so another kind of problem is another subclass of `Task`.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -48,10 +46,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A trace that the warm start imitates.
-
-    It need not be correct: the task says what its demonstrations are.
-    """
+    """A trace that the warm start imitates; it need not be correct."""
 
     prompt: str
     response: str  # steps separated by newlines, without the end token
@@ -100,10 +95,7 @@ class Task:
         return None
 
     def canonical_step(self, step: str) -> str:
-        """Return the form that a step shares with all that are the same but for what commutes.
-
-        A step is a line of a response without its newline.
-        """
+        """Return the form of a step, a line without newline, that commuting does not change."""
         return in_order(step, self.commuting)
 
     @cached_property
@@ -152,10 +144,8 @@ def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
     return count_false
 
 
-def close_sizes(config: TasksConfig, num_rows: int | None = None) -> tuple[int, int, int]:
-    """Return the sizes of test, dev and demonstrations, those left open for a file of so many rows,
-    or for problems made.
-    """
+def close_sizes(config: "TasksConfig", num_rows: int | None = None) -> tuple[int, int, int]:
+    """Return the sizes of test, dev and demonstrations, of a file's num_rows or problems made."""
 
     def close(asked: int | None, usual: int, share: float) -> int:
         if asked is not None:

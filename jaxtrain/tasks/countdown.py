@@ -16,8 +16,6 @@ and its id is its place among them. No problem comes twice, so the sets are disj
 construction.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter
@@ -71,11 +69,6 @@ class CountdownConfig:
         is_met, why = self.max_number <= MAX_NUMBER, f"countdown goes up to {MAX_NUMBER}"
         require(is_met, section, self, "max_number", why)
 
-    @property
-    def is_enumerated(self) -> bool:
-        """Whether the problems are few enough to list all of them."""
-        return self.max_number <= MAX_ENUMERATED[self.num_numbers]
-
 
 class Move(NamedTuple):
     left: int
@@ -93,8 +86,7 @@ class CountdownTask(Task):
     commuting: str = "+* "  # operands, and the remaining numbers
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Replay every line: operands taken from the line before, true arithmetic, exact remainder,
-        target reached.
+        """Replay every line: known operands, true arithmetic, exact remainder, target reached.
 
         UNPARSABLE is a text that is not of the format, WRONG one that is and breaks a rule or
         misses the target. The remaining numbers may stand in any order.
@@ -122,12 +114,10 @@ class CountdownTask(Task):
         return "\n".join(map(self.canonical_step, text.split("\n")))
 
 
-def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> CountdownTask:
-    """Make the task that a config describes; its few characters are the tokens unless told
-    otherwise.
+def countdown_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> CountdownTask:
+    """Make the task that a config describes; without a tokenizer, its few characters are tokens.
 
-    Raises UserError if there are fewer problems than it asks for, or if it asks for all where they
-    are drawn.
+    Raises UserError if there are too few problems, or if it asks for all where they are drawn.
     """
     c = config.countdown
     num_test, num_dev, num_demonstrations = close_sizes(config)
@@ -135,7 +125,7 @@ def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> C
     sizes = (num_test, num_dev, num_shown, config.num_train)
 
     # Draws stay in their order: shuffled, the sets would depend on how many there are.
-    if c.is_enumerated:
+    if c.max_number <= MAX_ENUMERATED[c.num_numbers]:
         problems = _all_problems(c.num_numbers, c.max_number, c.min_target, c.max_target)
         seed, counts = config.seed, {"solvable": len(problems)}
     elif config.num_train is None:
@@ -171,9 +161,7 @@ def countdown_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> C
 
 
 def legal_moves(numbers: tuple[int, ...]) -> list[Move]:
-    """Return every legal move once, in a fixed order: both orders of + and *, results positive
-    integers.
-    """
+    """Return every legal move once, both orders of + and *, in a fixed order."""
     moves = set()
     for i, j in permutations(range(len(numbers)), 2):
         a, b = numbers[i], numbers[j]
@@ -288,8 +276,7 @@ def _drawn_problems(config: CountdownConfig, seed: int, num_problems: int) -> tu
 
 
 def _are_solvable(numbers: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
-    """Say which problems have a solution: numbers, each float [N], and targets float [N] to bool
-    [N].
+    """Say which problems have a solution, bool [N]; numbers, each float [N]; targets float [N].
 
     All moves are tried, on all problems at once; nan is what an illegal one leaves.
     """

@@ -7,8 +7,6 @@ answer after `####`. A row that breaks the form is skipped, named and counted, a
 too many of them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random
@@ -21,14 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtrain.errors import UserError, require, require_at_least, require_one_of, require_share
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import (
-    NUM_NAMED,
-    Demonstration,
-    Problem,
-    Task,
-    close_sizes,
-    draw_sets,
-)
+from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
 from jaxtrain.verifiers.sums import check_sums
@@ -128,7 +119,7 @@ class JsonlTask(Task):
         return None if given is None else KINDS[self.kind](given)
 
 
-def jsonl_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> JsonlTask:
+def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> JsonlTask:
     """Make the task that a config describes from its one or two files.
 
     Train rows whose question is in the test file are dropped and counted. A problem's id is its

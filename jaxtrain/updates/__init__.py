@@ -6,9 +6,7 @@ only what the learner holds is trained, over a base that stays as it is.
 
 What is learnt is an *objective*, one line of a table for either network (`prm.OBJECTIVES`,
 `policy.OBJECTIVES`): a pure function from what the network says of a batch, and the rows of the
-batch, to a loss. The line says besides what it takes: for the PRM how many outputs the head has,
-for the policy what a row is (a trace, one of a pair, ...), and for both which rows must stand in a
-batch together. Networks and data know no objective; `build` and `phases` read the tables.
+batch, to a loss, with what it asks of head, rows and batches. Networks and data know no objective.
 """
 
 from jaxtrain.updates import fits, policy, prm
@@ -19,16 +17,3 @@ from jaxtrain.updates.prm import PrmConfig
 
 # the tables of both networks
 OBJECTIVES = {"policy": policy.OBJECTIVES, "prm": prm.OBJECTIVES}
-
-__all__ = [
-    "OBJECTIVES",
-    "FitConfig",
-    "LearnerConfig",
-    "LoraConfig",
-    "PolicyConfig",
-    "PrmConfig",
-    "UpdatesConfig",
-    "fits",
-    "policy",
-    "prm",
-]

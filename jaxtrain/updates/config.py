@@ -1,7 +1,5 @@
 """How the two networks learn: lengths of fits, optimizers, objectives, adapters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from jaxtrain.errors import UserError, require, require_at_least, require_one_of, require_share

@@ -7,8 +7,6 @@ update made is checked by the next one, and at the end of a fit: to check it at 
 second copy of the learner.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxtrain.intervals import mean
 from jaxtrain.structs import Array, Learner, Params
 
 # (params that are trained, base, rows, number of updates before) -> loss, [] float32
@@ -73,10 +72,7 @@ class LearnerConfig:
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping, without its learning rate: an update multiplies by it.
-
-    Weight decay leaves norms and biases alone.
-    """
+    """AdamW behind clipping, without its learning rate, by which an update multiplies."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
@@ -176,11 +172,7 @@ def summarise(infos: dict[str, np.ndarray]) -> dict[str, float]:
         "num_updates": num_updates,
         "num_skipped": int(np.sum(~is_ok)),
         "is_skipped_fit": 0,
-        "loss": _mean(infos["loss"][is_ok]),
-        "loss_last_tenth": _mean(infos["loss"][tail][is_ok[tail]]),
-        "grad_norm": _mean(infos["grad_norm"][is_ok]),
+        "loss": mean(infos["loss"][is_ok]),
+        "loss_last_tenth": mean(infos["loss"][tail][is_ok[tail]]),
+        "grad_norm": mean(infos["grad_norm"][is_ok]),
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")

@@ -5,8 +5,6 @@ beside a *reference*, that is the policy as it was before the fit: its log-proba
 once, and stand in the rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

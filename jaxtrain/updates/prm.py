@@ -8,8 +8,6 @@ the head alone. With two outputs the value is the chance of 1, and their differe
 which is what pairs are compared by.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

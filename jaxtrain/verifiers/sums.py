@@ -7,8 +7,6 @@ that is less than a unit of its own last digit away says nothing, or is right wh
 that digit allows. Nor is one that may be in another unit (`25 * 4 = $1`).
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re
@@ -42,9 +40,7 @@ OPERATIONS = {
 
 
 def check_sums(text: str) -> bool | None:
-    """Say False where a sum in a text is certainly wrong, True where all are right, None where
-    there is none that can be told.
-    """
+    """Say False where a sum is certainly wrong, True where all are right, else None."""
     told = set(judge_sums(text))
     return next((said for said in (False, None, True) if said in told), None)
 

@@ -1,34 +1,48 @@
-"""Gumbel MuZero's selection (Danihelka et al. 2022) as a rule of `tree_loop`.
+"""PUCT and Gumbel MuZero as rules of `tree_loop`: the policy's probability is a prior.
 
-At the prompt, sequential halving: m candidates share the budget, and the better half goes on. Below
-it, the candidate that brings visits nearest to softmax(logits + sigma(q)). Three things are ours:
+There are no rollouts. A candidate that was never visited has the PRM's score for its value, since
+every candidate is scored when it is drawn.
+
+Gumbel MuZero halves at the prompt: m candidates share the budget, and the better half goes on.
+Below it, that candidate is next which brings visits nearest to softmax(logits + sigma(q)). Three
+things are ours:
 
 - No Gumbel noise is added. The paper draws actions without replacement by adding it to the logits
   of all of them; here the candidates *are* such draws (`search.candidates=distinct`), so the noise
   is in which of them are there, and logits + sigma(q) decides among those.
-- Every candidate has a q, its score, when it is drawn: no missing value is completed by a mean. It
-  lies in [0, 1] already, and is not rescaled by the least and the largest of the siblings.
+- No missing value is completed by a mean. A q lies in [0, 1] already, and is not rescaled by the
+  least and the largest of the siblings.
 - What is closed leaves the halving, and those that are left share its visits.
 
 mctx's own function selects below the prompt. That for the prompt knows of nothing that closes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import mctx as _mctx
 
 from jaxtrain.errors import require_at_least
-from jaxtrain.search.back_up import without_rollouts
-from jaxtrain.search.prior import NEVER, PriorConfig, prior_logits
-from jaxtrain.search.tree_loop import MctxTree, TreeRule
-from jaxtrain.structs import Array
+from jaxtrain.search.prior import PriorConfig
+from jaxtrain.search.rows import MctxTree
+from jaxtrain.search.tree_loop import TreeRule, View
+from jaxtrain.structs import Array, Kind
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
+NEVER = -1e9  # the logit of what is no candidate; finite, so that no mean becomes NaN
+
+
+@dataclass(frozen=True)
+class PuctConfig:
+    """Constants of PUCT."""
+
+    exploration: float = 1.25  # c
+
+    def __post_init__(self):
+        require_at_least(0, "search.puct", self, "exploration")
 
 
 @dataclass(frozen=True)
@@ -45,8 +59,25 @@ class GumbelConfig:
         require_at_least(0, "search.gumbel", self, "visit_offset", "value_scale")
 
 
+def make_puct(config: PuctConfig, prior: PriorConfig) -> TreeRule:
+    """Make the rule of AlphaZero (Silver et al. 2018): Q + c * prior * sqrt(n_parent) / (1 + n).
+
+    Of equals the first is taken: candidates are exchangeable.
+    """
+
+    def select(tree: MctxTree, node: Array, is_open: Array) -> Array:
+        values, visits = tree.children_values[node], tree.children_visits[node]
+        # What is closed keeps its share, so that the others do not change when it closes.
+        share = jax.nn.softmax(prior_logits(prior, tree.extra_data, node, len(is_open)))
+        parent = jnp.sqrt(tree.node_visits[node].astype(jnp.float32))
+        bound = values + config.exploration * share * parent / (1 + visits)
+        return jnp.argmax(jnp.where(is_open, bound, -jnp.inf)).astype(jnp.int32)
+
+    return TreeRule(select)
+
+
 def make_gumbel(config: GumbelConfig, prior: PriorConfig, num_simulations: int) -> TreeRule:
-    """Make the rule, for T simulations of which the first opens the prompt."""
+    """Make the rule of Gumbel MuZero (Danihelka et al. 2022), for T simulations."""
     num_turns = max(1, num_simulations - 1)
     table = [halving_visits(m, num_turns) for m in range(config.num_considered + 1)]
 
@@ -79,7 +110,7 @@ def make_gumbel(config: GumbelConfig, prior: PriorConfig, num_simulations: int) 
         first = jnp.argmax(jnp.where(is_due, logits + sigma, -jnp.inf))
         return jnp.where(node == 0, first, inner).astype(jnp.int32)
 
-    return without_rollouts(select)
+    return TreeRule(select)
 
 
 def halving_visits(num_considered: int, num_turns: int) -> list[int]:
@@ -94,3 +125,16 @@ def halving_visits(num_considered: int, num_turns: int) -> list[int]:
             visits += 1
         left = max(2, left // 2)
     return due[:num_turns]
+
+
+def prior_logits(config: PriorConfig, view: View, node: Array, num_candidates: int) -> Array:
+    """Return the logits of the prior over a node's candidates [A], the tree unbatched.
+
+    A candidate weighs what the policy writes it with, among those that were drawn, which stand for
+    all the steps that a game would list as its moves.
+    """
+    kind = view.rows.kind[node, :num_candidates]
+    log_prob = view.rows.log_prob[node, :num_candidates]
+    if config.normalises_length:
+        log_prob /= jnp.maximum(view.rows.length[node, :num_candidates], 1)
+    return jnp.where(kind == Kind.CANDIDATE, log_prob / config.temperature, NEVER)
