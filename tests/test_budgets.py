@@ -56,11 +56,13 @@ def make_samples(num_problems=40, k=8):
     rng = np.random.default_rng(0)
     is_correct = rng.random((num_problems, k)) < 0.3
     tokens = np.tile(5 + 10 * np.arange(1, k + 1), (num_problems, 1))
+    score = is_correct + rng.normal(size=is_correct.shape)
     return Answered(
         np.arange(num_problems),
         [["yes" if right else "no" for right in row] for row in is_correct],
         is_correct,
-        is_correct + rng.normal(size=is_correct.shape),
+        score,
+        score,
         tokens,
         tokens,
     )
@@ -70,7 +72,8 @@ def make_choice(solved, policy, prm):
     """A search that solved these problems, at so many tokens each."""
     num = len(solved)
     costs = np.full((num, 1), policy), np.full((num, 1), prm)
-    return Answered(np.arange(num), [["a"]] * num, solved[:, None], np.zeros((num, 1)), *costs)
+    zero = np.zeros((num, 1))
+    return Answered(np.arange(num), [["a"]] * num, solved[:, None], zero, zero, *costs)
 
 
 def test_a_search_stands_beside_best_of_k_of_as_many_tokens():
