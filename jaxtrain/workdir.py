@@ -58,8 +58,10 @@ FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
 # What must stand in a file that an earlier start wrote, and of which type.
 NEEDED = {
     "config.json": {"seed": int},
-    "manifest.json": dict.fromkeys(("facts", "versions", "devices"), dict)
-    | {"starts": list, "seed": int, "config_sha256": str, "run_key": str},
+    "manifest.json": {
+        **{"facts": dict, "starts": list, "versions": dict, "devices": dict},
+        **{"seed": int, "config_sha256": str, "run_key": str},
+    },
 }
 
 

@@ -58,4 +58,4 @@ def test_usable_rows_are_the_real_steps_of_real_problems():
     tree, _ = plant([rows, rows, rows], problem_ids=[0, -1, 2])
     tree = replace(tree, is_ok=np.array([True, True, False]))
     expected = [kind in (Kind.CANDIDATE, Kind.ROLLOUT) for kind in Kind]
-    assert trees.is_usable(tree).tolist() == [expected, [False] * 4, [False] * 4]
+    assert trees.is_usable(tree).tolist() == [expected, *[[False] * len(Kind)] * 2]
