@@ -146,8 +146,7 @@ def demonstrations(
     of demonstrations left out because they are longer than max_length.
     """
     texts = [
-        Text(-1, np.array([*prompt, *response], np.int32), len(prompt))
-        for prompt, response in pairs
+        Text(-1, np.array([*prompt, *shown], np.int32), len(prompt)) for prompt, shown in pairs
     ]
     fitting = [text for text in texts if len(text.tokens) <= max_length]
     examples = make_examples([(0, text, [response(text)]) for text in fitting], max_length)
