@@ -88,8 +88,7 @@ def compare(root: Path, seed: int) -> Compared:
     # in common.
     costs = sampled.policy_tokens.mean(axis=0)
     points: dict[str, Points] = {
-        s.label: [tuple(point[:4]) for point in evaluation.curve(s, sampled, costs)]
-        for s in SAMPLING
+        s.label: [tuple(row[:4]) for row in evaluation.curve(s, sampled, costs)] for s in SAMPLING
     }
     solved = {s.name: evaluation.is_solved(s, sampled, len(costs)) for s in SAMPLING}
     solved_by_rule = evaluation.is_solved(

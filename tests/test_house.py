@@ -146,6 +146,21 @@ def test_only_the_commands_print():
     assert {name for name in printing if not name.startswith("commands/")} == {"main.py"}
 
 
+def test_no_comprehension_binds_a_name_of_its_module():
+    """Python 3.12 lays comprehensions into their function, and 3.12.1 then takes the one for the
+    other.
+    """
+    clashing = []
+    for path in [*FILES, *(ROOT / "benchmarks").glob("*.py")]:
+        module = ast.parse(path.read_text("utf-8"))
+        defined = {x.name for x in module.body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+        for node in ast.walk(module):
+            if isinstance(node, ast.comprehension):
+                bound = {x.id for x in ast.walk(node.target) if isinstance(x, ast.Name)}
+                clashing += [f"{path.name}: {name}" for name in bound & defined]
+    assert clashing == []
+
+
 def test_a_way_in_is_nothing_but_a_way_in():
     """What a module of the last layer does is asked of a command."""
     for name in LAYERS[-1]:
