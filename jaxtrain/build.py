@@ -31,16 +31,7 @@ from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
 from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
-from jaxtrain.structs import (
-    Array,
-    CheckFn,
-    GrowOverFn,
-    Learner,
-    Params,
-    Reader,
-    State,
-    TokenRows,
-)
+from jaxtrain.structs import Array, CheckFn, GrowOverFn, Learner, Params, Reader, State, TokenRows
 from jaxtrain.tasks import Task
 from jaxtrain.tasks.base import make_check
 from jaxtrain.updates import fits
@@ -85,13 +76,10 @@ def build(
     """
     # The networks, and how a search sees them.
     mesh = mesh or sharding.make_mesh(config.sharding)
-    adapters, trace, tokenizer = config.updates.lora, config.trace, task.tokenizer
-    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    adapters = config.updates.lora
+    vocab_size = config.model.vocab_size or task.tokenizer.vocab_size
     model = Transformer(config.model, vocab_size, adapters.scale, adapters.dropout)
-    writer = Transformer(unroll(config.model), vocab_size, adapters.scale)
-    texts, ends = tokenizer.token_bytes, (trace.boundary, trace.answer, trace.calculator)
-    tables = make_tables(texts, tokenizer.end_ids, *ends)
-    form, check = make_form(texts, task.commuting), make_check(task, trace)
+    reader_of, check = make_readers(config, task, model), make_check(task, config.trace)
 
     # Where everything lies.
     state = abstract_state(config, model, mesh)
@@ -103,8 +91,7 @@ def build(
         return Announced(name, jax.jit(fn, **jit_options), progress)
 
     def grower(name: str, searching: SearchConfig) -> Callable:
-        reader = make_reader((writer, model), tables, trace, searching.chunk, form)
-        fn = make_grow(config, searching, reader, check, mesh)
+        fn = make_grow(config, searching, reader_of(searching), check, mesh)
         return compiled(name, fn, in_shardings=(*networks, split, split, whole))
 
     def updater(name: str, fn: Callable, learner: Any) -> Callable:
@@ -121,11 +108,6 @@ def build(
     if pretrained is not None:
         inits |= loaders(config, pretrained, state, progress)
 
-    @cache  # every caller shares it
-    def init_base() -> Params:
-        key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
-        return inits["base"](key) if state.base else {}
-
     # Demonstrations are imitated, whatever is learnt of trees.
     objective = config.updates.policy.objective
     by_objective = {
@@ -136,7 +118,7 @@ def build(
     # All that a run will call.
     read = at.base, at.policy.params, split
     return Functions(
-        init_base=init_base,
+        init_base=make_init_base(config, inits["base"], state),
         init_policy=inits["policy"],
         init_prm=inits["prm"],
         grow={"train": grower("search", config.search)}
@@ -148,6 +130,30 @@ def build(
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=state,
     )
+
+
+def make_readers(
+    config: Config, task: Task, model: Transformer
+) -> Callable[[SearchConfig], Reader]:
+    """Make the function from a search to its sight of the networks; a policy that writes has its
+    layers apart.
+    """
+    trace, texts = config.trace, task.tokenizer.token_bytes
+    writer = Transformer(unroll(config.model), model.vocab_size, model.scale)
+    ends = task.tokenizer.end_ids, trace.boundary, trace.answer
+    tables, form = make_tables(texts, *ends, trace.calculator), make_form(texts, task.commuting)
+    return lambda search: make_reader((writer, model), tables, trace, search.chunk, form)
+
+
+def make_init_base(config: Config, init_fn: Callable, state: State) -> Callable[[], Params]:
+    """Make the function that returns what both networks share, once for all its callers."""
+
+    @cache
+    def init_base() -> Params:
+        key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
+        return init_fn(key) if state.base else {}
+
+    return init_base
 
 
 def new_base(config: Config, model: Transformer, key: Array) -> Params:

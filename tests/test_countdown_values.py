@@ -72,7 +72,8 @@ def test_the_value_of_a_finished_response_is_its_verdict(config):
 
 
 @pytest.mark.parametrize(
-    "text", ["4*6=25|7 25", "4*6=24|7 2", "4*6", "31", "\n", "4*6=24|7 24\n\n", RIGHT + "\n31", "é"]
+    "text",
+    ["4*6=25|7 25", "4*6=24|7 2", "4*6", "31", "\n", "4*6=24|7 24\n\n", RIGHT + "\n31", "é"],
 )
 def test_what_is_not_legal_is_worth_nothing(text):
     assert exact_value(PROMPT, text) == exact_value(PROMPT, text, is_finished=True) == 0

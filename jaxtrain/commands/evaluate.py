@@ -123,6 +123,17 @@ def compare(
     trouble, rows = Counter(num_too_long=num_too_long), []
     grown = partial(grow_apart, run, i, networks, batches, trouble)
 
+    # How long traces are, by a few of them; then one set of samples for all budgets.
+    pilot, *_ = grown("pilot", "samples", replace(c.samples, num_samples=NUM_PILOT))
+    lengths = budgets.lengths(pilot.prompts.length, pilot.tree)
+    budgets.require_one_sample(asked[0], lengths)
+    strategies = [STRATEGIES[name] for name in methods if name in STRATEGIES]
+    is_free = any(s.trees == "samples" and not s.pays_prm for s in strategies)
+    num_samples = lengths.num_samples(asked[-1], 1 if is_free else 2)
+    run.progress.note(f"{num_samples} samples a problem pay for {asked[-1]:,} tokens")
+    drawing = replace(c.samples, num_samples=num_samples)
+    _, samples, sampling = grown("samples", "samples", drawing)
+
     def searched(method: str, budget: int) -> dict[str, Any]:
         row, before = {}, None
         tokens = wanted = lengths.sampled(budget)
@@ -138,17 +149,6 @@ def compare(
                 break
             before, tokens = search, tokens * wanted / lengths.sampled(row["tokens"])
         return row
-
-    # How long traces are, by a few of them; then one set of samples for all budgets.
-    pilot, *_ = grown("pilot", "samples", replace(c.samples, num_samples=NUM_PILOT))
-    lengths = budgets.lengths(pilot.prompts.length, pilot.tree)
-    budgets.require_one_sample(asked[0], lengths)
-    strategies = [STRATEGIES[name] for name in methods if name in STRATEGIES]
-    is_free = any(s.trees == "samples" and not s.pays_prm for s in strategies)
-    num_samples = lengths.num_samples(asked[-1], 1 if is_free else 2)
-    run.progress.note(f"{num_samples} samples a problem pay for {asked[-1]:,} tokens")
-    drawing = replace(c.samples, num_samples=num_samples)
-    _, samples, sampling = grown("samples", "samples", drawing)
 
     # Every method, budget by budget; greedy decoding has none.
     if "greedy" in methods:

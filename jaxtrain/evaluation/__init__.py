@@ -13,13 +13,7 @@ metrics go out, as plain floats and lists.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jaxtrain.evaluation.prm import (
-    Baseline,
-    check_report,
-    count_false,
-    prm_report,
-    samples_report,
-)
+from jaxtrain.evaluation.prm import Baseline, check_report, count_false, prm_report, samples_report
 from jaxtrain.evaluation.strategies import (
     STRATEGIES,
     TREES,

@@ -61,15 +61,12 @@ def path_to(parent: Array, row: Array, depth: int) -> Path:
 
 def sum_above(x: Array, parent: Array, depth: int) -> Array:
     """Sum a number of every row [B R] along its path, its own among them; parent [B R]."""
-    row, total = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape), jnp.zeros_like(x)
-    for _ in range(depth):
-        total += jnp.where(row >= 0, pick(x, row), 0)
-        row = jnp.where(row >= 0, pick(parent, row), -1)
-    return total
+    path = path_to(parent, jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape), depth)
+    return jnp.sum(jnp.where(path >= 0, pick(x, path), 0), axis=-1)
 
 
 def pick(x: Array, index: Array) -> Array:
-    """Take x[b, index[b]]: x [B A ...], index [B] or [B n] give [B ...] or [B n ...]."""
+    """Take x[b, index[b]]: x [B A ...], index [B n] gives [B n ...]; n is any number of axes."""
     return jax.vmap(lambda row, i: row[i])(x, index)
 
 
