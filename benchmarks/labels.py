@@ -114,6 +114,8 @@ FITS = (
     replace(EVERY, rate=5e-4, num_rounds=3),
     replace(HARD, num_rounds=3),
     *(replace(fit, updates=times) for fit in (HARD, EVERY) for times in (1, 3)),
+    # pairs against points, at the rate and length that served best
+    *(replace(HARD, objective=name, updates=3) for name in ("binary", "pairwise")),
 )
 
 
@@ -152,8 +154,11 @@ class Bench:
             known = tree and self.files.load_labels(place, tree, self.config.labels.kind)
             if tree is None or known is None:
                 raise UserError(f"{self.files.path(place)}: is not judged; let the run finish")
+            # without the padding of the last batch
+            is_problem = tree.problem_id >= 0
+            tree, verdict = jax.tree.map(lambda x, at=is_problem: x[at], (tree, known.verdict))
             problems = [self.task.problems[int(i)] for i in tree.problem_id]
-            shard = self.encode(problems), tree, known.verdict
+            shard = self.encode(problems), tree, verdict
             found.setdefault(place.iteration, []).append(shard)
         return found
 
@@ -195,15 +200,6 @@ class Bench:
         verdict = labels.judge(tree, self.task.verify_tokens)
         is_right, first = self.truth(prompts, tree, verdict), is_first(tree)
 
-        def grown(is_shown: np.ndarray) -> Texts:
-            problem, row = np.nonzero(is_shown)
-            paths = trees.row_paths(tree.parent, problem, row)
-            tokens, length, _ = trees.sequences(tree, problem, paths, prompts)
-            steps = np.where(paths >= 0, tree.log_prob[problem[:, None], paths], 0)
-            pairs = zip(tokens, length, strict=True)
-            made = texts([x[:n] for x, n in pairs], tree.problem_id[problem], is_right[is_shown])
-            return made._replace(log_prob=steps.sum(axis=1))
-
         legal = [
             (
                 [*prompts.tokens[k, : prompts.length[k]], *ids.encode(line)],
@@ -215,8 +211,10 @@ class Bench:
         ]
         return {
             "legal first moves": texts(*zip(*legal, strict=True)),
-            "drawn first moves": grown(first),
-            "leaves": grown(trees.is_usable(tree) & np.isin(verdict, JUDGED)),
+            "drawn first moves": drawn_texts(prompts, tree, first, is_right),
+            "leaves": drawn_texts(
+                prompts, tree, trees.is_usable(tree) & np.isin(verdict, JUDGED), is_right
+            ),
         }
 
     @cached_property
@@ -233,8 +231,10 @@ class Bench:
             self.built[objective] = build(config, self.task, progress)
         return self.built[objective]
 
-    def fit(self, fit: Fit, num_updates: int, seed: int) -> Params:
-        """Fit a PRM, and return its parameters."""
+    def fit(
+        self, fit: Fit, num_updates: int, seed: int, learnt: np.ndarray | None = None
+    ) -> Params:
+        """Fit a PRM, and return its parameters; learnt: the ids of the problems, by default all."""
         # what it begins as
         base, policy, prm = self.networks[0 if fit.start == WARM else -1]
         fns = self.fns_of(fit.objective)
@@ -251,6 +251,8 @@ class Bench:
             max_traces_per_problem=1,
         )
         rounds = {i: self.shards(i, fit.kind) for i in newest}
+        if learnt is not None:
+            rounds = {i: [only(shard, learnt) for shard in rounds[i]] for i in newest}
         _, paths, _ = datasets.collect(rounds, config, self.config.max_length, self.config.seed)
         # the fit itself
         num_updates = num_updates * fit.updates
@@ -301,10 +303,8 @@ class Bench:
 
 
 def open_bench(path: Path, progress: Progress) -> Bench:
-    """Open a run. Raises UserError where it is none, or plays no Countdown."""
+    """Open a run. Raises UserError where it is none."""
     config, manifest, _ = open_run(path)
-    if config.tasks.name != "countdown":
-        raise UserError(f"--workdir {path}: is a run of {config.tasks.name}; give one of countdown")
     task = open_task(path, config, manifest, None)
     fns, key = build(config, task, progress), manifest["run_key"]
     with Checkpoints(
@@ -320,6 +320,29 @@ def open_bench(path: Path, progress: Progress) -> Bench:
 def is_first(tree: Tree) -> np.ndarray:
     """Mark the first moves, [B R] bool."""
     return trees.is_usable(tree) & (tree.parent < 0)
+
+
+def only(shard: Shard, ids: np.ndarray) -> Shard:
+    """Forget what is said of other problems than those of some ids."""
+    told, is_kept = shard.labels, np.isin(shard.tree.problem_id, ids)[:, None]
+    kept = replace(
+        told,
+        verdict=np.where(is_kept, told.verdict, Verdict.NONE),
+        is_correct=told.is_correct & is_kept,
+        is_labelled=told.is_labelled & is_kept,
+    )
+    return shard._replace(labels=kept)
+
+
+def drawn_texts(prompts: Prompts, tree: Tree, is_shown: np.ndarray, is_right: np.ndarray) -> Texts:
+    """Make rows of the texts up to some rows of trees, [B R] bool, with their truth, [B R] bool."""
+    problem, row = np.nonzero(is_shown)
+    paths = trees.row_paths(tree.parent, problem, row)
+    tokens, length, _ = trees.sequences(tree, problem, paths, prompts)
+    steps = np.where(paths >= 0, tree.log_prob[problem[:, None], paths], 0)
+    pairs = zip(tokens, length, strict=True)
+    made = texts([x[:n] for x, n in pairs], tree.problem_id[problem], is_right[is_shown])
+    return made._replace(log_prob=steps.sum(axis=1))
 
 
 def texts(
@@ -394,6 +417,9 @@ def main() -> None:
     with Progress(0, sys.stderr) as progress:
         try:
             bench = open_bench(options.workdir, progress)
+            if (name := bench.config.tasks.name) != "countdown":
+                told = f"is a run of {name}; give one of countdown"
+                raise UserError(f"--workdir {options.workdir}: {told}")
             print("\n".join(tell_labels(bench)), flush=True)
         except UserError as error:
             sys.exit(str(error))

@@ -24,8 +24,7 @@ from jaxtrain.hub import Pretrained
 from jaxtrain.hub.pretrained import check_head, load_params, load_prm
 from jaxtrain.keys import Purpose, problem_keys
 from jaxtrain.memory import give_back
-from jaxtrain.nn import lora
-from jaxtrain.nn.heads import init_head, make_log_probs, make_outputs
+from jaxtrain.nn import heads, lora
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.nn.transformer import Transformer, abstract_params, init_params
 from jaxtrain.nn.weights import cast_weights, decode_weights, unroll, unstack
@@ -55,8 +54,10 @@ class Functions:
     grow: Mapping[str, GrowOverFn]
     imitate: UpdateFn  # the policy's update on demonstrations
     update_policy: UpdateFn  # on what trees gave
-    # (base, policy params, rows [M L]) -> log-probability of every token, [M L] float32
+    # (base, params, rows [M L]) -> [M L] float32: the policy's log-probability of every token, the
+    # PRM's value of the text up to it
     read_log_probs: ReadOverFn
+    read_values: ReadOverFn
     update_prm: UpdateFn
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
     abstract_state: State  # shapes, dtypes and shardings
@@ -116,7 +117,8 @@ def build(
     }
 
     # All that a run will call.
-    read = at.base, at.policy.params, split
+    read = {"in_shardings": (at.base, at.policy.params, split)}
+    value = {"in_shardings": (at.base, at.prm.params, split)}
     return Functions(
         init_base=make_init_base(config, inits["base"], state),
         init_policy=inits["policy"],
@@ -125,7 +127,8 @@ def build(
         | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
         update_policy=by_objective[objective],
         imitate=by_objective["nll"],
-        read_log_probs=compiled("policy reading", policy_reading(model), in_shardings=read),
+        read_log_probs=compiled("policy reading", policy_reading(model), **read),
+        read_values=compiled("PRM reading", prm_reading(model), **value),
         update_prm=updater("PRM update", prm_update(config, model), at.prm),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=state,
@@ -179,7 +182,7 @@ def new_prm(config: Config, policy_params: Params) -> Learner:
     """Start the PRM from the policy, with a head that says 0.5."""
     learning = config.updates.prm
     num_outputs = updates.prm.OBJECTIVES[learning.objective].num_outputs(learning)
-    params = {"backbone": policy_params, "head": init_head(config.model.width, num_outputs)}
+    params = {"backbone": policy_params, "head": heads.init_head(config.model.width, num_outputs)}
     return fits.init_learner(params, fits.make_optimizer(config.updates.prm))
 
 
@@ -264,7 +267,7 @@ def policy_update(config: Config, model: Transformer, objective: str) -> UpdateF
     loss_fn = updates.policy.OBJECTIVES[objective].loss
 
     def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
-        read = make_log_probs(model, key_of(num_updates))
+        read = heads.make_log_probs(model, key_of(num_updates))
         return loss_fn(read(lora.merge(base, params), rows), rows, learning)
 
     return fits.make_update(loss, fits.make_optimizer(learning))
@@ -272,29 +275,47 @@ def policy_update(config: Config, model: Transformer, objective: str) -> UpdateF
 
 def policy_reading(model: Transformer) -> ReadOverFn:
     """Make the function that reads the policy's log-probabilities of rows."""
-    return lambda base, params, rows: make_log_probs(model)(lora.merge(base, params), rows)
+    return lambda base, params, rows: heads.make_log_probs(model)(lora.merge(base, params), rows)
+
+
+def prm_reading(model: Transformer) -> ReadOverFn:
+    """Make the function that reads the PRM's values of rows."""
+
+    def read(base: Params, params: Params, rows: TokenRows) -> Array:
+        hidden = heads.read_rows(model, lora.merge(base, params["backbone"]), rows)
+        return heads.value_of(params["head"], hidden)
+
+    return read
 
 
 def prm_update(config: Config, model: Transformer) -> UpdateFn:
     """Make the PRM's update."""
-    key_of, learning = dropout_key(config, Purpose.FIT_PRM), config.updates.prm
+    learning = config.updates.prm
+    key_of = dropout_key(config, Purpose.FIT_PRM, learning.dropout)
     loss_fn = updates.prm.OBJECTIVES[learning.objective].loss
+    model = model.clone(residual_dropout=learning.dropout)
 
     def loss(params: Params, base: Params, rows: TokenRows, num_updates: Array) -> Array:
-        merged = params | {"backbone": lora.merge(base, params["backbone"])}
-        outputs = make_outputs(model, key_of(num_updates))(merged, rows)
-        return loss_fn(outputs, rows, learning, config.labels_per_row)
+        backbone = lora.merge(base, params["backbone"])
+        hidden = heads.read_rows(model, backbone, rows, key_of(num_updates))
+        outputs = heads.head_outputs(params["head"], hidden)
+        value_loss = loss_fn(outputs, rows, learning, config.labels_per_row)
+        if not learning.lm_weight:
+            return value_loss
+        # The backbone is a policy's, so it can still say what it would write.
+        log_probs = heads.log_probs_of(model, backbone, hidden, rows)
+        return value_loss + learning.lm_weight * updates.prm.language(log_probs, rows)
 
     return fits.make_update(loss, fits.make_optimizer(learning))
 
 
-def dropout_key(config: Config, purpose: Purpose) -> Callable[[Array], Array | None]:
+def dropout_key(config: Config, purpose: Purpose, share: float = 0.0) -> Callable[[Array], Any]:
     """Make the function from the number of updates before to an update's key, data [2] or None.
 
     A learner counts its updates through all fits, so the number tells the iteration too.
     """
     adapters = config.updates.lora
-    if adapters.rank is None or not adapters.dropout:
+    if not share and (adapters.rank is None or not adapters.dropout):
         return lambda num_updates: None
     return lambda num_updates: problem_keys(config.seed, 0, purpose, num_updates)
 

@@ -238,7 +238,7 @@ def as_items(state: State) -> dict[str, Any]:
 
 
 class FitCheckpoints(Store):
-    """A fit on its way, in `fits/<iteration>/<network>/<updates>`; only the newest stays."""
+    """A fit on its way, in `fits/<iteration>/<network>/<updates>`: the newest, and the best."""
 
     def __init__(self, folder: Path, is_read_only: bool, run_key: str, note_fn: NoteFn):
         """Open the folder of a fit of a run; `is_read_only` where fits are not saved."""
@@ -246,11 +246,23 @@ class FitCheckpoints(Store):
         about = {"kind": "fit", "run": run_key, **names}
         super().__init__(folder, about, folder.parents[2], note_fn, is_read_only)
 
-    def save(self, learner: Learner, infos: dict[str, np.ndarray]) -> None:
-        """Write the learner and what its updates told so far, [N] a key; on disk on return."""
+    def save(self, learner: Learner, infos: dict[str, np.ndarray], best: int | None = None) -> None:
+        """Write the learner and what its updates told so far, [N] a key; on disk on return.
+
+        best: the number that stays beside the newest one.
+        """
         self.write(len(infos["loss"]), {"learner": learner, "infos": infos})
         for old in self.numbers()[:-1]:
-            self.remove(old)
+            if old != best:
+                self.remove(old)
+
+    def go_back(self, number: int, learner: Learner) -> Learner:
+        """Return the learner of a number, which frees the given one. Raises UserError."""
+        if fault := self.fault(number):
+            raise UserError(f"{fault}; remove {self.folder}, and the fit begins again")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, learner)
+        jax.tree.map(lambda x: x.delete(), learner)
+        return self.read(number, {"learner": abstract})["learner"]
 
     def restore(
         self, learner: Learner, infos: dict[str, np.ndarray]

@@ -140,7 +140,8 @@ class Config:
         d, num_labels = self.datasets, self.trace.max_steps
         if d.packed_tokens is None:
             return num_labels
-        return min(d.packed_tokens, num_labels * d.max_paths_per_problem * d.paths_rounds)
+        num_paths = d.max_paths_per_problem * d.paths_rounds + d.learn_references
+        return min(d.packed_tokens, num_labels * num_paths)
 
 
 def check(config: Config, task: Task) -> None:
@@ -167,7 +168,7 @@ def check(config: Config, task: Task) -> None:
 
 
 def check_checks(config: Config, task: Task, mesh: Any) -> None:
-    """Refuse checks of steps where there are none, or no search could ask. Raises UserError."""
+    """Refuse what the task cannot tell of steps, or no search could ask for. Raises UserError."""
     samples, search = config.evaluation.samples, config.evaluation.search
     searches = {"search": config.search, "evaluation.samples": samples, "evaluation.search": search}
     searching = [f"{key}.checks={c.checks}" for key, c in searches.items() if c.checks != "off"]
@@ -177,6 +178,10 @@ def check_checks(config: Config, task: Task, mesh: Any) -> None:
             f"--config.{asked[0]}: needs a task with a check_step, and steps that end with a line; "
             "leave it out, or see --config.trace.boundary"
         )
+    has_solutions = type(task).solution is not Task.solution and config.trace.is_by_line
+    why = "needs a task with a solution of its problems, and steps that end with a line"
+    is_met = has_solutions or not config.datasets.learn_references
+    require(is_met, "datasets", config.datasets, "learn_references", f"{why}; leave it out")
     if searching and (mesh.shape["tp"] > 1 or jax.process_count() > 1):
         raise UserError(
             f"--config.{searching[0]}: a search asks the host, which takes one process and no "

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     PROMPTS = 7
     PATHS = 8
     PAIRS = 9
+    HELD_OUT = 10
 
 
 def host_rng(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:

@@ -2,7 +2,7 @@
 Stands beside the other phases.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -11,16 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain import datasets, updates
+from jaxtrain import datasets, labels, updates
 from jaxtrain.checkpoints import FitCheckpoints
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import named
+from jaxtrain.evaluation.prm import within_problems
+from jaxtrain.intervals import mean
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.phases import Run, diverged
-from jaxtrain.structs import Examples, Learner, Networks, Params, TokenRows
+from jaxtrain.structs import Examples, Learner, Networks, Params, TokenRows, Verdict
 from jaxtrain.updates import LearnerConfig, fits
 
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
+NUM_RANKED = 10  # times that held-out problems are ranked in a fit
+HELD_OUT, NONE = "held_out_auroc_within", np.zeros(0, np.float32)
 
 is_finite = jax.jit(fits.all_finite)
 
@@ -31,11 +35,41 @@ def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict
     rows_fn = datasets.ROWS[updates.policy.OBJECTIVES[c.updates.policy.objective].rows]
     if c.datasets.drop_false_steps and run.check is not None:
         rows_fn = datasets.without_false_steps(rows_fn, run.check)
-    policy, prm, counts = datasets.collect(rounds, c.datasets, c.max_length, c.seed, rows_fn)
+    known = references(run, rounds) if c.datasets.learn_references else []
+    settings = c.datasets, c.max_length, c.seed
+    policy, prm, counts = datasets.collect(rounds, *settings, rows_fn, known)
     if c.datasets.packed_tokens is not None:
         policy = pack(run, "policy", policy, counts)
         prm = pack(run, "prm", prm, counts)
     return policy, prm, counts
+
+
+def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
+    """Read the task's own solutions of the problems in use: those of several steps, as many as a
+    trace may have, that the verifier takes.
+    """
+    c, task, found = run.config, run.task, []
+    batches = [
+        s.prompts for i in datasets.newest(rounds, c.datasets.paths_rounds) for s in rounds[i]
+    ]
+    prompt_of = {
+        int(batch.problem_id[b]): batch.tokens[b, : batch.length[b]]
+        for batch in batches
+        for b in np.flatnonzero(batch.problem_id >= 0)
+    }
+    for problem_id, prompt in prompt_of.items():
+        problem = task.problems[problem_id]
+        shown = task.solution(problem)
+        if shown is None or task.verify(problem, shown.response) != Verdict.CORRECT:
+            continue
+        # Steps are lines, and the last one ends the response.
+        *lines, last = shown.response.split("\n")
+        steps = [task.tokenizer.encode(f"{line}\n") for line in lines]
+        steps.append([*task.tokenizer.encode(last), task.tokenizer.end_id])
+        if 1 < len(steps) <= c.trace.max_steps:
+            targets = labels.of_reference(len(steps), c.labels)
+            found.append(datasets.reference(problem_id, prompt, steps, targets))
+    return found
 
 
 def pack(run: Run, name: str, examples: Examples, counts: dict[str, Any]) -> Examples:
@@ -53,15 +87,20 @@ def with_reference(run: Run, networks: Networks, examples: Examples) -> Examples
     learning, num_rows = run.config.updates.policy, datasets.num_rows(examples)
     if not updates.policy.OBJECTIVES[learning.objective].has_reference or not num_rows:
         return examples
-    found = []
-    for first in range(0, num_rows, learning.batch_size):
-        # The last batch is filled up from the front.
-        at = np.arange(first, first + learning.batch_size) % num_rows
-        rows = jax.tree.map(lambda x, at=at: x[at], examples.rows)
-        told = run.fns.read_log_probs(networks.base, networks.policy, rows)
-        found.append(np.asarray(told, np.float32))
-    log_prob = np.concatenate(found)[:num_rows]
+    read = partial(run.fns.read_log_probs, networks.base, networks.policy)
+    log_prob = read_all(read, examples.rows, learning.batch_size)
     return replace(examples, rows=replace(examples.rows, log_prob=log_prob))
+
+
+def read_all(read: Callable[[TokenRows], Any], rows: TokenRows, size: int) -> np.ndarray:
+    """Let a network read rows, `size` at a time: [E L] float32."""
+    found, num_rows = [], len(rows.tokens)
+    for first in range(0, num_rows, size):
+        # The last batch is filled up from the front.
+        at = np.arange(first, first + size) % num_rows
+        told = read(jax.tree.map(lambda x, at=at: x[at], rows))
+        found.append(np.asarray(told, np.float32))
+    return np.concatenate(found)[:num_rows]
 
 
 def fit(
@@ -78,19 +117,24 @@ def fit(
     is_imitation: the examples are demonstrations to the policy, whatever it learns of trees.
     """
     update = partial(run.fns.imitate if is_imitation else getattr(run.fns, f"update_{name}"), base)
+    examples, held = hold_out(run, i, name, examples)
     rates, batches = lay_out(run, i, name, examples, is_imitation)
     num_updates, learning = len(rates), getattr(run.config.updates, name)
+    # the parts of it, which held-out problems are ranked after, or which are saved
     every, folder = run.config.checkpoints.num_updates, run.workdir.fits / str(i) / name
+    ranked = [num_updates * k // NUM_RANKED for k in range(1, NUM_RANKED + 1)] if held else []
+    stops = sorted({num_updates, *ranked, *range(every or num_updates, num_updates, every or 1)})
+    is_saved = bool(every or ranked)
     # where it stood when it was interrupted, if it was
     with (
-        FitCheckpoints(folder, not every, run.workdir.run_key, run.progress.note) as saved,
+        FitCheckpoints(folder, not is_saved, run.workdir.run_key, run.progress.note) as saved,
         run.progress.phase(
             f"{name} updates", iteration=i, total=num_updates, unit="updates"
         ) as phase,
     ):
         if i > 1 and learning.init_from == "warm_start":
             learner = warm_learner(run, name, learner)
-        learner, infos = saved.restore(learner, fits.NO_INFOS)
+        learner, infos = saved.restore(learner, fits.NO_INFOS | ({HELD_OUT: NONE} if held else {}))
         num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
 
         # a run of updates that are not finite ends the run
@@ -105,26 +149,76 @@ def fit(
         # part by part, each saved when it is done
         done = sum(1 for _ in islice(batches, len(infos["loss"])))
         phase.advance(done, is_restored=True)
-        while done < num_updates:
-            part = rates[done : done + (every or num_updates)]
-            learner, told = fits.fit(update, learner, batches, part, on_update)
+        for stop in (stop for stop in stops if stop > done):
+            learner, told = fits.fit(update, learner, batches, rates[done:stop], on_update)
             if not len(told["loss"]):
                 break
             if not is_finite(learner):
                 what = f"parameters or moments of the {name}"
                 raise diverged(run, i, f"{what} are not finite after its updates")
+            if held:
+                told[HELD_OUT] = np.full(len(told["loss"]), np.nan, np.float32)
+                if stop in ranked:
+                    told[HELD_OUT][-1] = rank_ends(run, base, learner, held)
             infos = {key: np.concatenate([infos[key], told[key]]) for key in infos}
             done = len(infos["loss"])
-            if every:
-                saved.save(learner, infos)
-
-    # what there is to tell of it
-    info = fits.summarise(infos)
-    if info["is_skipped_fit"]:
-        run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
-    told = {**info, "losses": [float(f"{loss:.6g}") for loss in infos["loss"]]}
-    run.log.append(i, {**named(f"updates/{name}", told), f"time/{name}_updates": phase.seconds})
+            if is_saved:
+                saved.save(learner, infos, best_of(infos))
+        # with problems held out, back to where it ranked them best
+        if (best := best_of(infos)) != done:
+            learner = saved.go_back(best, learner)
+    tell(run, i, name, infos, held, phase.seconds)
     return learner
+
+
+def tell(
+    run: Run, i: int, name: str, infos: dict[str, Any], held: Examples | None, seconds: float
+) -> None:
+    """Log what there is to tell of a fit."""
+    told: dict[str, Any] = fits.summarise(infos)
+    if told["is_skipped_fit"]:
+        run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
+    told["losses"] = [float(f"{loss:.6g}") for loss in infos["loss"]]
+    if held:
+        curve = infos[HELD_OUT][np.isfinite(infos[HELD_OUT])]
+        told |= {HELD_OUT: curve.tolist(), "num_updates_kept": best_of(infos)}
+        told["num_problems_held_out"] = len(np.unique(held.problem_id))
+    run.log.append(i, {**named(f"updates/{name}", told), f"time/{name}_updates": seconds})
+
+
+def hold_out(run: Run, i: int, name: str, examples: Examples) -> tuple[Examples, Examples | None]:
+    """Part what the PRM is not to learn, the newest paths of some problems: (learnt, held out)."""
+    newest = np.unique(examples.problem_id[examples.iteration == i])
+    size = round(run.config.updates.prm.held_out * len(newest)) if name == "prm" else 0
+    if not size:
+        return examples, None
+    chosen = host_rng(run.config.seed, Purpose.HELD_OUT, i).permutation(newest)[:size]
+    is_held = np.isin(examples.problem_id, chosen)
+    learnt = jax.tree.map(lambda x: x[~is_held], examples)
+    return learnt, jax.tree.map(lambda x: x[is_held & (examples.iteration == i)], examples)
+
+
+def rank_ends(run: Run, base: Params, prm: Learner, held: Examples) -> float:
+    """Return the AUROC within a problem of the PRM's values at the ends of paths, NaN where none
+    has right and wrong ones; an end is right where it is worth 1, whatever the kind of label.
+    """
+    read = partial(run.fns.read_values, base, prm.params)
+    values = read_all(read, held.rows, run.config.updates.prm.batch_size)
+    # A path ends at a label behind which no other one goes on.
+    is_label, last = held.rows.weight > 0, np.maximum(held.rows.until - 1, 0)
+    count = np.cumsum(is_label, axis=1)
+    is_end = is_label & (count == np.take_along_axis(count, last, axis=1))
+    is_right = held.rows.target[is_end] > 1 - 1e-6
+    problem = held.problem_id[np.nonzero(is_end)[0]]
+    return mean(within_problems(values[is_end], is_right, problem)[0])
+
+
+def best_of(infos: dict[str, np.ndarray]) -> int:
+    """Return the number of updates after which held-out problems were first ranked best, all of
+    them where none were.
+    """
+    ranks = infos.get(HELD_OUT, NONE)
+    return int(np.nanargmax(ranks)) + 1 if np.isfinite(ranks).any() else len(infos["loss"])
 
 
 def lay_out(

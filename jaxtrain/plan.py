@@ -314,7 +314,8 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
         kept = m.num_layers * block
         if m.is_rematerialised:
             kept = m.num_layers * tokens * m.width * item + block
-        logits = 3 * tokens * m.num_ids * 4 / tp if is_policy else 0
+        writes = is_policy or config.updates.prm.lm_weight
+        logits = 3 * tokens * m.num_ids * 4 / tp if writes else 0
         weights = trained * item / tp if item < 4 or m.is_scanned else 0
         yield name, Program(2 * grads + kept + logits + weights, 0)
 

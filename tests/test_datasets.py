@@ -222,6 +222,32 @@ def test_equal_texts_of_a_problem_have_one_label_the_mean():
     assert len(paths.problem_id) == 3 and counts["num_values"] == 5
 
 
+def test_references_teach_the_prm_what_no_path_has_said():
+    """Their labels are heard with those of trees, and the policy never sees them."""
+    shard = shard_of([[Row(-1, (1,)), Row(0, (2,), C), Row(0, (3,), W)], [Row(-1, (4,), W)]])
+    prompts = [shard.prompts.tokens[b, : b + 1] for b in range(2)]
+    references = [
+        datasets.reference(0, prompts[0], [[1], [5, 6], [7]], np.array([0.25, 0.5, 1])),
+        datasets.reference(1, prompts[1], [[8, 8], [9]], np.array([0.5, 1])),
+        datasets.reference(1, prompts[1], [[8] * MAX_LENGTH, [9]], np.array([0.5, 1])),
+    ]
+    rounds = {0: [shard]}
+    traces, paths, counts = datasets.collect(rounds, LARGE, MAX_LENGTH, 0, references=references)
+    plain = datasets.collect(rounds, LARGE, MAX_LENGTH, 0)
+    jax.tree.map(np.testing.assert_array_equal, traces, plain[0])
+    assert counts["num_reference_paths"] == 2 and plain[2]["num_reference_paths"] == 0
+    assert paths.iteration.tolist() == [0, 0, -1, -1] and paths.is_correct[2:].all()
+    said = {
+        tuple(text(paths, i)[: at + 1]): float(paths.rows.target[i, at])
+        for i, at in np.argwhere(paths.rows.weight)
+    }
+    # its tree says 1/2 of the step that both have
+    assert said[900, 1] == (0.5 + 0.25) / 2
+    assert (said[900, 1, 5, 6], said[900, 1, 5, 6, 7]) == (0.5, 1)
+    assert (said[901, 901, 8, 8], said[901, 901, 8, 8, 9]) == (0.5, 1)
+    assert (paths.rows.weight.sum(axis=1) == [2, 1, 2, 2]).all()
+
+
 def test_a_step_that_paths_share_is_learnt_once_or_on_every_path():
     rng = np.random.default_rng(1)
     shard = random_shard(rng, num_rows=60)

@@ -383,6 +383,15 @@ def test_equal_numbers_vote_together(config):
     assert task.answer("Half.\n#### 0.50") == task.answer("#### 2/4") == "1/2"
 
 
+def test_a_training_problem_has_the_solution_of_its_row(config):
+    task = make_task(config)
+    for problem in task.train:
+        shown = task.solution(problem)
+        assert shown.prompt == problem.prompt and len(shown.response.split("\n")) == 3
+        assert task.verify(problem, shown.response) == Verdict.CORRECT
+    assert task.solution(task.test[0]) is None and task.solution(task.dev[0]) is None
+
+
 def test_every_reference_is_correct(config):
     task = make_task(change(config, num_demonstrations=30, num_dev=0))
     for shown in task.demonstrations:

@@ -147,6 +147,14 @@ def test_clean_solution_rises_evenly_and_a_wrong_step_follows_equation_22(num_st
         np.testing.assert_allclose(made.target[k], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in labels.TARGETS if kind != "td_lambda"])
+def test_a_reference_is_worth_what_a_tree_of_nothing_else_says(kind):
+    """But for td_lambda, which asks a PRM."""
+    steps = [Row(i - 1, (i,), C if i == 4 else NONE) for i in range(5)]
+    told = labels.label(*plant([steps]), LabelsConfig(kind)).target[0]
+    np.testing.assert_allclose(labels.of_reference(5, LabelsConfig(kind)), told, atol=1e-6)
+
+
 def test_unfinished_and_unjudged_branches_are_pruned():
     rows = [
         Row(-1),

@@ -115,6 +115,19 @@ def test_dropout_leaves_out_inputs_of_adapters_alone(kind):
     np.testing.assert_array_equal(hidden(model, fresh, keys[0]), hidden(model, fresh))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_residual_dropout_needs_a_share_and_a_key(kind):
+    """Without either nothing changes, bit for bit; adapters are whole where theirs is 0."""
+    plain, (base, adapters) = model_of(kind), adapted(kind)
+    model, laid = plain.clone(residual_dropout=0.5), lora.merge(base, adapters)
+    whole = np.asarray(hidden(plain, laid))
+    np.testing.assert_array_equal(whole, hidden(model, laid))
+    np.testing.assert_array_equal(whole, hidden(plain, laid, jax.random.key(0)))
+    first, again, other = (np.asarray(hidden(model, laid, jax.random.key(i))) for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other) and not np.array_equal(first, whole)
+
+
 def test_dropout_keeps_the_mean():
     rng = np.random.default_rng(0)
     x, a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 6), (6, 3), (3, 4)))

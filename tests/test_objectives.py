@@ -17,7 +17,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.nn.heads import head_outputs, init_head, value_of
 from jaxtrain.structs import TokenRows
 from jaxtrain.updates import OBJECTIVES, PolicyConfig, PrmConfig, UpdatesConfig
-from jaxtrain.updates.prm import comparisons, cross_entropy
+from jaxtrain.updates.prm import comparisons, cross_entropy, language
 
 ROWS, LENGTH, LABELS = 4, 9, 3
 RNG = np.random.default_rng(0)
@@ -146,6 +146,18 @@ def test_comparisons_see_no_shift_of_a_problem_and_only_its_order():
     assert float(told) == pytest.approx(0, abs=1e-6)
 
 
+def test_the_language_models_loss_is_the_mean_of_all_tokens_but_the_first():
+    """Of three texts in two rows, the rest padding, which tells 0 as the first tokens do."""
+    position = np.array([[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]], np.int32)
+    log_probs = np.where(position > 0, RNG.uniform(-3, -0.1, position.shape), 0)
+    rows = jax.tree.map(lambda x: x[:2, :5], PRM_ROWS).replace(position=position)
+    expected = -np.mean([log_probs[0, 1], log_probs[0, 2], log_probs[0, 4], log_probs[1, 1]])
+    assert language(log_probs, rows) == pytest.approx(expected, rel=1e-6)
+    with jax.enable_x64(True):
+        told = (jnp.asarray(log_probs),)
+        check_grads(lambda x: language(x, rows), told, order=1, modes=["rev"], atol=1e-6)
+
+
 @pytest.mark.parametrize("num", [1, 2, 11])
 def test_a_new_head_says_one_half(num):
     head = init_head(6, num)
@@ -233,6 +245,9 @@ def test_clipped_is_grpo():
 BAD = {
     "prm.objective": (dict(prm=PrmConfig(objective="ranks")), "squared or binary or bins or pair"),
     "prm.num_bins": (dict(prm=PrmConfig(num_bins=1)), "must be 2 or more"),
+    "prm.dropout": (dict(prm=PrmConfig(dropout=1.0)), "must be at least 0 and below 1"),
+    "prm.held_out": (dict(prm=PrmConfig(held_out=-0.1)), "must be at least 0 and below 1"),
+    "prm.lm_weight": (dict(prm=PrmConfig(lm_weight=-1.0)), "must be 0 or more"),
     "policy.objective": (dict(policy=PolicyConfig(objective="ppo")), "nll or weighted or dpo or "),
     "policy.init_from": (
         dict(policy=PolicyConfig(objective="grpo", init_from="warm_start")),

@@ -6,23 +6,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import StringIO
 
 import jax
 import numpy as np
 import pytest
 from test_iteration import CONFIG as WHOLE
+from test_iteration import Interrupted, InterruptedProgress, assert_same_run
 
 from jaxtrain import iteration
 from jaxtrain.build import build
-from jaxtrain.config import EvaluationConfig
+from jaxtrain.config import EvaluationConfig, check
+from jaxtrain.errors import UserError
 from jaxtrain.plan import calls_of
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
 from jaxtrain.tasks import Demonstration, make_task
-from jaxtrain.tasks.countdown import solutions
+from jaxtrain.tasks.countdown import CountdownTask, solutions
 from jaxtrain.updates import OBJECTIVES, FitConfig
 from jaxtrain.workdir import open_workdir
 
@@ -63,13 +65,13 @@ def functions(task, config):
     return replace(fns, grow={**fns.grow, "search": fns.grow["train"]})
 
 
-def run(folder, task, config, num_iterations, fns=None):
+def run(folder, task, config, num_iterations, fns=None, progress=None):
     config = replace(config, loop=replace(config.loop, num_iterations=num_iterations))
     fns = fns or functions(task, config)
     with (
         pytest.MonkeyPatch.context() as patch,
         open_workdir(folder, {"seed": config.seed}, {}) as workdir,
-        Progress(num_iterations, StringIO()) as progress,
+        progress or Progress(num_iterations, StringIO()) as progress,
     ):
         patch.setattr(iteration, "build", lambda *_, **__: fns)
         return iteration.run_loop(config, task, workdir, progress)
@@ -160,3 +162,44 @@ def test_a_prm_learns_by_every_objective(task, tmp_path, objective):
     for row in rows_of(tmp_path).values():
         assert row["updates/prm/num_updates"] > 0 and row["updates/prm/num_skipped"] == 0
         assert np.isfinite(row["updates/prm/loss"])
+
+
+@dataclass(frozen=True)
+class Solved(CountdownTask):
+    """Countdown that knows how its problems are solved."""
+
+    def solution(self, problem):
+        return next(shown for shown in self.demonstrations if shown.prompt == problem.prompt)
+
+
+def test_a_prm_learns_references_with_dropout_beside_language_and_keeps_the_best(task, tmp_path):
+    """And a fit that was interrupted goes back to where it ranked best, bit for bit."""
+    config = learning("prm", dropout=0.2, lm_weight=0.1, held_out=0.5)
+    config = replace(config, datasets=replace(config.datasets, learn_references=True))
+    task, straight, folder = Solved(**vars(task)), tmp_path / "straight", tmp_path / "stopped"
+    fns = functions(task, config)
+    state, num_kept = run(straight, task, config, 2, fns), 0
+    for row in rows_of(straight).values():
+        told = {key: row[f"updates/prm/{key}"] for key in ("num_updates", "held_out_auroc_within")}
+        curve, kept = told["held_out_auroc_within"], row["updates/prm/num_updates_kept"]
+        assert kept == np.argmax(curve) + 1 if curve else kept == told["num_updates"]
+        assert row["datasets/num_reference_paths"] > 0 == row["updates/prm/num_skipped"]
+        assert 1 <= row["updates/prm/num_problems_held_out"] <= 8
+        num_kept += kept
+    assert int(state.prm.num_updates) == num_kept < 6 + 4 + 4 and len(curve) == 4
+
+    # without what was saved the best would be lost
+    is_end = lambda name, i, done: (name, i, done) == ("prm updates", 0, 5)  # noqa: E731
+    with pytest.raises(Interrupted):
+        run(folder, task, config, 2, fns, InterruptedProgress(is_end))
+    assert {path.name for path in folder.glob("fits/0/prm/*")} >= {"4"}
+    assert_same_run(run(folder, task, config, 2, fns), folder, (state, straight))
+    assert not (folder / "fits").exists()
+
+
+def test_references_need_a_task_that_knows_some(task):
+    config = replace(CONFIG, datasets=replace(CONFIG.datasets, learn_references=True))
+    with pytest.raises(UserError, match="learn_references=True: needs a task with a sol") as caught:
+        check(config, task)
+    assert "\n" not in str(caught.value)
+    check(config, Solved(**vars(task)))

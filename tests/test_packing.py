@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from jaxtrain import datasets, updates
 from jaxtrain.config import Config
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.errors import UserError
-from jaxtrain.nn.heads import make_log_probs, make_outputs
+from jaxtrain.learning import rank_ends
+from jaxtrain.nn.heads import head_outputs, make_log_probs, read_rows
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.structs import Examples, TokenRows
 from jaxtrain.updates import PolicyConfig, PrmConfig, UpdatesConfig
@@ -97,7 +100,7 @@ def test_what_is_learnt_is_that_of_rows_of_one_text(name, width):
         log_probs = make_log_probs(model)(params["backbone"], rows)
         found = {"policy": likelihood(log_probs, rows, PolicyConfig())}
         for name, head in params["heads"].items():
-            said = make_outputs(model)({"backbone": params["backbone"], "head": head}, rows)
+            said = head_outputs(head, read_rows(model, params["backbone"], rows))
             loss_fn = squared if name == "squared" else cross_entropy
             found[name] = loss_fn(said, rows, PrmConfig(), LENGTH)
         # Shares of no likely sum, so that a difference in one gradient is one in all.
@@ -165,6 +168,41 @@ def test_steps_of_a_problem_are_compared_as_in_rows_of_one_text():
     packed = datasets.pack(examples, 20)
     assert loss(packed) == pytest.approx(loss(examples), rel=1e-5)
     assert loss(packed) > loss(packed, pairwise_weight=0.0) + 0.1
+
+
+def test_held_out_ends_are_ranked_within_their_problems():
+    """Packed or apart, as a plain loop over pairs does."""
+    whole = [
+        tuple(row[:n])
+        for row, n in zip(EXAMPLES.rows.tokens, EXAMPLES.rows.until[:, 0], strict=True)
+    ]
+    is_end = np.array([all(a == b or b[: len(a)] != a for b in whole) for a in whole])
+    examples = jax.tree.map(lambda x: x[is_end], EXAMPLES)
+    rows, at = examples.rows, (np.arange(is_end.sum()), examples.rows.until[:, 0] - 1)
+    weight, target = rows.weight.copy(), rows.target * 0.9
+    weight[at], target[at] = 1, np.where(np.arange(is_end.sum()) % 3, target[at], 1)
+    examples = examples.replace(rows=rows.replace(weight=weight, target=target))
+
+    def read_values(base, params, rows):
+        value = np.zeros(rows.tokens.shape, np.float32)
+        told = examples.replace(rows=rows, problem_id=rows.tokens[:, 1])
+        for (row, column), text in zip(np.argwhere(rows.until), prefixes(told), strict=True):
+            value[row, column] = np.random.default_rng(text).normal()
+        return value
+
+    fns = SimpleNamespace(read_values=read_values)
+    run: Any = SimpleNamespace(
+        fns=fns, config=Config(updates=UpdatesConfig(prm=PrmConfig(batch_size=5)))
+    )
+    prm: Any = SimpleNamespace(params={})
+    value, right, found = read_values(None, None, examples.rows)[at], target[at] == 1, []
+    for problem in np.unique(examples.problem_id):
+        own = examples.problem_id == problem
+        wins = value[own & right][:, None] > value[own & ~right]
+        found += [wins.mean()] * bool(wins.size)
+    assert len(found) > 1 and 0 < np.mean(found) < 1
+    for form in (examples, datasets.pack(examples, 20)):
+        assert rank_ends(run, {}, prm, form) == pytest.approx(np.mean(found))
 
 
 def test_nothing_is_packed_where_there_is_nothing():

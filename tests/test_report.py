@@ -230,7 +230,7 @@ def stub_functions(task):
         **dict.fromkeys(("init_policy", "init_prm"), init),
         grow=dict.fromkeys(("train", *TREES), grow),
         **dict.fromkeys(("imitate", "update_policy", "update_prm"), update),
-        read_log_probs=lambda base, params, rows: rows.weight,
+        **dict.fromkeys(("read_log_probs", "read_values"), lambda base, params, rows: rows.weight),
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
         abstract_state=State(np.zeros((), np.int32), {}, init(0), init(0)),
     )

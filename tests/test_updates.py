@@ -16,7 +16,7 @@ import optax
 import pytest
 from tiny_models import MODEL, random_params
 
-from jaxtrain.nn.heads import make_log_probs, make_outputs, token_log_probs
+from jaxtrain.nn.heads import head_outputs, make_log_probs, read_rows, token_log_probs
 from jaxtrain.nn.transformer import ModelConfig, Transformer, init_params
 from jaxtrain.structs import Learner, TokenRows
 from jaxtrain.updates import PolicyConfig, PrmConfig
@@ -144,6 +144,10 @@ def packed(rows):
     end = np.cumsum(is_token.sum(axis=1, dtype=np.int32))
     joined = joined.replace(until=end[np.nonzero(is_token)[0]][None])
     return jax.tree.map(lambda x: np.pad(x, [(0, 1), (0, 3)][: x.ndim]), joined)
+
+
+def make_outputs(model):
+    return lambda p, rows: head_outputs(p["head"], read_rows(model, p["backbone"], rows))
 
 
 def test_texts_packed_in_a_row_are_read_as_texts_in_rows():

@@ -15,10 +15,13 @@ from jaxtrain.datasets.batches import POOL, batches
 from jaxtrain.datasets.collect import (
     DatasetsConfig,
     Rounds,
+    Text,
     collect,
     demonstrations,
+    newest,
     num_rounds,
     num_rows,
+    reference,
 )
 from jaxtrain.datasets.packing import pack
 from jaxtrain.datasets.policy_rows import ROWS, without_false_steps

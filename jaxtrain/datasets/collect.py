@@ -34,6 +34,9 @@ class DatasetsConfig:
     # where a step that paths share is learnt: once, on the first of them; every, on each of them,
     # and so early steps weigh more
     shared_steps: str = "once"
+    # the PRM learns the task's own solutions of its problems too: each step of K is worth k / K by
+    # labels.kind=quality, and 1 by other kinds
+    learn_references: bool = False
     # leave out of what the policy learns all text with a step that its task's check calls false
     drop_false_steps: bool = False
     # half of every PRM batch from paths that end correct, half from the others
@@ -107,13 +110,14 @@ def collect(
     max_length: int,
     seed: int,
     rows_fn: RowsFn | None = None,
+    references: Sequence[Text] = (),
 ) -> tuple[Examples, Examples, Counts]:
     """Make the rows of both networks from the labelled trees of the newest rounds.
 
     rounds: shards by iteration, among them the newest one; a problem may occur in several shards.
     max_length: L; what is longer is left out. seed (not negative) decides, with the iteration and
     the problem id, which paths stay under the cap. rows_fn: what the policy learns from, one of
-    `ROWS`; its traces by default.
+    `ROWS`; its traces by default. references: what the PRM learns besides, one for a problem.
 
     Returns the policy's examples, the PRM's, and counts of what was kept and dropped. The host
     holds 20 L bytes a row, and at most rounds x problems x cap rows. In the counts, "new" is of the
@@ -127,7 +131,7 @@ def collect(
         chex.assert_trees_all_equal(prompts.problem_id, tree.problem_id)
     # Both views of the same trees.
     learnt, counts = (rows_fn or traces)(rounds, config, max_length, seed)
-    paths, path_counts = _collect_paths(rounds, config, max_length, seed)
+    paths, path_counts = _collect_paths(rounds, config, max_length, seed, references)
     # What the newest trees said, learnt or not.
     labelled = [shard.labels.target[shard.labels.is_labelled] for shard in rounds[max(rounds)]]
     labelled = np.concatenate([*labelled, np.zeros(0)])
@@ -174,25 +178,26 @@ def traces(
     return make_examples(rows, max_length), counts
 
 
-def steps(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
-) -> tuple[Examples, Counts]:
-    """Take the paths that the PRM learns for the policy, every step by the weight of its label."""
-    chosen, label, _ = _choose_paths(rounds, config, max_length, seed)
-    rows = [
-        (i, text, [Lesson(slice(s.start, s.end + 1), weight=label[s.text][0]) for s in own])
-        for i, text, own in chosen
-    ]
-    worth = [row for row in rows if any(lesson.weight for lesson in row[2])]
-    counts = {"num_weighted_paths": len(worth), "num_worthless_paths": len(rows) - len(worth)}
-    return make_examples(worth, max_length), counts
+def reference(
+    problem_id: int, prompt: np.ndarray, steps: Sequence[Sequence[int]], targets: np.ndarray
+) -> Text:
+    """Make the text of a solution that is known to be right, a target for every step."""
+    tokens = np.array([*prompt, *chain.from_iterable(steps)], np.int32)
+    ends = (len(prompt) + np.cumsum([len(step) for step in steps])).tolist()
+    starts = [len(prompt), *ends[:-1]]
+    told = zip(starts, ends, targets.tolist(), strict=True)
+    labelled = tuple(
+        Step((-1, problem_id, k), _hash(problem_id, tokens[:end]), k, start, end - 1, target, 1.0)
+        for k, (start, end, target) in enumerate(told)
+    )
+    return Text(problem_id, tokens, len(prompt), is_correct=True, steps=labelled)
 
 
 def _collect_paths(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int, references: Sequence[Text]
 ) -> tuple[Examples, Counts]:
     """Take paths of every problem for the PRM, a label at the end of every step."""
-    chosen, label, counts = _choose_paths(rounds, config, max_length, seed)
+    chosen, label, counts = choose_paths(rounds, config, max_length, seed, references)
     # Steps of a problem are compared at their depth, and ends with all ends, or the number of steps
     # would tell them apart.
     rows, group, depth = [], {}, {}
@@ -205,22 +210,33 @@ def _collect_paths(
     return make_examples(rows, max_length), {
         "num_paths": len(rows),
         "num_paths_correct": sum(text.is_correct for _, text, _ in rows),
+        "num_reference_paths": sum(i < 0 for i, *_ in rows),
         **counts,
         "num_values": len(depth),
         "targets_by_depth": _by_depth((depth[text], label[text][0]) for text in depth),
     }
 
 
-def _choose_paths(
-    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+def choose_paths(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int, references: Sequence[Text]
 ) -> tuple[list[tuple[int, Text, Sequence[Step]]], dict[bytes, tuple[float, float]], Counts]:
     """Take paths of every problem by chance, without those that say nothing new.
 
-    Equal texts of a problem have one label: the mean of what its trees say of it. Returns
-    (iteration, path, the steps that it teaches), the labels (target, weight) by text, and counts.
+    Equal texts of a problem have one label: the mean of what its trees and references say of it.
+    Returns (iteration, -1 of a reference; path; the steps that it teaches), the labels (target,
+    weight) by text, and counts.
     """
     rows, learnt, counts = [], set(), {}
     told: dict[bytes, list[tuple[float, float]]] = defaultdict(list)
+
+    # A step that paths share is learnt on the first of them, or on each.
+    def teach(i: int, texts: Sequence[Text]) -> None:
+        for text in texts:
+            new = [step for step in text.steps if step.text not in learnt]
+            learnt.update(step.text for step in new)
+            if new:
+                rows.append((i, text, new if config.shared_steps == "once" else text.steps))
+
     for i in newest(rounds, config.paths_rounds):
         found, num_leaves = _read(rounds[i], is_path=True, max_length=max_length)
         # What every row says of its text, chosen or not.
@@ -231,15 +247,14 @@ def _choose_paths(
         longest = [text for text in found if text.steps[-1].text not in inner]
         groups = [_shuffle(group, i, seed) for group in _distinct(longest)]
         chosen = _interleave(groups, config.max_paths_per_problem)
-        # A step that paths share is learnt on the first of them, or on each.
-        for text in chosen:
-            new = [step for step in text.steps if step.text not in learnt]
-            learnt |= {step.text for step in new}
-            if new:
-                rows.append((i, text, new if config.shared_steps == "once" else text.steps))
+        teach(i, chosen)
         fates = _fates("paths", num_leaves, len(found), groups, len(chosen))
         counts = counts or fates | {"num_values_new": len(learnt)}
-    # Now all is heard.
+    # References come last, so that what they share with a path stands there; now all is heard.
+    fitting = [text for text in references if len(text.tokens) <= max_length]
+    for step in chain.from_iterable(text.steps for text in fitting):
+        told[step.text].append((step.target, step.weight))
+    teach(-1, fitting)
     means = {text: [fmean(x) for x in zip(*told[text], strict=True)] for text in learnt}
     return rows, {text: (target, weight) for text, (target, weight) in means.items()}, counts
 

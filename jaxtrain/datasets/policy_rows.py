@@ -16,19 +16,34 @@ from jaxtrain import trees
 from jaxtrain.datasets.collect import (
     Counts,
     DatasetsConfig,
+    Lesson,
     Rounds,
     RowsFn,
     Text,
+    choose_paths,
     make_examples,
     newest,
     response,
-    steps,
     traces,
 )
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import JUDGED, CheckFn, Examples, Shard, Verdict
 
 NO_ZERO = 1e-4  # beside a deviation that may be 0
+
+
+def steps(
+    rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
+) -> tuple[Examples, Counts]:
+    """Take the paths that the PRM learns for the policy, every step by the weight of its label."""
+    chosen, label, _ = choose_paths(rounds, config, max_length, seed, ())
+    rows = [
+        (i, text, [Lesson(slice(s.start, s.end + 1), weight=label[s.text][0]) for s in own])
+        for i, text, own in chosen
+    ]
+    worth = [row for row in rows if any(lesson.weight for lesson in row[2])]
+    counts = {"num_weighted_paths": len(worth), "num_worthless_paths": len(rows) - len(worth)}
+    return make_examples(worth, max_length), counts
 
 
 def pairs(

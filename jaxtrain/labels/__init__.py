@@ -6,5 +6,5 @@ of the tree what every step was worth, by one of `TARGETS`. All of this is host 
 are small integers.
 """
 
-from jaxtrain.labels.targets import TARGETS, LabelsConfig, counts, label
+from jaxtrain.labels.targets import TARGETS, LabelsConfig, counts, label, of_reference
 from jaxtrain.labels.verdicts import VerifyFn, judge

@@ -115,6 +115,15 @@ def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:
     )
 
 
+def of_reference(num_steps: int, config: LabelsConfig) -> np.ndarray:
+    """Value the steps of a solution known to be right, [num_steps]: k / K by the paper's kind
+    (ReST-MCTS*, Eq. 20), 1 by all others.
+    """
+    if config.kind == "quality":
+        return np.arange(1, num_steps + 1) / num_steps
+    return np.ones(num_steps)
+
+
 def counts(tree: Tree, labels: Labels) -> dict[str, int]:
     """Count what was judged, labelled, pruned and set aside; padding problems are not counted."""
     is_problem = tree.problem_id >= 0

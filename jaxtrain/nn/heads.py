@@ -48,12 +48,16 @@ def make_log_probs(model: Network, key: Array | None = None) -> ReadFn:
     """
 
     def log_probs(params: Params, rows: TokenRows) -> Array:
-        hidden = read_rows(model, params, rows, key)
-        before = jnp.take_along_axis(hidden, columns_before(rows)[..., None], axis=1)
-        logits = model.apply({"params": params}, before, method="logits")
-        return jnp.where(rows.position > 0, token_log_probs(logits, rows.tokens), 0.0)
+        return log_probs_of(model, params, read_rows(model, params, rows, key), rows)
 
     return log_probs
+
+
+def log_probs_of(model: Network, params: Params, hidden: Array, rows: TokenRows) -> Array:
+    """Read the log-probability of every token from the hidden states [M L width] of rows."""
+    before = jnp.take_along_axis(hidden, columns_before(rows)[..., None], axis=1)
+    logits = model.apply({"params": params}, before, method="logits")
+    return jnp.where(rows.position > 0, token_log_probs(logits, rows.tokens), 0.0)
 
 
 def token_log_probs(logits: Array, tokens: Array) -> Array:
@@ -69,17 +73,8 @@ def columns_before(rows: TokenRows) -> Array:
     return jnp.max(jnp.where(is_before, column, 0), axis=-1)
 
 
-def make_outputs(model: Network, key: Array | None = None) -> ReadFn:
-    """Make the function that reads what the PRM's head says of the text up to every token."""
-
-    def outputs(params: Params, rows: TokenRows) -> Array:
-        return head_outputs(params["head"], read_rows(model, params["backbone"], rows, key))
-
-    return outputs
-
-
 def read_rows(model: Network, params: Params, rows: TokenRows, key: Array | None = None) -> Array:
-    """Read rows, a text alone: [M L width]; with a key (uint32 [2]), adapters drop inputs."""
+    """Read rows, a text alone: [M L width]; with a key (uint32 [2]), what is to be left out is."""
     chex.assert_equal_shape([rows.tokens, rows.position, rows.until])
     rngs = None if key is None else {"dropout": jax.random.wrap_key_data(key)}
     told = rows.tokens, rows.position, rows.until > 0

@@ -185,6 +185,7 @@ class Block(nn.Module):
     config: ModelConfig
     scale: float = 1.0  # of what adapters add
     dropout: float = 0.0  # share of their inputs that is left out where a key "dropout" is given
+    residual_dropout: float = 0.0  # likewise, of what attention and MLP add to the residual stream
 
     @nn.compact
     def __call__(
@@ -225,7 +226,7 @@ class Block(nn.Module):
             if not self.has_variable("params", name + lora.A):
                 return projected
             down, up = (self.get_variable("params", name + part) for part in (lora.A, lora.B))
-            key = self.make_rng("dropout") if self.has_rng("dropout") else None
+            key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
             return projected + lora.low_rank(y, down, up, self.scale, self.dropout, key)
 
         def heads(y: Array, name: str, num_heads: int) -> Array:
@@ -251,15 +252,16 @@ class Block(nn.Module):
         keys, values = zip(*past, (k, v), strict=True)
         mixed = attend(q, keys, values, [*masks, own_mask]).transpose(0, 3, 1, 2, 4)
         (mixed,) = project(mixed, {"wo": (c.num_heads, head, width)}, num_in=2)
-        x = x + mixed.reshape(x.shape)
+        dropped = nn.Dropout(self.residual_dropout, deterministic=not self.has_rng("dropout"))
+        x = x + dropped(mixed.reshape(x.shape))
 
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
         gate, up = project(y, {name: (width, c.mlp_width) for name in ("gate", "up")})
         (y,) = project(nn.silu(gate) * up, {"down": (c.mlp_width, width)})
-        return x + y.reshape(x.shape), (k, v)
+        return x + dropped(y.reshape(x.shape)), (k, v)
 
 
-def scan_blocks(config: ModelConfig, *adapters: float) -> Any:
+def scan_blocks(config: ModelConfig, *options: float) -> Any:
     """Make one block for all layers: the layer leads in their parameters, past and own."""
     by_layer: Any = (0, 0, *(nn.broadcast,) * 4)  # flax's own annotation knows of an int alone
     return nn.scan(
@@ -268,7 +270,7 @@ def scan_blocks(config: ModelConfig, *adapters: float) -> Any:
         split_rngs={"params": True, "dropout": True},
         in_axes=by_layer,
         length=config.num_layers,
-    )(config, *adapters)
+    )(config, *options)
 
 
 class Transformer(nn.Module):
@@ -276,18 +278,19 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     vocab_size: int
-    scale: float = 1.0  # of what adapters add, and their dropout; see Block
+    scale: float = 1.0  # of what adapters add, and what is left out; see Block
     dropout: float = 0.0
+    residual_dropout: float = 0.0
 
     def setup(self):
         c = self.config
         init, shape = nn.initializers.normal(c.width**-0.5), (self.vocab_size, c.width)
         self.embedding = self.param("embedding", init, shape)
-        adapters = (self.scale, self.dropout)
+        options = (self.scale, self.dropout, self.residual_dropout)
         if c.is_scanned:
-            self.blocks: Any = scan_blocks(c, *adapters)
+            self.blocks: Any = scan_blocks(c, *options)
         else:
-            self.blocks = [Block(c, *adapters, name=f"block_{i}") for i in range(c.num_layers)]
+            self.blocks = [Block(c, *options, name=f"block_{i}") for i in range(c.num_layers)]
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.is_tied:
             self.unembedding = self.param("unembedding", init, shape)

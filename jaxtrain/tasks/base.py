@@ -94,6 +94,10 @@ class Task:
         """
         return None
 
+    def solution(self, problem: Problem) -> Demonstration | None:
+        """Return a correct response to a training problem; None where none is known, as here."""
+        return None
+
     def canonical_step(self, step: str) -> str:
         """Return the form of a step, a line without newline, that commuting does not change."""
         return in_order(step, self.commuting)

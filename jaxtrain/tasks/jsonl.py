@@ -12,8 +12,8 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,7 @@ class JsonlTask(Task):
     """Questions with one answer of a known kind; see the module for the format."""
 
     kind: str = "number"
+    solutions: Mapping[int, Demonstration] = field(default_factory=dict)  # of training problems
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Compare the answer of a response with the gold, exactly. UNPARSABLE if it gives none."""
@@ -112,6 +113,10 @@ class JsonlTask(Task):
     def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
         """Judge the sums of a step; see `verifiers/sums.py`."""
         return check_sums(step)
+
+    def solution(self, problem: Problem) -> Demonstration | None:
+        """Return the reasoning of a training problem's row, if it holds some."""
+        return self.solutions.get(problem.id)
 
     def answer(self, text: str) -> str | None:
         """Return the answer of a response, numbers in lowest terms; None if it gives none."""
@@ -157,6 +162,11 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
         kind=c.answer_kind,
+        solutions={
+            _problem(row).id: _demonstration(row, c.is_annotated)
+            for row in sets.train
+            if row.reasoning.strip()
+        },
     )
 
 

@@ -90,7 +90,7 @@ class ReasoningGymTask(Task):
         return answer if number is None else write_number(number)
 
     def solution(self, problem: Problem) -> Demonstration:
-        """Return the dataset's own solution. No stage of the loop asks for it."""
+        """Return the dataset's own solution."""
         return _demonstration(problem.id, self.worker.item(problem.id))
 
 

@@ -62,7 +62,10 @@ class UpdatesConfig:
         require_one_of("updates.policy", self.policy, objective=tuple(policy.OBJECTIVES))
         require_one_of("updates.prm", self.prm, objective=tuple(prm.OBJECTIVES))
         require_at_least(2, "updates.prm", self.prm, "num_bins", "num_together")
-        require_at_least(0, "updates.prm", self.prm, "pairwise_weight")
+        require_at_least(0, "updates.prm", self.prm, "pairwise_weight", "lm_weight")
+        for name in ("dropout", "held_out"):
+            is_met = 0 <= getattr(self.prm, name) < 1
+            require(is_met, "updates.prm", self.prm, name, "must be at least 0 and below 1")
         require_at_least(0, "updates.policy", self.policy, "beta", "clip", "kl")
         # What is compared with the policy before the fit begins there.
         free = [name for name, kind in policy.OBJECTIVES.items() if not kind.has_reference]

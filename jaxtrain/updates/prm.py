@@ -32,6 +32,14 @@ class PrmConfig(LearnerConfig):
     pairwise_weight: float = 1.0  # with pairwise: of the comparisons, beside the binary loss
     # with pairwise: paths of a problem that stand in a batch together
     num_together: int = 2
+    dropout: float = (
+        0.0  # share of what blocks add to the residual stream that an update leaves out
+    )
+    # of the language model's loss beside that of values: cross-entropy of all tokens of a text
+    lm_weight: float = 0.0
+    # share of the newest problems that are not learnt; their ends are ranked ten times in a fit, of
+    # which the PRM with the best AUROC within a problem stays. 0: that of the last update
+    held_out: float = 0.0
 
 
 # (what the head says, [M L] or [M L K]; rows; config; D, labels of a row at most) -> [] float32
@@ -81,6 +89,15 @@ def pairwise(outputs: Array, rows: TokenRows, config: PrmConfig, num_labels: int
     )
     pairs = comparisons(log_odds, target, weight.reshape(-1), group)
     return own + config.pairwise_weight * pairs
+
+
+def language(log_probs: Array, rows: TokenRows) -> Array:
+    """Mean negative log-likelihood of all tokens but the first of a text (Cobbe et al., 2021).
+
+    A token that texts of a packed row share counts once.
+    """
+    chex.assert_equal_shape([log_probs, rows.position])
+    return -jnp.sum(log_probs) / jnp.maximum(jnp.sum(rows.position > 0), 1)
 
 
 def comparisons(log_odds: Array, target: Array, weight: Array, group: Array) -> Array:
