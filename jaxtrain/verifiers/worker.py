@@ -40,7 +40,7 @@ ARITHMETIC = r"[0-9]+|[-+()\s]|\*(?!\*)|/(?!/)"
 VARIABLE = r"\b[A-MPRT-Za-z]\b(?!\s*\()"
 FUNCTION = r"\b(?:exp|log|ln|sqrt|a?sin|a?cos|a?tan|a?sinh|a?cosh|a?tanh|sec|csc|cot|pi)\b"
 CALCULUS = rf"\b[0-9]+(?:\.[0-9]+)?\b|[-+()\s]|\*\*?|/(?!/)|{VARIABLE}|{FUNCTION}"
-# An expression in LaTeX or plain. Where other signs stand (`~`, `?`, `\\approx`) math-verify reads a
+# An expression in LaTeX or plain. Where other signs stand (`~`, `?`, `\approx`) math-verify reads a
 # part alone, and it adds up numbers with nothing but space between.
 COMMAND = (
     r"\\(?:[dt]?frac|d?binom|sqrt|pi|cdot|times|div|left|right|infty|circ|pm|cup|cap|leq?|geq?|text"
