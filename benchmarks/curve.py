@@ -20,7 +20,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.labels import NEWEST, Bench, Fit, Texts, drawn_texts, is_first, open_bench, within
+from benchmarks.labels import (
+    NEWEST,
+    Bench,
+    Fit,
+    Texts,
+    drawn_texts,
+    is_first,
+    open_bench,
+    tell,
+    within,
+)
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.prm import judged_leaves
 from jaxtrain.progress import Progress
@@ -85,22 +95,20 @@ def main() -> None:
         # the problems of the rounds in use, in an order of chance
         fit = fit_of(bench)
         newest = sorted(bench.rounds)[-fit.num_rounds :]
-        found = [tree.problem_id for i in newest for _, tree, _ in bench.rounds[i]]
-        ids = np.unique(np.concatenate(found))
-        ids = np.random.default_rng(0).permutation(ids[ids >= 0])
+        searched = [tree.problem_id for i in newest for _, tree, _ in bench.rounds[i]]
+        ids = np.random.default_rng(0).permutation(np.unique(np.concatenate(searched)))
 
         print(f"| share | problems | {' | '.join(shown)} |\n" + "| --- " * 4 + "|")
         for share in options.shares:
             learnt = ids[: max(1, round(share * len(ids)))]
-            row = {"share": share, "problems": len(learnt)} | {name: [] for name in shown}
+            found = []
             for seed in range(options.seeds):
                 prm = bench.fit(fit, options.updates, seed, learnt)
-                for name, x in shown.items():
-                    row[name].append(within(bench.score(prm, x), x.is_right, x.problem_id))
-            told = [
-                f"{np.mean(x):.3f} ({min(x):.3f}-{max(x):.3f})" for x in map(row.get, shown) if x
-            ]
-            print(f"| {share} | {len(learnt)} | {' | '.join(told)} |", flush=True)
+                pairs = [(bench.score(prm, x), x) for x in shown.values()]
+                found.append([within(score, x.is_right, x.problem_id) for score, x in pairs])
+            tell(f"{share} | {len(learnt)}", found)
+            row = {"share": share, "problems": len(learnt)}
+            row |= {name: list(x) for name, x in zip(shown, zip(*found, strict=True), strict=True)}
             rows.append(row)
     print(json.dumps({"fit": str(fit), "updates": options.updates, "curve": rows}))
 
