@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxtrain import files
-from jaxtrain.errors import UserError, require_at_least
+from jaxtrain.errors import Count, Section, UserError
 from jaxtrain.structs import Learner, Networks, Params, State
 
 NoteFn = Callable[[str], None]
@@ -36,15 +36,12 @@ ROOM = 1.5
 
 
 @dataclass(frozen=True)
-class CheckpointsConfig:
+class CheckpointsConfig(Section, at="checkpoints"):
     """What stays on disk."""
 
-    num_kept: int = 3  # newest checkpoints; iteration 0, the warm start, always stays
+    num_kept: Count = 3  # newest checkpoints; iteration 0, the warm start, always stays
     # a fit is saved on its way after every so many updates; none: an interrupted fit begins again
-    num_updates: int | None = None
-
-    def __post_init__(self):
-        require_at_least(1, "checkpoints", self, "num_kept", "num_updates")
+    num_updates: Count | None = None
 
 
 def fingerprint(folder: Path, iteration: int) -> str:

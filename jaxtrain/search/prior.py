@@ -7,23 +7,19 @@ easily fooled.
 
 from dataclasses import dataclass
 
-from jaxtrain.errors import require, require_at_least
+from jaxtrain.errors import NotNegative, Positive, Section
 from jaxtrain.structs import Array
 
 
 @dataclass(frozen=True)
-class PriorConfig:
+class PriorConfig(Section, at="search.prior"):
     """How the policy's probability weighs in."""
 
-    temperature: float = 1.0  # of the prior: below 1 sharper, above 1 flatter
+    temperature: Positive = 1.0  # of the prior: below 1 sharper, above 1 flatter
     # whether it is that of a token of the step on average, and long steps are as likely as short
     normalises_length: bool = False
     # of the log-probability of a finished trace beside its score, where one of them is the answer
-    weight: float = 0.0
-
-    def __post_init__(self):
-        require_at_least(0, "search.prior", self, "weight")
-        require(self.temperature > 0, "search.prior", self, "temperature", "must be above 0")
+    weight: NotNegative = 0.0
 
 
 def rank(config: PriorConfig, score: Array, log_prob: Array, length: Array) -> Array:

@@ -5,25 +5,25 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtrain.errors import UserError, require_at_least
+from jaxtrain.errors import Count, Natural, Section, UserError
 from jaxtrain.tasks.countdown import CountdownConfig
 from jaxtrain.tasks.jsonl import JsonlConfig
 from jaxtrain.tasks.reasoning_gym import ReasoningGymConfig
 
 
 @dataclass(frozen=True)
-class TasksConfig:
+class TasksConfig(Section, at="tasks"):
     """Which problems, and how many of them for what."""
 
     name: str = "countdown"  # countdown | jsonl | reasoning_gym | my_task.py:make, yours
     # problems to self-train on; none: all that the other sets leave
-    num_train: int | None = None
+    num_train: Count | None = None
     # problems to tune on; none: 256, of a file at most a tenth of the rows
-    num_dev: int | None = None
+    num_dev: Natural | None = None
     # problems to report on; none: a whole test file, or 512, of a file at most a tenth of the rows
-    num_test: int | None = None
+    num_test: Natural | None = None
     # traces of D_S0, on further problems; none: 8000, of a file at most 40 % of the rows
-    num_demonstrations: int | None = None
+    num_demonstrations: Natural | None = None
     seed: int = 0  # draws the problems and the sets; not the seed of the run
     # a JSON object: parameters of the dataset of reasoning_gym, or of your function
     params: str = ""
@@ -31,12 +31,10 @@ class TasksConfig:
     jsonl: JsonlConfig = JsonlConfig()
     reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()
 
-    def __post_init__(self):
+    def check(self) -> None:
         if self.file:  # found again from any folder
             object.__setattr__(self, "name", os.path.abspath(self.name))
         self.read_params()
-        require_at_least(1, "tasks", self, "num_train")
-        require_at_least(0, "tasks", self, "num_dev", "num_test", "num_demonstrations")
 
     @property
     def file(self) -> str:

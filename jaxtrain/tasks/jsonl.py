@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxtrain.errors import UserError, require, require_at_least, require_one_of, require_share
+from jaxtrain.errors import Count, Section, Share, UserError, one_of
 from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
@@ -43,22 +43,18 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class JsonlConfig:
+class JsonlConfig(Section, at="tasks.jsonl"):
     """Which files, and what stands in their rows."""
 
     path: str = ""  # the train file; JSON lines, one JSON array, or .parquet
     test_path: str = ""  # the test file; empty: the test problems are held out of the train file
     question_field: str = "question"  # the field of a row with its question
     answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
-    answer_kind: str = "number"  # number | choice (one letter) | text (as it is)
+    # number | choice (one letter) | text (as it is)
+    answer_kind: Annotated[str, one_of("number", "choice", "text")] = "number"
     is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
-    max_row_bytes: int = 16384  # a longer line is a bad row
-    max_bad_share: float = 0.01  # skip bad rows up to this share of a file, then refuse the file
-
-    def __post_init__(self):
-        require_one_of("tasks.jsonl", self, answer_kind=("number", "choice", "text"))
-        require_at_least(1, "tasks.jsonl", self, "max_row_bytes")
-        require_share("tasks.jsonl", self, "max_bad_share")
+    max_row_bytes: Count = 16384  # a longer line is a bad row
+    max_bad_share: Share = 0.01  # skip bad rows up to this share of a file, then refuse the file
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
         test_rows = [replace(row, line=num_lines + row.line) for row in test_rows]
         is_met = max(1, config.num_test or 0) <= len(test_rows)
         why = f"{c.test_path} has {len(test_rows)} good rows; ask for fewer, or none for all"
-        require(is_met, "tasks", config, "num_test", why)
+        config.require(is_met, "num_test", why)
         if config.num_test is not None:
             test_rows = random.Random(config.seed).sample(test_rows, config.num_test)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from jaxtrain.errors import UserError, require, require_share
+from jaxtrain.errors import Section, Share, UserError
 from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
@@ -37,15 +37,12 @@ UNSOUND = ("puzzle24",)
 
 
 @dataclass(frozen=True)
-class ReasoningGymConfig:
+class ReasoningGymConfig(Section, at=SECTION):
     """Which dataset, and which of its templates."""
 
     dataset: str = "chain_sum"  # the name of one of its datasets
-    unseen_share: float = 0.0  # share of the templates that are held out of every set
+    unseen_share: Share = 0.0  # share of the templates that are held out of every set
     is_unseen: bool = False  # make all sets of the templates held out, to evaluate on
-
-    def __post_init__(self):
-        require_share(SECTION, self, "unseen_share")
 
 
 @dataclass(frozen=True)
@@ -107,9 +104,9 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
             "--config.tasks.num_train=none: reasoning_gym makes as many as asked for; set it"
         )
     why = "its scorer takes wrong answers for right ones; choose another"
-    require(c.dataset not in UNSOUND, SECTION, c, "dataset", why)
+    c.require(c.dataset not in UNSOUND, "dataset", why)
     why = f"no template is held out; set --config.{SECTION}.unseen_share"
-    require(not c.is_unseen or c.unseen_share > 0, SECTION, c, "is_unseen", why)
+    c.require(not c.is_unseen or c.unseen_share > 0, "is_unseen", why)
     sizes = (*close_sizes(config), config.num_train)
     size = sum(sizes)
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
@@ -128,7 +125,7 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
         shot for problem, shot in shown if task.verify(problem, shot.response) == Verdict.CORRECT
     )
     why = f"none of its own answers passes its scorer behind {MARKER} or in a box"
-    require(bool(passing) or not shown, SECTION, c, "dataset", f"{why}; choose another dataset")
+    c.require(bool(passing) or not shown, "dataset", f"{why}; choose another dataset")
     # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
     numbers = [problem for problem, _ in shown if read_number(problem.gold) is not None]
     counts["refused"] = len(shown) - len(passing)
@@ -158,7 +155,7 @@ def draw_rows(
                 "'jaxtrain[tasks]', a dataset of reasoning-gym, and --config.tasks.params for it"
             ) from error
         why = f"{c.dataset} is not made of templates"
-        require(not c.unseen_share or bool(item["template"]), SECTION, c, "unseen_share", why)
+        c.require(not c.unseen_share or bool(item["template"]), "unseen_share", why)
         if is_unseen(item["template"], config) != c.is_unseen:
             counts["held_out"] += 1
         elif item["answer"] is None:
