@@ -115,17 +115,26 @@ def build(
         for name in (objective, "nll")
     }
 
+    # What both networks share is made once for all callers.
+    @cache
+    def init_base() -> Params:
+        key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
+        return inits["base"](key) if state.base else {}
+
     # All that a run will call.
-    read = at.base, at.policy.params, split
+    def read(base: Params, params: Params, rows: TokenRows) -> Array:
+        return make_log_probs(model)(lora.merge(base, params), rows)
+
+    read_from = at.base, at.policy.params, split
     return Functions(
-        init_base=make_init_base(config, inits["base"], state),
+        init_base=init_base,
         init_policy=inits["policy"],
         init_prm=inits["prm"],
         grow={"train": grower("search", config.search)}
         | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
         update_policy=by_objective[objective],
         imitate=by_objective["nll"],
-        read_log_probs=compiled("policy reading", policy_reading(model), in_shardings=read),
+        read_log_probs=compiled("policy reading", read, in_shardings=read_from),
         update_prm=updater("PRM update", prm_update(config, model), at.prm),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=state,
@@ -143,17 +152,6 @@ def make_readers(
     ends = task.tokenizer.end_ids, trace.boundary, trace.answer
     tables, form = make_tables(texts, *ends, trace.calculator), make_form(texts, task.commuting)
     return lambda search: make_reader((writer, model), tables, trace, search.chunk, form)
-
-
-def make_init_base(config: Config, init_fn: Callable, state: State) -> Callable[[], Params]:
-    """Make the function that returns what both networks share, once for all its callers."""
-
-    @cache
-    def init_base() -> Params:
-        key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
-        return init_fn(key) if state.base else {}
-
-    return init_base
 
 
 def new_base(config: Config, model: Transformer, key: Array) -> Params:
@@ -268,11 +266,6 @@ def policy_update(config: Config, model: Transformer, objective: str) -> UpdateF
         return loss_fn(read(lora.merge(base, params), rows), rows, learning)
 
     return fits.make_update(loss, fits.make_optimizer(learning))
-
-
-def policy_reading(model: Transformer) -> ReadOverFn:
-    """Make the function that reads the policy's log-probabilities of rows."""
-    return lambda base, params, rows: make_log_probs(model)(lora.merge(base, params), rows)
 
 
 def prm_update(config: Config, model: Transformer) -> UpdateFn:

@@ -253,12 +253,6 @@ def their_name(path: str) -> str:
     return f"model.layers.{match[1]}.{BLOCK[match[2]]}" if match else TOP[path]
 
 
-def their_names(num_layers: int) -> list[str]:
-    """List all tensors that a network of so many layers may hold, by their names."""
-    blocks = [f"model.layers.{i}.{name}" for i in range(num_layers) for name in BLOCK.values()]
-    return [*TOP.values(), *blocks]
-
-
 def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Give the shape that Hugging Face stores a parameter in; projections are [out in]."""
     name = path.rsplit("/", 1)[-1]

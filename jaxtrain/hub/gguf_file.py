@@ -7,6 +7,7 @@ Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ def list_tensors(
     """List the shapes of tensors by Hugging Face's names, and how one is read. Raises UserError."""
     import gguf  # pyright: ignore[reportMissingImports]
 
-    name_map, known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers), {}
-    for theirs in families.their_names(config.num_layers):
-        known[name_map.get_name(theirs, (".weight",))] = theirs
+    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
+    layers = [f"model.layers.{i}." for i in range(config.num_layers)]
+    names = [*families.TOP.values(), *map("".join, product(layers, families.BLOCK.values()))]
+    known = {name_map.get_name(theirs, (".weight",)): theirs for theirs in names}
     tensors = {}
     for tensor in reader.tensors:
         name = known.get(tensor.name, tensor.name)

@@ -47,7 +47,13 @@ class Pretrained:
 
 def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
     """Open a Hugging Face folder of an architecture that ends in `kind`. Raises UserError."""
-    check_hashes(path)
+    # Compare an exported folder with the hashes beside its files.
+    for name, expected in (folder.read_json(path / SEAL) if (path / SEAL).exists() else {}).items():
+        if not (path / name).is_file() or sha256(path / name) != expected:
+            told = "is missing or not as it was exported (its sha256 differs); export again"
+            raise UserError(f"{path / name}: {told}")
+
+    # What the model is.
     names = [name for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()]
     given = {name: folder.read_json(path / name) for name in names}
     data = given["config.json"]
@@ -161,16 +167,6 @@ def check_tensors(pretrained: Pretrained) -> None:
         # A tied model may carry its embedding twice.
         if not is_known and not (name == OUTPUT and pretrained.config.is_tied):
             raise UserError(f"{pretrained.where}: tensor {name} has no place in this architecture")
-
-
-def check_hashes(path: Path) -> None:
-    """Compare an exported folder with the hashes beside its files. Raises UserError."""
-    if not (path / SEAL).exists():
-        return
-    for name, expected in folder.read_json(path / SEAL).items():
-        if not (path / name).is_file() or sha256(path / name) != expected:
-            told = "is missing or not as it was exported (its sha256 differs); export again"
-            raise UserError(f"{path / name}: {told}")
 
 
 def open_prm(path: Path, policy: Pretrained) -> Pretrained:
