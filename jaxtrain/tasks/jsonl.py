@@ -156,7 +156,7 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
     # Read the files; what is in the test file is no train row.
     c = config.jsonl
     has_judge = c.answer_kind != "math" or importlib.util.find_spec("math_verify") is not None
-    require(has_judge, "tasks.jsonl", c, "answer_kind", "needs pip install 'jaxtrain[math]'")
+    c.require(has_judge, "answer_kind", "needs pip install 'jaxtrain[math]'")
     rows, num_lines, counts, skipped = _read_rows("path", c)
     test_rows, num_in_test = [], 0
     if c.test_path:
