@@ -38,6 +38,8 @@ from jaxtrain.updates import fits
 from jaxtrain.updates.fits import UpdateFn
 
 ReadOverFn = Callable[[Params, Params, TokenRows], Array]
+# of arrays: the same everywhere, or split along the batch
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
 # what the terminal calls the searches that answer
 GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
 
@@ -84,7 +86,7 @@ def build(
     # Where everything lies.
     state = abstract_state(config, model, mesh)
     at, networks = placed(state), placed(state.networks)
-    whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
+    whole, split = (NamedSharding(mesh, spec) for spec in (WHOLE, SPLIT))
 
     # How each kind of function is compiled.
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
@@ -245,8 +247,16 @@ def make_grow(
         policy = unstack(lora.merge(base, policy_params))
         return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
-    # Trees do not know each other: a device grows its own.
-    per_shard = sharding.per_shard(grow, mesh, 3, 2, is_alone=asks_host)
+    # Trees do not know each other: a device grows its own, on weights that are gathered over data
+    # and fsdp once. Tensor parallelism is the compiler's; a device that asks the host is alone.
+    per_shard = jax.shard_map(
+        grow,
+        mesh=mesh,
+        axis_names=set(mesh.axis_names if asks_host else sharding.BATCH_AXES),
+        in_specs=(WHOLE, WHOLE, WHOLE, SPLIT, SPLIT, WHOLE),
+        out_specs=SPLIT,
+        check_vma=False,
+    )
 
     def cast_and_grow(base: Params, policy_params: Params, prm_params: Params, *args):
         cast = partial(decode_weights, config.model, is_split=mesh.shape["tp"] > 1)

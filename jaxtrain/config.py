@@ -5,7 +5,7 @@ evaluation and loop stand here, since they speak of several stages. What can onl
 several sections, from the devices or from the task's problems is checked here.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import jax
@@ -72,21 +72,21 @@ class Config(Section):
     """Everything a run is made of; `configs/base.py` turns it into flags."""
 
     seed: int = 0  # of all draws but the task's problems
-    tasks: TasksConfig = field(default_factory=TasksConfig)
-    hub: HubConfig = field(default_factory=HubConfig)
+    tasks: TasksConfig = TasksConfig()
+    hub: HubConfig = HubConfig()
     # with hub.pretrained the shape is the model's own
-    model: ModelConfig = field(default_factory=ModelConfig)
-    prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    trace: TraceConfig = field(default_factory=TraceConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
-    labels: LabelsConfig = field(default_factory=LabelsConfig)
-    datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
-    updates: UpdatesConfig = field(default_factory=UpdatesConfig)
-    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    sharding: ShardingConfig = field(default_factory=ShardingConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    compilation: CompilationConfig = field(default_factory=CompilationConfig)
+    model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    trace: TraceConfig = TraceConfig()
+    search: SearchConfig = SearchConfig()
+    labels: LabelsConfig = LabelsConfig()
+    datasets: DatasetsConfig = DatasetsConfig()
+    updates: UpdatesConfig = UpdatesConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    loop: LoopConfig = LoopConfig()
+    compilation: CompilationConfig = CompilationConfig()
 
     def check(self) -> None:
         self.require(0 <= self.seed < 2**31, "seed", "must lie between 0 and 2**31 - 1")

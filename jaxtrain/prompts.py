@@ -8,7 +8,7 @@ one shape and one compilation.
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -16,19 +16,8 @@ from jaxtrain.errors import Count, Section, UserError, one_of
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Prompts, Tokenizer
 
-
-class Problem(Protocol):
-    """What this stage reads of a task's problem."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def question(self) -> str: ...
-
-
-Encode = Callable[[Any], list[int]]  # a problem, or that of a demonstration, into tokens
+Problem = Any  # a task's, of which id, prompt and question are read
+Encode = Callable[[Problem], list[int]]  # a problem, or that of a demonstration, into tokens
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ every row its target in [0, 1] and whether it has one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import chex
@@ -81,7 +81,7 @@ class LabelsConfig(Section, at="labels"):
     # a path, and nothing behind it; td_lambda: soft, mixed with the PRM's scores on the way;
     # outcome: the verdict on the end of every trace through the step
     kind: Annotated[str, one_of(*TARGETS)] = "quality"
-    td_lambda: TdLambdaConfig = field(default_factory=TdLambdaConfig)
+    td_lambda: TdLambdaConfig = TdLambdaConfig()
 
 
 def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:

@@ -1,7 +1,7 @@
 """The config of search: a method, its budget, and a section for each method beside its code."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from jaxtrain.errors import Count, NotNegative, Section, Share, one_of
@@ -70,17 +70,15 @@ class SearchConfig(Section, at="search"):
     # taken off raw scores; above their range, what stands behind a false step is answered where
     # there is nothing else
     check_weight: NotNegative = 1.0
-    widening: WideningConfig = field(default_factory=WideningConfig)
-    mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
-    puct: prior_rules.PuctConfig = field(default_factory=prior_rules.PuctConfig)
-    gumbel: prior_rules.GumbelConfig = field(default_factory=prior_rules.GumbelConfig)
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    beam: frontier_rules.BeamConfig = field(default_factory=frontier_rules.BeamConfig)
-    dvts: frontier_rules.DvtsConfig = field(default_factory=frontier_rules.DvtsConfig)
-    best_first: frontier_rules.BestFirstConfig = field(
-        default_factory=frontier_rules.BestFirstConfig
-    )
-    dfs: frontier_rules.DfsConfig = field(default_factory=frontier_rules.DfsConfig)
+    widening: WideningConfig = WideningConfig()
+    mcts_star: MctsStarConfig = MctsStarConfig()
+    puct: prior_rules.PuctConfig = prior_rules.PuctConfig()
+    gumbel: prior_rules.GumbelConfig = prior_rules.GumbelConfig()
+    prior: PriorConfig = PriorConfig()
+    beam: frontier_rules.BeamConfig = frontier_rules.BeamConfig()
+    dvts: frontier_rules.DvtsConfig = frontier_rules.DvtsConfig()
+    best_first: frontier_rules.BestFirstConfig = frontier_rules.BestFirstConfig()
+    dfs: frontier_rules.DfsConfig = frontier_rules.DfsConfig()
     # cached: keys and values of a step are kept; recompute: a prefix is read anew, in less memory
     memory: Annotated[str, one_of("cached", "recompute")] = "cached"
     # trees that a device grows at once, the next when one ends; None: all of a batch

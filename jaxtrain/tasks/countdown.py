@@ -174,17 +174,6 @@ def legal_moves(numbers: tuple[int, ...]) -> list[Move]:
     return sorted(moves)
 
 
-def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
-    """Return every correct response to a problem, in a fixed order."""
-    lines = []
-    for move in legal_moves(numbers):
-        if len(move.remaining) > 1:
-            lines += [f"{write_move(move)}\n{rest}" for rest in solutions(move.remaining, target)]
-        elif move.result == target:
-            lines.append(write_move(move))
-    return lines
-
-
 def weak_trace(prompt: str, config: CountdownConfig, rng: random.Random) -> str:
     """Play one game of a weak player: whole, legal, and most often not correct.
 
