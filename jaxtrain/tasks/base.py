@@ -146,17 +146,13 @@ def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
 
 def close_sizes(config: "TasksConfig", num_rows: int | None = None) -> tuple[int, int, int]:
     """Return the sizes of test, dev and demonstrations, of a file's num_rows or problems made."""
-
-    def close(asked: int | None, usual: int, share: float) -> int:
-        if asked is not None:
-            return asked
-        return usual if num_rows is None else min(usual, math.ceil(share * num_rows))
-
-    return (
-        close(config.num_test, 512, 0.1),
-        close(config.num_dev, 256, 0.1),
-        close(config.num_demonstrations, 8000, 0.4),
-    )
+    asked = config.num_test, config.num_dev, config.num_demonstrations
+    usual = 512, 256, 8000
+    if num_rows is not None:
+        shares = 0.1, 0.1, 0.4
+        usual = [min(n, math.ceil(x * num_rows)) for n, x in zip(usual, shares, strict=True)]
+    test, dev, shown = (n if x is None else x for x, n in zip(asked, usual, strict=True))
+    return test, dev, shown
 
 
 class Sets(NamedTuple):
