@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +18,10 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.commuting import in_order
 from jaxtrain.errors import UserError
 from jaxtrain.structs import CheckFn, Tokenizer, Verdict
+from jaxtrain.verifiers.numerals import BOX, MARKER
 
 if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig  # made of the configs of all tasks
-
-Row = TypeVar("Row")
 
 NUM_NAMED = 3  # bad rows that a message names
 NUM_REMEMBERED = 2**17  # steps, and paths, that a check has judged
@@ -155,6 +154,29 @@ def close_sizes(config: "TasksConfig", num_rows: int | None = None) -> tuple[int
     return test, dev, shown
 
 
+class Row(NamedTuple):
+    """A question in words with its answer, as it was read or made."""
+
+    id: int
+    question: str
+    reasoning: str
+    gold: str
+    substance: str = ""  # see Problem
+
+    @property
+    def problem(self) -> Problem:
+        prompt = f"Q: {self.question}\nA:\n"
+        return Problem(self.id, prompt, self.gold, self.question, self.substance)
+
+    @property
+    def demonstration(self) -> Demonstration:
+        """Its answer in the form of responses: lines, the last of which gives the gold."""
+        steps = [line.strip() for line in self.reasoning.split("\n")]
+        answer = f"{BOX}{self.gold}}}" if "\n" in self.gold else f"{MARKER} {self.gold}"
+        response = "\n".join([*filter(None, steps), answer])
+        return Demonstration(self.problem.prompt, response, self.question, self.substance)
+
+
 class Sets(NamedTuple):
     test: tuple
     dev: tuple
@@ -163,7 +185,7 @@ class Sets(NamedTuple):
 
 
 def draw_sets(
-    rows: Sequence[Row], sizes: tuple[int, int, int, int | None], seed: int | None, what: str
+    rows: Sequence[Any], sizes: tuple[int, int, int, int | None], seed: int | None, what: str
 ) -> Sets:
     """Draw disjoint sets of the given sizes (test, dev, demonstrations, train) from rows, in an
     order of the seed's, or as they come where that is None.
