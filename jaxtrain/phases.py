@@ -27,7 +27,7 @@ from jaxtrain.progress import Phase, Progress
 from jaxtrain.report import render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
-from jaxtrain.search.prior import rank
+from jaxtrain.search.rows import rank
 from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.tasks.base import make_check

@@ -8,7 +8,7 @@ from jaxtrain.errors import Count, NotNegative, Section, Share, one_of
 from jaxtrain.search import frontier_rules, prior_rules
 from jaxtrain.search.frontier import FrontierRule
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
-from jaxtrain.search.prior import PriorConfig
+from jaxtrain.search.rows import PriorConfig
 from jaxtrain.search.tree_loop import TreeRule
 
 # Each makes its method's rule, for traces of D steps.

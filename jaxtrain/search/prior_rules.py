@@ -26,8 +26,7 @@ import jax.numpy as jnp
 import mctx as _mctx
 
 from jaxtrain.errors import Count, NotNegative, Section
-from jaxtrain.search.prior import PriorConfig
-from jaxtrain.search.rows import MctxTree
+from jaxtrain.search.rows import MctxTree, PriorConfig
 from jaxtrain.search.tree_loop import TreeRule, View
 from jaxtrain.structs import Array, Kind
 

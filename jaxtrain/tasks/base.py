@@ -21,7 +21,7 @@ from jaxtrain.structs import CheckFn, Tokenizer, Verdict
 from jaxtrain.verifiers.numerals import BOX, MARKER
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig  # made of the configs of all tasks
+    from jaxtrain.tasks import TasksConfig  # made of the configs of all tasks
 
 NUM_NAMED = 3  # bad rows that a message names
 NUM_REMEMBERED = 2**17  # steps, and paths, that a check has judged

@@ -33,7 +33,7 @@ from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_
 from jaxtrain.tokenizers import character_tokenizer
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig
+    from jaxtrain.tasks import TasksConfig
 
 ALPHABET = "\n 0123456789+-*/=|"
 MAX_NUMBER = 99

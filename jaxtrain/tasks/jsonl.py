@@ -28,7 +28,7 @@ from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import MATH, Worker
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig
+    from jaxtrain.tasks import TasksConfig
 
 ANNOTATION = re.compile("<<[^<>]*>>")
 NO_TEXT = re.compile("[\0\ud800-\udfff]")

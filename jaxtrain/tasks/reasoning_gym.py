@@ -24,7 +24,7 @@ from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import Worker
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig
+    from jaxtrain.tasks import TasksConfig
 
 SECTION = "tasks.reasoning_gym"  # of the config
 MAX_ANSWER = 4096  # characters of an answer that is put to a scorer
