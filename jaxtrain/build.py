@@ -309,10 +309,6 @@ class Announced:
         self._name, self.jitted, self._progress = name, jitted, progress
         self._compiled: dict[Any, Any] = {}
 
-    def text(self) -> str:
-        """Return what the compiler made of the first arguments."""
-        return next(iter(self._compiled.values())).as_text()
-
     def __call__(self, *args):
         # Abstract or not, what has a shape and a dtype is told apart by them.
         kinds = tuple(

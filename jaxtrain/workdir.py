@@ -120,7 +120,12 @@ def open_workdir(
     path = Path(path).expanduser()
     with contextlib.ExitStack() as held:
         try:
-            _make_folder(path)
+            path.mkdir(parents=True, exist_ok=True)
+            names = {entry.name for entry in path.iterdir()}
+            # A start killed before config.json was in place leaves these two at most.
+            if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
+                why = "holds files but no config.json, so it is no run"
+                raise UserError(f"workdir {path} {why}; choose another --workdir")
             held.enter_context(acquire(path))
             notices, num_starts = _take_over(path, config, facts, command)
         except OSError as error:
@@ -222,15 +227,6 @@ def _git_commit() -> str | None:
 def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> str:
     """Hash what training depends on, all but the free keys of the config, and `more`."""
     return _hash([_leaves(config, FREE_KEYS), facts, more])
-
-
-def _make_folder(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    names = {entry.name for entry in path.iterdir()}
-    # A start killed before config.json was in place leaves these two at most.
-    if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
-        why = "holds files but no config.json, so it is no run"
-        raise UserError(f"workdir {path} {why}; choose another --workdir")
 
 
 def acquire(path: Path) -> IO[str]:
