@@ -19,6 +19,7 @@ from jaxtrain.errors import Count, Natural, Section, UserError, one_of, some_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
+from jaxtrain.metrics import WRITERS, package
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
@@ -65,6 +66,12 @@ class LoopConfig(Section, at="loop"):
 
     # after iteration 0, the warm start; may be raised to continue a finished run
     num_iterations: Natural = 3
+    # what shows the metrics beside metrics.jsonl: tensorboard, wandb, trackio
+    writers: tuple[str, ...] = ("tensorboard",)
+
+    def check(self) -> None:
+        why = f"must be some of {', '.join(WRITERS)}, or nothing"
+        self.require({*self.writers} <= {*WRITERS}, "writers", why)
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,8 @@ class Config(Section):
 
 def check(config: Config, task: Task) -> None:
     """Refuse, before anything is written, what devices or problems do not allow (UserError)."""
+    for name in config.loop.writers:
+        package(name)
     mesh = sharding.make_mesh(config.sharding)
     check_batches(config, mesh)
     check_checks(config, task, mesh)
