@@ -70,7 +70,7 @@ class LoopConfig(Section, at="loop"):
     writers: tuple[str, ...] = ("tensorboard",)
 
     def check(self) -> None:
-        why = f"must be some of {', '.join(WRITERS)}, or nothing"
+        why = f"must be some of {','.join(WRITERS)}, or nothing"
         self.require({*self.writers} <= {*WRITERS}, "writers", why)
 
 
