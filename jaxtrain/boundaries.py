@@ -8,12 +8,12 @@ in state 0 and a prefix carries no state.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxtrain.calculator import Calculator, make_calculator, tabulate
-from jaxtrain.errors import Count, Section, UserError, one_of
+from jaxtrain.errors import Count, Section, UserError
 
 START, OVER = 0, 1  # of the step's automaton
 # of the answer's: complete is a closed box whose line goes on
@@ -34,11 +34,12 @@ class TraceConfig(Section, at="trace"):
     boundary: str = "\n"
     step_tokens: Count | None = None  # tokens at which a step ends, whatever its text; None: never
     # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
-    answer: "Annotated[str, one_of(*ANSWERS)]" = "end"
+    answer: str = "end"
     # the results of sums are computed and not the policy's, in search and evaluation alike
     calculator: bool = False
 
     def check(self) -> None:
+        self.require(self.answer in ANSWERS, "answer", f"must be {' or '.join(ANSWERS)}")
         if len(self.boundary.encode()) > MAX_BOUNDARY:
             told = f"has more than {MAX_BOUNDARY} bytes"
             raise UserError(f"--config.trace.boundary={self.boundary[:20]!r}...: {told}")

@@ -28,6 +28,12 @@ def explained(what: str, then: str = "fetch the model again") -> Iterator[None]:
         raise UserError(f"{what} ({told}); {then}") from error
 
 
+def require(is_met: bool, where: object, told: str) -> None:
+    """Refuse an input, in one line: where it is, and what is wrong with it. Raises UserError."""
+    if not is_met:
+        raise UserError(f"{where}: {told}")
+
+
 class Bound(NamedTuple):
     """What values of a field are taken, and how that is told; None always is."""
 

@@ -47,22 +47,6 @@ REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class JsonlConfig(Section, at="tasks.jsonl"):
-    """Which files, and what stands in their rows."""
-
-    # the train file: JSON lines, one JSON array, .parquet, or a folder that datasets has saved
-    path: str = ""
-    test_path: str = ""  # the test file; empty: the test problems are held out of the train file
-    question_field: str = "question"  # the field of a row with its question
-    answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
-    # number | choice (one letter) | text (as it is) | math (an expression, by math-verify)
-    answer_kind: "Annotated[str, one_of(*KINDS)]" = "number"
-    is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
-    max_row_bytes: Count = 16384  # a longer line is a bad row
-    max_bad_share: Share = 0.01  # skip bad rows up to this share of a file, then refuse the file
-
-
 def key_of(row: Row) -> str:
     """Return what rows are compared by: white space does not make another question."""
     return " ".join(row.question.split())
@@ -101,6 +85,22 @@ KINDS: dict[str, Write] = {
     "text": write_text,
     "math": write_math,
 }
+
+
+@dataclass(frozen=True)
+class JsonlConfig(Section, at="tasks.jsonl"):
+    """Which files, and what stands in their rows."""
+
+    # the train file: JSON lines, one JSON array, .parquet, or a folder that datasets has saved
+    path: str = ""
+    test_path: str = ""  # the test file; empty: the test problems are held out of the train file
+    question_field: str = "question"  # the field of a row with its question
+    answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
+    # number | choice (one letter) | text (as it is) | math (an expression, by math-verify)
+    answer_kind: Annotated[str, one_of(*KINDS)] = "number"
+    is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
+    max_row_bytes: Count = 16384  # a longer line is a bad row
+    max_bad_share: Share = 0.01  # skip bad rows up to this share of a file, then refuse the file
 
 
 @dataclass(frozen=True)

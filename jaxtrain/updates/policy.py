@@ -7,13 +7,13 @@ once, and stand in the rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.errors import NotNegative, one_of
+from jaxtrain.errors import NotNegative
 from jaxtrain.structs import Array, TokenRows
 from jaxtrain.updates.fits import LearnerConfig
 
@@ -24,12 +24,14 @@ class PolicyConfig(LearnerConfig, at="updates.policy"):
 
     # nll: verified traces; weighted: every step by its label; dpo: right traces before wrong ones;
     # step_dpo: right steps before wrong siblings; grpo: answers by their advantage in a tree
-    objective: "Annotated[str, one_of(*OBJECTIVES)]" = "nll"
+    objective: str = "nll"
     beta: NotNegative = 0.1  # of dpo and step_dpo: a larger one stays nearer to the reference
     clip: NotNegative = 0.2  # of grpo: a token's ratio counts from 1 - clip to 1 + clip
     kl: NotNegative = 0.04  # of grpo: weight of the divergence from the reference
 
     def check(self) -> None:
+        is_met, why = self.objective in OBJECTIVES, f"must be {' or '.join(OBJECTIVES)}"
+        self.require(is_met, "objective", why)
         # What is compared with the policy before the fit begins there.
         known = OBJECTIVES[self.objective]
         free = [name for name, kind in OBJECTIVES.items() if not kind.has_reference]

@@ -31,12 +31,16 @@ class PrmConfig(LearnerConfig, at="updates.prm"):
     init_from: Annotated[str, one_of("previous", "warm_start", "policy")] = "previous"
     # squared: error of the value; binary: cross-entropy of the chance of success; bins: that of
     # values in bins; pairwise: binary, and which of two steps of a problem is better
-    objective: "Annotated[str, one_of(*OBJECTIVES)]" = "squared"
+    objective: str = "squared"
     # with bins: values from 0 to 1 that the head tells apart
     num_bins: Annotated[int, at_least(2)] = 11
     pairwise_weight: NotNegative = 1.0  # with pairwise: of the comparisons, beside the binary loss
     # with pairwise: paths of a problem that stand in a batch together
     num_together: Annotated[int, at_least(2)] = 2
+
+    def check(self) -> None:
+        is_met, why = self.objective in OBJECTIVES, f"must be {' or '.join(OBJECTIVES)}"
+        self.require(is_met, "objective", why)
 
 
 # (what the head says, [M L] or [M L K]; rows; config; D, labels of a row at most) -> [] float32

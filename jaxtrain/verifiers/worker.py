@@ -98,10 +98,11 @@ class Worker:
             command = [sys.executable, "-s", "-P", str(Path(__file__).resolve())]
             # what foreign code prints is read by nobody
             null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            how = {"env": ENVIRONMENT, "cwd": "/", "pass_fds": [theirs.fileno()], **null}
-            self._process = subprocess.Popen([*command, str(theirs.fileno())], **how)
+            how: Any = {"env": ENVIRONMENT, "cwd": "/", "pass_fds": [theirs.fileno()], **null}
+            process = subprocess.Popen([*command, str(theirs.fileno())], **how)
             theirs.close()
-            self._finalizer = weakref.finalize(self, stop, self._process, self._pipe)
+            self._process = process
+            self._finalizer = weakref.finalize(self, stop, process, self._pipe)
             if self._exchange(self._setup, timeout=120.0) is None:
                 return None
         return self._exchange(request, timeout)
