@@ -147,8 +147,8 @@ def check(config: Config, task: Task) -> None:
     check_batches(config, mesh)
     check_checks(config, task, mesh)
     size, num_ids = config.model.vocab_size, task.tokenizer.vocab_size
-    if size is not None and size < num_ids:
-        raise UserError(f"--config.model.vocab_size={size}: the tokenizer has {num_ids} ids")
+    told = f"the tokenizer has {num_ids} ids"
+    config.model.require(size is None or size >= num_ids, "vocab_size", told)
 
     # Both sets must hold problems, and of each some prompt must fit.
     limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
