@@ -72,7 +72,7 @@ class Worker:
         name: of a dataset, or MATH, whose items are golds.
         """
         self._setup, self._timeout = {"name": name, "params": params}, timeout
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen | None = None
 
     def item(self, index: int) -> dict[str, Any]:
         """Return the question, answer, reference solution and template ("" for none) of an item.
@@ -122,7 +122,7 @@ class Worker:
         return None
 
 
-def stop(process: subprocess.Popen[bytes], pipe: Connection) -> None:
+def stop(process: subprocess.Popen, pipe: Connection) -> None:
     """Kill a worker."""
     process.kill()
     process.wait()
