@@ -16,7 +16,7 @@ from jax.test_util import check_grads
 from jaxtrain.errors import UserError
 from jaxtrain.nn.heads import head_outputs, init_head, value_of
 from jaxtrain.structs import TokenRows
-from jaxtrain.updates import OBJECTIVES, PolicyConfig, PrmConfig, UpdatesConfig
+from jaxtrain.updates import OBJECTIVES, PolicyConfig, PrmConfig
 from jaxtrain.updates.prm import comparisons, cross_entropy, language
 
 ROWS, LENGTH, LABELS = 4, 9, 3
@@ -243,18 +243,20 @@ def test_clipped_is_grpo():
 
 
 BAD = {
-    "prm.objective": (dict(prm=PrmConfig(objective="ranks")), "squared or binary or bins or pair"),
-    "prm.num_bins": (dict(prm=PrmConfig(num_bins=1)), "must be 2 or more"),
-    "prm.dropout": (dict(prm=PrmConfig(dropout=1.0)), "must be at least 0 and below 1"),
-    "prm.held_out": (dict(prm=PrmConfig(held_out=-0.1)), "must be at least 0 and below 1"),
-    "prm.lm_weight": (dict(prm=PrmConfig(lm_weight=-1.0)), "must be 0 or more"),
-    "policy.objective": (dict(policy=PolicyConfig(objective="ppo")), "nll or weighted or dpo or "),
+    "prm.objective": (PrmConfig, dict(objective="ranks"), "squared or binary or bins or pair"),
+    "prm.num_bins": (PrmConfig, dict(num_bins=1), "must be 2 or more"),
+    "prm.dropout": (PrmConfig, dict(dropout=1.0), "must be below 1, and 0 or more"),
+    "prm.held_out": (PrmConfig, dict(held_out=-0.1), "must be below 1, and 0 or more"),
+    "prm.lm_weight": (PrmConfig, dict(lm_weight=-1.0), "must be 0 or more"),
+    "policy.objective": (PolicyConfig, dict(objective="ppo"), "nll or weighted or dpo or "),
     "policy.init_from": (
-        dict(policy=PolicyConfig(objective="grpo", init_from="warm_start")),
+        PolicyConfig,
+        dict(objective="grpo", init_from="warm_start"),
         "grpo improves on the policy before; it goes with --config.updates.policy.objective nll",
     ),
     "policy.batch_size": (
-        dict(policy=PolicyConfig(objective="dpo", batch_size=7)),
+        PolicyConfig,
+        dict(objective="dpo", batch_size=7),
         "dpo takes pairs of rows; choose an even number",
     ),
 }
@@ -262,7 +264,7 @@ BAD = {
 
 @pytest.mark.parametrize("key", BAD)
 def test_what_makes_no_sense_is_one_line(key):
-    how, why = BAD[key]
+    cls, how, why = BAD[key]
     with pytest.raises(UserError, match=f"--config.updates.{key}=.*: .*{why}") as caught:
-        UpdatesConfig(**how)
+        cls(**how)
     assert "\n" not in str(caught.value)

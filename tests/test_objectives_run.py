@@ -12,6 +12,7 @@ from io import StringIO
 import jax
 import numpy as np
 import pytest
+from solver import solutions
 from test_iteration import CONFIG as WHOLE
 from test_iteration import Interrupted, InterruptedProgress, assert_same_run
 
@@ -24,7 +25,7 @@ from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
 from jaxtrain.tasks import Demonstration, make_task
-from jaxtrain.tasks.countdown import CountdownTask, solutions
+from jaxtrain.tasks.countdown import CountdownTask
 from jaxtrain.updates import OBJECTIVES, FitConfig
 from jaxtrain.workdir import open_workdir
 
