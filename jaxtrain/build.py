@@ -125,13 +125,7 @@ def build(
         return inits["base"](key) if state.base else {}
 
     # All that a run will call.
-    def read(base: Params, params: Params, rows: TokenRows) -> Array:
-        return heads.make_log_probs(model)(lora.merge(base, params), rows)
-
-    def read_values(base: Params, params: Params, rows: TokenRows) -> Array:
-        hidden = heads.read_rows(model, lora.merge(base, params["backbone"]), rows)
-        return heads.value_of(params["head"], hidden)
-
+    read, read_values = readings(model)
     read_from = at.base, at.policy.params, split
     valued_from = at.base, at.prm.params, split
     return Functions(
@@ -283,6 +277,19 @@ def policy_update(config: Config, model: Transformer, objective: str) -> UpdateF
         return loss_fn(read(lora.merge(base, params), rows), rows, learning)
 
     return fits.make_update(loss, fits.make_optimizer(learning))
+
+
+def readings(model: Transformer) -> tuple[ReadOverFn, ReadOverFn]:
+    """Make what reads rows: the policy's log-probabilities of tokens, the PRM's values."""
+
+    def log_probs(base: Params, params: Params, rows: TokenRows) -> Array:
+        return heads.make_log_probs(model)(lora.merge(base, params), rows)
+
+    def values(base: Params, params: Params, rows: TokenRows) -> Array:
+        hidden = heads.read_rows(model, lora.merge(base, params["backbone"]), rows)
+        return heads.value_of(params["head"], hidden)
+
+    return log_probs, values
 
 
 def prm_update(config: Config, model: Transformer) -> UpdateFn:
