@@ -7,7 +7,7 @@
     trees/<iteration>/<purpose>-<shard>.npz                see `trees.TreeFiles`
     labels/<iteration>/<purpose>-<shard>.<kind>.npz        likewise
     metrics.jsonl, tensorboard/, report.html               what is told
-    writers.json                                           the run's ids at services
+    samples.json, writers.json                             what it shows; the run's ids at services
 
 A run may be killed at any instant, so a file is complete or absent (`files.py`). One run owns a
 folder at a time, and one config owns it for ever: the same command resumes, another config is
@@ -55,7 +55,7 @@ FREE_KEYS = (
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
-FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
+FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "samples.json", "report.html")
 # What must stand in a file that an earlier start wrote, and of which type.
 NEEDED = {
     "config.json": {"seed": int},
@@ -187,6 +187,7 @@ def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         | {package: _version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
         "host": socket.gethostname(),
+        "num_cores": os.cpu_count(),
         "platform": platform.platform(),
         "devices": {
             "platform": jax.default_backend(),
@@ -222,7 +223,7 @@ def _git_commit() -> str | None:
 
 def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> str:
     """Hash what training depends on, all but the free keys of the config, and `more`."""
-    learnt = {key: value for key, value in _flatten(config) if not _is_free(key)}
+    learnt = {key: value for key, value in flatten(config) if not _is_free(key)}
     return _hash([learnt, facts, more])
 
 
@@ -256,7 +257,7 @@ def _differing(
     old: dict[str, Any], new: dict[str, Any], free_keys: tuple[str, ...] = ()
 ) -> list[str]:
     """Return a line "key old -> new" for every leaf that differs, free keys apart."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flatten(old)), dict(flatten(new))
     return [
         f"{key} {_show(before, key)} -> {_show(after, key)}"
         for key in sorted(before.keys() | after.keys())
@@ -278,13 +279,13 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
         raise UserError(f"workdir {path} {told}; {then} ({absent})")
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested dicts under dotted keys; lists and empty dicts are leaves."""
     if not isinstance(value, dict) or (prefix and not value):
         yield prefix, value
         return
     for key in value:
-        yield from _flatten(value[key], f"{prefix}.{key}" if prefix else key)
+        yield from flatten(value[key], f"{prefix}.{key}" if prefix else key)
 
 
 def _show(leaves: dict[str, Any], key: str) -> str:

@@ -8,6 +8,7 @@ printable, and a policy in the page itself forbids scripts in case that were not
     values.py   rows, and numbers as text      scores.py     accuracy against tokens, the PRM
     charts.py   figures as data                accounts.py   notices, losses, counts, time
     samples.py  traces to be read              methods.py    every method at the same budgets
+    compare.py  several runs side by side, a page of its own
 
 A number is shown rounded; point at it to read its metric key and its full value.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jaxtrain.report import accounts, charts, methods, scores, values
+from jaxtrain.report import accounts, charts, compare, methods, scores, values
 
 # `problem`, `gold`, `method` and `verdict` (text), and `steps`: dicts with `text`, and as a number
 # or None `score` (the PRM's), `value` (after back-up) and `target` (the label). Any may be missing.
@@ -36,7 +37,7 @@ PAGES = Environment(
 PAGES.filters |= {"number": values.format_number, "repr": repr}
 PAGES.tests |= {"finite": values.is_number}
 PAGES.globals |= {"accounts": accounts, "charts": charts, "scores": scores, "methods": methods}
-PAGES.globals |= {"having": values.having, "newest": values.newest}
+PAGES.globals |= {"having": values.having, "newest": values.newest, "compare": compare}
 
 
 def render_report(
@@ -54,3 +55,8 @@ def render_report(
     page = {"config": config, "config_text": config_text, "manifest": manifest}
     page |= {"history": history, "samples": samples, "compared": compared}
     return PAGES.get_template("page.html").render(page)
+
+
+def render_comparison(sides: Sequence[compare.Side]) -> str:
+    """Return the page about two runs or more."""
+    return PAGES.get_template("compare.html").render(sides=sides)
