@@ -38,8 +38,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         files = [path / name for name in ("samples.json", "methods.json")]
         shown, found = (read_json(file) if file.exists() else {} for file in files)
         _, config, manifest, rows = sides[0]
-        told = shown.get("samples", []), manifest, found.get("rows", ())
-        page, name = render_report(config, rows, *told), "report.html"
+        shown = {"samples": [], **shown, "compared": found.get("rows", ())}
+        page, name = render_report(config, rows, manifest=manifest, **shown), "report.html"
     write_atomic(to or path / name, page.encode())
     print(to or path / name)
 
