@@ -64,7 +64,7 @@ def render_report(
     compared: every method at the same budgets, the rows of `evaluation.budgets.compare`. tree: one
     to be looked into; without it the page runs nothing.
     """
-    history, config_text = values.merge(rows), json.dumps(config, indent=2)
+    history, config_text = values.merge(rows), json.dumps(config, indent=2, sort_keys=True)
     page = {"config": config, "config_text": config_text, "manifest": manifest}
     page |= {"history": history, "samples": samples, "compared": compared, "tree": tree}
     return PAGES.get_template("page.html").render(page)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxtrain.report.charts import Chart, Series
-from jaxtrain.report.scores import NUM_COLOURS, Gain, along_iterations, paired, point, scored
+from jaxtrain.report.scores import NUM_COLOURS, Gain, along_iterations, paired, scored, to_point
 from jaxtrain.report.values import Row, newest
 from jaxtrain.workdir import flatten
 
@@ -29,7 +29,7 @@ def gain(first: Side, other: Side, method: str) -> Gain | None:
     for _, config, manifest, history in (first, other):
         row = newest(history, key) or {}
         # Where prompts were too long, only the same prompts leave out the same problems.
-        kept = (num := row.get("evaluation/num_too_long")), num and config["prompts"]
+        kept = (num := row.get("evaluation/num_too_long")), num and config.get("prompts")
         split = config.get("evaluation", {}).get("split")
         asked = manifest["facts"].get("tasks.problems.sha256"), split, kept
         found.append((asked, row.get(key) or []))
@@ -42,7 +42,9 @@ def by_iteration(sides: Sequence[Side], method: str) -> Chart:
     """Return the accuracies of a method along each run."""
     rows = [scored(side.history, method) for side in sides]
     lines = [
-        Series(side.name, f"c{k % NUM_COLOURS}", [point(x, method, x["iteration"]) for x in found])
+        Series(
+            side.name, f"c{k % NUM_COLOURS}", [to_point(x, method, x["iteration"]) for x in found]
+        )
         for k, (side, found) in enumerate(zip(sides, rows, strict=True))
     ]
     return along_iterations([row for found in rows for row in found], lines)
