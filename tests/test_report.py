@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from solver import solutions
 
 from jaxtrain import intervals
 from jaxtrain import iteration as iteration_lib
@@ -30,7 +31,7 @@ from jaxtrain.report.values import merge, visible
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Kind, Learner, State, Tree
 from jaxtrain.tasks import TasksConfig, make_task
-from jaxtrain.tasks.countdown import CountdownConfig, solutions
+from jaxtrain.tasks.countdown import CountdownConfig
 from jaxtrain.tasks.jsonl import REASONS
 from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
+
 from jaxtrain.report.charts import Chart, Series
 from jaxtrain.report.scores import NUM_COLOURS, Gain, along_iterations, paired, scored, to_point
 from jaxtrain.report.values import Row, newest
-from jaxtrain.workdir import flatten
 
 TOLD = ("versions", "devices", "git_commit", "facts")  # of a manifest
 
@@ -53,7 +54,7 @@ def by_iteration(sides: Sequence[Side], method: str) -> Chart:
 def differing(sides: Sequence[Side]) -> Iterator[tuple[str, list[Any]]]:
     """Yield what is not the same in all runs: keys of the config, versions, devices and facts."""
     told = [{"config": s.config, **{key: s.manifest.get(key) for key in TOLD}} for s in sides]
-    leaves = [dict(flatten(values)) for values in told]
+    leaves = [flatten_dict(values, sep=".") for values in told]
     for key in sorted({key for known in leaves for key in known}):
         found = [known.get(key, "(absent)") for known in leaves]
         if any(value != found[0] for value in found):
