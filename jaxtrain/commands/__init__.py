@@ -25,13 +25,14 @@ class Parser(argparse.ArgumentParser):
         description: str | None,
         to: str = "",
         iteration: str = "the checkpoint; the newest one by default",
+        needs_run: bool = True,
     ):
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.add_argument("--workdir", required=True, type=home_path, help="the run folder")
+        self.add_argument("--workdir", required=needs_run, type=home_path, help="the run folder")
         self.add_argument("--iteration", type=int, help=iteration)
         if to:
             self.add_argument("--to", required=True, type=home_path, help=to)

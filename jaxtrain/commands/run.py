@@ -3,8 +3,8 @@
 
 FILE is a Python file, or the name of a config of ours, such as quickstart. The same command
 resumes, after any interruption. --plan says what the run would need, without running. jaxtrain
-evaluate, relabel and export work on runs that are there; each has a --help. Whatever you can put
-right ends as one line and exit code 2, before anything is written.
+solve, evaluate, relabel and export work on runs that are there; each has a --help. Whatever you can
+put right ends as one line and exit code 2, before anything is written.
 """
 
 import inspect

@@ -60,21 +60,21 @@ def read_methods(text: str, searches: Collection[str]) -> list[str]:
     return methods
 
 
-def read_budgets(text: str) -> list[int]:
-    """Read `--budgets`, ascending. Raises UserError."""
+def read_budgets(text: str, flag: str = "--budgets") -> list[int]:
+    """Read the budgets of a flag, ascending. Raises UserError."""
     found = [re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", part) for part in text.lower().split(",")]
     budgets = {int(float(at[1]) * UNITS[at[2]]) if at else 0 for at in found}
     if min(budgets) < 1:
-        raise UserError(f"--budgets={text}: must be tokens a problem, such as 1k,4k,16k")
+        raise UserError(f"{flag}={text}: must be tokens a problem, such as 1k,4k,16k")
     return sorted(budgets)
 
 
-def require_one_sample(budget: int, lengths: Lengths) -> None:
+def require_one_sample(budget: int, lengths: Lengths, flag: str = "--budgets") -> None:
     """Refuse a budget that does not pay for one sample. Raises UserError."""
     cost = math.ceil(2 * (lengths.prompt + lengths.trace))
     if budget < cost:
         raise UserError(
-            f"--budgets: {budget:,} tokens do not pay for one sample, which costs {cost:,} of both "
+            f"{flag}: {budget:,} tokens do not pay for one sample, which costs {cost:,} of both "
             "networks on average, prompt included; begin there"
         )
 

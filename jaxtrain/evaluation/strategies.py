@@ -159,11 +159,7 @@ def read_samples(
     tree, verdict, prompt_length = keep(
         np.asarray(tree.problem_id) >= 0, (tree, verdict, prompt_length)
     )
-    # The last row of every trace, -1 where a problem has fewer.
-    rows = [_last_rows(parent, kind) for parent, kind in zip(tree.parent, tree.kind, strict=True)]
-    last = np.full((len(rows), max([1, *map(len, rows)])), -1)
-    for lanes, lane_rows in zip(last, rows, strict=True):
-        lanes[: len(lane_rows)] = lane_rows
+    last = last_rows(tree)
     answer, is_correct, score, log_prob, length = _read(tree, verdict, last, answer_fn)
     rank = rank_fn(score, log_prob, length)
     num_tokens = prompt_length[:, None] + np.cumsum(length, axis=1)
@@ -196,8 +192,18 @@ def keep(is_kept: np.ndarray, arrays):
     return jax.tree.map(lambda x: np.asarray(x)[is_kept], arrays)
 
 
+def last_rows(tree: Tree) -> np.ndarray:
+    """Find the last row of every independent trace, `[B K]` int, in the order of their first rows;
+    -1 where a problem has fewer.
+    """
+    rows = [_last_rows(parent, kind) for parent, kind in zip(tree.parent, tree.kind, strict=True)]
+    last = np.full((len(rows), max([1, *map(len, rows)])), -1)
+    for lanes, lane_rows in zip(last, rows, strict=True):
+        lanes[: len(lane_rows)] = lane_rows
+    return last
+
+
 def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
-    """The last row of every trace of one problem, traces ordered by their first rows."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for row in np.flatnonzero(kind != Kind.EMPTY).tolist():

@@ -12,17 +12,16 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrain.errors import UserError, require, require_at_least, require_one_of, require_share
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Task, close_sizes, draw_sets
+from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, WordTask, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
-from jaxtrain.verifiers.sums import check_sums
 
 if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig
@@ -97,7 +96,7 @@ KINDS: dict[str, Write] = {"number": write_rational, "choice": write_choice, "te
 
 
 @dataclass(frozen=True)
-class JsonlTask(Task):
+class JsonlTask(WordTask):
     """Questions with one answer of a known kind; see the module for the format."""
 
     kind: str = "number"
@@ -108,10 +107,6 @@ class JsonlTask(Task):
         if answer is None:
             return Verdict.UNPARSABLE
         return Verdict.CORRECT if answer == KINDS[self.kind](problem.gold) else Verdict.WRONG
-
-    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
-        """Judge the sums of a step; see `verifiers/sums.py`."""
-        return check_sums(step)
 
     def answer(self, text: str) -> str | None:
         """Return the answer of a response, numbers in lowest terms; None if it gives none."""
@@ -161,7 +156,7 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
 
 
 def _problem(row: Row) -> Problem:
-    return Problem(row.line - 1, f"Q: {row.question}\nA:\n", row.gold, row.question)
+    return WordTask.pose(row.line - 1, row.question, row.gold)
 
 
 def _demonstration(row: Row, is_annotated: bool) -> Demonstration:

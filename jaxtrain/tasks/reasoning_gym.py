@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jaxtrain.errors import UserError, require, require_share
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, WordTask, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number, write_number
-from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import Worker
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ class ReasoningGymConfig:
 
 
 @dataclass(frozen=True)
-class ReasoningGymTask(Task):
+class ReasoningGymTask(WordTask):
     """Questions of one dataset; a problem's id is its index there."""
 
     worker: Worker = field(kw_only=True)
@@ -73,10 +71,6 @@ class ReasoningGymTask(Task):
         if is_right is None:
             return Verdict.ERROR
         return Verdict.CORRECT if is_right else Verdict.WRONG
-
-    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
-        """Judge the sums of a step; see `verifiers/sums.py`."""
-        return check_sums(step)
 
     def answer(self, text: str) -> str | None:
         """Return the answer that a response gives, None if there is none or one too long to judge.
@@ -187,8 +181,7 @@ def is_unseen(template: str, config: TasksConfig) -> bool:
 
 
 def _problem(index: int, item: dict[str, str]) -> Problem:
-    question = item["question"].strip()
-    return Problem(index, f"Q: {question}\nA:\n", item["answer"], question, substance(item))
+    return WordTask.pose(index, item["question"].strip(), item["answer"], substance(item))
 
 
 def _demonstration(index: int, item: dict[str, str]) -> Demonstration:
