@@ -6,7 +6,7 @@
 Hardware: 2 CPU cores, 3 GB; 10 minutes for 355 trees on the files of GSM8K. Expect next to nothing:
 10 of those trees held a correct answer, and greedy accuracy went from 0 to 4 % of 93 problems, a
 matter of guessing small numbers. What counts is that every prompt too long, answer unparsable and
-tree without a correct leaf is told (docs/guide.md, Data).
+tree without a correct leaf is told (docs/data.md).
 """
 
 from jaxtrain.configs.base import get_config as base

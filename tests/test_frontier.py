@@ -14,6 +14,7 @@ from toy_worlds import hash_grow, make_prompts
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.frontier_rules import BeamConfig, BestFirstConfig, DfsConfig, DvtsConfig
+from jaxtrain.search.prior import PriorConfig
 from jaxtrain.structs import Kind, Prompts, Tree
 
 NUM_TREES, NUM_CANDIDATES, MAX_STEPS, NUM_TURNS = 96, 3, 4, 9
@@ -198,13 +199,18 @@ def test_a_budget_of_tokens_and_a_threshold_end_a_tree(name, limit):
     limits = limit.get("num_tokens", np.inf), limit.get("end_threshold", np.inf)
     trace = TraceConfig(MAX_STEPS, world.max_step_tokens)
     prompts, num_rows = make_prompts(NUM_TREES, seed=width), [0, 0]
-    tree = hash_grow(replace(config, **limit), trace, world)(prompts)
+    # the policy's own word says nothing against a leaf that ends the tree
+    prior = PriorConfig(weight=0.5)
+    tree = hash_grow(replace(config, **limit, prior=prior), trace, world)(prompts)
     for b in range(NUM_TREES):
         prompt = tuple(prompts.tokens[b, : prompts.length[b]].tolist())
         rows, *_ = run(world, prompt, width, num_turns, make_choose(), *limits)
         assert rows_of(tree, b) == rows, f"tree {b}"
         whole, *_ = run(world, prompt, width, num_turns, make_choose())
         num_rows = np.add(num_rows, (len(rows), len(whole)))
+        leaves = [(row[3], -n) for n, row in rows.items() if row[4] and row[1] == Kind.CANDIDATE]
+        best, place = max(leaves, default=(-np.inf, 0))
+        assert best < limits[1] or tree.chosen[b] == -place, f"tree {b}: chosen"
     assert 0 < num_rows[0] < num_rows[1], "some trees must end early"
 
 

@@ -1,14 +1,17 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nested import change
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks import Problem, TasksConfig, make_task
-from jaxtrain.tasks.jsonl import JsonlConfig, JsonlTask
+from jaxtrain.tasks import Problem, TasksConfig, file_hashes, jsonl, make_task
+from jaxtrain.tasks.jsonl import KINDS, JsonlConfig, JsonlTask
+from jaxtrain.verifiers.worker import MATH, Expressions, Worker, is_safe
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
 PROBLEM = Problem(id=0, prompt="Q: How many?\nA:\n", gold="1,200")
@@ -213,8 +216,123 @@ def test_parquet_without_its_reader_names_the_extra(config, monkeypatch):
         make_task(change(config, path="any.parquet"))
 
 
+def test_a_folder_of_datasets_holds_the_same_rows_as_lines(config, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    folder = tmp_path / "saved" / "train"
+    folder.mkdir(parents=True)
+    for part in range(2):  # as save_to_disk names and writes them
+        table = pyarrow.Table.from_pylist([row(20 * part + number) for number in range(20)])
+        with pyarrow.ipc.new_stream(
+            folder / f"data-{part:05}-of-00002.arrow", table.schema
+        ) as writer:
+            writer.write_table(table)
+    (folder / "state.json").write_text("{}")
+    asked = change(config, path=str(folder))
+    assert make_task(asked) == make_task(config)
+    before = file_hashes(asked)
+    (folder / "data-00001-of-00002.arrow").write_bytes(b"ARR0" * 10)
+    assert file_hashes(asked) != before
+    with pytest.raises(UserError, match=r"cannot read '.*train': "):
+        make_task(asked)
+
+
+def test_a_folder_without_tables_says_what_to_name(config, tmp_path):
+    with pytest.raises(UserError, match=r"name a folder of datasets with \*\.arrow files"):
+        make_task(change(config, path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        (r"$\frac{1}{2}$.", r"\frac{1}{2}"),
+        ("x = 5", "5"),
+        ("0.50", "1/2"),
+        ("8=7", "8=7"),
+        ("2x = 5", "2x = 5"),
+        ("x = y = 5", "x = y = 5"),
+        (" $ ", None),
+        ("1+" * 200, None),
+    ],
+)
+def test_an_expression_is_written_bare(text, written):
+    assert KINDS["math"](text) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "is_seen"),
+    [
+        (r"\frac{1}{2}+\sqrt[3]{x}", True),
+        (r"\left(-\infty,2\right]\cup\{5\}", True),
+        ("2*sqrt(2)", True),
+        ("7 8", False),
+        ("7~8", False),
+        ("7?8", False),
+        (r"7 \approx 8", False),
+        (r"\ldots 7", False),
+        (r"7 \\ 8", False),
+        ("x := 7", False),
+        ("7 \N{HORIZONTAL ELLIPSIS} 8", False),
+    ],
+)
+def test_math_verify_sees_what_it_reads_as_a_whole(text, is_seen):
+    assert is_safe(MATH, text) == is_seen
+
+
+@pytest.fixture(scope="module")
+def expressions():
+    """A task whose answers are expressions; the worker is started once."""
+    pytest.importorskip("math_verify")
+    task = JsonlTask("own", None, (), (), (), (), kind="math", worker=Worker(MATH, {}, 60.0))
+    yield task
+    task.worker.close()
+
+
+@pytest.mark.parametrize(
+    ("gold", "given", "verdict"),
+    [
+        (r"\frac{1}{2}", "#### 1/2", Verdict.CORRECT),
+        (r"2\sqrt{2}", r"\boxed{\sqrt{8}}", Verdict.CORRECT),
+        ("x^2+2x+1", "#### $(x+1)^2$", Verdict.CORRECT),
+        ("(1, 2)", "#### (2, 1)", Verdict.WRONG),
+        ("7", "#### 8=7", Verdict.WRONG),
+        ("7", "#### 7 dogs 8 cats", Verdict.WRONG),
+        ("1", "#### 1.0000001", Verdict.WRONG),
+        ("7", "#### ", Verdict.UNPARSABLE),
+    ],
+)
+def test_expressions_are_compared_by_what_they_are_worth(expressions, gold, given, verdict):
+    assert expressions.verify(Problem(0, "", gold), given) == verdict
+
+
+def test_an_expression_that_hangs_is_an_error_and_not_the_last_answer(expressions):
+    hasty = replace(expressions, worker=Worker(MATH, {}, 1.0))
+    assert hasty.verify(Problem(0, "", "7"), "#### 9^{9^{9^{9}}}") == Verdict.ERROR
+    assert hasty.verify(Problem(0, "", "7"), "#### 7.0") == Verdict.CORRECT
+    hasty.worker.close()
+
+
+def test_math_verify_is_asked_without_its_own_clock(monkeypatch):
+    """Its clock needs the main thread and does not stop every hang; the worker's does."""
+    calls = []
+    fake = SimpleNamespace(
+        parse=lambda text, parsing_timeout: calls.append((text, parsing_timeout)) or text,
+        verify=lambda gold, given, timeout_seconds: calls.append(timeout_seconds) or True,
+    )
+    monkeypatch.setitem(sys.modules, "math_verify", fake)
+    scorer = Expressions()
+    calls.clear()
+    assert scorer.score_answer("1/2", scorer["0.5"]) == 1.0
+    assert calls == [("$0.5$", None), ("$1/2$", None), None]
+
+
+def test_math_without_its_package_names_the_extra(config, monkeypatch):
+    monkeypatch.setattr(jsonl.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"answer_kind=math: needs pip install 'jaxtrain\[math\]'"):
+        make_task(change(config, answer_kind="math"))
+
+
 def test_an_unknown_kind_of_answer_is_refused():
-    with pytest.raises(UserError, match="answer_kind=letter: must be number or choice or text"):
+    with pytest.raises(UserError, match="answer_kind=letter: must be number or choice or text or "):
         JsonlConfig(answer_kind="letter")
 
 

@@ -72,7 +72,9 @@ class FrontierMoves:
         at = jnp.maximum(place, 0)
         goes_on = (place >= 0) & pick(pool.is_there & ~pool.is_ended, at)
         goes_on = (goes_on | is_first[:, None]) & (state.turn < rule.num_turns)[:, None]
-        is_over = is_ready & (~jnp.any(goes_on, axis=1) | self.is_spent(growth.rows))
+        decided = self.decide(growth.rows)
+        is_over = ~jnp.any(goes_on, axis=1) | self.is_spent(growth.rows) | (decided >= 0)
+        is_over &= is_ready
 
         # What is opened is told, and waited for.
         opened = jnp.where(goes_on, place, self.num_rows)
@@ -85,17 +87,26 @@ class FrontierMoves:
             state=FrontierState(state.turn + 1, place, is_opened),
         )
         growth = choose(is_ready & ~is_over, asked, growth)
-        return growth._replace(is_over=growth.is_over | is_over)
+        return growth._replace(
+            is_over=growth.is_over | is_over,
+            decided=jnp.where(is_over, decided, growth.decided),
+        )
 
     def is_spent(self, rows: Rows) -> Array:
-        """Say which trees have spent their tokens, or hold a leaf that crosses the threshold."""
-        config, is_spent = self.config, jnp.zeros(len(rows.kind), bool)
-        if config.num_tokens is not None:
-            is_spent |= jnp.sum(rows.length, axis=1) >= config.num_tokens
-        if config.end_threshold is not None:
-            is_leaf = rows.is_finished & (rows.kind == Kind.CANDIDATE)
-            is_spent |= jnp.any(is_leaf & (clip(rows.score) >= config.end_threshold), axis=1)
-        return is_spent
+        """Say which trees have spent their tokens, [B] bool."""
+        limit = self.config.num_tokens
+        return jnp.sum(rows.length, axis=1) >= (jnp.inf if limit is None else limit)
+
+    def decide(self, rows: Rows) -> Array:
+        """Return the best leaf of each tree if it crosses the threshold, which ends the tree: [B]
+        int32, -1: none does.
+        """
+        scores = jnp.where(rows.is_finished & (rows.kind == Kind.CANDIDATE), rows.score, -jnp.inf)
+        best = jnp.argmax(scores, axis=1).astype(jnp.int32)
+        threshold, score = self.config.end_threshold, pick(scores, best)
+        if threshold is None:
+            return jnp.full_like(best, -1)
+        return jnp.where((score > -jnp.inf) & (clip(score) >= threshold), best, -1)
 
     def pool(self, growth: Growth) -> Pool:
         """Make what a rule chooses among."""

@@ -17,7 +17,7 @@ from jaxtrain.structs import Tokenizer
 from jaxtrain.tasks.base import Demonstration, Problem, Task
 from jaxtrain.tasks.config import TasksConfig
 from jaxtrain.tasks.countdown import countdown_task
-from jaxtrain.tasks.jsonl import jsonl_task
+from jaxtrain.tasks.jsonl import jsonl_task, list_parts
 from jaxtrain.tasks.reasoning_gym import reasoning_gym_task
 
 MAKERS = {"countdown": countdown_task, "jsonl": jsonl_task, "reasoning_gym": reasoning_gym_task}
@@ -54,7 +54,8 @@ def file_hashes(config: TasksConfig) -> dict[str, str]:
     named = {"name": config.file, "jsonl.path": files.path, "jsonl.test_path": files.test_path}
     for key, path in named.items():
         try:
-            hashes |= {f"tasks.{key}.sha256": sha256(Path(path))} if path else {}
+            parts = [sha256(part) for part in list_parts(path)] if path else []
+            hashes |= {f"tasks.{key}.sha256": "-".join(parts)} if parts else {}
         except OSError as error:
             told = f"--config.tasks.{key}={path}: cannot be read ({error.strerror})"
             raise UserError(told) from error

@@ -1,13 +1,15 @@
 """Word problems from a file, in the form of GSM8K or near it. Stands below the seven stages.
 
-One JSON object a line, in one array or in parquet, with a question and an answer: lines of
-reasoning and then `#### ` with the gold, a text with the gold in a box, or the gold alone. The
+One JSON object a line, in one array, in parquet or in a folder that Hugging Face's `datasets` has
+saved, with a question and an answer: lines of reasoning and then `#### ` with the gold, a text with
+the gold in a box, or the gold alone. The
 prompt is the question between two short marks; a response is lines, the last of which gives the
 answer after `####`. A row that breaks the form is skipped, named and counted, and only a file with
 too many of them is refused. From scratch bytes are the tokens, so no text is out of the vocabulary.
 """
 
 import contextlib
+import importlib.util
 import json
 import random
 import re
@@ -22,6 +24,7 @@ from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, WordTask, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
+from jaxtrain.verifiers.worker import MATH, Worker
 
 if TYPE_CHECKING:
     from jaxtrain.tasks.config import TasksConfig
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 ANNOTATION = re.compile("<<[^<>]*>>")
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
+NAMED = re.compile(r"^[A-Za-z]\w* ?= ?(?!.*=)")  # the name that an expression is given, as in x = 5
+MAX_EXPRESSION = 256  # characters
 REASONS = {
     "too_long": "longer than --config.tasks.jsonl.max_row_bytes",
     "not_utf8": "not valid UTF-8",
@@ -45,17 +50,19 @@ REASONS = {
 class JsonlConfig:
     """Which files, and what stands in their rows."""
 
-    path: str = ""  # the train file; JSON lines, one JSON array, or .parquet
+    # the train file: JSON lines, one JSON array, .parquet, or a folder that datasets has saved
+    path: str = ""
     test_path: str = ""  # the test file; empty: the test problems are held out of the train file
     question_field: str = "question"  # the field of a row with its question
     answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
-    answer_kind: str = "number"  # number | choice (one letter) | text (as it is)
+    # number | choice (one letter) | text (as it is) | math (an expression, by math-verify)
+    answer_kind: str = "number"
     is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
     max_row_bytes: int = 16384  # a longer line is a bad row
     max_bad_share: float = 0.01  # skip bad rows up to this share of a file, then refuse the file
 
     def __post_init__(self):
-        require_one_of("tasks.jsonl", self, answer_kind=("number", "choice", "text"))
+        require_one_of("tasks.jsonl", self, answer_kind=tuple(KINDS))
         require_at_least(1, "tasks.jsonl", self, "max_row_bytes")
         require_share("tasks.jsonl", self, "max_bad_share")
 
@@ -90,9 +97,22 @@ def write_text(text: str) -> str | None:
     return None if "\n" in text.strip() else " ".join(text.split()) or None
 
 
+def write_math(text: str) -> str | None:
+    """Return an expression without dollar signs, closing period and the name it is given, a number
+    in lowest terms; None for an empty or a longer one.
+    """
+    bare = NAMED.sub("", " ".join(text.strip().rstrip(".").strip("$").split()))
+    return write_rational(bare) or (bare if 0 < len(bare) <= MAX_EXPRESSION else None)
+
+
 # How an answer is written so that equal ones are the same text; None where it is none of the kind.
 Write = Callable[[str], str | None]
-KINDS: dict[str, Write] = {"number": write_rational, "choice": write_choice, "text": write_text}
+KINDS: dict[str, Write] = {
+    "number": write_rational,
+    "choice": write_choice,
+    "text": write_text,
+    "math": write_math,
+}
 
 
 @dataclass(frozen=True)
@@ -100,13 +120,25 @@ class JsonlTask(WordTask):
     """Questions with one answer of a known kind; see the module for the format."""
 
     kind: str = "number"
+    worker: Worker | None = None  # judges what is written otherwise and may be equal
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Compare the answer of a response with the gold, exactly. UNPARSABLE if it gives none."""
-        answer = self.answer(text)
-        if answer is None:
+        """Compare the answer of a response with the gold: numbers, choices and texts exactly.
+
+        UNPARSABLE if it gives none, ERROR where math-verify failed.
+        """
+        answer, gold = self.answer(text), KINDS[self.kind](problem.gold)
+        if answer is None or gold is None:
             return Verdict.UNPARSABLE
-        return Verdict.CORRECT if answer == KINDS[self.kind](problem.gold) else Verdict.WRONG
+        is_right: bool | None = answer == gold
+        # math-verify takes `8 = 7` for 7
+        may_agree = ("=" in answer) == ("=" in gold)
+        if self.worker is not None and not is_right and may_agree:
+            both_numbers = read_number(answer) is not None and read_number(gold) is not None
+            is_right = not both_numbers and self.worker.judge(gold, answer)
+        if is_right is None:
+            return Verdict.ERROR
+        return Verdict.CORRECT if is_right else Verdict.WRONG
 
     def answer(self, text: str) -> str | None:
         """Return the answer of a response, numbers in lowest terms; None if it gives none."""
@@ -123,6 +155,8 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
     """
     # Read the files; what is in the test file is no train row.
     c = config.jsonl
+    has_judge = c.answer_kind != "math" or importlib.util.find_spec("math_verify") is not None
+    require(has_judge, "tasks.jsonl", c, "answer_kind", "needs pip install 'jaxtrain[math]'")
     rows, num_lines, counts, skipped = _read_rows("path", c)
     test_rows, num_in_test = [], 0
     if c.test_path:
@@ -152,6 +186,7 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
         kind=c.answer_kind,
+        worker=Worker(MATH, {}) if c.answer_kind == "math" else None,
     )
 
 
@@ -192,8 +227,8 @@ def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[s
 
 
 def _read_lines(path: str, key: str) -> list[bytes]:
-    if path.endswith(".parquet"):
-        return _as_lines(_read_parquet(path))
+    if path.endswith(".parquet") or (path and Path(path).is_dir()):
+        return _as_lines(_read_tables(path))
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -209,15 +244,31 @@ def _read_lines(path: str, key: str) -> list[bytes]:
     return lines
 
 
+def list_parts(path: str) -> list[Path]:
+    """Return the files that hold the rows of a path, in their order."""
+    folder = Path(path)
+    return sorted(folder.glob("*.arrow")) if folder.is_dir() else [folder]
+
+
 def _as_lines(rows: list[Any]) -> list[bytes]:
     return [json.dumps(row, default=str).encode() for row in rows]
 
 
-def _read_parquet(path: str) -> list[Any]:
+def _read_tables(path: str) -> list[Any]:
+    parts = list_parts(path)
+    if not parts:
+        told = "name a folder of datasets with *.arrow files, such as its part train"
+        raise UserError(f"cannot read '{path}': {told}")
     try:
-        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+        from pyarrow import ipc, parquet  # pyright: ignore[reportMissingImports]
 
-        return parquet.read_table(path).to_pylist()
+        if parts == [Path(path)]:
+            return parquet.read_table(path).to_pylist()
+        return [
+            row
+            for part in parts
+            for row in ipc.open_stream(part.read_bytes()).read_all().to_pylist()
+        ]
     except ImportError as error:
         raise UserError(f"cannot read '{path}': needs pip install 'jaxtrain[parquet]'") from error
     except (OSError, ValueError) as error:

@@ -1,12 +1,13 @@
 """Scorers that run foreign code on what a model wrote, in processes that can be killed.
 
-Run as a file it is the worker: it makes one reasoning-gym dataset and answers one JSON line per
-request. Some scorers evaluate the answer as Python; these see only text made of the few tokens
-that an answer can need (`TOKENS`). Every answer is scored in a child of its own, under limits of
-memory, time, files and processes, without pipes, environment and rights of root. The child says one
-word, by an exit status drawn anew for each answer, and is killed with all that it started. So an
-answer can spoil no verdict but its own. It is no sandbox: judged code that did run could find the
-status in its memory, or guess it, and only Linux finds all that left its session.
+Run as a file it is the worker: it makes one reasoning-gym dataset, or wakes math-verify, and
+answers one JSON line per request. Some scorers evaluate the answer as Python, or read a part of it
+and leave the rest; these see only text made of the few tokens that an answer can need (`TOKENS`).
+Every answer is scored in a child of its own, under limits of memory, time, files and processes,
+without pipes, environment and rights of root. The child says one word, by an exit status drawn anew
+for each answer, and is killed with all that it started. So an answer can spoil no verdict but its
+own. It is no sandbox: judged code that did run could find the status in its memory, or guess it,
+and only Linux finds all that left its session.
 """
 
 import contextlib
@@ -39,7 +40,16 @@ ARITHMETIC = r"[0-9]+|[-+()\s]|\*(?!\*)|/(?!/)"
 VARIABLE = r"\b[A-MPRT-Za-z]\b(?!\s*\()"
 FUNCTION = r"\b(?:exp|log|ln|sqrt|a?sin|a?cos|a?tan|a?sinh|a?cosh|a?tanh|sec|csc|cot|pi)\b"
 CALCULUS = rf"\b[0-9]+(?:\.[0-9]+)?\b|[-+()\s]|\*\*?|/(?!/)|{VARIABLE}|{FUNCTION}"
+# An expression in LaTeX or plain. Where other signs stand (`~`, `?`, `\approx`) math-verify reads a
+# part alone, and it adds up numbers with nothing but space between.
+COMMAND = (
+    r"\\(?:[dt]?frac|d?binom|sqrt|pi|cdot|times|div|left|right|infty|circ|pm|cup|cap|leq?|geq?|text"
+    r"|mathrm|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|alpha|beta|theta)(?![A-Za-z])"
+)
+EXPRESSION = rf"[0-9]+(?!\s+[0-9])|[A-Za-z]|[-+*/^_()\[\]{{}}|,.!<>=\s]|\\[{{}}%]|{COMMAND}"
+MATH = "math-verify"
 TOKENS = {
+    MATH: EXPRESSION,
     "countdown": ARITHMETIC,
     "puzzle24": ARITHMETIC,
     "complex_arithmetic": r"[-+0-9.ij*()\s]",
@@ -57,7 +67,10 @@ class Worker:
     """Ask a dataset for its items and for scores, in a process of its own."""
 
     def __init__(self, name: str, params: dict[str, Any], timeout: float = 5.0):
-        """Remember what to make, and the seconds for an answer; the first request starts it."""
+        """Remember what to make, and the seconds for an answer; the first request starts it.
+
+        name: of a dataset, or MATH, whose items are golds.
+        """
         self._setup, self._timeout = {"name": name, "params": params}, timeout
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -72,7 +85,7 @@ class Worker:
             raise RuntimeError(reply["error"] if reply else "the process died")
         return reply
 
-    def judge(self, index: int, answer: str) -> bool | None:
+    def judge(self, index: int | str, answer: str) -> bool | None:
         """Say whether an answer gets full marks; None where the scorer failed, hung or died."""
         request = {"judge": index, "answer": answer, "timeout": self._timeout}
         reply = self.ask(request, self._timeout + 30.0)
@@ -150,9 +163,7 @@ def serve() -> None:
     setup = json.loads(sys.stdin.readline())
     problem, entries, warm = "", {}, set()
     try:
-        import reasoning_gym  # pyright: ignore[reportMissingImports]
-
-        dataset = reasoning_gym.create_dataset(setup["name"], **setup["params"])
+        dataset = open_dataset(setup["name"], setup["params"])
     except BaseException as error:
         dataset, problem = None, f"{type(error).__name__}: {error}"
     reply({"ready": True})
@@ -178,6 +189,39 @@ def serve() -> None:
                 reply({"verdict": judge_in_child(dataset, entry, request, replies, null)})
         except BaseException as error:
             reply({"error": f"{type(error).__name__}: {error}"})
+
+
+class Expressions:
+    """Let math-verify judge, in the form of a dataset whose items are golds."""
+
+    # what most answers need of the parser is loaded and cached before a child is forked
+    WARM = (r"\frac{1}{2}", "(1, 2)", "[0,1)", r"2\sqrt{2}+x^2", r"\{1,2\}", "x=1", r"\sin(\pi)")
+
+    def __init__(self):
+        import math_verify  # pyright: ignore[reportMissingImports]
+
+        self._verify, self._parse = math_verify.verify, math_verify.parse
+        for gold in self.WARM:
+            self.score_answer(gold, self[gold])
+
+    def __getitem__(self, gold: str) -> dict[str, Any]:
+        return {"question": "", "answer": gold, "metadata": {}}
+
+    def score_answer(self, answer: str, entry: dict[str, Any]) -> float:
+        # Its own clock is off: whoever forked this process has one that stops everything.
+        gold, given = (
+            self._parse(f"${text}$", parsing_timeout=None) for text in (entry["answer"], answer)
+        )
+        return float(self._verify(gold, given, timeout_seconds=None))
+
+
+def open_dataset(name: str, params: dict[str, Any]) -> Any:
+    """Import what scores."""
+    if name == MATH:
+        return Expressions()
+    import reasoning_gym  # pyright: ignore[reportMissingImports]
+
+    return reasoning_gym.create_dataset(name, **params)
 
 
 def describe(entry: dict[str, Any], kind: str) -> dict[str, Any]:
