@@ -19,6 +19,7 @@ from jaxtrain.errors import UserError, require, require_at_least, require_one_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
+from jaxtrain.metrics import WRITERS, package
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.prompts import PromptsConfig, make_encode
 from jaxtrain.search import SearchConfig
@@ -70,9 +71,14 @@ class LoopConfig:
 
     # after iteration 0, the warm start; may be raised to continue a finished run
     num_iterations: int = 3
+    # what shows the metrics beside metrics.jsonl: tensorboard, wandb, trackio
+    writers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self):
         require_at_least(0, "loop", self, "num_iterations")
+        if not {*self.writers} <= {*WRITERS}:
+            told = f"--config.loop.writers={','.join(self.writers)}"
+            raise UserError(f"{told}: must be some of {','.join(WRITERS)}, or nothing")
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class Config:
 
 def check(config: Config, task: Task) -> None:
     """Refuse, before anything is written, what devices or problems do not allow (UserError)."""
+    for name in config.loop.writers:
+        package(name)
     mesh = sharding.make_mesh(config.sharding)
     check_batches(config, mesh)
     check_checks(config, task, mesh)

@@ -7,6 +7,7 @@ resumed run ends where an undisturbed one does, bit for bit.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def run_loop(
         Checkpoints(
             workdir.checkpoints, config.checkpoints, workdir.run_key, note_fn=progress.note
         ) as checkpoints,
-        MetricsLog(workdir.path) as log,
+        MetricsLog(workdir.path, config.loop.writers, asdict(config)) as log,
     ):
         run = Run(config, task, fns, workdir, log, progress, checkpoints)
 

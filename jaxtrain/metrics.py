@@ -1,4 +1,4 @@
-"""The metrics log: metrics.jsonl is the record, the TensorBoard events are a copy of it.
+"""The metrics log: metrics.jsonl is the record, and writers show copies of it.
 
 One line of metrics.jsonl per event: a JSON object with `iteration` (int) and keys `stage/name`. How
 the log stays without gap or duplicate when the run is killed at any instant:
@@ -9,40 +9,147 @@ the log stays without gap or duplicate when the run is killed at any instant:
 3. What comes after it (the evaluation) is one event, there whole or not at all: `truncate` says
    which, and the caller scores the restored iteration again where it is missing.
 
-TensorBoard files cannot be cut, so each start deletes them and replays the rows that were kept. A
-list under a key that ends with `/losses` is shown as a scalar at each update of the whole run.
+A writer is given every event once, when it is on the disk: its numbers by iteration, and a list
+under a key that ends with `/losses` as a scalar at each update of the whole run. One that is new to
+a run is given the rows that were kept first. TensorBoard files cannot be cut, so TensorBoard is new
+at every start; the services go on in the run that they know, by an id in `writers.json`.
 """
 
+import importlib
 import json
 import math
 import os
+import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from types import ModuleType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2 as _event_pb2
 from tensorboardX.summary import scalar
 
-from jaxtrain.errors import UserError
-from jaxtrain.files import write_atomic
+from jaxtrain.errors import UserError, explained
+from jaxtrain.files import read_json, write_atomic, write_json
 
 event_pb2: Any = _event_pb2  # generated: it hides its names from a type checker
 Row = dict[str, Any]  # "iteration" and the values, plain JSON
+Points = list[tuple[int, dict[str, float]]]  # places on an axis, and the values there by key
+# What services are asked for besides: neither a terminal of theirs, nor what the machine does.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "wandb": {"allow_val_change": True, "settings": {"console": "off"}},
+    "trackio": {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False},
+}
+HINTS = {"wandb": "run `wandb login`, or set WANDB_MODE=offline", "trackio": "or leave it out"}
+
+
+class Writer(Protocol):
+    """Show numbers beside the record. Made of the run folder and the config as a dict."""
+
+    is_new: bool  # it knows nothing of this run, so it is given the rows that were kept
+
+    def write(self, axis: str, points: Points) -> None:
+        """Show values at places of an axis, `iteration` or `update`."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
+class TensorBoard:
+    """Write event files, after deleting those of an earlier start."""
+
+    is_new = True
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        path = folder / "tensorboard"
+        path.mkdir(exist_ok=True)
+        for events in path.glob("events.out.tfevents.*"):
+            events.unlink()
+        # Without a thread of its own, which would die unheard where the disk is full.
+        self._events = EventsWriter(str(path / "events"))
+
+    def write(self, axis: str, points: Points) -> None:
+        for step, values in points:
+            for key, value in values.items():
+                summary, now = scalar(key, value), time.time()
+                self._events.write_event(event_pb2.Event(summary=summary, step=step, wall_time=now))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class Service:
+    """Log to a service, in the run that it knows by an id in the run folder."""
+
+    def __init__(self, name: str, folder: Path, config: Mapping[str, Any]):
+        path = folder / "writers.json"
+        ids = read_json(path) if path.exists() else {}
+        self.is_new, self._defined = name not in ids, set()
+        key = ids.setdefault(name, secrets.token_hex(4))
+        own = {"id": key, "dir": folder} if name == "wandb" else {}
+        with explained(f"--config.loop.writers={name}: {name} does not start", HINTS[name]):
+            self._run = package(name).init(
+                project=os.environ.get(f"{name.upper()}_PROJECT", "jaxtrain"),
+                name="-".join([*folder.absolute().parts[-2:], key]),
+                resume="allow",
+                config=dict(config),
+                **own,
+                **OPTIONS[name],
+            )
+        write_json(path, ids)
+
+    def write(self, axis: str, points: Points) -> None:
+        for step, values in points:
+            # Steps of wandb may not go back, as those of an iteration that is done again do.
+            if hasattr(self._run, "define_metric"):
+                for key in values.keys() - self._defined:
+                    self._run.define_metric(key, step_metric=axis)
+                self._defined |= values.keys()
+                self._run.log({axis: step, **values})
+            else:
+                self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], Writer]] = {
+    "tensorboard": TensorBoard,
+    **{name: partial(Service, name) for name in OPTIONS},
+}
+
+
+def package(name: str) -> ModuleType:
+    """Import what a writer needs beyond the core. Raises UserError where it is missing."""
+    try:
+        return importlib.import_module({"tensorboard": "tensorboardX"}.get(name, name))
+    except ImportError as error:
+        told = f"--config.loop.writers={name}: needs pip install 'jaxtrain[{name}]'"
+        raise UserError(told) from error
 
 
 class MetricsLog:
     """Read `metrics.jsonl`, and append to it once `truncate` has cut it to what was restored."""
 
-    def __init__(self, folder: Path):
-        self._path = folder / "metrics.jsonl"
-        self._tensorboard = folder / "tensorboard"
+    def __init__(
+        self,
+        folder: Path,
+        writers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ):
+        """Open the log of a run folder; writers: names of WRITERS, which are shown the config."""
+        self._folder, self._path = folder, folder / "metrics.jsonl"
         self._rows = _read(self._path)
-        self._writer: EventsWriter | None = None
-        self._num_updates: Counter[str] = Counter()  # those whose losses TensorBoard has, by key
+        self._asked, self._config = writers, config or {}
+        self._writers: list[Writer] | None = None
+        self._num_updates: Counter[str] = Counter()  # those whose losses were shown, by key
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +158,12 @@ class MetricsLog:
         self.close()
 
     def close(self) -> None:
-        """Close the TensorBoard file; metrics.jsonl needs no closing."""
-        if self._writer is not None:
-            self._writer.close()
+        """Close the writers; metrics.jsonl needs no closing."""
+        for writer in self._writers or ():
+            writer.close()
 
     def truncate(self, iteration: int, is_told: bool = True) -> bool:
-        """Cut all rows newer than the restored iteration and rebuild the TensorBoard events.
+        """Cut all rows newer than the restored iteration, and open the writers.
 
         Its evaluation is cut too where nothing else tells of it (`is_told` False). Returns whether
         it is there; if not, the caller scores the iteration again.
@@ -67,14 +174,10 @@ class MetricsLog:
         self._rows = rows
         write_atomic(self._path, "".join(map(_line, self._rows)).encode())
         self.close()
-        self._tensorboard.mkdir(exist_ok=True)
-        for events in self._tensorboard.glob("events.out.tfevents.*"):
-            events.unlink()
-        # Without a thread of its own, which would die unheard where the disk is full.
-        self._writer = EventsWriter(str(self._tensorboard / "events"))
+        self._writers = [WRITERS[name](self._folder, self._config) for name in self._asked]
         self._num_updates.clear()
         for row in self._rows:
-            self._copy(row)
+            self._show(row, [writer for writer in self._writers if writer.is_new])
         return self.has(iteration, "evaluation/")
 
     def append(self, iteration: int, metrics: Mapping[str, Any]) -> None:
@@ -83,7 +186,7 @@ class MetricsLog:
         metrics: `stage/name` -> number, string, None, or list of those; numpy and jax values are
         taken as such, and a float that is not finite is stored as null.
         """
-        if self._writer is None:
+        if self._writers is None:
             raise RuntimeError("call truncate(restored iteration, or -1) before the first append")
         for key in metrics:
             if "/" not in key:
@@ -94,7 +197,7 @@ class MetricsLog:
             file.flush()
             os.fsync(file.fileno())
         self._rows.append(row)
-        self._copy(row)
+        self._show(row, self._writers)
 
     def read(self) -> list[Row]:
         """Return all rows, oldest first."""
@@ -113,22 +216,22 @@ class MetricsLog:
         told = [row[key] for row in self._rows if row["iteration"] <= iteration and key in row]
         return told[-1] if told else None
 
-    def _copy(self, row: Row) -> None:
-        """Send the numbers of a row to TensorBoard."""
-        assert self._writer is not None
-        points = []
-        for key, value in row.items():
-            if key != "iteration" and isinstance(value, int | float):
-                points.append((key, value, row["iteration"]))
-            elif key.endswith("/losses"):
-                first = self._num_updates[key] + 1
-                points += [(key, loss, first + k) for k, loss in enumerate(value)]
-                self._num_updates[key] += len(value)
-        for key, value, step in points:
-            if value is not None:
-                summary, now = scalar(key, value), time.time()
-                self._writer.write_event(event_pb2.Event(summary=summary, step=step, wall_time=now))
-        self._writer.flush()
+    def _show(self, row: Row, writers: Sequence[Writer]) -> None:
+        """Give the numbers of a row to writers."""
+        numbers: dict[str, float] = {
+            key: x for key, x in row.items() if key != "iteration" and isinstance(x, int | float)
+        }
+        losses: Points = []
+        for key in (key for key in row if key.endswith("/losses")):
+            first = self._num_updates[key] + 1
+            found = enumerate(row[key], start=first)
+            losses += [(step, {key: loss}) for step, loss in found if loss is not None]
+            self._num_updates[key] += len(row[key])
+        for writer in writers:
+            if numbers:
+                writer.write("iteration", [(row["iteration"], numbers)])
+            if losses:
+                writer.write("update", losses)
 
 
 def _has(row: Row, prefix: str) -> bool:

@@ -24,10 +24,12 @@ from jaxtrain.files import write_atomic
 from jaxtrain.keys import Purpose
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
-from jaxtrain.report import render_report
+from jaxtrain.report import TreeData, render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
+from jaxtrain.report.tree import pick, read_tree
 from jaxtrain.search.prior import rank
+from jaxtrain.search.work import born
 from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.tasks.base import make_check
@@ -246,16 +248,26 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     # of the whole iteration: its evaluation is its last event
     metrics["time/compile"] = run.progress.take_compile_seconds()
     metrics |= {"evaluation/has_calculator": 1} if run.config.trace.calculator else {}
-    # A few traces to read.
+    # A few traces to read, and one tree to look into.
     shown = [name for name in ("search", "greedy") if name in joined]
     samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]
+    tree = read_telling(run, i, joined) if "search" in joined else None
 
     # The report first: a kill in between scores the iteration again, and writes it again.
     rows = [*run.log.read(), {"iteration": i, **metrics}]
-    page = render_report(asdict(run.config), rows, samples, run.workdir.manifest)
+    page = render_report(asdict(run.config), rows, samples, run.workdir.manifest, tree=tree)
     write_atomic(run.workdir.report, page.encode())
     run.log.append(i, metrics)
     run.progress.note(tell_accuracy(rows[-1]))
+
+
+def read_telling(run: Run, i: int, joined: dict[str, Shard]) -> TreeData:
+    """Read the tree of an evaluation's search that tells most."""
+    b, (_, tree, judged) = pick({k: shard[1:] for k, shard in joined.items()}), joined["search"]
+    problem, c = run.task.problems[int(tree.problem_id[b])], run.config
+    when = born(c.evaluation.search, c.trace.max_steps)
+    facts = f"iteration {i}", c.evaluation.search.method
+    return read_tree(tree, b, judged, run.task.tokenizer.decode, problem, when, facts)
 
 
 def held_out(run: Run) -> tuple[list[Prompts], int]:

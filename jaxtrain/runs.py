@@ -76,7 +76,9 @@ class OpenRun:
         if facts.get(own) != file_hashes(c).get(own):
             told = f"{c.name} is not what it was when the run started"
             raise UserError(f"--workdir {self.path}: {told}")
-        if digest(task) != facts["tasks.problems.sha256"]:
+        # An evaluation elsewhere left out what its run had learnt.
+        is_whole = "evaluated.iteration" not in facts
+        if is_whole and digest(task) != facts["tasks.problems.sha256"]:
             raise UserError(
                 f"--workdir {self.path}: its config no longer makes the problems that it trained "
                 "on, so none can be told to be held out; take the jaxtrain and the data of its "
@@ -86,10 +88,10 @@ class OpenRun:
 
     @property
     def trees(self) -> TreeFiles:
-        """The trees that it left."""
+        """The trees that it left; one that is damaged stays where it is."""
         config, key = asdict(self.config), self.manifest["run_key"]
         solve_key = run_key(config, self.manifest["facts"], config["evaluation"])
-        return TreeFiles(self.path, key, solve_key)
+        return TreeFiles(self.path, key, solve_key, is_read_only=True)
 
     def checkpoints(self, note_fn: NoteFn = lambda text: None) -> Checkpoints:
         """Open its checkpoints, for a `with`; nothing in them is changed."""

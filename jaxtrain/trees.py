@@ -44,6 +44,7 @@ class TreeFiles:
     run: Path
     run_key: str  # what training trees depend on
     solve_key: str  # what the trees of evaluations depend on
+    is_read_only: bool = False  # whether what is damaged stays where it is
 
     def path(self, place: Place, kind: str = "") -> Path:
         """Name a file: `trees/<iteration>/<purpose>-<shard>.npz`, or that of its labels of a kind,
@@ -107,6 +108,8 @@ class TreeFiles:
                 return value
         except Exception as error:  # a wrong byte surfaces as any of a dozen types
             wrong = f"cannot be read ({type(error).__name__})"
+        if self.is_read_only:
+            raise Damaged(f"{path} {wrong}")
         aside = set_aside(path, self.run).relative_to(self.run)
         raise Damaged(f"{path} {wrong}; it is set aside in {aside}, and {instead}")
 

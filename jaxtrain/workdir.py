@@ -7,6 +7,7 @@
     trees/<iteration>/<purpose>-<shard>.npz                see `trees.TreeFiles`
     labels/<iteration>/<purpose>-<shard>.<kind>.npz        likewise
     metrics.jsonl, tensorboard/, report.html               what is told
+    writers.json                                           the run's ids at services
 
 A run may be killed at any instant, so a file is complete or absent (`files.py`). One run owns a
 folder at a time, and one config owns it for ever: the same command resumes, another config is
@@ -40,7 +41,7 @@ from jaxtrain.trees import TreeFiles
 # files and models are known by their content, whose hash is a fact, and another number of devices
 # draws the same.
 FREE_KEYS = (
-    "loop.num_iterations",
+    "loop",
     "compilation",
     "checkpoints",
     "evaluation",

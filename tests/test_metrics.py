@@ -3,6 +3,8 @@
 import json
 import math
 import struct
+import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from jaxtrain import metrics as metrics_lib
+from jaxtrain.config import LoopConfig
 from jaxtrain.errors import UserError
 from jaxtrain.metrics import MetricsLog
 
@@ -263,3 +266,100 @@ def test_a_row_that_no_run_writes_is_one_line(tmp_path, row):
     ) as caught:
         MetricsLog(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+class Service:
+    """Stands in for wandb and trackio: writes down what it is asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def init(self, **asked):
+        self.calls.append(("init", asked))
+        own = {"define_metric": self.define} if "id" in asked else {}
+        return SimpleNamespace(log=self.log, finish=self.finish, **own)
+
+    def log(self, values, step=None):
+        self.calls.append(("log", values) if step is None else ("log", values, step))
+
+    def define(self, key, step_metric):
+        self.calls.append(("define", key, step_metric))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+@pytest.fixture(params=["wandb", "trackio"])
+def service(request, monkeypatch):
+    monkeypatch.delenv(f"{request.param.upper()}_PROJECT", raising=False)
+    fake = Service()
+    monkeypatch.setitem(sys.modules, request.param, fake)
+    return request.param, fake
+
+
+def start(folder, name, iteration, *events):
+    with MetricsLog(folder, (name,), {"seed": 3}) as log:
+        log.truncate(iteration)
+        for i, metrics in events:
+            log.append(i, metrics)
+
+
+def test_a_service_is_told_every_event_once_and_goes_on_in_its_run(tmp_path, service):
+    """Of a killed run: what the service knows is not sent again."""
+    name, fake = service
+    folder = tmp_path / "quickstart" / "seed_0"
+    folder.mkdir(parents=True)
+    losses = {"updates/policy/losses": [4.0, None, 2.0], "a/text": "x"}
+    start(folder, name, -1, (0, {"a/b": 1}), (0, losses))
+    start(folder, name, 0, (1, {"a/b": 2, "updates/policy/losses": [1.0]}))
+
+    run = json.loads((folder / "writers.json").read_text())[name]
+    asked = {"project": "jaxtrain", "resume": "allow", "config": {"seed": 3}}
+    known = {"name": f"quickstart-seed_0-{run}"} | ({"id": run} if name == "wandb" else {})
+    inits = [call[1] for call in fake.calls if call[0] == "init"]
+    assert [{key: x[key] for key in asked | known} for x in inits] == [asked | known] * 2
+
+    key = "updates/policy/losses"
+    points = [("iteration", 0, {"a/b": 1}), ("update", 1, {key: 4.0}), ("update", 3, {key: 2.0})]
+    points += [("finish",), ("iteration", 1, {"a/b": 2}), ("update", 4, {key: 1.0}), ("finish",)]
+    told = [call for call in fake.calls if call[0] in ("log", "finish")]
+    if name == "wandb":
+        wanted = [x if len(x) == 1 else ("log", {x[0]: x[1], **x[2]}) for x in points]
+        defined = {call for call in fake.calls if call[0] == "define"}
+        assert defined == {("define", "a/b", "iteration"), ("define", key, "update")}
+    else:
+        wanted = [x if len(x) == 1 else ("log", x[2], x[1]) for x in points]
+    assert told == wanted
+
+
+def test_a_service_that_is_new_to_a_run_is_told_what_was_kept(tmp_path, service):
+    name, fake = service
+    start(tmp_path, "tensorboard", -1, (0, {"a/b": 1}), (1, {"a/b": 2}))
+    start(tmp_path, name, 0)
+    logs = [call[1] for call in fake.calls if call[0] == "log"]
+    assert [values["a/b"] for values in logs] == [1]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_missing_package_and_a_service_that_does_not_start_are_one_line(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.setitem(sys.modules, name, None)
+    told = rf"--config\.loop\.writers={name}: needs pip install 'jaxtrain\[{name}\]'"
+    with pytest.raises(UserError, match=told):
+        metrics_lib.package(name)
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=lambda **_: 1 / 0))
+    with pytest.raises(UserError, match=rf"writers={name}: {name} does not start \(ZeroDiv"):
+        start(tmp_path, name, -1)
+
+
+def test_an_unknown_writer_is_refused():
+    with pytest.raises(UserError, match="writers=paper: must be some of tensorboard,wandb,trackio"):
+        LoopConfig(writers=("paper",))
+
+
+def test_without_writers_the_record_is_all(tmp_path):
+    with MetricsLog(tmp_path, ()) as log:
+        log.truncate(-1)
+        log.append(0, {"a/b": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -80,7 +80,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         command = command_line("evaluate", arguments)
         with (
             open_workdir(options.to, asdict(config), facts, command) as workdir,
-            MetricsLog(workdir.path) as log,
+            MetricsLog(workdir.path, config.loop.writers, asdict(config)) as log,
         ):
             progress = leaving.enter_context(Progress(iteration))
             for line in (*told, *workdir.notices):

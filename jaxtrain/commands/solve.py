@@ -4,7 +4,7 @@ with [--method M] [--budget 4k] [--json] [--iteration K] [--to DIR] [--config.se
 Asks the networks of a run, or with `--model` a Hugging Face folder or hub id, or a GGUF file (and
 with `--prm` its PRM), and prints the reasoning, the PRM's value of every step, and the answer. FILE
 has a problem on every line: as text, or in .jsonl as an object with a question. No gold answer is
-known, so nothing is judged. Answers and trees are left in DIR.
+known, so nothing is judged. Answers, trees and the pages of the first ones are left in DIR.
 """
 
 import json
@@ -31,11 +31,12 @@ from jaxtrain.hub import open_pretrained
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import fix_date
 from jaxtrain.report.samples import read_path, read_step
+from jaxtrain.report.tree import render_tree
 from jaxtrain.report.values import visible
 from jaxtrain.runs import Loaded, load_pretrained, open_run
 from jaxtrain.search.config import RULES, SearchConfig
 from jaxtrain.search.prior import rank
-from jaxtrain.search.work import sized
+from jaxtrain.search.work import born, sized
 from jaxtrain.structs import Prompts, Tree, Verdict
 from jaxtrain.tasks import make_task
 from jaxtrain.tasks.jsonl import JsonlTask
@@ -45,6 +46,7 @@ KNOWN = {name: s for name, s in STRATEGIES.items() if not s.is_oracle and s.tree
 METHODS = (*KNOWN, *(name for name in RULES if name != "sample"))
 WITHOUT_PRM = tuple(name for name, strategy in KNOWN.items() if not strategy.pays_prm)
 ANSWERS = "answers.jsonl"
+NUM_PAGES = 20  # of trees, the first ones
 Answer = dict[str, Any]  # what is told of a problem, as --json prints it
 
 
@@ -76,11 +78,15 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
 
     # Trees of one batch after the other.
     to = choose_folder(options.to, (options.workdir or Path()) / "solved")
-    files, answers = TreeFiles(to, "", ""), []
+    files, answers, decode = TreeFiles(to, "", ""), [], model.task.tokenizer.decode
+    when = born(searching, model.config.trace.max_steps)
     with progress.phase(strategy.label, total=len(problems)) as phase:
         for k, batch in enumerate(batches):
             tree, told = read_answers(model, strategy, batch, model.grow(batch, searching))
             files.save(Place(model.iteration, k, "solve"), tree)
+            for b, problem in enumerate(parts[k][: NUM_PAGES - len(answers)]):
+                page = render_tree(tree, b, None, decode, problem, when, [searching.method])
+                write_atomic(to / f"tree-{problem.id}.html", page.encode())
             answers += told
             tokens = sum(answer["policy_tokens"] + answer["prm_tokens"] for answer in told)
             phase.advance(len(told), tokens=tokens)
@@ -119,6 +125,7 @@ def open_asked(options: Namespace, overrides: Sequence[str], progress: Progress)
     progress.note(keep_compiled(config.compilation))
     if ran:
         return ran.load(options.iteration, config, task, progress)
+    assert pretrained is not None
     return load_pretrained(config, pretrained, task, progress)
 
 
@@ -208,9 +215,8 @@ def read_answers(
         _, path = read_path(tree, b, chosen[b])
         steps = [read_step(task, tree, b, row) for row in path]
         answer = answered.answer[b][selected[b]] if selected[b] >= 0 else None
-        costs = {"policy_tokens": int(answered.policy_tokens[b, -1]), "prm_tokens": 0}
-        if strategy.pays_prm:
-            costs["prm_tokens"] = int(answered.prm_tokens[b, -1])
+        prm_tokens = int(answered.prm_tokens[b, -1]) if strategy.pays_prm else 0
+        costs = {"policy_tokens": int(answered.policy_tokens[b, -1]), "prm_tokens": prm_tokens}
         if not model.has_prm:
             steps = [{**step, "score": None, "value": None} for step in steps]
         question = task.problems[problem_id].question

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxtrain.search.config import RULES, SearchConfig
 from jaxtrain.search.frontier import FrontierRule
 
@@ -47,6 +49,18 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
         depth=max_steps - 1,
         num_steps=max(1, rule.num_steps),
     )
+
+
+def born(c: SearchConfig, max_steps: int) -> np.ndarray:
+    """Say in which simulation each row of a Tree was drawn, [R] int, and of a search without a tree
+    policy in which turn. Where a node widens, this is the simulation that made the node.
+    """
+    rule = RULES[c.method](c, max_steps)
+    if isinstance(rule, FrontierRule):
+        size = rule.num_steps * rule.width * rule.num_lanes
+        return np.arange(rule.num_turns).repeat(size)
+    nodes = np.arange(c.num_simulations)
+    return np.concatenate([nodes.repeat(c.max_candidates), nodes.repeat(rule.num_extra_rows)])
 
 
 def sized(
