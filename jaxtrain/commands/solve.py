@@ -84,7 +84,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         for k, batch in enumerate(batches):
             tree, told = read_answers(model, strategy, batch, model.grow(batch, searching))
             files.save(Place(model.iteration, k, "solve"), tree)
-            for b, problem in enumerate(parts[k][: NUM_PAGES - len(answers)]):
+            for b, problem in enumerate(parts[k][: max(0, NUM_PAGES - len(answers))]):
                 page = render_tree(tree, b, None, decode, problem, when, [searching.method])
                 write_atomic(to / f"tree-{problem.id}.html", page.encode())
             answers += told

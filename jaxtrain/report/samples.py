@@ -32,7 +32,8 @@ def read_path(tree: Tree, b: int, row: int) -> tuple[int, list[int]]:
     """Return (the row that an answer of tree `b` ends with, the rows down to it); for a row of -1
     the last step that was sampled, without any -1 and none.
     """
-    last = int(row) if row >= 0 else max(np.flatnonzero(tree.kind[b] != Kind.EMPTY), default=-1)
+    drawn = np.flatnonzero(tree.kind[b] != Kind.EMPTY).tolist()
+    last = int(row) if row >= 0 else max(drawn, default=-1)
     return last, trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0].tolist()
 
 
