@@ -78,7 +78,7 @@ def test_the_draws_are_those_of_the_seed_whoever_asks_besides(root, tmp_path, ca
         json.dumps({"question": ASKED}) + "\n\n" + json.dumps({"question": "1 1 2=4"}) + "\n"
     )
     (tmp_path / "asked.txt").write_text(f"{ASKED}\n1 1 2=4\n")
-    how = "--workdir", root / "run", "--config.evaluation.search.num_simulations=3"
+    how = "--workdir", root / "run"
     (alone,) = solve(capsys, *how, "--to", tmp_path / "a", ASKED)
     both = solve(capsys, *how, "--to", tmp_path / "b", "--file", tmp_path / "asked.jsonl")
     assert both == solve(capsys, *how, "--to", tmp_path / "c", "--file", tmp_path / "asked.txt")
@@ -96,7 +96,7 @@ def test_the_draws_are_those_of_the_seed_whoever_asks_besides(root, tmp_path, ca
         # 88 tokens are a prompt and a trace of the greatest length, in both networks
         ("greedy", (), 1),
         ("best_of_k", ("--budget", "176"), 3),
-        ("self_consistency", ("--budget", "88"), 3),
+        ("self_consistency", ("--budget", "88"), 3),  # the same program
         ("beam", ("--budget", "400"), None),
     ],
 )
