@@ -13,7 +13,7 @@ from jaxtrain import sharding
 from jaxtrain.build import Functions, build
 from jaxtrain.checkpoints import Checkpoints, NoteFn
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require
 from jaxtrain.flags import read_config
 from jaxtrain.hub import Pretrained, open_pretrained, resolve
 from jaxtrain.hub.pretrained import WEIGHT, load_params, load_prm
@@ -180,8 +180,7 @@ def open_run(path: str | Path) -> OpenRun:
     path = Path(path)
     values, manifest = read_old(path)
     for name, content in (("config.json", values), ("manifest.json", manifest)):
-        if not content:
-            raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
+        require(bool(content), f"--workdir {path}", f"holds no {name}, so it is no run")
     try:
         config = read_config(values)
     except (UserError, ValueError, TypeError) as error:

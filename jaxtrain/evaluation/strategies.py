@@ -204,14 +204,11 @@ def last_rows(tree: Tree) -> np.ndarray:
 
 
 def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for row in np.flatnonzero(kind != Kind.EMPTY).tolist():
-        above = int(parent[row])
-        first[row] = row if above < 0 else first[above]
-        # a parent precedes its child, so the last one written is the deepest
-        last[first[row]] = row
-    return list(last.values())
+    """The last row of every trace of one problem, traces ordered by their first rows."""
+    rows = np.flatnonzero(kind != Kind.EMPTY)
+    last = np.setdiff1d(rows, parent[rows])
+    paths = trees.row_paths(parent[None], np.zeros_like(last), last)
+    return last[np.argsort(paths[:, 0])].tolist() if len(last) else []
 
 
 def _read(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import trees
+from jaxtrain.report.values import is_number
 from jaxtrain.structs import Kind, Shard, Tree, Verdict
 from jaxtrain.tasks import Task
 
@@ -41,4 +42,5 @@ def read_step(task: Task, tree: Tree, b: int, row: int) -> dict[str, Any]:
     """Take a step out of tree `b`: its text, its score by the PRM, its value after back-up."""
     text = task.tokenizer.decode(tree.tokens[b, row, : tree.length[b, row]].tolist())
     numbers = {name: float(getattr(tree, name)[b, row]) for name in ("score", "value")}
-    return {"text": text.rstrip("\n"), **numbers}
+    told = {name: number if is_number(number) else None for name, number in numbers.items()}
+    return {"text": text.rstrip("\n"), **told}
