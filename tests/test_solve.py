@@ -132,7 +132,7 @@ def test_a_pretrained_model_is_asked_with_a_prm_or_without(root, tmp_path, capsy
         (["--method", "pukt", ASKED], "invalid choice: 'pukt'"),
         (["--method", "pass_at_k", ASKED], "invalid choice: 'pass_at_k'"),
         ([], "nothing is asked"),
-        (["--model", "m", ASKED], "name either a run by --workdir or a model by --model"),
+        (["--model", "m", ASKED], "--workdir, --model: name either a run or a model"),
         (["make 3"], "countdown needs 3 numbers and what they are to make, as in"),
         (["123456 123456 123456=9"], "its prompt has 23 tokens, and --config.prompts.max_prompt"),
         (["--file", "nowhere.txt"], "--file nowhere.txt: cannot be read"),

@@ -23,7 +23,7 @@ from jaxtrain.commands import Parser, home_path
 from jaxtrain.commands.evaluate import change
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require
 from jaxtrain.evaluation import STRATEGIES, Strategy, budgets, last_rows, read_choice, read_samples
 from jaxtrain.files import write_atomic
 from jaxtrain.flags import load, override, read_flags
@@ -35,7 +35,7 @@ from jaxtrain.report.tree import render_tree
 from jaxtrain.report.values import visible
 from jaxtrain.runs import Loaded, load_pretrained, open_run
 from jaxtrain.search.config import RULES, SearchConfig
-from jaxtrain.search.prior import rank
+from jaxtrain.search.rows import rank
 from jaxtrain.search.work import born, sized
 from jaxtrain.structs import Prompts, Tree, Verdict
 from jaxtrain.tasks import make_task
@@ -100,8 +100,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
 def open_asked(options: Namespace, overrides: Sequence[str], progress: Progress) -> Loaded:
     """Load the networks that are asked, with a task whose test problems are what is asked."""
     ran = options.workdir and open_run(options.workdir)
-    if (ran is None) == (options.model is None):
-        raise UserError("name either a run by --workdir or a model by --model")
+    is_one = bool(ran) != bool(options.model)
+    require(is_one, "--workdir, --model", "name either a run or a model, and not both")
     if ran:
         config, task, pretrained = change(ran.config, overrides), ran.task, None
     else:
@@ -118,8 +118,9 @@ def open_asked(options: Namespace, overrides: Sequence[str], progress: Progress)
 
     # What is asked, in the words of the task.
     texts = [*options.problem, *read_problems(options.file, config.tasks.jsonl.question_field)]
-    if not texts:
-        raise UserError('nothing is asked; write the problem in quotes ("..."), or name a --file')
+    require(
+        texts != [], "nothing is asked", 'write the problem in quotes ("..."), or name a --file'
+    )
     asked = tuple(task.ask(number, text) for number, text in enumerate(texts))
     task = replace(task, train=(), dev=(), test=asked)
     progress.note(keep_compiled(config.compilation))
@@ -154,9 +155,9 @@ def choose_method(
     """Choose how to answer and what grows the trees, as a budget allows. Raises UserError."""
     c = config.evaluation
     name = options.method or (c.search.method if has_prm else WITHOUT_PRM[0])
-    if not has_prm and name not in WITHOUT_PRM:
-        then = f"name its folder by --prm, or take {' or '.join(WITHOUT_PRM)}"
-        raise UserError(f"--method {name}: asks a PRM, and there is none; {then}")
+    then = f"name its folder by --prm, or take {' or '.join(WITHOUT_PRM)}"
+    is_met, told = has_prm or name in WITHOUT_PRM, "asks a PRM, and there is none"
+    require(is_met, f"--method {name}", f"{told}; {then}")
     strategy = KNOWN.get(name, STRATEGIES["search"])
     (searching,) = replace(c, strategies=(strategy.name,)).searches.values()
     if strategy.trees == "search":
@@ -165,8 +166,7 @@ def choose_method(
         return strategy, searching
 
     # The budget is a limit: steps and traces are taken to be as long as they may get.
-    if strategy.trees == "greedy":
-        raise UserError(f"--budget {options.budget}: greedy decoding is one trace; leave it out")
+    require(strategy.trees != "greedy", "--budget", "greedy decoding is one trace; leave it out")
     trace, prompt = config.trace, config.prompts.max_prompt_tokens
     step = trace.max_step_tokens
     limits = budgets.Lengths(prompt, step, trace.max_steps * step)
@@ -184,8 +184,8 @@ def choose_folder(asked: Path | None, usual: Path) -> Path:
     """Return the folder that was asked for, or the next number in the usual one."""
     numbers = [int(path.name) for path in usual.glob("*") if path.name.isdecimal()]
     path = asked or usual / f"{max(numbers, default=0) + 1:04}"
-    if (path / ANSWERS).exists():
-        raise UserError(f"--to {path}: holds answers already; choose another folder")
+    is_met = not (path / ANSWERS).exists()
+    require(is_met, f"--to {path}", "holds answers already; choose another folder")
     return path
 
 
