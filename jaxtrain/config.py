@@ -97,9 +97,6 @@ class Config(Section):
         why = "has weights of its own, and with --config.updates.lora.rank both share one base"
         is_met = not has_prm or updates.lora.rank is None
         self.require(is_met, "hub.prm", f"{why}; leave one of them out")
-        why = "is what the PRM starts from, and --config.updates.prm.init_from=policy says another"
-        is_met = not has_prm or updates.prm.init_from != "policy"
-        self.require(is_met, "hub.prm", f"{why}; leave one of them out")
         for network in ("policy", "prm"):
             objective = getattr(updates, network).objective
             is_met = OBJECTIVES[network][objective].order == "rows"

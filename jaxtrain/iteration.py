@@ -18,7 +18,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.evaluation import named
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose
-from jaxtrain.learning import collect, fit, prm_before, with_reference
+from jaxtrain.learning import collect, fit, with_reference
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, score
@@ -44,7 +44,7 @@ def iterate(state: State, run: Run) -> State:
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", counts)})
     # updates
     policy = fit(run, i, "policy", state.base, state.policy, texts)
-    prm = fit(run, i, "prm", state.base, prm_before(run, state.prm, policy), paths)
+    prm = fit(run, i, "prm", state.base, state.prm, paths)
     return State(np.asarray(i, np.int32), state.base, policy, prm)
 
 
