@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,7 @@ class Checkpoints(Store):
     ):
         """Open the folder of a run; a checkpoint of another `run_key` counts as damaged."""
         self._num_kept = config.num_kept
+        self.save_seconds = 0.0  # of the last save
         super().__init__(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
 
     def newest(self) -> int | None:
@@ -190,7 +192,9 @@ class Checkpoints(Store):
 
     def save(self, state: State) -> None:
         """Write a checkpoint, on disk on return. Raises UserError for a disk too full."""
+        start = time.monotonic()
         self.write(int(state.iteration), as_items(state))
+        self.save_seconds = time.monotonic() - start
 
     def prune(self) -> None:
         """Delete what need not be kept."""

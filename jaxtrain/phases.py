@@ -20,7 +20,7 @@ from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import Diverged, require
 from jaxtrain.evaluation import named
-from jaxtrain.files import write_atomic
+from jaxtrain.files import write_atomic, write_json
 from jaxtrain.keys import Purpose
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
@@ -245,15 +245,18 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     metrics["time/evaluation"] = phase.seconds
     # of the whole iteration: its evaluation is its last event
     metrics["time/compile"] = run.progress.take_compile_seconds()
+    metrics["time/checkpoint"] = run.checkpoints.save_seconds
     metrics |= {"evaluation/has_calculator": 1} if run.config.trace.calculator else {}
     # A few traces to read, and one tree to look into.
-    shown = [name for name in ("search", "greedy") if name in joined]
-    samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]
+    kinds = [name for name in ("search", "greedy") if name in joined]
+    samples = [card for name in kinds for card in read_cards(run.task, joined[name], name)]
     tree = read_telling(run, i, joined) if "search" in joined else None
 
     # The report first: a kill in between scores the iteration again, and writes it again.
+    shown = {"samples": samples, "tree": tree}
+    write_json(run.workdir.path / "samples.json", shown)
     rows = [*run.log.read(), {"iteration": i, **metrics}]
-    page = render_report(asdict(run.config), rows, samples, run.workdir.manifest, tree=tree)
+    page = render_report(asdict(run.config), rows, manifest=run.workdir.manifest, **shown)
     write_atomic(run.workdir.report, page.encode())
     run.log.append(i, metrics)
     run.progress.note(tell_accuracy(rows[-1]))

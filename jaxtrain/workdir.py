@@ -7,7 +7,7 @@
     trees/<iteration>/<purpose>-<shard>.npz                see `trees.TreeFiles`
     labels/<iteration>/<purpose>-<shard>.<kind>.npz        likewise
     metrics.jsonl, tensorboard/, report.html               what is told
-    writers.json                                           the run's ids at services
+    samples.json, writers.json                             what it shows; the run's ids at services
 
 A run may be killed at any instant, so a file is complete or absent (`files.py`). One run owns a
 folder at a time, and one config owns it for ever: the same command resumes, another config is
@@ -56,7 +56,7 @@ FREE_KEYS = (
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
-FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
+FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "samples.json", "report.html")
 # What must stand in a file that an earlier start wrote, and of which type.
 NEEDED = {
     "config.json": {"seed": int},
@@ -192,6 +192,7 @@ def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         | {package: _version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
         "host": socket.gethostname(),
+        "num_cores": os.cpu_count(),
         "platform": platform.platform(),
         "devices": {
             "platform": jax.default_backend(),

@@ -79,12 +79,8 @@ def write_math(text: str) -> str | None:
 
 # How an answer is written so that equal ones are the same text; None where it is none of the kind.
 Write = Callable[[str], str | None]
-KINDS: dict[str, Write] = {
-    "number": write_rational,
-    "choice": write_choice,
-    "text": write_text,
-    "math": write_math,
-}
+KINDS: dict[str, Write] = {"number": write_rational, "choice": write_choice}
+KINDS |= {"text": write_text, "math": write_math}
 
 
 @dataclass(frozen=True)
@@ -245,11 +241,8 @@ def _read_tables(path: str) -> list[Any]:
 
         if parts == [Path(path)]:
             return parquet.read_table(path).to_pylist()
-        return [
-            row
-            for part in parts
-            for row in ipc.open_stream(part.read_bytes()).read_all().to_pylist()
-        ]
+        tables = [ipc.open_stream(part.read_bytes()).read_all() for part in parts]
+        return [row for table in tables for row in table.to_pylist()]
     except ImportError as error:
         raise UserError(f"cannot read '{path}': needs pip install 'jaxtrain[parquet]'") from error
     except (OSError, ValueError) as error:

@@ -67,10 +67,7 @@ class Worker:
     """Ask a dataset for its items and for scores, in a process of its own."""
 
     def __init__(self, name: str, params: dict[str, Any], timeout: float = 5.0):
-        """Remember what to make, and the seconds for an answer; the first request starts it.
-
-        name: of a dataset, or MATH, whose items are golds.
-        """
+        """Remember what to make (MATH: a dataset of golds), and the seconds for an answer."""
         self._setup, self._timeout = {"name": name, "params": params}, timeout
         self._process: subprocess.Popen | None = None
 
@@ -146,7 +143,12 @@ def serve(pipe: Connection) -> None:
     setup = json.loads(pipe.recv_bytes())
     problem, entries, warm = "", {}, set()
     try:
-        dataset = open_dataset(setup["name"], setup["params"])
+        if setup["name"] == MATH:
+            dataset: Any = Expressions()
+        else:
+            import reasoning_gym  # pyright: ignore[reportMissingImports]
+
+            dataset = reasoning_gym.create_dataset(setup["name"], **setup["params"])
     except BaseException as error:
         dataset, problem = None, f"{type(error).__name__}: {error}"
     send(pipe, {"ready": True})
@@ -196,15 +198,6 @@ class Expressions:
             self._parse(f"${text}$", parsing_timeout=None) for text in (entry["answer"], answer)
         )
         return float(self._verify(gold, given, timeout_seconds=None))
-
-
-def open_dataset(name: str, params: dict[str, Any]) -> Any:
-    """Import what scores."""
-    if name == MATH:
-        return Expressions()
-    import reasoning_gym  # pyright: ignore[reportMissingImports]
-
-    return reasoning_gym.create_dataset(name, **params)
 
 
 def describe(entry: dict[str, Any], kind: str) -> dict[str, Any]:
