@@ -67,11 +67,7 @@ class LoopConfig(Section, at="loop"):
     # after iteration 0, the warm start; may be raised to continue a finished run
     num_iterations: Natural = 3
     # what shows the metrics beside metrics.jsonl: tensorboard, wandb, trackio
-    writers: tuple[str, ...] = ("tensorboard",)
-
-    def check(self) -> None:
-        why = f"must be some of {','.join(WRITERS)}, or nothing"
-        self.require({*self.writers} <= {*WRITERS}, "writers", why)
+    writers: Annotated[tuple[str, ...], some_of(WRITERS)] = ("tensorboard",)
 
 
 @dataclass(frozen=True)
