@@ -21,7 +21,7 @@ from jaxtrain.config import Config
 from jaxtrain.errors import Diverged
 from jaxtrain.files import read_json
 from jaxtrain.flags import load, parse, read_config
-from jaxtrain.main import main
+from jaxtrain.main import COMMANDS, main
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.workdir import open_workdir
 
@@ -382,7 +382,7 @@ def keys_told(out):
 
 
 def test_help_lists_every_key_with_its_default_and_remark(capsys):
-    assert main(["main.py", "--help"]) == 0
+    assert main(["main.py", "--config", "base", "--help"]) == 0
     keys = keys_told(capsys.readouterr().out)
 
     def leaves(value, prefix=""):
@@ -395,6 +395,13 @@ def test_help_lists_every_key_with_its_default_and_remark(capsys):
 
     assert set(keys) == set(dict(leaves(asdict(Config()))))
     assert keys["search.num_simulations"] == "16"
+
+
+def test_help_alone_lists_the_commands(capsys):
+    assert main(["main.py", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert tuple(re.findall(r"^  (\w+)  +\w", out, re.MULTILINE)) == COMMANDS
+    assert keys_told(out) == {}
 
 
 @pytest.mark.parametrize("command", [[], ["plan"], ["--plan"]])

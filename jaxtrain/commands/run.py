@@ -1,10 +1,17 @@
 """Usage: jaxtrain --config FILE[:ARGUMENT] [--workdir DIR] [--config.section.key=value ...]
 [--plan] [--help]
 
-FILE is a Python file, or the name of a config of ours, such as quickstart. The same command
-resumes, after any interruption. --plan says what the run would need, without running. jaxtrain
-evaluate, relabel and export work on runs that are there; each has a --help. Whatever you can put
-right ends as one line and exit code 2, before anything is written.
+FILE is a Python file, or the name of a config of ours, such as quickstart: --config FILE --help
+lists all its keys, each with a remark. The same command resumes, after any interruption. Whatever
+you can put right ends as one line and exit code 2, before anything is written.
+
+Commands, each with a --help (`jaxtrain COMMAND ...`):
+  run       starts a run, or goes on with it; the name may be left out
+  plan      says what a run would need, without running; --plan does the same
+  evaluate  scores a checkpoint on other problems, or methods at equal tokens
+  relabel   makes labels of another kind from the trees of a run
+  export    writes a network of a run as a Hugging Face folder
+  view      draws one search tree of a run, as a page or as text
 """
 
 import inspect
@@ -15,7 +22,7 @@ from pathlib import Path
 
 from jaxtrain.commands import command_line
 from jaxtrain.compilation import keep_compiled
-from jaxtrain.config import Config, check
+from jaxtrain.config import check
 from jaxtrain.flags import list_keys, parse
 from jaxtrain.iteration import run_loop
 from jaxtrain.progress import Progress
@@ -51,10 +58,10 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
 
 
 def tell_usage(arguments: Sequence[str]) -> bool:
-    """List all keys with values and remarks, where that is asked for; say whether it was."""
+    """Tell the usage, behind all keys of a config where one is named; say whether it was asked."""
     others = [argument for argument in arguments if argument not in HELP]
     if len(others) == len(arguments):
         return False
-    config = parse(["jaxtrain", *others])[0] if others else Config()
-    print(*list_keys(config), "", inspect.cleandoc(__doc__ or ""), sep="\n")
+    keys = [*list_keys(parse(["jaxtrain", *others])[0]), ""] if others else []
+    print(*keys, inspect.cleandoc(__doc__ or ""), sep="\n")
     return True
