@@ -72,9 +72,10 @@ def test_best_path_leads_to_the_answer():
     told = viewer.read_tree(*planted()[:1], 0, None, decode, PROBLEM)
     assert column(told, "is_best") == [True, False, False, True, True]
     assert column(told, "is_answer") == [False] * 4 + [True]
-    assert told["verdict"] == "not judged"
+    assert "not judged</span>" in page_of(planted()[0], None)
     unanswered = replace(planted()[0], chosen=np.array([-1]))
     assert not any(column(viewer.read_tree(unanswered, 0, None, decode, PROBLEM), "is_best"))
+    assert "none</span>" in page_of(unanswered, None)
 
 
 @pytest.mark.parametrize("method", ["mcts_star", "puct", "sample", "beam", "best_first"])

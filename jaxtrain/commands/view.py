@@ -8,7 +8,6 @@ written, so the run may go on meanwhile.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -43,7 +42,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     facts, learnt, asked = manifest["facts"], asdict(config), asdict(config.evaluation)
     keys = manifest["run_key"], run_key(learnt, facts, asked)
     files = TreeFiles(path, *keys, is_read_only=True)
-    there = {name: list_iterations(path, name) for name in GROWN}
+    stored = {name: path.glob(f"trees/*/{p.name.lower()}-*.npz") for name, p in GROWN.items()}
+    there = {name: sorted({int(x.parent.name) for x in found}) for name, found in stored.items()}
     i = max(there[kind], default=0) if options.iteration is None else options.iteration
     if i not in there[kind]:
         told = ", ".join(f"{name} {found}" for name, found in there.items())
@@ -67,12 +67,6 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     page = options.to or path / "tree.html"
     write_atomic(page, render_tree(*told).encode())
     print(page)
-
-
-def list_iterations(path: Path, kind: str) -> list[int]:
-    """List the iterations that have trees of a kind."""
-    found = (path / "trees").glob(f"*/{GROWN[kind].name.lower()}-*.npz")
-    return sorted({int(file.parent.name) for file in found})
 
 
 def load(files: TreeFiles, kind: str, i: int, label_kind: str) -> Judged:
