@@ -58,7 +58,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     task = open_task(path, config, manifest, pretrained)
     problem = task.problems[int(tree.problem_id[b])]
     search = {"train": config.search, **config.evaluation.searches}[kind]
-    facts = f"iteration {i}", f"{kind} trees", search.method
+    facts = f"iteration {i}", f"trees of {kind}", search.method
     when = born(search, config.trace.max_steps)
     told = tree, b, labels, task.tokenizer.decode, problem, when, facts
     if options.text:

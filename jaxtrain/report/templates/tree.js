@@ -239,7 +239,7 @@
   // Replaying: a node is there from the simulation that drew it.
 
   function show(number) {
-    if (!last) return;
+    if (last < 2) return;
     const now = Math.min(last, Math.max(0, number));
     slider.value = now;
     let count = 0;
@@ -286,7 +286,7 @@
   part("details").open = window.innerWidth > 640;
   const first = nodes.find((node) => node.is_answer) ?? nodes[0];
   if (first) choose(first, false);
-  if (last > 0) {
+  if (last > 1) {
     part(".replay").hidden = false;
     slider.max = last;
     slider.value = last;
