@@ -26,7 +26,7 @@ from jaxtrain.build import build
 from jaxtrain.flags import parse
 from jaxtrain.hub.export import fast_tokenizer
 from jaxtrain.main import main as run
-from jaxtrain.plan import GIB, devices_of, programs, stand_in, state_bytes
+from jaxtrain.plan import GIB, bytes_here, devices_of, programs, stand_in
 from jaxtrain.progress import Progress
 from jaxtrain.sharding import make_mesh
 from jaxtrain.tokenizers import byte_tokenizer
@@ -53,7 +53,7 @@ def predict(flags: list[str]) -> None:
     devices, _, is_compiled = devices_of(config.sharding.topology)
     mesh = make_mesh(config.sharding, devices)
     fns = build(config, stand_in(config), Progress(0), mesh=mesh)
-    state = sum(state_bytes(fns).values())
+    state = bytes_here(fns.abstract_state)
     found = {
         name: (state + p.temporaries + p.results) / GIB
         for name, p in programs(config, fns, mesh, is_compiled)

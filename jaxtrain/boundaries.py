@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtrain.calculator import Calculator, make_calculator, tabulate
-from jaxtrain.errors import UserError, require, require_at_least, require_one_of
+from jaxtrain.errors import Count, Section, UserError
 
 START, OVER = 0, 1  # of the step's automaton
 # of the answer's: complete is a closed box whose line goes on
@@ -25,34 +25,33 @@ MAX_BOUNDARY = 60  # bytes
 
 
 @dataclass(frozen=True)
-class TraceConfig:
+class TraceConfig(Section, at="trace"):
     """What a step and a trace are: where they end, and where they are cut."""
 
-    max_steps: int = 8  # D: depth at which an unfinished branch is cut
-    max_step_tokens: int = 32  # S: tokens at which an unfinished step is cut
+    max_steps: Count = 8  # D: depth at which an unfinished branch is cut
+    max_step_tokens: Count = 32  # S: tokens at which an unfinished step is cut
     # text that ends a step; "\n\n": a blank line; empty: only an end token or step_tokens
     boundary: str = "\n"
-    step_tokens: int | None = None  # tokens at which a step ends, whatever its text; None: never
+    step_tokens: Count | None = None  # tokens at which a step ends, whatever its text; None: never
     # what finishes a trace: end: an end token alone; hash: also the line of ####; boxed: \boxed{}
     answer: str = "end"
     # the results of sums are computed and not the policy's, in search and evaluation alike
     calculator: bool = False
 
-    def __post_init__(self):
-        require_at_least(1, "trace", self, "max_steps", "max_step_tokens", "step_tokens")
-        require_one_of("trace", self, answer=tuple(ANSWERS))
+    def check(self) -> None:
+        self.require(self.answer in ANSWERS, "answer", f"must be {' or '.join(ANSWERS)}")
         if len(self.boundary.encode()) > MAX_BOUNDARY:
             told = f"has more than {MAX_BOUNDARY} bytes"
             raise UserError(f"--config.trace.boundary={self.boundary[:20]!r}...: {told}")
-        if not self.boundary and self.step_tokens is None:
-            told = "nothing ends a step; set it, or --config.trace.step_tokens"
-            raise UserError(f"--config.trace.boundary='': {told}")
+        is_met = self.boundary != "" or self.step_tokens is not None
+        why = "nothing ends a step; set it, or --config.trace.step_tokens"
+        self.require(is_met, "boundary", why)
         # No result may be cut in two.
         why = (
             "reads steps that end with a line; leave --config.trace.step_tokens out, and let "
             "--config.trace.boundary end with a newline"
         )
-        require(self.is_by_line or not self.calculator, "trace", self, "calculator", why)
+        self.require(self.is_by_line or not self.calculator, "calculator", why)
 
     @property
     def is_by_line(self) -> bool:

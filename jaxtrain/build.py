@@ -38,6 +38,8 @@ from jaxtrain.updates import fits
 from jaxtrain.updates.fits import UpdateFn
 
 ReadOverFn = Callable[[Params, Params, TokenRows], Array]
+# of arrays: the same everywhere, or split along the batch
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
 # what the terminal calls the searches that answer
 GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
 
@@ -84,7 +86,7 @@ def build(
     # Where everything lies.
     state = abstract_state(config, model, mesh)
     at, networks = placed(state), placed(state.networks)
-    whole, split = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
+    whole, split = (NamedSharding(mesh, spec) for spec in (WHOLE, SPLIT))
 
     # How each kind of function is compiled.
     def compiled(name: str, fn: Callable, **jit_options) -> Callable:
@@ -115,17 +117,26 @@ def build(
         for name in (objective, "nll")
     }
 
+    # What both networks share is made once for all callers.
+    @cache
+    def init_base() -> Params:
+        key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
+        return inits["base"](key) if state.base else {}
+
     # All that a run will call.
-    read = at.base, at.policy.params, split
+    def read(base: Params, params: Params, rows: TokenRows) -> Array:
+        return make_log_probs(model)(lora.merge(base, params), rows)
+
+    read_from = at.base, at.policy.params, split
     return Functions(
-        init_base=make_init_base(config, inits["base"], state),
+        init_base=init_base,
         init_policy=inits["policy"],
         init_prm=inits["prm"],
         grow={"train": grower("search", config.search)}
         | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
         update_policy=by_objective[objective],
         imitate=by_objective["nll"],
-        read_log_probs=compiled("policy reading", policy_reading(model), in_shardings=read),
+        read_log_probs=compiled("policy reading", read, in_shardings=read_from),
         update_prm=updater("PRM update", prm_update(config, model), at.prm),
         problem_keys=jax.jit(lambda *args: problem_keys(config.seed, *args)),
         abstract_state=state,
@@ -143,17 +154,6 @@ def make_readers(
     ends = task.tokenizer.end_ids, trace.boundary, trace.answer
     tables, form = make_tables(texts, *ends, trace.calculator), make_form(texts, task.commuting)
     return lambda search: make_reader((writer, model), tables, trace, search.chunk, form)
-
-
-def make_init_base(config: Config, init_fn: Callable, state: State) -> Callable[[], Params]:
-    """Make the function that returns what both networks share, once for all its callers."""
-
-    @cache
-    def init_base() -> Params:
-        key = problem_keys(config.seed, 0, Purpose.INIT, np.zeros(1, np.int32))[0]
-        return init_fn(key) if state.base else {}
-
-    return init_base
 
 
 def new_base(config: Config, model: Transformer, key: Array) -> Params:
@@ -247,8 +247,16 @@ def make_grow(
         policy = unstack(lora.merge(base, policy_params))
         return grow_fn(policy, prm_params | {"backbone": backbone}, *args)
 
-    # Trees do not know each other: a device grows its own.
-    per_shard = sharding.per_shard(grow, mesh, 3, 2, is_alone=asks_host)
+    # Trees do not know each other: a device grows its own, on weights that are gathered over data
+    # and fsdp once. Tensor parallelism is the compiler's; a device that asks the host is alone.
+    per_shard = jax.shard_map(
+        grow,
+        mesh=mesh,
+        axis_names=set(mesh.axis_names if asks_host else sharding.BATCH_AXES),
+        in_specs=(WHOLE, WHOLE, WHOLE, SPLIT, SPLIT, WHOLE),
+        out_specs=SPLIT,
+        check_vma=False,
+    )
 
     def cast_and_grow(base: Params, policy_params: Params, prm_params: Params, *args):
         cast = partial(decode_weights, config.model, is_split=mesh.shape["tp"] > 1)
@@ -268,11 +276,6 @@ def policy_update(config: Config, model: Transformer, objective: str) -> UpdateF
         return loss_fn(read(lora.merge(base, params), rows), rows, learning)
 
     return fits.make_update(loss, fits.make_optimizer(learning))
-
-
-def policy_reading(model: Transformer) -> ReadOverFn:
-    """Make the function that reads the policy's log-probabilities of rows."""
-    return lambda base, params, rows: make_log_probs(model)(lora.merge(base, params), rows)
 
 
 def prm_update(config: Config, model: Transformer) -> UpdateFn:
@@ -305,10 +308,6 @@ class Announced:
     def __init__(self, name: str, jitted: Any, progress: Progress):
         self._name, self.jitted, self._progress = name, jitted, progress
         self._compiled: dict[Any, Any] = {}
-
-    def text(self) -> str:
-        """Return what the compiler made of the first arguments."""
-        return next(iter(self._compiled.values())).as_text()
 
     def __call__(self, *args):
         # Abstract or not, what has a shape and a dtype is told apart by them.

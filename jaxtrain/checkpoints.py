@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxtrain import files
-from jaxtrain.errors import UserError, require_at_least
+from jaxtrain.errors import Count, Section, UserError, require
 from jaxtrain.structs import Learner, Networks, Params, State
 
 NoteFn = Callable[[str], None]
@@ -36,15 +37,12 @@ ROOM = 1.5
 
 
 @dataclass(frozen=True)
-class CheckpointsConfig:
+class CheckpointsConfig(Section, at="checkpoints"):
     """What stays on disk."""
 
-    num_kept: int = 3  # newest checkpoints; iteration 0, the warm start, always stays
+    num_kept: Count = 3  # newest checkpoints; iteration 0, the warm start, always stays
     # a fit is saved on its way after every so many updates; none: an interrupted fit begins again
-    num_updates: int | None = None
-
-    def __post_init__(self):
-        require_at_least(1, "checkpoints", self, "num_kept", "num_updates")
+    num_updates: Count | None = None
 
 
 def fingerprint(folder: Path, iteration: int) -> str:
@@ -127,11 +125,9 @@ class Store:
         """Refuse to begin where the disk has no room for a tree of arrays. Raises UserError."""
         size = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
         needed, free = int(ROOM * size), shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise UserError(
-                f"{self.folder}: {what} needs {needed:,} bytes, and {free:,} are free on that "
-                "disk; free some, or move the run folder to another disk and name it by --workdir"
-            )
+        told = f"{what} needs {needed:,} bytes, and {free:,} are free on that disk; free some,"
+        then = "or move the run folder to another disk and name it by --workdir"
+        require(free >= needed, self.folder, f"{told} {then}")
 
     def read(self, number: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Read some items of a number onto the shapes, dtypes and shardings of `abstract`."""
@@ -166,6 +162,7 @@ class Checkpoints(Store):
     ):
         """Open the folder of a run; a checkpoint of another `run_key` counts as damaged."""
         self._num_kept = config.num_kept
+        self.save_seconds = 0.0  # of the last save
         super().__init__(folder, about_checkpoint(run_key), folder.parent, note_fn, is_read_only)
 
     def newest(self) -> int | None:
@@ -187,16 +184,17 @@ class Checkpoints(Store):
         there, flag = self.numbers(), f"--iteration {iteration}"
         if iteration is None or not there:
             raise UserError(f"{self.folder} has no checkpoint yet; run until one is there")
-        if iteration not in there:
-            known = ", ".join(map(str, there))
-            raise UserError(f"{flag}: {self.folder} has checkpoints {known}; choose one")
-        if fault := self.fault(iteration):
-            raise UserError(f"{flag}: {fault}; choose another one, or leave --iteration out")
+        told = f"{self.folder} has checkpoints {', '.join(map(str, there))}; choose one"
+        require(iteration in there, flag, told)
+        fault = self.fault(iteration)
+        require(not fault, flag, f"{fault}; choose another one, or leave --iteration out")
         return iteration
 
     def save(self, state: State) -> None:
         """Write a checkpoint, on disk on return. Raises UserError for a disk too full."""
+        start = time.monotonic()
         self.write(int(state.iteration), as_items(state))
+        self.save_seconds = time.monotonic() - start
 
     def prune(self) -> None:
         """Delete what need not be kept."""

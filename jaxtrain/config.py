@@ -5,8 +5,8 @@ evaluation and loop stand here, since they speak of several stages. What can onl
 several sections, from the devices or from the task's problems is checked here.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import jax
 
@@ -15,7 +15,7 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
-from jaxtrain.errors import UserError, require, require_at_least, require_one_of
+from jaxtrain.errors import Count, Natural, Section, UserError, one_of, some_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
@@ -30,28 +30,23 @@ from jaxtrain.updates import OBJECTIVES, UpdatesConfig
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Section, at="evaluation"):
     """What every iteration is scored on, and how it answers."""
 
-    split: str = "test"  # test: to report; dev: to tune
+    split: Annotated[str, one_of("test", "dev")] = "test"  # test: to report; dev: to tune
     # the first ones of the split: the same for every iteration and strategy
-    num_problems: int = 512
+    num_problems: Count = 512
     # how problems are answered; trees are grown for these alone, and greedy costs a small part
-    strategies: tuple[str, ...] = tuple(STRATEGIES)
+    strategies: Annotated[tuple[str, ...], some_of(STRATEGIES)] = tuple(STRATEGIES)
     # the traces that vote, best-of-k and pass@k choose from; greedy is one of temperature 0
     samples: SearchConfig = SearchConfig(method="sample", temperature=0.7)
     # the search that answers; the trees that are learnt from are those of config.search
     search: SearchConfig = SearchConfig()
 
-    def __post_init__(self):
-        require_one_of("evaluation", self, split=("test", "dev"))
-        require_at_least(1, "evaluation", self, "num_problems")
-        if not self.strategies or not {*self.strategies} <= {*STRATEGIES}:
-            told = f"--config.evaluation.strategies={','.join(self.strategies)}"
-            raise UserError(f"{told}: must be some of {','.join(STRATEGIES)}")
-        require_one_of("evaluation.samples", self.samples, method=("sample",))
-        samples, why = self.samples, "must be above 0, or all traces agree"
-        require(samples.temperature > 0, "evaluation.samples", samples, "temperature", why)
+    def check(self) -> None:
+        self.require(self.samples.method == "sample", "samples.method", "must be sample")
+        why = "must be above 0, or all traces agree"
+        self.require(self.samples.temperature > 0, "samples.temperature", why)
 
     @property
     def searches(self) -> dict[str, SearchConfig]:
@@ -66,69 +61,64 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(Section, at="loop"):
     """The loop around the stages."""
 
     # after iteration 0, the warm start; may be raised to continue a finished run
-    num_iterations: int = 3
+    num_iterations: Natural = 3
     # what shows the metrics beside metrics.jsonl: tensorboard, wandb, trackio
     writers: tuple[str, ...] = ("tensorboard",)
 
-    def __post_init__(self):
-        require_at_least(0, "loop", self, "num_iterations")
-        if not {*self.writers} <= {*WRITERS}:
-            told = f"--config.loop.writers={','.join(self.writers)}"
-            raise UserError(f"{told}: must be some of {','.join(WRITERS)}, or nothing")
+    def check(self) -> None:
+        why = f"must be some of {','.join(WRITERS)}, or nothing"
+        self.require({*self.writers} <= {*WRITERS}, "writers", why)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """Everything a run is made of; `configs/base.py` turns it into flags."""
 
     seed: int = 0  # of all draws but the task's problems
-    tasks: TasksConfig = field(default_factory=TasksConfig)
-    hub: HubConfig = field(default_factory=HubConfig)
+    tasks: TasksConfig = TasksConfig()
+    hub: HubConfig = HubConfig()
     # with hub.pretrained the shape is the model's own
-    model: ModelConfig = field(default_factory=ModelConfig)
-    prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    trace: TraceConfig = field(default_factory=TraceConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
-    labels: LabelsConfig = field(default_factory=LabelsConfig)
-    datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
-    updates: UpdatesConfig = field(default_factory=UpdatesConfig)
-    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    sharding: ShardingConfig = field(default_factory=ShardingConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    compilation: CompilationConfig = field(default_factory=CompilationConfig)
+    model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    trace: TraceConfig = TraceConfig()
+    search: SearchConfig = SearchConfig()
+    labels: LabelsConfig = LabelsConfig()
+    datasets: DatasetsConfig = DatasetsConfig()
+    updates: UpdatesConfig = UpdatesConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    loop: LoopConfig = LoopConfig()
+    compilation: CompilationConfig = CompilationConfig()
 
-    def __post_init__(self):
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--config.seed={self.seed}: must lie between 0 and 2**31 - 1")
+    def check(self) -> None:
+        self.require(0 <= self.seed < 2**31, "seed", "must lie between 0 and 2**31 - 1")
         updates, has_prm = self.updates, self.hub.prm != ""
         why = "has weights of its own, and with --config.updates.lora.rank both share one base"
         is_met = not has_prm or updates.lora.rank is None
-        require(is_met, "hub", self.hub, "prm", f"{why}; leave one of them out")
+        self.require(is_met, "hub.prm", f"{why}; leave one of them out")
         why = "is what the PRM starts from, and --config.updates.prm.init_from=policy says another"
         is_met = not has_prm or updates.prm.init_from != "policy"
-        require(is_met, "hub", self.hub, "prm", f"{why}; leave one of them out")
+        self.require(is_met, "hub.prm", f"{why}; leave one of them out")
         for network in ("policy", "prm"):
             objective = getattr(updates, network).objective
             is_met = OBJECTIVES[network][objective].order == "rows"
             is_met |= not self.datasets.group_by_length
             why = f"parts the rows that --config.updates.{network}.objective={objective} compares"
-            require(is_met, "datasets", self.datasets, "group_by_length", f"{why}; leave one out")
-        self._check_packing()
+            self.require(is_met, "datasets.group_by_length", f"{why}; leave one out")
 
-    def _check_packing(self) -> None:
-        table, objective = OBJECTIVES["policy"], self.updates.policy.objective
+        # What is packed.
+        table, objective = OBJECTIVES["policy"], updates.policy.objective
         is_met = self.datasets.packed_tokens is None or table[objective].is_packable
         packable = " or ".join(name for name, kind in table.items() if kind.is_packable)
         why = f"{objective} compares rows; it goes with --config.updates.policy.objective "
-        require(is_met, "datasets", self.datasets, "packed_tokens", why + packable)
+        self.require(is_met, "datasets.packed_tokens", why + packable)
         why = f"a text has up to {self.max_length} tokens; choose no less"
-        is_met = (self.datasets.packed_tokens or self.max_length) >= self.max_length
-        require(is_met, "datasets", self.datasets, "packed_tokens", why)
+        self.require(self.row_length >= self.max_length, "datasets.packed_tokens", why)
 
     @property
     def max_length(self) -> int:
@@ -157,8 +147,8 @@ def check(config: Config, task: Task) -> None:
     check_batches(config, mesh)
     check_checks(config, task, mesh)
     size, num_ids = config.model.vocab_size, task.tokenizer.vocab_size
-    if size is not None and size < num_ids:
-        raise UserError(f"--config.model.vocab_size={size}: the tokenizer has {num_ids} ids")
+    told = f"the tokenizer has {num_ids} ids"
+    config.model.require(size is None or size >= num_ids, "vocab_size", told)
 
     # Both sets must hold problems, and of each some prompt must fit.
     limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
@@ -194,8 +184,7 @@ def check_checks(config: Config, task: Task, mesh: Any) -> None:
 
 def check_batches(config: Config, mesh: Any) -> None:
     """Refuse batches that a mesh cannot split. Raises UserError."""
-    shards, updates = sharding.num_shards(mesh), config.updates
-    sections = {"prompts": config.prompts, "updates.policy": updates.policy}
-    for name, section in (sections | {"updates.prm": updates.prm}).items():
+    shards = sharding.num_shards(mesh)
+    for section in (config.prompts, config.updates.policy, config.updates.prm):
         why = f"cannot be split over data x fsdp = {shards} devices; choose a multiple"
-        require(section.batch_size % shards == 0, name, section, "batch_size", why)
+        section.require(section.batch_size % shards == 0, "batch_size", why)

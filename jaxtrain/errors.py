@@ -1,7 +1,11 @@
-"""The errors that a user, not a programmer, is meant to read."""
+"""The errors that a user, not a programmer, is meant to read, and what a config may hold."""
 
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
+from operator import attrgetter
+from typing import Annotated, Any, NamedTuple
 
 
 class UserError(Exception):
@@ -24,30 +28,72 @@ def explained(what: str, then: str = "fetch the model again") -> Iterator[None]:
         raise UserError(f"{what} ({told}); {then}") from error
 
 
-def require(is_met: bool, section: str, config: object, name: str, why: str) -> None:
-    """Refuse a field of a config, in the same words for every section. Raises UserError."""
+def require(is_met: bool, where: object, told: str) -> None:
+    """Refuse an input, in one line: where it is, and what is wrong with it. Raises UserError."""
     if not is_met:
-        raise UserError(f"--config.{section}.{name}={getattr(config, name)}: {why}")
+        raise UserError(f"{where}: {told}")
 
 
-def require_at_least(least: float, section: str, config: object, *names: str) -> None:
-    """Refuse fields of a config below a bound; None passes. Raises UserError."""
-    for name in names:
-        value = getattr(config, name)
-        is_met = value is None or value >= least
-        require(is_met, section, config, name, f"must be {least} or more")
+class Bound(NamedTuple):
+    """What values of a field are taken, and how that is told; None always is."""
+
+    is_met: Callable[[Any], bool]
+    why: str
 
 
-def require_share(section: str, config: object, *names: str) -> None:
-    """Refuse fields of a config outside [0, 1]; None passes. Raises UserError."""
-    for name in names:
-        value = getattr(config, name)
-        is_met = value is None or 0 <= value <= 1
-        require(is_met, section, config, name, "must lie between 0 and 1")
+def at_least(least: float) -> Bound:
+    """Take numbers from `least` on."""
+    return Bound(lambda value: value >= least, f"must be {least} or more")
 
 
-def require_one_of(section: str, config: object, **choices: tuple[str, ...]) -> None:
-    """Refuse fields of a config that are none of their choices. Raises UserError."""
-    for name, known in choices.items():
-        is_met = getattr(config, name) in known
-        require(is_met, section, config, name, f"must be {' or '.join(known)}")
+def one_of(*choices: str) -> Bound:
+    """Take one of the texts."""
+    return Bound(choices.__contains__, f"must be {' or '.join(choices)}")
+
+
+def some_of(choices: Collection[str]) -> Bound:
+    """Take a tuple of some of the texts."""
+    why = f"must be some of {', '.join(choices)}"
+    return Bound(lambda value: value != () and {*value} <= {*choices}, why)
+
+
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+NotNegative = Annotated[float, at_least(0)]
+Positive = Annotated[float, Bound(lambda value: value > 0, "must be above 0")]
+Share = Annotated[float, Bound(lambda value: 0 <= value <= 1, "must lie between 0 and 1")]
+
+
+class Section:
+    """A section of the config, a frozen dataclass. It refuses what the types of its fields say, and
+    then what its own `check` does. Raises UserError.
+    """
+
+    at = ""  # its name below `config`, or the first one of several
+
+    def __init_subclass__(cls, at: str = ""):
+        cls.at = at
+
+    def __post_init__(self):
+        for name, bound in bounds_of(type(self)):
+            value = getattr(self, name)
+            self.require(value is None or bound.is_met(value), name, bound.why)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what only several fields tell together."""
+
+    def require(self, is_met: bool, name: str, why: str) -> None:
+        """Refuse a field, or one of a section below, such as lora.rank. Raises UserError."""
+        if not is_met:
+            value, keys = attrgetter(name)(self), filter(None, (self.at, name))
+            told = ",".join(value) if isinstance(value, tuple) else value
+            raise UserError(f"--config.{'.'.join(keys)}={told}: {why}")
+
+
+@cache
+def bounds_of(cls: type[Section]) -> list[tuple[str, Bound]]:
+    """List the fields of a section that have a bound, with it."""
+    hints = typing.get_type_hints(cls, include_extras=True).items()
+    parts = [(name, part) for name, hint in hints for part in (hint, *typing.get_args(hint))]
+    return [(name, x) for name, part in parts for x in getattr(part, "__metadata__", ())]

@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import Section, UserError
 
 FLAGS = ("config", "workdir", "plan", "help", "version")
 # a link to the checkout's configs/, and a package when installed
@@ -154,7 +154,9 @@ def no_such_config(name: str, path: Path) -> str:
     return f"--config {name}: no such config; name a Python file, or one of ours: {', '.join(ours)}"
 
 
-def read_config(values: Mapping[str, Any], cls: type = Config, section: str = "config") -> Any:
+def read_config(
+    values: Mapping[str, Any], cls: type[Section] = Config, section: str = "config"
+) -> Any:
     """Turn nested dicts into frozen dataclasses. Raises UserError for what does not belong."""
     hints = typing.get_type_hints(cls)
     if unknown := [name for name in values if name not in hints]:
@@ -166,11 +168,8 @@ def read_config(values: Mapping[str, Any], cls: type = Config, section: str = "c
     read = {name: read_value(values[name], hints[name], key) for name, key in keys.items()}
     try:
         return cls(**read)
-    except UserError as error:
-        if str(error).startswith(f"--{section}."):
-            raise
-        # A class that makes several sections speaks of the first of them.
-        told = re.sub(r"^--config\.(\w+\.)*(?=\w+=)", f"--{section}.", str(error))
+    except UserError as error:  # a class that makes several sections speaks of the first of them
+        told = str(error).replace(f"--config.{cls.at}.", f"--{section}.", 1)
         raise UserError(told) from error
 
 

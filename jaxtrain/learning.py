@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxtrain import datasets, updates
 from jaxtrain.checkpoints import FitCheckpoints
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.evaluation import named
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.phases import Run, diverged
@@ -157,9 +157,7 @@ def prm_before(run: Run, prm: Learner, policy: Learner) -> Learner:
 
 def warm_learner(run: Run, name: str, learner: Learner) -> Learner:
     """Restore a network as iteration 0 left it, and free `learner`. Raises UserError."""
-    if fault := run.checkpoints.fault(0):
-        raise UserError(
-            f"--config.updates.{name}.init_from=warm_start: {fault}; restore it from a copy"
-        )
+    flag, fault = f"--config.updates.{name}.init_from=warm_start", run.checkpoints.fault(0)
+    require(not fault, flag, f"{fault}; restore it from a copy")
     jax.tree.map(lambda x: x.delete(), learner)
     return run.checkpoints.restore_learner(0, name, run.fns.abstract_state)

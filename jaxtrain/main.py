@@ -1,4 +1,4 @@
-"""The door: `jaxtrain [run|plan|evaluate|relabel|export|view] ...`; `python -m jaxtrain.main ...`.
+"""The door: `jaxtrain COMMAND ...`, or `python -m jaxtrain.main COMMAND ...`; see COMMANDS.
 
 `main` alone turns what happens into a line and an exit code. It imports next to nothing, so that
 signals are heard from the start: a command, and jax with it, takes seconds to import.
@@ -19,7 +19,7 @@ from jaxtrain.errors import Diverged, UserError
 from jaxtrain.files import disk_fault
 from jaxtrain.memory import check_address_space, is_exhausted, shrink
 
-COMMANDS = ("run", "plan", "evaluate", "relabel", "export", "view")
+COMMANDS = ("run", "plan", "evaluate", "relabel", "export", "report", "view")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

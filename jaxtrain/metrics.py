@@ -44,7 +44,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "wandb": {"allow_val_change": True, "settings": {"console": "off"}},
     "trackio": {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False},
 }
-HINTS = {"wandb": "run `wandb login`, or set WANDB_MODE=offline", "trackio": "or leave it out"}
 
 
 class Writer(Protocol):
@@ -54,11 +53,9 @@ class Writer(Protocol):
 
     def write(self, axis: str, points: Points) -> None:
         """Show values at places of an axis, `iteration` or `update`."""
-        ...
 
     def close(self) -> None:
         """Send what is left."""
-        ...
 
 
 class TensorBoard:
@@ -94,7 +91,8 @@ class Service:
         self.is_new, self._defined = name not in ids, set()
         key = ids.setdefault(name, secrets.token_hex(4))
         own = {"id": key, "dir": folder} if name == "wandb" else {}
-        with explained(f"--config.loop.writers={name}: {name} does not start", HINTS[name]):
+        told, then = f"--config.loop.writers={name}: {name} does not start", "or leave it out"
+        with explained(told, then):
             self._run = package(name).init(
                 project=os.environ.get(f"{name.upper()}_PROJECT", "jaxtrain"),
                 name="-".join([*folder.absolute().parts[-2:], key]),

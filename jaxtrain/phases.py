@@ -18,9 +18,9 @@ from jaxtrain import datasets, evaluation, labels, prompts
 from jaxtrain.build import Functions
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
-from jaxtrain.errors import Diverged, UserError
+from jaxtrain.errors import Diverged, require
 from jaxtrain.evaluation import named
-from jaxtrain.files import write_atomic
+from jaxtrain.files import write_atomic, write_json
 from jaxtrain.keys import Purpose
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Phase, Progress
@@ -28,7 +28,7 @@ from jaxtrain.report import TreeData, render_report
 from jaxtrain.report.samples import read_cards
 from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.report.tree import pick, read_tree
-from jaxtrain.search.prior import rank
+from jaxtrain.search.rows import rank
 from jaxtrain.search.work import born
 from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree
 from jaxtrain.tasks import Demonstration, Task
@@ -183,12 +183,10 @@ def finish(run: Run, begun: Begun) -> tuple[Shard, bool]:
 def networks_before(run: Run, i: int) -> Networks:
     """Restore the networks that grew the trees of iteration i. Raises UserError."""
     before, abstract, base = max(i - 1, 0), run.fns.abstract_state, run.fns.init_base()
-    if fault := run.checkpoints.fault(before):
-        raise UserError(
-            f"{run.workdir.path}: trees of iteration {i} are still learnt from, and some are gone "
-            f"or damaged; they could be grown again with checkpoint {before}, but {fault}; restore "
-            "one or the other from a copy"
-        )
+    fault = run.checkpoints.fault(before)
+    told = f"trees of iteration {i} are still learnt from, and some are gone or damaged; they could"
+    told = f"{told} be grown again with checkpoint {before}, but {fault}; restore one or the other"
+    require(not fault, run.workdir.path, f"{told} from a copy")
     if i == 0:  # its trees were grown before the PRM's first fit
         policy = run.checkpoints.restore_params(before, "policy", abstract)
         return Networks(base, policy, run.fns.init_prm(policy).params)
@@ -247,15 +245,18 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
     metrics["time/evaluation"] = phase.seconds
     # of the whole iteration: its evaluation is its last event
     metrics["time/compile"] = run.progress.take_compile_seconds()
+    metrics["time/checkpoint"] = run.checkpoints.save_seconds
     metrics |= {"evaluation/has_calculator": 1} if run.config.trace.calculator else {}
     # A few traces to read, and one tree to look into.
-    shown = [name for name in ("search", "greedy") if name in joined]
-    samples = [card for name in shown for card in read_cards(run.task, joined[name], name)]
+    kinds = [name for name in ("search", "greedy") if name in joined]
+    samples = [card for name in kinds for card in read_cards(run.task, joined[name], name)]
     tree = read_telling(run, i, joined) if "search" in joined else None
 
     # The report first: a kill in between scores the iteration again, and writes it again.
+    shown = {"samples": samples, "tree": tree}
+    write_json(run.workdir.path / "samples.json", shown)
     rows = [*run.log.read(), {"iteration": i, **metrics}]
-    page = render_report(asdict(run.config), rows, samples, run.workdir.manifest, tree=tree)
+    page = render_report(asdict(run.config), rows, manifest=run.workdir.manifest, **shown)
     write_atomic(run.workdir.report, page.encode())
     run.log.append(i, metrics)
     run.progress.note(tell_accuracy(rows[-1]))

@@ -11,9 +11,9 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,7 @@ from jaxtrain.tasks import Task
 from jaxtrain.updates import policy
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """One device: memory in GiB, dense bf16 FLOP/s, bytes/s of memory bandwidth."""
 
     memory: float
@@ -52,8 +51,7 @@ FORWARD = 2  # FLOPs for each parameter and token that is read
 TPUS = {"v4": dict(chip_config_name="megacore"), "v5e": {}, "v6e": {}}
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """Memory of one program on one device, in bytes, besides the State that is always there."""
 
     temporaries: float
@@ -79,14 +77,16 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     yield ""
 
     # What lies there all the time.
-    state = state_bytes(fns)
+    def row(name: str, *sizes: float) -> str:
+        return f"  {name:14}" + "".join(f"{size / GIB:10.3f}" for size in sizes)
+
+    state = fns.abstract_state
     yield f"per device      {'policy':>10}{'PRM':>10}{'together':>10}   GiB"
-    for name in ("parameters", "optimizer"):
-        both = [state[network, name] / GIB for network in ("policy", "prm")]
-        yield f"  {name:14}{both[0]:10.3f}{both[1]:10.3f}{sum(both):10.3f}"
+    for name, part in (("parameters", "params"), ("optimizer", "opt_state")):
+        both = [bytes_here(getattr(learner, part)) for learner in (state.policy, state.prm)]
+        yield row(name, *both, sum(both))
     if base:
-        yield f"  {'base, of both':34}{state['base', 'parameters'] / GIB:10.3f}"
-    resident = sum(state.values())
+        yield row(f"{'base, of both':34}", bytes_here(state.base))
     kv, tree = search_bytes(config, fns, mesh)
     caches = "keys and values of a search" + (", kept" if config.search.chunk else "")
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
@@ -97,10 +97,9 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     how = "compiled" if is_compiled else "from shapes, not compiled"
     yield f"program         {'temporary':>10}{'results':>10}{'in all':>10}   GiB per device, {how}"
     for name, program in programs(config, fns, mesh, is_compiled):
-        total = resident + program.temporaries + program.results
+        total = bytes_here(state) + sum(program)
         worst = max(worst, (name, total), key=lambda pair: pair[1])
-        row = (program.temporaries, program.results, total)
-        yield f"  {name:14}" + "".join(f"{size / GIB:10.3f}" for size in row)
+        yield row(name, *program, total)
     yield ""
     yield from iteration_cost(config, fns, mesh, chip)
     yield from disk(config, fns)
@@ -121,7 +120,8 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
     kind, _, size = topology.partition(":")
     flag = f"--config.sharding.topology={topology}"
     if topology == "cpu" or not topology and jax.default_backend() == "cpu":
-        return None, replace(CHIPS["cpu"], memory=machine_memory() / GIB / jax.device_count()), True
+        memory = machine_memory() / GIB / jax.device_count()
+        return None, CHIPS["cpu"]._replace(memory=memory), True
     if not topology:
         name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
         known = (chip for kind, chip in CHIPS.items() if kind in name)
@@ -167,22 +167,12 @@ def num_read(fns: Functions) -> int:
     return base + policy
 
 
-def state_bytes(fns: Functions) -> dict[tuple[str, str], float]:
-    """Count what base, parameters and optimizers take on one device."""
-
-    state = fns.abstract_state
-    parts = {
-        ("base", "parameters"): state.base,
-        ("policy", "parameters"): state.policy.params,
-        ("policy", "optimizer"): state.policy.opt_state,
-        ("prm", "parameters"): state.prm.params,
-        ("prm", "optimizer"): state.prm.opt_state,
-    }
-
-    def on_device(x: Any) -> int:
-        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-    return {name: sum(map(on_device, jax.tree.leaves(part))) for name, part in parts.items()}
+def bytes_here(state: Any) -> int:
+    """Count what a State, or a part of it, takes on one device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(state)
+    )
 
 
 def trees_at_once(config: Config, mesh: Any, searching: SearchConfig | None = None) -> float:
@@ -207,7 +197,7 @@ def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, floa
     else:
         tokens = work.width * prompt + path + own
     kv = trees_at_once(config, mesh) * kv_bytes(config, mesh) * tokens
-    return kv, num_bytes(shapes_of_trees(config, fns)) / sharding.num_shards(mesh)
+    return kv, tree_bytes(config, fns) / sharding.num_shards(mesh)
 
 
 def num_bytes(tree: Any) -> int:
@@ -243,16 +233,16 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
     if sampling := fns.grow.get("samples", fns.grow.get("greedy")):
         calls["sampling"] = sampling, grown
     policy_rows = rows(u.policy.batch_size, policy.OBJECTIVES[u.policy.objective].has_reference)
-    policy_args = state.base, state.policy, policy_rows, number
-    prm_args = state.base, state.prm, rows(u.prm.batch_size), number
-    updates = {"policy update": (fns.update_policy, policy_args)}
-    return calls | updates | {"PRM update": (fns.update_prm, prm_args)}
+    calls["policy update"] = fns.update_policy, (state.base, state.policy, policy_rows, number)
+    prm_rows = rows(u.prm.batch_size)
+    calls["PRM update"] = fns.update_prm, (state.base, state.prm, prm_rows, number)
+    return calls
 
 
-def shapes_of_trees(config: Config, fns: Functions) -> Any:
-    """Return the trees of one batch, abstract."""
+def tree_bytes(config: Config, fns: Functions) -> int:
+    """Count the bytes of the trees of one batch."""
     fn, arguments = calls_of(config, fns)["search"]
-    return fn.jitted.eval_shape(*arguments)
+    return num_bytes(fn.jitted.eval_shape(*arguments))
 
 
 def programs(
@@ -359,7 +349,7 @@ def disk(config: Config, fns: Functions) -> Iterator[str]:
     both = fns.abstract_state.policy, fns.abstract_state.prm
     state, kept = num_bytes(both) / GIB, config.checkpoints.num_kept + 1
     num_batches = (config.prompts.num_problems or 0) / config.prompts.batch_size or 1
-    trees = num_batches * num_bytes(shapes_of_trees(config, fns))
+    trees = num_batches * tree_bytes(config, fns)
     fits = f"{state:.2f} GiB more while fits are saved; " if config.checkpoints.num_updates else ""
     yield (
         f"disk            {state:.2f} GiB a checkpoint, {kept} kept: {kept * state:.2f} GiB; {fits}"

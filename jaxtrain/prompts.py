@@ -8,49 +8,35 @@ one shape and one compilation.
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 
-from jaxtrain.errors import UserError, require_at_least, require_one_of
+from jaxtrain.errors import Count, Section, UserError, one_of
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Prompts, Tokenizer
 
-
-class Problem(Protocol):
-    """What this stage reads of a task's problem."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def question(self) -> str: ...
-
-
-Encode = Callable[[Any], list[int]]  # a problem, or that of a demonstration, into tokens
+Problem = Any  # a task's, of which id, prompt and question are read
+Encode = Callable[[Problem], list[int]]  # a problem, or that of a demonstration, into tokens
 
 
 @dataclass(frozen=True)
-class PromptsConfig:
+class PromptsConfig(Section, at="prompts"):
     """How many problems an iteration searches, and in what shape."""
 
     # problems an iteration draws from the train split; none: all of them
-    num_problems: int | None = 1024
+    num_problems: Count | None = 1024
     # problems of iteration 0, whose trees start the PRM (D_V0); none: all of the train split
-    num_first_problems: int | None = 512
-    max_prompt_tokens: int = 64  # P; a longer prompt is left out and counted
-    batch_size: int = 128  # B: problems searched at once, over all devices
+    num_first_problems: Count | None = 512
+    max_prompt_tokens: Count = 64  # P; a longer prompt is left out and counted
+    batch_size: Count = 128  # B: problems searched at once, over all devices
     # plain: the task's own; few_shot: behind demonstrations; chat: the model's chat template
-    style: str = "plain"
-    num_shots: int = 4  # few_shot: demonstrations in front of every problem
+    style: Annotated[str, one_of("plain", "few_shot", "chat")] = "plain"
+    num_shots: Count = 4  # few_shot: demonstrations in front of every problem
     system: str = ""  # chat: the system text; empty: the template's own
     date: str = ""  # chat: what day it is, YYYY-MM-DD; empty: the day on which the run starts
 
-    def __post_init__(self):
-        require_one_of("prompts", self, style=("plain", "few_shot", "chat"))
-        require_at_least(1, "prompts", self, "num_problems", "num_first_problems")
-        require_at_least(1, "prompts", self, "max_prompt_tokens", "batch_size", "num_shots")
+    def check(self) -> None:
         try:
             datetime.date.fromisoformat(self.date or "2000-01-01")
         except ValueError as error:

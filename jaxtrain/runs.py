@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require
 from jaxtrain.flags import read_config
 from jaxtrain.hub import Pretrained, open_pretrained, resolve
 from jaxtrain.metrics import MetricsLog
@@ -35,8 +35,7 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     """Read config and manifest of a run that is there. Raises UserError where it is none."""
     values, manifest = read_old(path)
     for name, content in (("config.json", values), ("manifest.json", manifest)):
-        if not content:
-            raise UserError(f"--workdir {path}: holds no {name}, so it is no run")
+        require(bool(content), f"--workdir {path}", f"holds no {name}, so it is no run")
     try:
         return read_config(values), manifest
     except (UserError, ValueError, TypeError) as error:

@@ -2,12 +2,12 @@
 
 Batches are split over data and fsdp, weights over fsdp and tp. The same table shapes init, restore
 and every jitted function. Axes are Auto: the compiler places the tensor-parallel collectives;
-search is written per shard (`per_shard`), so that its loop holds none of the others.
+search is written per shard (`build.make_grow`), so that its loop holds none of the others.
 """
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,28 +88,3 @@ def tree_shardings(mesh: Mesh, shapes: Any) -> Any:
         return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split the leading axis over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def per_shard(
-    fn: Callable, mesh: Mesh, num_params: int, num_batched: int, is_alone: bool = False
-) -> Callable:
-    """Wrap `fn(*params, *batched, scalar)`: each shard of the batch runs it alone on whole weights.
-
-    Weights are gathered over data and fsdp once, before `fn`; tensor parallelism stays with the
-    compiler, or there is none where a device is alone, as one that asks the host must be. Every
-    output must have a leading batch axis.
-    """
-    whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
-    return jax.shard_map(
-        fn,
-        mesh=mesh,
-        axis_names=set(mesh.axis_names if is_alone else BATCH_AXES),
-        in_specs=(whole,) * num_params + (split,) * num_batched + (whole,),
-        out_specs=split,
-        check_vma=False,
-    )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require
 
 NUM_SPECIALS = 2
 NOT_TEXT = 0xFF  # occurs in no UTF-8 text, so it always decodes to U+FFFD
@@ -84,9 +84,9 @@ class AlphabetTokenizer:
 
 def character_tokenizer(alphabet: str) -> AlphabetTokenizer:
     """Make a tokenizer of a few ASCII characters with a newline. Raises UserError for others."""
-    if not alphabet.isascii() or "\n" not in alphabet or len(set(alphabet)) != len(alphabet):
-        why = "must be distinct ASCII characters with a newline among them"
-        raise UserError(f"tokenizer: alphabet {alphabet!a} {why}")
+    is_met = alphabet.isascii() and "\n" in alphabet and len({*alphabet}) == len(alphabet)
+    why = "must be distinct ASCII characters with a newline among them"
+    require(is_met, "tokenizer", f"alphabet {alphabet!a} {why}")
     return AlphabetTokenizer(alphabet.encode("ascii"))
 
 

@@ -7,7 +7,7 @@
     trees/<iteration>/<purpose>-<shard>.npz                see `trees.TreeFiles`
     labels/<iteration>/<purpose>-<shard>.<kind>.npz        likewise
     metrics.jsonl, tensorboard/, report.html               what is told
-    writers.json                                           the run's ids at services
+    samples.json, writers.json                             what it shows; the run's ids at services
 
 A run may be killed at any instant, so a file is complete or absent (`files.py`). One run owns a
 folder at a time, and one config owns it for ever: the same command resumes, another config is
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from jaxtrain.compilation import kept_in
 from jaxtrain.errors import UserError
@@ -55,7 +56,7 @@ FREE_KEYS = (
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
 MAX_SHOWN = 8  # differing keys that a message names
 LOCK = "run.lock"
-FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "report.html")
+FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "samples.json", "report.html")
 # What must stand in a file that an earlier start wrote, and of which type.
 NEEDED = {
     "config.json": {"seed": int},
@@ -118,10 +119,14 @@ def open_workdir(
     if "://" in str(path):
         raise UserError(f"workdir {path}: is no folder of this machine; choose another --workdir")
     path = Path(path).expanduser()
-    config, facts = _as_json(config), _as_json(facts)
     with contextlib.ExitStack() as held:
         try:
-            _make_folder(path)
+            path.mkdir(parents=True, exist_ok=True)
+            names = {entry.name for entry in path.iterdir()}
+            # A start killed before config.json was in place leaves these two at most.
+            if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
+                why = "holds files but no config.json, so it is no run"
+                raise UserError(f"workdir {path} {why}; choose another --workdir")
             held.enter_context(acquire(path))
             notices, num_starts = _take_over(path, config, facts, command)
         except OSError as error:
@@ -187,6 +192,7 @@ def describe(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         | {package: _version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
         "host": socket.gethostname(),
+        "num_cores": os.cpu_count(),
         "platform": platform.platform(),
         "devices": {
             "platform": jax.default_backend(),
@@ -222,17 +228,7 @@ def _git_commit() -> str | None:
 
 def run_key(config: dict[str, Any], facts: dict[str, Any], more: Any = None) -> str:
     """Hash what training depends on, all but the free keys of the config, and `more`."""
-    learnt = {key: value for key, value in _flatten(config) if not _is_free(key)}
-    return _hash([learnt, facts, more])
-
-
-def _make_folder(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    names = {entry.name for entry in path.iterdir()}
-    # A start killed before config.json was in place leaves these two at most.
-    if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
-        why = "holds files but no config.json, so it is no run"
-        raise UserError(f"workdir {path} {why}; choose another --workdir")
+    return _hash([_leaves(config, FREE_KEYS), facts, more])
 
 
 def acquire(path: Path) -> IO[str]:
@@ -256,17 +252,20 @@ def _differing(
     old: dict[str, Any], new: dict[str, Any], free_keys: tuple[str, ...] = ()
 ) -> list[str]:
     """Return a line "key old -> new" for every leaf that differs, free keys apart."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
-    return [
-        f"{key} {_show(before, key)} -> {_show(after, key)}"
-        for key in sorted(before.keys() | after.keys())
-        if not _is_free(key, free_keys)
-        and (key in before, before.get(key)) != (key in after, after.get(key))
-    ]
+    before, after = (
+        {key: json.dumps(value) for key, value in _leaves(whole, free_keys).items()}
+        for whole in (old, new)
+    )
+    keys = sorted(before.keys() | after.keys())
+    told = [(key, before.get(key, "(absent)"), after.get(key, "(absent)")) for key in keys]
+    return [f"{key} {_short(x)} -> {_short(y)}" for key, x, y in told if x != y]
 
 
-def _is_free(key: str, free_keys: tuple[str, ...] = FREE_KEYS) -> bool:
-    return (key + ".").startswith(tuple(free + "." for free in free_keys))
+def _leaves(config: dict[str, Any], free_keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the leaves of nested dicts under dotted keys, free keys apart."""
+    free = tuple(f"{key}." for key in free_keys)
+    leaves = flatten_dict(config, sep=".").items()
+    return {key: value for key, value in leaves if not f"{key}.".startswith(free)}
 
 
 def _refuse(path: Path, what: str, differing: list[str]) -> None:
@@ -278,17 +277,7 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
         raise UserError(f"workdir {path} {told}; {then} ({absent})")
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested dicts under dotted keys; lists and empty dicts are leaves."""
-    if not isinstance(value, dict) or (prefix and not value):
-        yield prefix, value
-        return
-    for key in value:
-        yield from _flatten(value[key], f"{prefix}.{key}" if prefix else key)
-
-
-def _show(leaves: dict[str, Any], key: str) -> str:
-    text = json.dumps(leaves[key]) if key in leaves else "(absent)"
+def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
@@ -298,8 +287,3 @@ def _hash(value: Any) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _as_json(value: Any) -> Any:
-    """Return a value as JSON reads it back, the form that is compared and hashed."""
-    return json.loads(dumps(value))

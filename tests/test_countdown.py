@@ -8,6 +8,7 @@ from itertools import permutations, product
 
 import pytest
 from nested import change
+from solver import solutions
 
 from jaxtrain.configs import countdown4
 from jaxtrain.errors import UserError
@@ -19,7 +20,6 @@ from jaxtrain.tasks.countdown import (
     legal_moves,
     read_move,
     read_prompt,
-    solutions,
     weak_trace,
 )
 

@@ -21,7 +21,7 @@ from jaxtrain.search import SearchConfig, make_grow
 from jaxtrain.search.config import WideningConfig
 from jaxtrain.search.frontier_rules import BeamConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
-from jaxtrain.search.prior import PriorConfig
+from jaxtrain.search.rows import PriorConfig
 from jaxtrain.structs import CheckFn, Kind, Prompts, Tree
 
 END, NEWLINE, WORD, OTHER, SIZE = 1, 2, 3, 4, 3

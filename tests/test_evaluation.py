@@ -32,7 +32,7 @@ from jaxtrain.intervals import mean_interval
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import read_baseline
 from jaxtrain.report import render_report, scores
-from jaxtrain.search.prior import PriorConfig, rank
+from jaxtrain.search.rows import PriorConfig, rank
 from jaxtrain.structs import Kind, Labels, Tree, Verdict
 
 NONE, CORRECT, WRONG, UNPARSABLE, ERROR = Verdict

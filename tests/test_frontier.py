@@ -14,7 +14,7 @@ from toy_worlds import hash_grow, make_prompts
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.frontier_rules import BeamConfig, BestFirstConfig, DfsConfig, DvtsConfig
-from jaxtrain.search.prior import PriorConfig
+from jaxtrain.search.rows import PriorConfig
 from jaxtrain.structs import Kind, Prompts, Tree
 
 NUM_TREES, NUM_CANDIDATES, MAX_STEPS, NUM_TURNS = 96, 3, 4, 9

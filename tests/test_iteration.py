@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from solver import solutions
 
 from jaxtrain import datasets, iteration, labels, phases
 from jaxtrain.boundaries import TraceConfig
@@ -30,7 +31,7 @@ from jaxtrain.prompts import PromptsConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Examples, Kind, Labels, State, Verdict
 from jaxtrain.tasks import Demonstration, Task, TasksConfig, make_task
-from jaxtrain.tasks.countdown import CountdownConfig, solutions
+from jaxtrain.tasks.countdown import CountdownConfig
 from jaxtrain.trees import Place, TreeFiles
 from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir, run_key

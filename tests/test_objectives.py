@@ -16,7 +16,7 @@ from jax.test_util import check_grads
 from jaxtrain.errors import UserError
 from jaxtrain.nn.heads import head_outputs, init_head, value_of
 from jaxtrain.structs import TokenRows
-from jaxtrain.updates import OBJECTIVES, PolicyConfig, PrmConfig, UpdatesConfig
+from jaxtrain.updates import OBJECTIVES, PolicyConfig, PrmConfig
 from jaxtrain.updates.prm import comparisons, cross_entropy
 
 ROWS, LENGTH, LABELS = 4, 9, 3
@@ -231,15 +231,17 @@ def test_clipped_is_grpo():
 
 
 BAD = {
-    "prm.objective": (dict(prm=PrmConfig(objective="ranks")), "squared or binary or bins or pair"),
-    "prm.num_bins": (dict(prm=PrmConfig(num_bins=1)), "must be 2 or more"),
-    "policy.objective": (dict(policy=PolicyConfig(objective="ppo")), "nll or weighted or dpo or "),
+    "prm.objective": (PrmConfig, dict(objective="ranks"), "squared or binary or bins or pair"),
+    "prm.num_bins": (PrmConfig, dict(num_bins=1), "must be 2 or more"),
+    "policy.objective": (PolicyConfig, dict(objective="ppo"), "nll or weighted or dpo or "),
     "policy.init_from": (
-        dict(policy=PolicyConfig(objective="grpo", init_from="warm_start")),
+        PolicyConfig,
+        dict(objective="grpo", init_from="warm_start"),
         "grpo improves on the policy before; it goes with --config.updates.policy.objective nll",
     ),
     "policy.batch_size": (
-        dict(policy=PolicyConfig(objective="dpo", batch_size=7)),
+        PolicyConfig,
+        dict(objective="dpo", batch_size=7),
         "dpo takes pairs of rows; choose an even number",
     ),
 }
@@ -247,7 +249,7 @@ BAD = {
 
 @pytest.mark.parametrize("key", BAD)
 def test_what_makes_no_sense_is_one_line(key):
-    how, why = BAD[key]
+    cls, how, why = BAD[key]
     with pytest.raises(UserError, match=f"--config.updates.{key}=.*: .*{why}") as caught:
-        UpdatesConfig(**how)
+        cls(**how)
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ from io import StringIO
 import jax
 import numpy as np
 import pytest
+from solver import solutions
 from test_iteration import CONFIG as WHOLE
 
 from jaxtrain import iteration
@@ -22,7 +23,6 @@ from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
 from jaxtrain.tasks import Demonstration, make_task
-from jaxtrain.tasks.countdown import solutions
 from jaxtrain.updates import OBJECTIVES, FitConfig
 from jaxtrain.workdir import open_workdir
 

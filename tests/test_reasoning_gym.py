@@ -332,7 +332,7 @@ def test_the_judged_hold_no_pipe_and_no_rights_of_root(hostile):
     """What they say of themselves goes by their exit status alone."""
     path = "f'/proc/self/fd/{fd}'"
     links = f"[os.readlink({path}) for fd in range(64) if os.path.exists({path})]"
-    piped = f"(lambda os: any('pipe' in link for link in {links}))(__import__('os'))"
+    piped = f"(lambda os: any('/' not in link for link in {links}))(__import__('os'))"
     assert hostile.judge(0, piped) is False
     assert hostile.judge(0, "__import__('os').getuid() == 0") is False
     assert hostile.judge(0, "__import__('os').fork() and 1.0") is None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from solver import solutions
 
 from jaxtrain import intervals
 from jaxtrain import iteration as iteration_lib
@@ -22,15 +23,24 @@ from jaxtrain.main import main
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
-from jaxtrain.report import PAGES, SCRIPT, SCRIPT_HASH, accounts, render_report
+from jaxtrain.report import (
+    PAGES,
+    SCRIPT,
+    SCRIPT_HASH,
+    accounts,
+    compare,
+    render_comparison,
+    render_report,
+)
 from jaxtrain.report.accounts import explain, tell_nothing_learnt
 from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
+from jaxtrain.report.compare import Side
 from jaxtrain.report.scores import paired, tell_accuracy
-from jaxtrain.report.values import visible
+from jaxtrain.report.values import merge, visible
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Kind, Learner, State, Tree
 from jaxtrain.tasks import TasksConfig, digest, make_task
-from jaxtrain.tasks.countdown import CountdownConfig, solutions
+from jaxtrain.tasks.countdown import CountdownConfig
 from jaxtrain.tasks.jsonl import REASONS
 from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
 from jaxtrain.workdir import open_workdir
@@ -473,7 +483,101 @@ def test_lead_within_noise_is_said_to_be_noise():
 def test_gain_within_noise_is_said_to_be_noise():
     rows = [outcomes_row(greedy=20) | {"iteration": 0}, outcomes_row(greedy=21)]
     text = Page(render_report({}, rows, [])).words
-    assert "+1.0 points (+0.0 to +3.0): no difference beyond noise since warm start" in text
+    assert "+1.0 points (+0.0 to +3.0): no difference beyond noise on the same 100 problems" in text
+
+
+def test_report_opens_with_how_far_the_run_came():
+    rows = [
+        outcomes_row(greedy=20, search=30) | {"iteration": 0},
+        outcomes_row(greedy=60, search=50),
+    ]
+    text = Page(render_report({}, rows, [])).words
+    before, after = (row["evaluation/search/outcomes"] for row in rows)
+    gain = paired(after, before)
+    told = (
+        f"+20.0 points (+{100 * gain.low:.1f} to +{100 * gain.high:.1f}) on the same 100 problems"
+    )
+    assert f"With search 30.0% \u2192 50.0% from the warm start to iteration 1: {told}" in text
+    assert "Greedy accuracy 20.0% \u2192 60.0% from the warm start" in text
+    assert "\u2192" not in Page(render_report({}, rows[:1], [])).words
+
+
+def side(name, rows, split="test", problems="abc", **config):
+    manifest = MANIFEST | {"facts": {"tasks.problems.sha256": problems}}
+    return Side(name, {"evaluation": {"split": split}, **config}, manifest, merge(rows))
+
+
+def test_runs_are_compared_over_the_problems_that_both_answered():
+    ours, theirs = outcomes_row(search=30), outcomes_row(search=50)
+    key = "evaluation/search/outcomes"
+    theirs[key] = theirs[key][:80]
+    found = compare.gain(side("a", [ours]), side("b", [theirs]), "search")
+    assert found == paired(theirs[key], ours[key][:80])
+    assert found.difference == 20 / 80
+    assert compare.gain(side("a", [ours]), side("b", [theirs], split="dev"), "search") is None
+    assert compare.gain(side("a", [ours]), side("b", [theirs], problems="other"), "search") is None
+    assert compare.gain(side("a", [ours]), side("b", [theirs]), "greedy") is None
+
+
+def test_where_prompts_were_too_long_only_the_same_prompts_are_compared():
+    row = outcomes_row(search=30) | {"evaluation/num_too_long": 2}
+    sides = [side("a", [row], prompts={"style": style}) for style in ("plain", "plain", "chat")]
+    assert compare.gain(sides[0], sides[1], "search") is not None
+    assert compare.gain(sides[0], sides[2], "search") is None
+
+
+def test_comparison_tells_both_runs_to_the_digit_and_what_differs():
+    first = side("one", make_rows(), search={"top_p": 1.0, "method": "puct"})
+    rows = [row | {"evaluation/greedy/accuracy": 0.123456789} for row in make_rows()]
+    other = side(HOSTILE, rows, search={"top_p": 0.8, "method": "puct"})
+    page = Page(render_comparison([first, other]))
+    assert not {"script", "img"} & set(page.tags) and HOSTILE[:20] in page.text
+    known = {
+        (row["iteration"], key, value)
+        for x in (first, other)
+        for row in x.history
+        for key, value in row.items()
+        if isinstance(value, int | float)
+    }
+    assert len(page.numbers) > 100
+    assert {(i, key, float(value)) for i, key, value in page.numbers} <= known
+    assert (3, "evaluation/greedy/accuracy", "0.123456789") in page.numbers
+    _, _, differs = page.words.partition("What differs")
+    assert "config.search.top_p 1.0 0.8" in differs and "config.search.method" not in differs
+    seconds = sum(31.5 + i + 44.0 + 13.25 + 21.5 for i in range(4)) + 61.5
+    assert page.words.count(f"{seconds // 60:.0f} min {seconds % 60:.0f} s") == 2
+
+
+def test_command_makes_the_same_report_again_and_compares_runs(run_folder, tmp_path, capsys):
+    page, again = (run_folder / "report.html").read_bytes(), tmp_path / "again.html"
+    asked = ["report", "--workdir", str(run_folder)]
+    assert main(["jaxtrain", *asked, "--to", str(again)]) == 0
+    assert again.read_bytes() == page
+    assert main(["jaxtrain", *asked, "--compare", str(run_folder)]) == 0
+    assert "2 runs side by side" in (run_folder / "comparison.html").read_text("utf-8")
+    told = capsys.readouterr().out.splitlines()
+    assert told == [str(again), str(run_folder / "comparison.html")]
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (
+            ["--compare", "nowhere"],
+            "nowhere holds no config.json or manifest.json, so it is no run",
+        ),
+        (["--to", "nowhere/page.html"], "--to nowhere/page.html: there is no folder nowhere"),
+    ],
+)
+def test_a_run_or_folder_that_is_not_there_is_one_line(run_folder, capsys, more, told):
+    assert main(["jaxtrain", "report", "--workdir", str(run_folder), *more]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_time_of_checkpoints_is_told(real_rows):
+    assert [row["time/checkpoint"] > 0 for row in real_rows if "time/checkpoint" in row] == [
+        True
+    ] * 3
 
 
 def test_unequal_tokens_are_not_called_equal():
@@ -644,6 +748,7 @@ def test_a_tree_of_a_run_is_viewed_and_nothing_else_is_touched(run_folder, tmp_p
     "asked, told",
     [
         (("--problem", "-1"), "--problem -1: no such tree; there are 8, such as "),
+        (("--to", "nowhere/tree.html"), "--to nowhere/tree.html: there is no folder nowhere"),
         (("--kind", "train", "--iteration", "7"), "no train trees of iteration 7; there are train"),
     ],
 )

@@ -19,8 +19,8 @@ from toy_worlds import hash_grow, make_prompts
 
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
-from jaxtrain.search.prior import PriorConfig
 from jaxtrain.search.prior_rules import GumbelConfig, PuctConfig, make_gumbel
+from jaxtrain.search.rows import PriorConfig
 from jaxtrain.structs import Kind
 
 NUM_TREES = 96

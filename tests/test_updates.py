@@ -16,7 +16,7 @@ import optax
 import pytest
 from tiny_models import MODEL, random_params
 
-from jaxtrain.nn.heads import make_log_probs, make_outputs, token_log_probs
+from jaxtrain.nn.heads import make_log_probs, make_outputs
 from jaxtrain.nn.transformer import ModelConfig, Transformer, init_params
 from jaxtrain.structs import Learner, TokenRows
 from jaxtrain.updates import PolicyConfig, PrmConfig
@@ -42,8 +42,8 @@ RNG = np.random.default_rng(0)
 
 def policy_loss(logits, rows):
     # a token is told by the position before it
-    log_probs = token_log_probs(jnp.roll(logits, 1, axis=1), rows.tokens)
-    return likelihood(log_probs, rows, PolicyConfig())
+    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.roll(logits, 1, 1), rows.tokens)
+    return likelihood(-losses, rows, PolicyConfig())
 
 
 def prm_loss(values, rows):

@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("--workdir", required=True, type=home_path, help="the run folder")
-        self.add_argument("--iteration", type=int, help=iteration)
+        if iteration:
+            self.add_argument("--iteration", type=int, help=iteration)
         if to:
             self.add_argument("--to", required=True, type=home_path, help=to)
 

@@ -37,7 +37,7 @@ from jaxtrain.report import methods as tables
 from jaxtrain.report import render_report
 from jaxtrain.runs import list_facts, open_run, open_task, summary
 from jaxtrain.search.config import RULES, SearchConfig
-from jaxtrain.search.prior import rank
+from jaxtrain.search.rows import rank
 from jaxtrain.search.work import sized, work_of
 from jaxtrain.structs import Networks, Prompts, Shard
 from jaxtrain.tasks import Task, make_task

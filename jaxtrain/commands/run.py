@@ -11,6 +11,7 @@ Commands, each with a --help (`jaxtrain COMMAND ...`):
   evaluate  scores a checkpoint on other problems, or methods at equal tokens
   relabel   makes labels of another kind from the trees of a run
   export    writes a network of a run as a Hugging Face folder
+  report    makes the report of a run again, or sets runs side by side
   view      draws one search tree of a run, as a page or as text
 """
 

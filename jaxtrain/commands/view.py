@@ -35,7 +35,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser.add_argument("--to", type=home_path, help="the page to write; W/tree.html by default")
     parser.add_argument("--text", action="store_true", help="show it here, and write no page")
     options = parser.parse_args(arguments)
-    path, kind = options.workdir, options.kind
+    path, kind, to = options.workdir, options.kind, options.to
+    if to and not to.parent.is_dir():
+        raise UserError(f"--to {to}: there is no folder {to.parent}; make it first")
     config, manifest, pretrained = open_run(path)
 
     # The tree that is asked for.
@@ -64,9 +66,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     if options.text:
         Console().print(draw_tree(*told))
         return
-    page = options.to or path / "tree.html"
-    write_atomic(page, render_tree(*told).encode())
-    print(page)
+    write_atomic(to or path / "tree.html", render_tree(*told).encode())
+    print(to or path / "tree.html")
 
 
 def load(files: TreeFiles, kind: str, i: int, label_kind: str) -> Judged:

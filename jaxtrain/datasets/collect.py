@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import jax
 import numpy as np
 
 from jaxtrain import trees
-from jaxtrain.errors import require_at_least, require_one_of
+from jaxtrain.errors import Count, Section, one_of
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Examples, Shard, TokenRows, Verdict
 
@@ -22,18 +22,19 @@ Counts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class DatasetsConfig:
+class DatasetsConfig(Section, at="datasets"):
     """What is kept of the trees, and for how long."""
 
-    max_traces_per_problem: int = 4  # distinct correct traces that a problem gives in one iteration
+    # distinct correct traces that a problem gives in one iteration
+    max_traces_per_problem: Count = 4
     # PRM paths that a problem gives in one iteration, correct and wrong in turn
-    max_paths_per_problem: int = 16
-    traces_rounds: int = 3  # newest iterations whose traces are learnt from
+    max_paths_per_problem: Count = 16
+    traces_rounds: Count = 3  # newest iterations whose traces are learnt from
     # newest iterations whose paths are learnt from; old values are those of an old policy
-    paths_rounds: int = 2
+    paths_rounds: Count = 2
     # where a step that paths share is learnt: once, on the first of them; every, on each of them,
     # and so early steps weigh more
-    shared_steps: str = "once"
+    shared_steps: Annotated[str, one_of("once", "every")] = "once"
     # leave out of what the policy learns all text with a step that its task's check calls false
     drop_false_steps: bool = False
     # half of every PRM batch from paths that end correct, half from the others
@@ -43,11 +44,6 @@ class DatasetsConfig:
     # none: a row a text. Else columns of rows that hold all texts of a problem, or as many as find
     # room, each shared token once; batch sizes count these rows then
     packed_tokens: int | None = None
-
-    def __post_init__(self):
-        require_at_least(1, "datasets", self, "max_traces_per_problem", "max_paths_per_problem")
-        require_at_least(1, "datasets", self, "traces_rounds", "paths_rounds")
-        require_one_of("datasets", self, shared_steps=("once", "every"))
 
 
 class Step(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import chex
 import numpy as np
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.evaluation.strategies import STRATEGIES, Answered, is_solved, mean_costs
 from jaxtrain.evaluation.table import BUDGET_TOLERANCE, Metrics, matched_k, share_row, with_interval
 from jaxtrain.intervals import mean
@@ -55,8 +55,8 @@ def read_methods(text: str, searches: Collection[str]) -> list[str]:
     known += [name for name in searches if name != "sample"]
     methods = list(dict.fromkeys(text.split(",")))
     for name in methods:
-        if name not in known:
-            raise UserError(f"--methods: {name or 'nothing'} is none; there are {','.join(known)}")
+        told = f"{name or 'nothing'} is none; there are {','.join(known)}"
+        require(name in known, "--methods", told)
     return methods
 
 
@@ -64,19 +64,16 @@ def read_budgets(text: str) -> list[int]:
     """Read `--budgets`, ascending. Raises UserError."""
     found = [re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", part) for part in text.lower().split(",")]
     budgets = {int(float(at[1]) * UNITS[at[2]]) if at else 0 for at in found}
-    if min(budgets) < 1:
-        raise UserError(f"--budgets={text}: must be tokens a problem, such as 1k,4k,16k")
+    told = "must be tokens a problem, such as 1k,4k,16k"
+    require(min(budgets) >= 1, f"--budgets={text}", told)
     return sorted(budgets)
 
 
 def require_one_sample(budget: int, lengths: Lengths) -> None:
     """Refuse a budget that does not pay for one sample. Raises UserError."""
     cost = math.ceil(2 * (lengths.prompt + lengths.trace))
-    if budget < cost:
-        raise UserError(
-            f"--budgets: {budget:,} tokens do not pay for one sample, which costs {cost:,} of both "
-            "networks on average, prompt included; begin there"
-        )
+    told = f"{budget:,} tokens do not pay for one sample, which costs {cost:,} of both networks on"
+    require(budget >= cost, "--budgets", f"{told} average, prompt included; begin there")
 
 
 def compare(

@@ -138,15 +138,10 @@ def samples_report(sampled: Answered) -> Metrics:
 
 def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray) -> Metrics:
     low, high = auroc_interval(score, is_correct, problem)
+    metrics: Metrics = {"auroc": auroc(score, is_correct), "auroc_low": low, "auroc_high": high}
     within, mixed = within_problems(score, is_correct, problem)
-    return {
-        "auroc": auroc(score, is_correct),
-        "auroc_low": low,
-        "auroc_high": high,
-        **with_interval("auroc_within", within, mixed),
-        "num_mixed": len(mixed),
-        "num_leaves": len(score),
-    }
+    metrics |= with_interval("auroc_within", within, mixed)
+    return metrics | {"num_mixed": len(mixed), "num_leaves": len(score)}
 
 
 def within_problems(

@@ -198,14 +198,10 @@ def keep(is_kept: np.ndarray, arrays):
 
 def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
     """The last row of every trace of one problem, traces ordered by their first rows."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for row in np.flatnonzero(kind != Kind.EMPTY).tolist():
-        above = int(parent[row])
-        first[row] = row if above < 0 else first[above]
-        # a parent precedes its child, so the last one written is the deepest
-        last[first[row]] = row
-    return list(last.values())
+    rows = np.flatnonzero(kind != Kind.EMPTY)
+    last = np.setdiff1d(rows, parent[rows])
+    paths = trees.row_paths(parent[None], np.zeros_like(last), last)
+    return last[np.argsort(paths[:, 0])].tolist() if len(last) else []
 
 
 def _read(

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from jaxtrain.errors import UserError, explained, require
+from jaxtrain.errors import Section, UserError, explained
 from jaxtrain.hub.folder import find_folder
 from jaxtrain.hub.pretrained import Pretrained, check_tensors, open_folder, open_gguf_file, open_prm
 from jaxtrain.nn.transformer import ModelConfig
 
 
 @dataclass(frozen=True)
-class HubConfig:
+class HubConfig(Section, at="hub"):
     """Which pretrained models the networks start from."""
 
     # a folder, a hub id, a .gguf file, or package:NAME that carries one; empty: from scratch
@@ -20,9 +20,9 @@ class HubConfig:
     may_download: bool = False  # fetch a hub id that is not in the cache
     prm: str = ""  # a folder or hub id with a value head; empty: the PRM starts from the policy
 
-    def __post_init__(self):
+    def check(self) -> None:
         why = "needs --config.hub.pretrained, its policy"
-        require(not self.prm or self.pretrained != "", "hub", self, "prm", why)
+        self.require(not self.prm or self.pretrained != "", "prm", why)
 
 
 def open_pretrained(config: HubConfig) -> Pretrained:

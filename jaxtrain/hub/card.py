@@ -36,6 +36,14 @@ def model_card(
     rows: the metrics of its iteration. boundary, calculator: of its steps. num_outputs: of the PRM.
     """
     metrics = {key: x for row in rows for key, x in row.items() if key.startswith("evaluation/")}
+
+    # The lines of the base's own card that name its license.
+    own = Path(pretrained.where) / "README.md" if pretrained else Path()
+    text = own.read_text("utf-8", errors="replace") if own.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    license_lines = r"^license(?:_name|_link)?: .*$"
+
+    # The card.
     return TEXTS.get_template("card.md").render(
         is_prm=network == "prm",
         iteration=iteration,
@@ -44,18 +52,9 @@ def model_card(
         boundary=boundary,
         pretrained=pretrained,
         name=pretrained.name if pretrained else "random weights",
-        license=license_of(pretrained) if pretrained else [],
+        license=re.findall(license_lines, front[1], re.MULTILINE) if front else [],
         is_rounded=pretrained and pretrained.dtypes and not is_adapter,
         is_adapter=is_adapter,
         num_outputs=num_outputs,
         calculator=calculator,
     )
-
-
-def license_of(pretrained: Pretrained) -> list[str]:
-    """Return the lines of the base's own card that name its license; none where it has no card."""
-    path = Path(pretrained.where) / "README.md"
-    if not path.is_file():
-        return []
-    front = re.match(r"---\n(.*?)\n---\n", path.read_text("utf-8", errors="replace"), re.DOTALL)
-    return re.findall(r"^license(?:_name|_link)?: .*$", front[1], re.MULTILINE) if front else []

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from jaxtrain.errors import UserError, explained
+from jaxtrain.errors import UserError, explained, require
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.structs import PROJECTIONS, STACKED
 
@@ -92,14 +92,13 @@ def read_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the fields of a ModelConfig. Raises UserError, and whatever a wrong value does."""
     names = data.get("architectures") or "(none)"
     family = names if isinstance(names, str) else names[0]
-    if family not in FAMILIES:
-        told = f"architecture {family} is not supported; supported are {', '.join(FAMILIES)}"
-        raise UserError(f"{where}: {told}")
+    told = f"architecture {family} is not supported; supported are {', '.join(FAMILIES)}"
+    require(family in FAMILIES, where, told)
 
     def read(key: str, kind: type = int, default: Any = None) -> Any:
         value = default if data.get(key) is None else data[key]
-        if value is None:
-            raise UserError(f"{where}: {key} is missing; is it the config.json of a {family}?")
+        told = f"{key} is missing; is it the config.json of a {family}?"
+        require(value is not None, where, told)
         if type(value) is not kind:
             raise TypeError(f"{value!r} where one of type {kind.__name__} belongs")
         return value
@@ -174,8 +173,7 @@ def read_rope(data: Mapping[str, Any], family: str, where: str) -> dict[str, Any
     if kind == "default":
         return {"rope_theta": theta}
     missing = [key for key in LLAMA3 if key not in rope]
-    if missing:
-        raise UserError(f"{where}: rope_type llama3 without {', '.join(missing)}")
+    require(not missing, where, f"rope_type llama3 without {', '.join(missing)}")
     scaling = {ours: float(rope[key]) for key, ours in LLAMA3.items()}
     return {"rope_theta": theta, **scaling, "rope_length": int(scaling["rope_length"])}
 
@@ -251,12 +249,6 @@ def their_name(path: str) -> str:
     """Name a parameter as they do: "block_3/wq" is "model.layers.3.self_attn.q_proj.weight"."""
     match = re.fullmatch(r"block_(\d+)/(.*)", path)
     return f"model.layers.{match[1]}.{BLOCK[match[2]]}" if match else TOP[path]
-
-
-def their_names(num_layers: int) -> list[str]:
-    """List all tensors that a network of so many layers may hold, by their names."""
-    blocks = [f"model.layers.{i}.{name}" for i in range(num_layers) for name in BLOCK.values()]
-    return [*TOP.values(), *blocks]
 
 
 def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxtrain import files
-from jaxtrain.errors import UserError, explained
+from jaxtrain.errors import UserError, explained, require
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
@@ -24,10 +24,10 @@ def find_folder(name: str, may_download: bool, key: str = "pretrained") -> Path:
     flag = f"--config.hub.{key}={name}"
     if Path(name).is_dir():
         return Path(name)
-    if Path(name).is_file():
-        raise UserError(f"{flag}: is a file; name the folder that holds it and config.json")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"{flag}: no such folder")
+    told = "is a file; name the folder that holds it and config.json"
+    require(not Path(name).is_file(), flag, told)
+    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    require(is_id, flag, "no such folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -60,16 +60,15 @@ def list_tensors(
             for name in tensors.keys():  # noqa: SIM118  (no mapping)
                 header = tensors.get_slice(name)
                 kind, known = header.get_dtype(), ", ".join(FLOATS)
-                if kind not in FLOATS:
-                    raise UserError(f"{path}: tensor {name} is of type {kind}, not one of {known}")
-                if name in shapes:
-                    raise UserError(f"{path}: tensor {name} is in {places[name].name} too")
+                told = f"tensor {name} is of type {kind}, not one of {known}"
+                require(kind in FLOATS, path, told)
+                told = f"tensor {name} is in {places.get(name, path).name} too"
+                require(name not in shapes, path, told)
                 shapes[name], dtypes[name] = tuple(header.get_shape()), FLOATS[kind]
                 places[name] = path
     for name, file in listed.items():
-        if places.get(name) != folder / file:
-            told = f"tensor {name} is missing, which {INDEX} says is there"
-            raise UserError(f"{folder / file}: {told}")
+        told = f"tensor {name} is missing, which {INDEX} says is there"
+        require(places.get(name) == folder / file, folder / file, told)
 
     def read(name: str) -> np.ndarray:
         with open_safetensors(places[name]) as tensors:
@@ -92,15 +91,13 @@ def list_files(folder: Path) -> tuple[list[str], dict[str, str]]:
         raise UserError(f"{index}: has no weight_map from tensor to file; fetch the model again")
     names = sorted(set(listed.values()))
     for name in names:
-        if Path(name).name != name:
-            told = f"{index}: names {name!r}, which is outside the folder"
-            raise UserError(f"{told}; fetch the model again")
+        told = f"names {name!r}, which is outside the folder; fetch the model again"
+        require(Path(name).name == name, index, told)
     return names, listed
 
 
 def open_safetensors(path: Path) -> Any:
     """Open a file of tensors. Raises UserError where it is missing or cut short."""
-    if not path.exists():
-        raise UserError(f"{path}: is missing; fetch the model again")
+    require(path.exists(), path, "is missing; fetch the model again")
     with explained(f"{path}: is cut short or damaged"):
         return safe_open(path, framework="numpy")

@@ -7,12 +7,13 @@ Tensors are dequantized to float32 one at a time. llama.cpp stores the rows of q
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxtrain.errors import UserError, explained
+from jaxtrain.errors import UserError, explained, require
 from jaxtrain.hub import families
 from jaxtrain.hub.tokenizer import byte_level
 from jaxtrain.nn.transformer import ModelConfig
@@ -41,9 +42,9 @@ def open_gguf(path: Path) -> Any:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
-    if end > (size := path.stat().st_size):
-        told = f"its tensors end at byte {end}, the file at {size}"
-        raise UserError(f"{path}: {told}; fetch it again")
+    size = path.stat().st_size
+    told = f"its tensors end at byte {end}, the file at {size}; fetch it again"
+    require(end <= size, path, told)
     return reader
 
 
@@ -56,13 +57,12 @@ def field(reader: Any, key: str, default: Any = None, prefix: str = "") -> Any:
 def read_model_config(reader: Any, where: str) -> ModelConfig:
     """Turn the metadata into a ModelConfig. Raises UserError for what is not computed here."""
     kind = field(reader, "general.architecture")
-    if kind != "llama":
-        raise UserError(f"{where}: architecture {kind} is not supported; supported is llama")
+    told = f"architecture {kind} is not supported; supported is llama"
+    require(kind == "llama", where, told)
 
     def need(key: str) -> Any:
         value = field(reader, f"llama.{key}")
-        if value is None:
-            raise UserError(f"{where}: llama.{key} is missing; fetch the file again")
+        require(value is not None, where, f"llama.{key} is missing; fetch the file again")
         return value
 
     num_heads, width = int(need("attention.head_count")), int(need("embedding_length"))
@@ -73,17 +73,16 @@ def read_model_config(reader: Any, where: str) -> ModelConfig:
     rope = partial(field, reader, prefix="llama.rope.")
     scaling = rope("scaling.type", "none")
     factors = [float(rope(key, 1.0)) for key in ("scaling.factor", "scale_linear")]
-    is_partial = rope("dimension_count", head) != head
-    if scaling != "none" or factors != [1.0, 1.0] or is_partial:
-        told = f"rope scaling {scaling!r} or a rope over part of a head is not supported"
-        raise UserError(f"{where}: {told}")
-    if "rope_freqs.weight" in shapes:
-        raise UserError(f"{where}: rope scaling by rope_freqs.weight is not supported")
+    is_whole = rope("dimension_count", head) == head
+    told = f"rope scaling {scaling!r} or a rope over part of a head is not supported"
+    require(scaling == "none" and factors == [1.0, 1.0] and is_whole, where, told)
+    told = "rope scaling by rope_freqs.weight is not supported"
+    require("rope_freqs.weight" not in shapes, where, told)
     for key in reader.fields:
         if key.startswith("llama.") and not READ.fullmatch(key) and field(reader, key):
             raise UserError(f"{where}: {key}={repr(field(reader, key))[:80]} is not supported")
-    if field(reader, "llama.attention.value_length", head) != head:
-        raise UserError(f"{where}: llama.attention.value_length is not that of the keys, {head}")
+    is_met = field(reader, "llama.attention.value_length", head) == head
+    require(is_met, where, f"llama.attention.value_length is not that of the keys, {head}")
     return ModelConfig(
         num_layers=int(need("block_count")),
         width=width,
@@ -104,14 +103,15 @@ def list_tensors(
     """List the shapes of tensors by Hugging Face's names, and how one is read. Raises UserError."""
     import gguf  # pyright: ignore[reportMissingImports]
 
-    name_map, known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers), {}
-    for theirs in families.their_names(config.num_layers):
-        known[name_map.get_name(theirs, (".weight",))] = theirs
+    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
+    layers = [f"model.layers.{i}." for i in range(config.num_layers)]
+    names = [*families.TOP.values(), *map("".join, product(layers, families.BLOCK.values()))]
+    known = {name_map.get_name(theirs, (".weight",)): theirs for theirs in names}
     tensors = {}
     for tensor in reader.tensors:
         name = known.get(tensor.name, tensor.name)
-        if name in tensors:
-            raise UserError(f"{where}: tensor {tensor.name} is there twice; fetch the file again")
+        told = f"tensor {tensor.name} is there twice; fetch the file again"
+        require(name not in tensors, where, told)
         try:
             gguf.dequantize(tensor.data[:1], tensor.tensor_type)
         except NotImplementedError as error:
@@ -142,9 +142,8 @@ def make_tokenizer(reader: Any, where: str) -> Any:
 
     read = partial(field, reader, prefix="tokenizer.")
     kind, split = read("ggml.model"), read("ggml.pre")
-    if kind != "gpt2" or split != "smollm":
-        told = f"tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
-        raise UserError(f"{where}: {told}")
+    told = f"tokenizer {kind}/{split} is not supported; supported is gpt2/smollm"
+    require((kind, split) == ("gpt2", "smollm"), where, told)
     # SmolLM2's way to split a text, put together from the parts that the metadata names.
     tokens, types = read("ggml.tokens"), read("ggml.token_type")
     digits = pre_tokenizers.Digits(individual_digits=True)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import UserError, explained
+from jaxtrain.errors import UserError, explained, require
 from jaxtrain.files import SEAL, sha256
 from jaxtrain.hub import families, folder, gguf_file
 from jaxtrain.hub.tokenizer import HubTokenizer, read_tokenizer, wrap
@@ -47,7 +47,12 @@ class Pretrained:
 
 def open_folder(path: Path, kind: str = "ForCausalLM") -> Pretrained:
     """Open a Hugging Face folder of an architecture that ends in `kind`. Raises UserError."""
-    check_hashes(path)
+    # Compare an exported folder with the hashes beside its files.
+    for name, expected in (folder.read_json(path / SEAL) if (path / SEAL).exists() else {}).items():
+        told = "is missing or not as it was exported (its sha256 differs); export again"
+        require((path / name).is_file() and sha256(path / name) == expected, path / name, told)
+
+    # What the model is.
     names = [name for name in CONFIGS if name == CONFIGS[0] or (path / name).exists()]
     given = {name: folder.read_json(path / name) for name in names}
     data = given["config.json"]
@@ -74,9 +79,8 @@ def open_gguf_file(path: Path, expected: str) -> Pretrained:
     """Open a GGUF file, whose hash must be `expected` unless that is empty. Raises UserError."""
     reader = gguf_file.open_gguf(path)
     found = sha256(path)
-    if expected and found != expected:
-        told = f"its sha256 is {found}, not --config.hub.sha256={expected}"
-        raise UserError(f"{path}: {told}; it is another file")
+    told = f"its sha256 is {found}, not --config.hub.sha256={expected}; it is another file"
+    require(expected in ("", found), path, told)
     with explained(f"{path}: holds a value of the wrong kind", "it is not supported"):
         config = gguf_file.read_model_config(reader, str(path))
     shapes, read_fn = gguf_file.list_tensors(reader, config, str(path))
@@ -103,11 +107,9 @@ def load_params(pretrained: Pretrained, abstract: Params) -> Params:
 
     # A tied model may carry its embedding twice, but no other matrix in its place.
     is_twice = pretrained.config.is_tied and OUTPUT in pretrained.shapes
-    if is_twice and not np.array_equal(read(EMBEDDING), read(OUTPUT)):
-        raise UserError(
-            f"{pretrained.where}: tie_word_embeddings is true, but {OUTPUT} is not {EMBEDDING}; "
-            "set it to false in config.json, or remove the tensor"
-        )
+    is_met = not is_twice or np.array_equal(read(EMBEDDING), read(OUTPUT))
+    told = f"tie_word_embeddings is true, but {OUTPUT} is not {EMBEDDING}; set it to false in "
+    require(is_met, pretrained.where, f"{told}config.json, or remove the tensor")
     return jax.tree_util.tree_unflatten(treedef, [loaded[path] for path in leaves])
 
 
@@ -117,9 +119,8 @@ def read_tensor(pretrained: Pretrained, name: str) -> np.ndarray:
     # A sum needs no mask: an infinity or NaN goes through it, no finite weights reach the limit.
     with np.errstate(invalid="ignore", over="ignore"):
         total = tensor.sum(dtype=np.float64)
-    if not abs(total) <= np.finfo(np.float32).max:
-        where = f"{pretrained.where}: tensor {name}"
-        raise UserError(f"{where} holds a NaN or an infinity; fetch the model again")
+    told = f"tensor {name} holds a NaN or an infinity; fetch the model again"
+    require(bool(abs(total) <= np.finfo(np.float32).max), pretrained.where, told)
     return tensor
 
 
@@ -150,27 +151,16 @@ def check_tensors(pretrained: Pretrained) -> None:
     for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         path = families.path_of(keys)
         wanted[families.their_name(path)] = families.their_shape(path, leaf.shape)
+    where, found = pretrained.where, pretrained.shapes
     for name, shape in wanted.items():
-        if name not in pretrained.shapes:
-            raise UserError(f"{pretrained.where}: tensor {name} is missing; fetch the model again")
-        if pretrained.shapes[name] != shape:
-            told = f"has shape {pretrained.shapes[name]}, the config asks for {shape}"
-            raise UserError(f"{pretrained.where}: tensor {name} {told}")
-    for name in pretrained.shapes:
-        is_known = name in wanted or families.IGNORED.fullmatch(name)
+        require(name in found, where, f"tensor {name} is missing; fetch the model again")
+        told = f"tensor {name} has shape {found[name]}, the config asks for {shape}"
+        require(found[name] == shape, where, told)
+    for name in found:
         # A tied model may carry its embedding twice.
-        if not is_known and not (name == OUTPUT and pretrained.config.is_tied):
-            raise UserError(f"{pretrained.where}: tensor {name} has no place in this architecture")
-
-
-def check_hashes(path: Path) -> None:
-    """Compare an exported folder with the hashes beside its files. Raises UserError."""
-    if not (path / SEAL).exists():
-        return
-    for name, expected in folder.read_json(path / SEAL).items():
-        if not (path / name).is_file() or sha256(path / name) != expected:
-            told = "is missing or not as it was exported (its sha256 differs); export again"
-            raise UserError(f"{path / name}: {told}")
+        is_known = name in wanted or (name == OUTPUT and pretrained.config.is_tied)
+        is_known = is_known or families.IGNORED.fullmatch(name) is not None
+        require(is_known, where, f"tensor {name} has no place in this architecture")
 
 
 def open_prm(path: Path, policy: Pretrained) -> Pretrained:
@@ -187,16 +177,16 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
         raise UserError(f"{path}: {told}; supported are {', '.join(PRM_KINDS)}")
     prm = open_folder(path, kind)
     width = policy.config.width
-    shape = prm.shapes.get(WEIGHT)
-    if not shape or shape[1:] != (width,) or prm.shapes.get(BIAS, shape[:1]) != shape[:1]:
-        told = f"{WEIGHT} has shape {shape}, not (labels, {width})"
-        raise UserError(f"{path}: {told}; supported is a PRM whose head is linear")
-    if prm.tokenizer.sha256 != policy.tokenizer.sha256:
-        raise UserError(f"{path}: its tokenizer is not that of {policy.where}; take its own PRM")
+    shape = prm.shapes.get(WEIGHT, ())
+    is_linear = shape[1:] == (width,) and prm.shapes.get(BIAS, shape[:1]) == shape[:1]
+    told = f"{WEIGHT} has shape {shape or None}, not (labels, {width})"
+    require(is_linear, path, f"{told}; supported is a PRM whose head is linear")
+    told = f"its tokenizer is not that of {policy.where}; take its own PRM"
+    require(prm.tokenizer.sha256 == policy.tokenizer.sha256, path, told)
     # The backbone has no unembedding, whatever its config says.
     prm = replace(prm, config=replace(prm.config, is_tied=policy.config.is_tied))
-    if prm.config != policy.config:
-        raise UserError(f"{path}: is of another shape than {policy.where}; take its own PRM")
+    told = f"is of another shape than {policy.where}; take its own PRM"
+    require(prm.config == policy.config, path, told)
     backbone = {name: shape for name, shape in prm.shapes.items() if name not in (WEIGHT, BIAS)}
     check_tensors(replace(prm, shapes=backbone, config=replace(prm.config, is_tied=True)))
     return prm
@@ -205,11 +195,9 @@ def open_prm(path: Path, policy: Pretrained) -> Pretrained:
 def check_head(prm: Pretrained, num_outputs: int, objective: str) -> None:
     """Refuse a PRM whose head an objective does not read. Raises UserError."""
     (num_labels, _), several = prm.shapes[WEIGHT], "binary, pairwise or, with num_bins, bins"
-    if num_labels != num_outputs:
-        raise UserError(
-            f"{prm.where}: has {num_labels} labels, and --config.updates.prm.objective={objective} "
-            f"reads {num_outputs}; choose {several if num_labels > 1 else 'squared'}"
-        )
+    told = f"has {num_labels} labels, and --config.updates.prm.objective={objective} reads"
+    told = f"{told} {num_outputs}; choose {several if num_labels > 1 else 'squared'}"
+    require(num_labels == num_outputs, prm.where, told)
 
 
 def load_prm(prm: Pretrained, abstract: Params, unembedding: Array | None) -> Params:

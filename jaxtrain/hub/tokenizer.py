@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.errors import UserError, explained
+from jaxtrain.errors import explained, require
 
 NOT_TEXT = b"\xff"  # occurs in no UTF-8 text
 VOCABULARIES = ("tokenizer.model", "vocab.json")  # what else a tokenizer can be made of
@@ -63,13 +63,12 @@ class HubTokenizer:
         The template's own tags are special ids; those that `text` or `system` spell are text.
         Raises UserError where there is no template, or it fails.
         """
-        if not self.fast.chat_template:
-            told = "--config.prompts.style=chat: the model has no chat template"
-            raise UserError(f"{told}; {USE_PLAIN}")
+        style, told = "--config.prompts.style=chat", f"the model has no chat template; {USE_PLAIN}"
+        require(bool(self.fast.chat_template), style, told)
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": text})
         # A template may refuse a system text, or fail in any other way.
-        with explained("--config.prompts.style=chat: the model's template fails", USE_PLAIN):
+        with explained(f"{style}: the model's template fails", USE_PLAIN):
             return self.fast.apply_chat_template(
                 turns,
                 chat_template=stop_clock(self.fast.get_chat_template(), date),
@@ -127,9 +126,8 @@ def stop_clock(template: str, date: str) -> str:
     """Put a date (YYYY-MM-DD) where a template asks for today's. Raises UserError without one."""
     if not CLOCK.search(template):
         return template
-    if not date:
-        told = "the chat template reads the clock; set the day, as YYYY-MM-DD"
-        raise UserError(f"--config.prompts.date: {told}")
+    told = "the chat template reads the clock; set the day, as YYYY-MM-DD"
+    require(date != "", "--config.prompts.date", told)
     day = datetime.date.fromisoformat(date)
     template = CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", template):
@@ -168,28 +166,25 @@ def read_tokenizer(folder: Path) -> Any:
 
     is_whole = (folder / "tokenizer.json").exists()
     # Without any of its files transformers makes a tokenizer that knows nothing.
-    if not is_whole and not any((folder / name).exists() for name in VOCABULARIES):
-        raise UserError(f"{folder}: tokenizer.json is missing; fetch the model again")
+    is_there = is_whole or any((folder / name).exists() for name in VOCABULARIES)
+    require(is_there, folder, "tokenizer.json is missing; fetch the model again")
     kind: Any = PreTrainedTokenizerFast if is_whole else AutoTokenizer
     with explained(f"{folder}: its tokenizer cannot be read"):
         fast = kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    if not isinstance(fast, PreTrainedTokenizerFast):
-        raise UserError(f"{folder}: its tokenizer is no fast one; tokenizer.json is missing")
+    told = "its tokenizer is no fast one; tokenizer.json is missing"
+    require(isinstance(fast, PreTrainedTokenizerFast), folder, told)
     return fast
 
 
 def wrap(fast: Any, vocab_size: int, end_ids: Sequence[int], where: str) -> HubTokenizer:
     """Put the face on a tokenizer. Raises UserError if it cannot be that of `vocab_size` ids."""
     largest = max(fast.get_vocab().values(), default=-1)
-    if largest >= vocab_size:
-        told = f"the tokenizer has id {largest}, the embedding {vocab_size} rows"
-        raise UserError(f"{where}: {told}; they are not of one model")
+    told = f"the tokenizer has id {largest}, the embedding {vocab_size} rows"
+    require(largest < vocab_size, where, f"{told}; they are not of one model")
     end_ids = tuple(i for i in dict.fromkeys(end_ids) if isinstance(i, int) and 0 <= i < vocab_size)
-    if not end_ids:
-        told = "neither the tokenizer nor generation_config.json names an end token (eos)"
-        raise UserError(f"{where}: {told}")
+    told = "neither the tokenizer nor generation_config.json names an end token (eos)"
+    require(end_ids != (), where, told)
     tokenizer = HubTokenizer(fast, vocab_size, end_ids, list_token_bytes(fast, vocab_size))
-    if tokenizer.decode(tokenizer.encode(PROBE)).strip() != PROBE.strip():
-        told = "the tokenizer does not give text back as it was"
-        raise UserError(f"{where}: {told}; it is of a kind not supported")
+    told = "the tokenizer does not give text back as it was; it is of a kind not supported"
+    require(tokenizer.decode(tokenizer.encode(PROBE)).strip() == PROBE.strip(), where, told)
     return tokenizer

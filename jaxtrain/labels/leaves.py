@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxtrain import trees
+from jaxtrain.errors import Section, Share
 from jaxtrain.labels.walks import Target, fold_up, mean_up
 from jaxtrain.structs import JUDGED, Tree, Verdict
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TdLambdaConfig:
+class TdLambdaConfig(Section, at="labels.td_lambda"):
     """How far the labels of the kind td_lambda look ahead."""
 
     # lambda: 1 hears the answers alone, 0 the PRM's scores of the next steps alone
-    decay: float = 0.9
+    decay: Share = 0.9
 
 
 def hard(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:

@@ -5,14 +5,15 @@ every row its target in [0, 1] and whether it has one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 import chex
 import jax
 import numpy as np
 
 from jaxtrain import trees
-from jaxtrain.errors import require_one_of, require_share
+from jaxtrain.errors import Section, one_of
 from jaxtrain.labels.leaves import TdLambdaConfig, hard, mc_return, omega, outcome, soft, td_lambda
 from jaxtrain.labels.walks import Target, fold_down, fold_up
 from jaxtrain.structs import JUDGED, Labels, Tree, Verdict
@@ -70,7 +71,7 @@ TARGETS: dict[str, TargetFn] = {
 
 
 @dataclass(frozen=True)
-class LabelsConfig:
+class LabelsConfig(Section, at="labels"):
     """What the PRM learns of a step."""
 
     # quality: the paper's, how near a correct answer is, and how surely; mc_return: the share of
@@ -79,12 +80,8 @@ class LabelsConfig:
     # Math-Shepherd's, on the completions that the tree holds); omega: hard up to the first error of
     # a path, and nothing behind it; td_lambda: soft, mixed with the PRM's scores on the way;
     # outcome: the verdict on the end of every trace through the step
-    kind: str = "quality"
-    td_lambda: TdLambdaConfig = field(default_factory=TdLambdaConfig)
-
-    def __post_init__(self):
-        require_one_of("labels", self, kind=tuple(TARGETS))
-        require_share("labels.td_lambda", self.td_lambda, "decay")
+    kind: Annotated[str, one_of(*TARGETS)] = "quality"
+    td_lambda: TdLambdaConfig = TdLambdaConfig()
 
 
 def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:

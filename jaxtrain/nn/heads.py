@@ -48,25 +48,16 @@ def make_log_probs(model: Network, key: Array | None = None) -> ReadFn:
     """
 
     def log_probs(params: Params, rows: TokenRows) -> Array:
-        hidden = read_rows(model, params, rows, key)
-        before = jnp.take_along_axis(hidden, columns_before(rows)[..., None], axis=1)
+        hidden, column = read_rows(model, params, rows, key), jnp.arange(rows.until.shape[1])
+        # The token before each one stands in the last column that it goes on from.
+        is_before = (column < column[:, None]) & (column[:, None] < rows.until[:, None])
+        at = jnp.max(jnp.where(is_before, column, 0), axis=-1)
+        before = jnp.take_along_axis(hidden, at[..., None], axis=1)
         logits = model.apply({"params": params}, before, method="logits")
-        return jnp.where(rows.position > 0, token_log_probs(logits, rows.tokens), 0.0)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, rows.tokens)
+        return jnp.where(rows.position > 0, -loss, 0.0)
 
     return log_probs
-
-
-def token_log_probs(logits: Array, tokens: Array) -> Array:
-    """Pick the log-probability of every token [M L] from logits [M L V] before it."""
-    chex.assert_equal_shape_prefix([logits, tokens], 2)
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
-
-
-def columns_before(rows: TokenRows) -> Array:
-    """Find where the token before each one stands, [M L] int32; 0 where there is none."""
-    column = jnp.arange(rows.until.shape[1])
-    is_before = (column < column[:, None]) & (column[:, None] < rows.until[:, None])
-    return jnp.max(jnp.where(is_before, column, 0), axis=-1)
 
 
 def make_outputs(model: Network, key: Array | None = None) -> ReadFn:

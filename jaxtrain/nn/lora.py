@@ -62,15 +62,9 @@ def fold(params: Params, scale: float) -> Params:
             product = jnp.matmul(block[name + A], block[name + B], precision="highest")
             return x.astype(jnp.float32) + scale * product.reshape(x.shape)
 
-        plain = {name: x for name, x in block.items() if not is_adapter(name)}
-        return {name: weight(name, x) for name, x in plain.items()}
+        return {name: weight(name, x) for name, x in block.items() if not name.endswith((A, B))}
 
     return {room: fold_block(x) if isinstance(x, dict) else x for room, x in params.items()}
-
-
-def is_adapter(name: str) -> bool:
-    """Say whether a parameter belongs to an adapter."""
-    return name.endswith((A, B))
 
 
 def low_rank(

@@ -1,4 +1,9 @@
-"""What the networks keep of a batch of trees: text, and keys and values where they are cached."""
+"""What the networks keep of a batch of trees: text, and keys and values where they are cached.
+
+Those of a step are kept once. A pool has pages of as many tokens as a chunk, and a lane that writes
+takes the next page of its tree; where the tokens of a step lie is told by their addresses, so a
+path is a gather.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.boundaries import TraceConfig
-from jaxtrain.nn import cache
 from jaxtrain.nn.decode import Lanes, Siblings, Token, idle_lanes
 from jaxtrain.nn.heads import Network
 from jaxtrain.nn.transformer import Segment
@@ -18,11 +22,18 @@ Models = tuple[Network, Network]  # policy, PRM
 Both = tuple[Params, Params]  # likewise
 
 
+class Pool(NamedTuple):
+    """Keys and values of one network: a layer [B kv pages c h]; scanned, the layer axis leads."""
+
+    k: Any
+    v: Any
+
+
 class Cache(NamedTuple):
     """What the networks keep; each pair is (policy's, PRM's)."""
 
     prompt: tuple[Segment, Segment]  # B rows
-    pool: tuple[cache.Pool, cache.Pool]
+    pool: tuple[Pool, Pool]
     hidden: Array  # [B 1+R width], the policy's at the end of the prompt and of every row
     address: Array  # [B R S] int32, where in the pools a token lies
     page: Array  # [B R n] int32, the pages of an order, by its first row; -1: not taken yet
@@ -72,7 +83,7 @@ def open_memory(
         num_pages = num_rows * -(-trace.max_step_tokens // chunk)
         num_chunks = -(-shape.num_steps * trace.max_step_tokens // chunk)  # of an order
         empty = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), s) for s, _ in told]
-        pools = [cache.empty_pool(s, num_trees, num_pages, chunk) for s, _ in told]
+        pools = [empty_pool(s, num_trees, num_pages, chunk) for s, _ in told]
         held = Cache(
             prompt=tuple(s._replace(position=s.position - 1) for s in empty),
             pool=(pools[0], pools[1]),
@@ -108,7 +119,7 @@ def renew(
         ]
         segments = zip(held.prompt, told, strict=True)
         held = held._replace(
-            prompt=tuple(cache.put_rows(old, slots, new) for old, (new, _) in segments),
+            prompt=tuple(put_rows(old, slots, new) for old, (new, _) in segments),
             hidden=held.hidden.at[slots, 0].set(told[0][1], mode="drop"),
             page=put(held.page, -1),
             num_pages=put(held.num_pages, 0),
@@ -195,13 +206,61 @@ def keep(memory: Memory, order: Order, token: Token, segments: tuple[Segment, Se
     ends = jnp.where(is_last, row + 1, num_rows + 1)
     pools = zip(held.pool, segments, strict=True)
     held = held._replace(
-        pool=tuple(cache.put(pool, page, segment) for pool, segment in pools),
+        pool=tuple(put_pages(pool, page, segment) for pool, segment in pools),
         hidden=held.hidden.at[tree, ends].set(by_tree(token.hidden), mode="drop"),
         address=held.address.at[index].set(address, mode="drop"),
         page=pages,
         num_pages=held.num_pages + jnp.sum(is_fresh, axis=1),
     )
     return memory._replace(cache=held)
+
+
+def empty_pool(segment: Segment, num_trees: int, num_pages: int, size: int) -> Pool:
+    """Make a pool of empty pages; segment: one of the network's, abstract, for its shapes."""
+
+    def empty(x: Array) -> Array:
+        *layers, _, kv, _, h = x.shape
+        return jnp.zeros((*layers, num_trees, kv, num_pages, size, h), x.dtype)
+
+    return Pool(*jax.tree.map(empty, (segment.k, segment.v)))
+
+
+def put_pages(pool: Pool, page: Array, own: Segment) -> Pool:
+    """Write the chunks of lanes [B n] into pages [B n]; a page past the end is none."""
+
+    def write(pages: Array, chunk: Array) -> Array:
+        if chunk.ndim > 4:  # layer by layer
+            return jax.vmap(write)(pages, chunk)
+        by_tree = chunk.reshape(*page.shape, *chunk.shape[1:]).swapaxes(1, 2)
+        return jax.vmap(lambda x, i, y: x.at[:, i].set(y, mode="drop"))(pages, page, by_tree)
+
+    return Pool(*jax.tree.map(write, tuple(pool), (own.k, own.v)))
+
+
+def read_pages(pool: Pool, address: Array, position: Array) -> Segment:
+    """Read tokens at addresses [B n T], of positions [B n T], -1: none: a segment of B*n rows."""
+
+    def read(pages: Array) -> Array:
+        if pages.ndim > 5:
+            return jax.vmap(read)(pages)
+        tokens = pages.reshape(*pages.shape[:2], -1, pages.shape[-1])
+        found = jax.vmap(lambda x, at: jax.vmap(lambda i: x[:, i])(at))(tokens, address)
+        return found.reshape(-1, *found.shape[2:])
+
+    k, v = jax.tree.map(read, tuple(pool))
+    return Segment(k, v, position.reshape(-1, position.shape[-1]))
+
+
+def put_rows(old: Segment, slots: Array, new: Segment) -> Segment:
+    """Write the rows [G] of a segment into slots [G] of another; a slot past the end is none."""
+
+    def write(x: Array, y: Array) -> Array:
+        if y.ndim > 4:
+            return jax.vmap(write)(x, y)
+        return x.at[slots].set(y, mode="drop")
+
+    k, v = jax.tree.map(write, (old.k, old.v), (new.k, new.v))
+    return Segment(k, v, old.position.at[slots].set(new.position, mode="drop"))
 
 
 def read(model: Network, params: Params, tokens: Array, length: Array) -> tuple[Segment, Array]:

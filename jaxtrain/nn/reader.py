@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtrain.boundaries import Tables, TraceConfig
 from jaxtrain.commuting import make_form
 from jaxtrain.keys import fold_in
-from jaxtrain.nn import cache
 from jaxtrain.nn.decode import Lanes, idle_lanes, write_chunk
 from jaxtrain.nn.heads import Network, value_of
 from jaxtrain.nn.memory import (
@@ -29,6 +28,7 @@ from jaxtrain.nn.memory import (
     locate,
     open_memory,
     read,
+    read_pages,
     renew,
     siblings_of,
 )
@@ -205,7 +205,7 @@ def context(
     def gather(place: Place, start: Array) -> Segment:
         position = start[..., None] + jnp.arange(place.row.shape[2])
         address = held.address[tree, place.row, place.at]
-        return cache.gather(pool, address, jnp.where(place.is_token, position, -1))
+        return read_pages(pool, address, jnp.where(place.is_token, position, -1))
 
     assert alone is not None
     pool, segments, start = held.pool[network], [held.prompt[network]], length

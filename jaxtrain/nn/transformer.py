@@ -12,64 +12,61 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import require, require_at_least, require_one_of
+from jaxtrain.errors import Count, NotNegative, Section, at_least, one_of
 from jaxtrain.nn import lora
 from jaxtrain.structs import Array, Params
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section, at="model"):
     """Shape of the transformer, policy and PRM alike."""
 
-    num_layers: int = 2  # blocks of attention and MLP
-    width: int = 64  # of the residual stream
-    num_heads: int = 4  # of queries
-    num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
-    mlp_width: int = 192  # of the hidden layer
-    head_width: int | None = None  # none: width / num_heads
-    vocab_size: int | None = None  # rows of the embedding; none: as many as the tokenizer has ids
+    num_layers: Count = 2  # blocks of attention and MLP
+    width: Count = 64  # of the residual stream
+    num_heads: Count = 4  # of queries
+    num_kv_heads: Count = 4  # fewer than num_heads: grouped-query attention
+    mlp_width: Count = 192  # of the hidden layer
+    head_width: Count | None = None  # none: width / num_heads
+    vocab_size: Count | None = None  # rows of the embedding; none: as many as the tokenizer has ids
     is_tied: bool = True  # logits through the embedding; otherwise through a matrix of their own
     has_qkv_bias: bool = False  # Qwen2
     has_qk_norm: bool = False  # an RMSNorm on every head's query and key: Qwen3
     # tokens back that attention reaches, itself included; none: all (Mistral 7B v0.1: 4096)
-    window: int | None = None
-    rope_theta: float = 10_000.0  # base of the rotary position angles
-    rope_factor: float = 1.0  # Llama 3.1: low frequencies are divided by this; 1: none
+    window: Count | None = None
+    rope_theta: NotNegative = 10_000.0  # base of the rotary position angles
+    # Llama 3.1: low frequencies are divided by this; 1: none
+    rope_factor: Annotated[float, at_least(1)] = 1.0
     rope_low: float = 1.0  # Llama 3.1: a frequency that turns less often within rope_length is low
     # Llama 3.1: one that turns more often is high and stays; between them, a blend
     rope_high: float = 4.0
-    rope_length: int = 8192  # Llama 3.1: tokens that the model was first trained on
-    norm_eps: float = 1e-5  # under the root of every RMSNorm
-    dtype: str = "float32"  # of activations and caches; logits, values and losses are float32
+    rope_length: Count = 8192  # Llama 3.1: tokens that the model was first trained on
+    norm_eps: NotNegative = 1e-5  # under the root of every RMSNorm
+    # of activations and caches; logits, values and losses are float32
+    dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
     # one compiled block for all layers: deep networks compile in seconds. A policy that writes has
     # them apart all the same: a scan would copy keys and values for every token
     is_scanned: bool = False
     # with is_scanned: updates compute activations again and keep one a layer
     is_rematerialised: bool = False
 
-    def __post_init__(self):
-        sizes = "num_layers", "width", "num_heads", "num_kv_heads", "mlp_width", "head_width"
-        require_at_least(1, "model", self, *sizes, "vocab_size", "window")
-        require_at_least(0, "model", self, "rope_theta", "norm_eps")
-        require_at_least(1, "model", self, "rope_factor", "rope_length")
-        require_one_of("model", self, dtype=("float32", "bfloat16"))
+    def check(self) -> None:
         pairs = [("width", "num_heads"), ("num_heads", "num_kv_heads")]
         for whole, part in pairs[1:] if self.head_width else pairs:
             size = getattr(self, part)
             is_multiple = getattr(self, whole) % size == 0
-            require(is_multiple, "model", self, whole, f"must be a multiple of {part}={size}")
-        require(self.head % 2 == 0, "model", self, "width", f"a head ({self.head}) must be even")
+            self.require(is_multiple, whole, f"must be a multiple of {part}={size}")
+        self.require(self.head % 2 == 0, "width", f"a head ({self.head}) must be even")
         is_met = self.is_scanned or not self.is_rematerialised
-        require(is_met, "model", self, "is_rematerialised", "needs --config.model.is_scanned=True")
-        is_met, why = self.rope_low < self.rope_high, f"must be below rope_high={self.rope_high}"
-        require(is_met, "model", self, "rope_low", why)
+        self.require(is_met, "is_rematerialised", "needs --config.model.is_scanned=True")
+        why = f"must be below rope_high={self.rope_high}"
+        self.require(self.rope_low < self.rope_high, "rope_low", why)
 
     @property
     def head(self) -> int:

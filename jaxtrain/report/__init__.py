@@ -9,6 +9,7 @@ visible where it is not printable, and a policy in the page itself forbids all s
     charts.py   figures as data                accounts.py   notices, losses, counts, time
     samples.py  traces to be read              methods.py    every method at the same budgets
     tree.py     one tree of a search, which is a page of its own, too
+    compare.py  several runs side by side, a page of its own
 
 A number is shown rounded; point at it to read its metric key and its full value.
 """
@@ -23,7 +24,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from jaxtrain.report import accounts, charts, methods, scores, values
+from jaxtrain.report import accounts, charts, compare, methods, scores, values
 
 # `problem`, `gold`, `method` and `verdict` (text), and `steps`: dicts with `text`, and as a number
 # or None `score` (the PRM's), `value` (after back-up) and `target` (the label). Any may be missing.
@@ -43,7 +44,7 @@ PAGES = Environment(
 PAGES.filters |= {"number": values.format_number, "repr": repr}
 PAGES.tests |= {"finite": values.is_number}
 PAGES.globals |= {"accounts": accounts, "charts": charts, "scores": scores, "methods": methods}
-PAGES.globals |= {"having": values.having, "newest": values.newest}
+PAGES.globals |= {"having": values.having, "newest": values.newest, "compare": compare}
 # the viewer of a tree, byte for byte what its hash is of
 SCRIPT = PAGES.get_template("tree.js").render()
 SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -63,7 +64,12 @@ def render_report(
     compared: every method at the same budgets, the rows of `evaluation.budgets.compare`. tree: one
     to be looked into; without it the page runs nothing.
     """
-    history, config_text = values.merge(rows), json.dumps(config, indent=2)
+    history, config_text = values.merge(rows), json.dumps(config, indent=2, sort_keys=True)
     page = {"config": config, "config_text": config_text, "manifest": manifest}
     page |= {"history": history, "samples": samples, "compared": compared, "tree": tree}
     return PAGES.get_template("page.html").render(page)
+
+
+def render_comparison(sides: Sequence[compare.Side]) -> str:
+    """Return the page about two runs or more."""
+    return PAGES.get_template("compare.html").render(sides=sides)

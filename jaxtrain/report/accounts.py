@@ -14,20 +14,12 @@ STAGES = ("prompts", "tasks", "search", "labels", "datasets", "updates", "checkp
 # Words in the name of a count that should be zero.
 TROUBLE = re.compile(r"(^|[_/])(skipped|set_aside|non_?finite|errors?|failed)($|_)")
 
-# What tells whether search pays, in a table of its own: its names, and how numbers are written.
-THRIFT = {
-    "search/share_useful_lanes": ("useful lanes", "percent"),
-    "search/share_duplicates": ("duplicates", "percent"),
-    "search/share_wasted_simulations": ("wasted simulations", "percent"),
-    "search/policy_tokens_per_sampled": ("policy tokens per sampled token", "ratio"),
-    "search/tokens_per_sampled": ("tokens of both networks per sampled token", "ratio"),
-    "search/num_closed_nodes": ("closed nodes", "count"),
-    "search/num_exhausted_nodes": ("exhausted nodes", "count"),
-}
 NETWORKS = {"policy": ("policy", "c2"), "prm": ("PRM", "c4")}  # key: name, colour class
 SHORT = "all samples of {method} together cost over 5% less than search, so tokens are not equal"
 NUM_LOSSES = 60  # points of a loss curve, about
 TOLD = tomllib.loads((Path(__file__).parent / "templates" / "meanings.toml").read_text("utf-8"))
+# What tells whether search pays, in a table of its own: its names, and how numbers are written.
+THRIFT: dict[str, list[str]] = TOLD.pop("thrift")
 TOLD["tasks"] |= {reason: f"lines dropped: {told}" for reason, told in REASONS.items()}
 
 
@@ -135,7 +127,7 @@ def histogram(values: list[int]) -> Chart:
     return Chart("value target, from", "steps", ticks, bars=values)
 
 
-def total_seconds(rows: list[Row], only: str = "") -> float:
-    """Return the sum of all `time/<name>`, which do not overlap, or of one of them."""
+def total(rows: list[Row], only: str = "") -> float:
+    """Return the sum of all `time/<name>`, which do not overlap, or of one key alone."""
     pairs = [(key, value) for row in rows for key, value in row.items() if is_number(value)]
     return sum(value for key, value in pairs if key == only or not only and key[:5] == "time/")

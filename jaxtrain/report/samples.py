@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import trees
+from jaxtrain.report.values import is_number
 from jaxtrain.structs import Kind, Shard, Verdict
 from jaxtrain.tasks import Task
 
@@ -24,7 +25,9 @@ def read_cards(task: Task, shard: Shard, method: str) -> Iterator[dict[str, Any]
         for r in trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]:
             text = task.tokenizer.decode(tree.tokens[b, r, : tree.length[b, r]].tolist())
             step = {"text": text.rstrip("\n"), "target": None}
-            step |= {"score": float(tree.score[b, r]), "value": float(tree.value[b, r])}
+            for key in ("score", "value"):
+                number = float(getattr(tree, key)[b, r])
+                step[key] = number if is_number(number) else None
             if judged.is_labelled[b, r]:
                 step["target"] = float(judged.target[b, r])
             steps.append(step)

@@ -77,12 +77,17 @@ def best(row: Row) -> dict[str, Any] | None:
 
 def by_iteration(rows: list[Row]) -> Chart:
     """Return the accuracies of every method along the run."""
-    ticks = [(float(row["iteration"]), str(row["iteration"])) for row in rows]
     lines = [
-        _line(key, [_point(row, key, row["iteration"]) for row in rows if _has(row, key)])
+        _line(key, [to_point(row, key, row["iteration"]) for row in rows if _has(row, key)])
         for key in STRATEGIES
     ]
-    return Chart("iteration", "accuracy", ticks[:: 1 + len(rows) // 12], lines, is_percent=True)
+    return along_iterations(rows, lines)
+
+
+def along_iterations(rows: list[Row], lines: list[Series]) -> Chart:
+    """Return a figure of accuracies with the iterations of some rows below."""
+    ticks = [(float(i), str(i)) for i in sorted({row["iteration"] for row in rows})]
+    return Chart("iteration", "accuracy", ticks[:: 1 + len(ticks) // 12], lines, is_percent=True)
 
 
 def by_tokens(row: Row) -> Chart:
@@ -96,7 +101,7 @@ def by_tokens(row: Row) -> Chart:
                 told = f"{strategy.label}, k = {k:g}, {x:,.0f} tokens: {_told(y, low, high)}"
                 points.append(Point(x, y, low, high, told))
         if not curve and tokens and _has(row, key):
-            points = [_point(row, key, tokens)]
+            points = [to_point(row, key, tokens)]
         lines.append(_line(key, points))
     costs = [point.x for line in lines for point in line.points]
     ticks = log_ticks(min(costs), max(costs)) if costs else []
@@ -131,7 +136,7 @@ def _line(method: str, points: list[Point]) -> Series:
     return Series(strategy.label, colour(method), points, strategy.is_oracle)
 
 
-def _point(row: Row, method: str, x: float) -> Point:
+def to_point(row: Row, method: str, x: float) -> Point:
     key = f"evaluation/{method}"
     accuracy = row[f"{key}/accuracy"]
     ends = [row.get(f"{key}/{end}") for end in ("low", "high")]

@@ -1,13 +1,14 @@
 """The config of search: a method, its budget, and a section for each method beside its code."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
-from jaxtrain.errors import require, require_at_least, require_one_of, require_share
+from jaxtrain.errors import Count, NotNegative, Section, Share, one_of
 from jaxtrain.search import frontier_rules, prior_rules
 from jaxtrain.search.frontier import FrontierRule
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
-from jaxtrain.search.prior import PriorConfig
+from jaxtrain.search.rows import PriorConfig
 from jaxtrain.search.tree_loop import TreeRule
 
 # Each makes its method's rule, for traces of D steps.
@@ -26,84 +27,69 @@ RULES: dict[str, Callable[["SearchConfig", int], TreeRule | FrontierRule]] = {
 
 
 @dataclass(frozen=True)
-class WideningConfig:
+class WideningConfig(Section, at="search.widening"):
     """Whether a node of a tree search draws further candidates, and when."""
 
     # that a node may have; None: it has num_candidates, and no more are drawn
-    max_candidates: int | None = None
-    num_more: int = 1  # drawn at once
+    max_candidates: Count | None = None
+    num_more: Count = 1  # drawn at once
     # a node of n visits has at least num_candidates * n^exponent; 0: more only when none is open
-    exponent: float = 0.0
-
-    def __post_init__(self):
-        require_at_least(1, "search.widening", self, "max_candidates", "num_more")
-        require_share("search.widening", self, "exponent")
+    exponent: Share = 0.0
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Section, at="search"):
     """A search method and its budget."""
 
     # mcts_star: Algorithm 2; puct, gumbel: tree search with the policy's prior; sample: independent
     # traces; beam: the best prefixes of every depth; dvts: the best of each of several subtrees;
     # best_first: the best prefixes anywhere; dfs: the deepest prefix, and back
-    method: str = "mcts_star"
+    method: Annotated[str, one_of(*RULES)] = "mcts_star"
     # T: the prompt's expansion and T - 1 simulations; turns of best_first and dfs
-    num_simulations: int = 16
-    num_candidates: int = 4  # A: steps sampled behind a prefix (b in the paper)
-    num_samples: int = 16  # traces a problem, for the method `sample`
+    num_simulations: Count = 16
+    num_candidates: Count = 4  # A: steps sampled behind a prefix (b in the paper)
+    num_samples: Count = 16  # traces a problem, for the method `sample`
     # sampled tokens at which a search ends, whatever else it has left; None: no such budget
-    num_tokens: int | None = None
-    temperature: float = 1.0  # of the policy while it searches
+    num_tokens: Count | None = None
+    temperature: NotNegative = 1.0  # of the policy while it searches
     # how steps behind a prefix are drawn: distinct: without replacement; independent: as in the
     # paper, where repeats are told apart and never searched
-    candidates: str = "distinct"
+    candidates: Annotated[str, one_of("distinct", "independent")] = "distinct"
     # share of the policy's probability at which the steps behind a prefix are enough and no more
     # are drawn, by lanes that have not begun: what is unlikely misleads a PRM. At temperature 0 one
     # step is enough; 1: all are drawn
-    top_p: float = 1.0
+    top_p: Share = 1.0
     # leaves that have ended: closed: never selected again; revisited: as in the paper
-    ended_leaves: str = "closed"
+    ended_leaves: Annotated[str, one_of("closed", "revisited")] = "closed"
     # l: the value at which a finished leaf decides its tree; None: the whole budget is spent
-    end_threshold: float | None = None
+    end_threshold: Share | None = None
     # steps that a rule of the task calls false (a false sum, an illegal move): penalty: each costs
     # its path check_weight; filter: never searched, no answer, worth 0 to the PRM; off: no step is
     # checked. Asked on the host, so such a search is compiled anew at every start
-    checks: str = "off"
+    checks: Annotated[str, one_of("off", "penalty", "filter")] = "off"
     # taken off raw scores; above their range, what stands behind a false step is answered where
     # there is nothing else
-    check_weight: float = 1.0
-    widening: WideningConfig = field(default_factory=WideningConfig)
-    mcts_star: MctsStarConfig = field(default_factory=MctsStarConfig)
-    puct: prior_rules.PuctConfig = field(default_factory=prior_rules.PuctConfig)
-    gumbel: prior_rules.GumbelConfig = field(default_factory=prior_rules.GumbelConfig)
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    beam: frontier_rules.BeamConfig = field(default_factory=frontier_rules.BeamConfig)
-    dvts: frontier_rules.DvtsConfig = field(default_factory=frontier_rules.DvtsConfig)
-    best_first: frontier_rules.BestFirstConfig = field(
-        default_factory=frontier_rules.BestFirstConfig
-    )
-    dfs: frontier_rules.DfsConfig = field(default_factory=frontier_rules.DfsConfig)
+    check_weight: NotNegative = 1.0
+    widening: WideningConfig = WideningConfig()
+    mcts_star: MctsStarConfig = MctsStarConfig()
+    puct: prior_rules.PuctConfig = prior_rules.PuctConfig()
+    gumbel: prior_rules.GumbelConfig = prior_rules.GumbelConfig()
+    prior: PriorConfig = PriorConfig()
+    beam: frontier_rules.BeamConfig = frontier_rules.BeamConfig()
+    dvts: frontier_rules.DvtsConfig = frontier_rules.DvtsConfig()
+    best_first: frontier_rules.BestFirstConfig = frontier_rules.BestFirstConfig()
+    dfs: frontier_rules.DfsConfig = frontier_rules.DfsConfig()
     # cached: keys and values of a step are kept; recompute: a prefix is read anew, in less memory
-    memory: str = "cached"
+    memory: Annotated[str, one_of("cached", "recompute")] = "cached"
     # trees that a device grows at once, the next when one ends; None: all of a batch
-    num_trees: int | None = None
+    num_trees: Count | None = None
     # lanes that write behind a prefix; fewer than its candidates wait less; None: one each
-    num_lanes: int | None = None
-    chunk_tokens: int = 16  # tokens that lanes write before they are given something else
+    num_lanes: Count | None = None
+    chunk_tokens: Count = 16  # tokens that lanes write before they are given something else
 
-    def __post_init__(self):
-        require_one_of("search", self, method=tuple(RULES), memory=("cached", "recompute"))
-        require_one_of("search", self, candidates=("distinct", "independent"))
-        require_one_of("search", self, checks=("off", "penalty", "filter"))
-        require_one_of("search", self, ended_leaves=("closed", "revisited"))
-        sizes = "num_simulations", "num_candidates", "num_samples", "num_tokens"
-        require_at_least(1, "search", self, *sizes, "num_trees", "num_lanes", "chunk_tokens")
-        require_at_least(0, "search", self, "temperature", "check_weight")
-        require_share("search", self, "end_threshold", "top_p")
-        most = self.widening.max_candidates
-        is_met, why = most is None or most >= self.num_candidates, "is below search.num_candidates"
-        require(is_met, "search.widening", self.widening, "max_candidates", why)
+    def check(self) -> None:
+        is_met, why = self.max_candidates >= self.num_candidates, "is below search.num_candidates"
+        self.require(is_met, "widening.max_candidates", why)
 
     @property
     def chunk(self) -> int | None:

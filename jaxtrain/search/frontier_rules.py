@@ -8,50 +8,38 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.errors import require_at_least, require_share
+from jaxtrain.errors import Count, Section, Share
 from jaxtrain.search.frontier import FrontierRule, Pool
 from jaxtrain.search.rows import clip
 from jaxtrain.structs import Array
 
 
 @dataclass(frozen=True)
-class BeamConfig:
+class BeamConfig(Section, at="search.beam"):
     """How wide a beam is."""
 
-    width: int = 4  # W: prefixes that are kept at every depth
-
-    def __post_init__(self):
-        require_at_least(1, "search.beam", self, "width")
+    width: Count = 4  # W: prefixes that are kept at every depth
 
 
 @dataclass(frozen=True)
-class DvtsConfig:
+class DvtsConfig(Section, at="search.dvts"):
     """How many subtrees DVTS has."""
 
-    width: int = 4  # W: subtrees, with num_candidates steps behind the prefix of each
-
-    def __post_init__(self):
-        require_at_least(1, "search.dvts", self, "width")
+    width: Count = 4  # W: subtrees, with num_candidates steps behind the prefix of each
 
 
 @dataclass(frozen=True)
-class BestFirstConfig:
+class BestFirstConfig(Section, at="search.best_first"):
     """How many prefixes best-first search opens."""
 
-    width: int = 1  # W: prefixes that are opened in a turn
-
-    def __post_init__(self):
-        require_at_least(1, "search.best_first", self, "width")
+    width: Count = 1  # W: prefixes that are opened in a turn
 
 
 @dataclass(frozen=True)
-class DfsConfig:
+class DfsConfig(Section, at="search.dfs"):
     """What depth-first search prunes."""
 
-    min_value: float = 0.0  # v_th: nothing is searched behind a candidate of a lower value
-
-    def __post_init__(self):
-        require_share("search.dfs", self, "min_value")
+    min_value: Share = 0.0  # v_th: nothing is searched behind a candidate of a lower value
 
 
 def make_sample(num_samples: int, max_steps: int) -> FrontierRule:

@@ -14,34 +14,28 @@ Candidates are exchangeable samples, so taking the first among equals is a fair 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax.numpy as jnp
 
-from jaxtrain.errors import require_at_least, require_one_of, require_share
+from jaxtrain.errors import Count, Natural, NotNegative, Section, Share, one_of
 from jaxtrain.search.rows import MctxTree, Rows, clip
 from jaxtrain.search.tree_loop import TreeRule
 from jaxtrain.structs import Array, Kind
 
 
 @dataclass(frozen=True)
-class MctsStarConfig:
+class MctsStarConfig(Section, at="search.mcts_star"):
     """Constants of MCTS*; they follow the paper's Algorithm 2 and its code."""
 
-    exploration: float = 0.7  # eps of UCB1: v + eps * sqrt(ln n_parent / n)
-    unvisited_bonus: float = 1.0  # stands for the bonus of a child never visited
-    num_rollout_steps: int = 1  # m: steps of the greedy rollout from the best new candidate
-    num_rollout_candidates: int = 1  # d: candidates drawn for each of them
+    exploration: NotNegative = 0.7  # eps of UCB1: v + eps * sqrt(ln n_parent / n)
+    unvisited_bonus: NotNegative = 1.0  # stands for the bonus of a child never visited
+    num_rollout_steps: Natural = 1  # m: steps of the greedy rollout from the best new candidate
+    num_rollout_candidates: Count = 1  # d: candidates drawn for each of them
     # alpha: v = alpha * own value + (1 - alpha) * best value of the rollout
-    rollout_blend: float = 0.5
+    rollout_blend: Share = 0.5
     # where the best value starts: paper: 0; self: the child's own value
-    rollout_floor: str = "paper"
-
-    def __post_init__(self):
-        section = "search.mcts_star"
-        require_at_least(0, section, self, "exploration", "unvisited_bonus", "num_rollout_steps")
-        require_at_least(1, section, self, "num_rollout_candidates")
-        require_share(section, self, "rollout_blend")
-        require_one_of(section, self, rollout_floor=("paper", "self"))
+    rollout_floor: Annotated[str, one_of("paper", "self")] = "paper"
 
     def rounds(self, max_steps: int) -> tuple[int, int]:
         """Return the rounds of a rollout and the steps of each: m, or as many as fit below the

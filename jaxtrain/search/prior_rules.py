@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 import mctx as _mctx
 
-from jaxtrain.errors import require_at_least
-from jaxtrain.search.prior import PriorConfig
-from jaxtrain.search.rows import MctxTree
+from jaxtrain.errors import Count, NotNegative, Section
+from jaxtrain.search.rows import MctxTree, PriorConfig
 from jaxtrain.search.tree_loop import TreeRule, View
 from jaxtrain.structs import Array, Kind
 
@@ -36,27 +35,20 @@ NEVER = -1e9  # the logit of what is no candidate; finite, so that no mean becom
 
 
 @dataclass(frozen=True)
-class PuctConfig:
+class PuctConfig(Section, at="search.puct"):
     """Constants of PUCT."""
 
-    exploration: float = 1.25  # c
-
-    def __post_init__(self):
-        require_at_least(0, "search.puct", self, "exploration")
+    exploration: NotNegative = 1.25  # c
 
 
 @dataclass(frozen=True)
-class GumbelConfig:
+class GumbelConfig(Section, at="search.gumbel"):
     """Constants of Gumbel MuZero; they follow mctx."""
 
-    num_considered: int = 16  # m: candidates behind the prompt that halving begins with, at most
+    num_considered: Count = 16  # m: candidates behind the prompt that halving begins with, at most
     # c_visit in sigma(q) = (c_visit + the most visits of a sibling) * c_scale * q
-    visit_offset: float = 50.0
-    value_scale: float = 0.1  # c_scale
-
-    def __post_init__(self):
-        require_at_least(1, "search.gumbel", self, "num_considered")
-        require_at_least(0, "search.gumbel", self, "visit_offset", "value_scale")
+    visit_offset: NotNegative = 50.0
+    value_scale: NotNegative = 0.1  # c_scale
 
 
 def make_puct(config: PuctConfig, prior: PriorConfig) -> TreeRule:

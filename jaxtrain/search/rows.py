@@ -4,17 +4,33 @@ A row is a step that was drawn, and its number the address of everything about i
 what it needs to choose, the reader keeps the text.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.errors import NotNegative, Positive, Section
 from jaxtrain.structs import Array, CheckFn, Params, Path, Prompts, Reader
 
 if TYPE_CHECKING:
     from jaxtrain.search.config import SearchConfig
 
 MctxTree = Any  # mctx.Tree, with a View as its extra_data
+
+
+@dataclass(frozen=True)
+class PriorConfig(Section, at="search.prior"):
+    """How the policy's probability weighs in: over the candidates of a node it is a matter of
+    `prior_rules`, over finished traces of whatever answers. What the policy would hardly write is
+    seldom right, and a PRM that saw little of it is easily fooled.
+    """
+
+    temperature: Positive = 1.0  # of the prior: below 1 sharper, above 1 flatter
+    # whether it is that of a token of the step on average, and long steps are as likely as short
+    normalises_length: bool = False
+    # of the log-probability of a finished trace beside its score, where one of them is the answer
+    weight: NotNegative = 0.0
 
 
 class Job(NamedTuple):
@@ -73,6 +89,18 @@ def pick(x: Array, index: Array) -> Array:
 def clip(score: Array) -> Array:
     """Turn a raw score into a value. Scores are ranked raw, so that clipping ties nothing."""
     return jnp.clip(score, 0.0, 1.0)
+
+
+def rank(config: PriorConfig, score: Array, log_prob: Array, length: Array) -> Array:
+    """Return what finished traces are ranked by, the highest answers: the raw score of each, and by
+    its weight the log-probability of its tokens (Controlled Decoding, Mudgal et al. 2024).
+
+    All arrays are of one shape, of jax or numpy. Log-probabilities are of the law that was drawn
+    from: at a temperature of 0 they are 0, and say nothing.
+    """
+    if config.normalises_length:
+        log_prob = log_prob / (length + (length == 0))
+    return score + config.weight * log_prob
 
 
 @jax.vmap

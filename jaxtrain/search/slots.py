@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.search import prior
 from jaxtrain.search.lanes import (
     Pending,
     assign,
@@ -25,7 +24,7 @@ from jaxtrain.search.lanes import (
     mark,
     no_pending,
 )
-from jaxtrain.search.rows import Job, Rows, empty_rows, pick, sum_above
+from jaxtrain.search.rows import Job, Rows, empty_rows, pick, rank, sum_above
 from jaxtrain.structs import Array, Cost, Kind, LaneShape, Memory, Prompts, Tree, choose
 from jaxtrain.trees import count_false
 
@@ -303,11 +302,11 @@ def to_tree(method: Method, job: Job, exported: Exported) -> Tree:
 
     # The raw score ranks: values are clipped, which ties.
     is_answer = rows.is_finished & (rows.kind != Kind.DUPLICATE)
-    rank = rows.score
+    ranked = rows.score
     if job.config.prior.weight:
         above = (sum_above(x, rows.parent, job.max_steps) for x in (rows.log_prob, rows.length))
-        rank = prior.rank(job.config.prior, rank, *above)
-    best = jnp.argmax(jnp.where(is_answer, rank, -jnp.inf), axis=1)
+        ranked = rank(job.config.prior, ranked, *above)
+    best = jnp.argmax(jnp.where(is_answer, ranked, -jnp.inf), axis=1)
     best = jnp.where(jnp.any(is_answer, axis=1), best, -1)
     return Tree(
         problem_id=job.prompts.problem_id,

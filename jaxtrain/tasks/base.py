@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +18,10 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.commuting import in_order
 from jaxtrain.errors import UserError
 from jaxtrain.structs import CheckFn, Tokenizer, Verdict
+from jaxtrain.verifiers.numerals import BOX, MARKER
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig  # made of the configs of all tasks
-
-Row = TypeVar("Row")
+    from jaxtrain.tasks import TasksConfig  # made of the configs of all tasks
 
 NUM_NAMED = 3  # bad rows that a message names
 NUM_REMEMBERED = 2**17  # steps, and paths, that a check has judged
@@ -146,17 +145,36 @@ def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
 
 def close_sizes(config: "TasksConfig", num_rows: int | None = None) -> tuple[int, int, int]:
     """Return the sizes of test, dev and demonstrations, of a file's num_rows or problems made."""
+    asked = config.num_test, config.num_dev, config.num_demonstrations
+    usual = 512, 256, 8000
+    if num_rows is not None:
+        shares = 0.1, 0.1, 0.4
+        usual = [min(n, math.ceil(x * num_rows)) for n, x in zip(usual, shares, strict=True)]
+    test, dev, shown = (n if x is None else x for x, n in zip(asked, usual, strict=True))
+    return test, dev, shown
 
-    def close(asked: int | None, usual: int, share: float) -> int:
-        if asked is not None:
-            return asked
-        return usual if num_rows is None else min(usual, math.ceil(share * num_rows))
 
-    return (
-        close(config.num_test, 512, 0.1),
-        close(config.num_dev, 256, 0.1),
-        close(config.num_demonstrations, 8000, 0.4),
-    )
+class Row(NamedTuple):
+    """A question in words with its answer, as it was read or made."""
+
+    id: int
+    question: str
+    reasoning: str
+    gold: str
+    substance: str = ""  # see Problem
+
+    @property
+    def problem(self) -> Problem:
+        prompt = f"Q: {self.question}\nA:\n"
+        return Problem(self.id, prompt, self.gold, self.question, self.substance)
+
+    @property
+    def demonstration(self) -> Demonstration:
+        """Its answer in the form of responses: lines, the last of which gives the gold."""
+        steps = [line.strip() for line in self.reasoning.split("\n")]
+        answer = f"{BOX}{self.gold}}}" if "\n" in self.gold else f"{MARKER} {self.gold}"
+        response = "\n".join([*filter(None, steps), answer])
+        return Demonstration(self.problem.prompt, response, self.question, self.substance)
 
 
 class Sets(NamedTuple):
@@ -167,7 +185,7 @@ class Sets(NamedTuple):
 
 
 def draw_sets(
-    rows: Sequence[Row], sizes: tuple[int, int, int, int | None], seed: int | None, what: str
+    rows: Sequence[Any], sizes: tuple[int, int, int, int | None], seed: int | None, what: str
 ) -> Sets:
     """Draw disjoint sets of the given sizes (test, dev, demonstrations, train) from rows, in an
     order of the seed's, or as they come where that is None.

@@ -23,17 +23,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations, combinations_with_replacement, permutations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 
-from jaxtrain.errors import UserError, require, require_at_least, require_share
+from jaxtrain.errors import Bound, Count, Section, Share, UserError
 from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import character_tokenizer
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig
+    from jaxtrain.tasks import TasksConfig
 
 ALPHABET = "\n 0123456789+-*/=|"
 MAX_NUMBER = 99
@@ -47,27 +47,24 @@ LINE = re.compile(rf"({NUMBER})([-+*/])({NUMBER})=({NUMBER})\|({NUMBER}(?: {NUMB
 
 
 @dataclass(frozen=True)
-class CountdownConfig:
+class CountdownConfig(Section, at="tasks.countdown"):
     """Which numbers, and how good a player the policy first learns from."""
 
-    num_numbers: int = 3  # of a problem: 3 or 4
+    # of a problem: 3 or 4
+    num_numbers: Annotated[int, Bound(MAX_ENUMERATED.__contains__, "must be 3 or 4")] = 3
     # numbers lie between 1 and this; set num_train above 50 with three numbers, above 12 with four
-    max_number: int = 12
-    min_target: int = 1  # targets lie between this and max_target
+    max_number: Count = 12
+    min_target: Count = 1  # targets lie between this and max_target
     max_target: int = 99  # the largest target, and result that demonstrations prefer
-    demonstrations_per_problem: int = 8  # traces of the weak player on each such problem
+    demonstrations_per_problem: Count = 8  # traces of the weak player on each such problem
     # chance that the weak player's last move is its best one
-    demonstration_skill: float = 1.0
+    demonstration_skill: Share = 1.0
 
-    def __post_init__(self):
-        section = "tasks.countdown"
-        at_least_one = ("demonstrations_per_problem", "max_number", "min_target")
-        require_at_least(1, section, self, *at_least_one)
-        require_at_least(self.min_target, section, self, "max_target")
-        require_share(section, self, "demonstration_skill")
-        require(self.num_numbers in MAX_ENUMERATED, section, self, "num_numbers", "must be 3 or 4")
-        is_met, why = self.max_number <= MAX_NUMBER, f"countdown goes up to {MAX_NUMBER}"
-        require(is_met, section, self, "max_number", why)
+    def check(self) -> None:
+        is_met, why = self.max_target >= self.min_target, f"must be {self.min_target} or more"
+        self.require(is_met, "max_target", why)
+        why = f"countdown goes up to {MAX_NUMBER}"
+        self.require(self.max_number <= MAX_NUMBER, "max_number", why)
 
 
 class Move(NamedTuple):
@@ -175,17 +172,6 @@ def legal_moves(numbers: tuple[int, ...]) -> list[Move]:
             Move(a, op, b, result, tuple(sorted([*rest, result]))) for op, result in results.items()
         )
     return sorted(moves)
-
-
-def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
-    """Return every correct response to a problem, in a fixed order."""
-    lines = []
-    for move in legal_moves(numbers):
-        if len(move.remaining) > 1:
-            lines += [f"{write_move(move)}\n{rest}" for rest in solutions(move.remaining, target)]
-        elif move.result == target:
-            lines.append(write_move(move))
-    return lines
 
 
 def weak_trace(prompt: str, config: CountdownConfig, rng: random.Random) -> str:

@@ -15,20 +15,20 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxtrain.errors import UserError, require, require_at_least, require_one_of, require_share
+from jaxtrain.errors import Count, Section, Share, UserError, one_of
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Task, close_sizes, draw_sets
+from jaxtrain.tasks.base import NUM_NAMED, Problem, Row, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
 from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import MATH, Worker
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig
+    from jaxtrain.tasks import TasksConfig
 
 ANNOTATION = re.compile("<<[^<>]*>>")
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -47,38 +47,9 @@ REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class JsonlConfig:
-    """Which files, and what stands in their rows."""
-
-    # the train file: JSON lines, one JSON array, .parquet, or a folder that datasets has saved
-    path: str = ""
-    test_path: str = ""  # the test file; empty: the test problems are held out of the train file
-    question_field: str = "question"  # the field of a row with its question
-    answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
-    # number | choice (one letter) | text (as it is) | math (an expression, by math-verify)
-    answer_kind: str = "number"
-    is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
-    max_row_bytes: int = 16384  # a longer line is a bad row
-    max_bad_share: float = 0.01  # skip bad rows up to this share of a file, then refuse the file
-
-    def __post_init__(self):
-        require_one_of("tasks.jsonl", self, answer_kind=tuple(KINDS))
-        require_at_least(1, "tasks.jsonl", self, "max_row_bytes")
-        require_share("tasks.jsonl", self, "max_bad_share")
-
-
-@dataclass(frozen=True)
-class Row:
-    line: int  # from 1
-    question: str
-    reasoning: str
-    gold: str
-
-    @property
-    def key(self) -> str:
-        """The question by which rows are compared: white space does not make another question."""
-        return " ".join(self.question.split())
+def key_of(row: Row) -> str:
+    """Return what rows are compared by: white space does not make another question."""
+    return " ".join(row.question.split())
 
 
 def write_rational(text: str) -> str | None:
@@ -108,12 +79,24 @@ def write_math(text: str) -> str | None:
 
 # How an answer is written so that equal ones are the same text; None where it is none of the kind.
 Write = Callable[[str], str | None]
-KINDS: dict[str, Write] = {
-    "number": write_rational,
-    "choice": write_choice,
-    "text": write_text,
-    "math": write_math,
-}
+KINDS: dict[str, Write] = {"number": write_rational, "choice": write_choice}
+KINDS |= {"text": write_text, "math": write_math}
+
+
+@dataclass(frozen=True)
+class JsonlConfig(Section, at="tasks.jsonl"):
+    """Which files, and what stands in their rows."""
+
+    # the train file: JSON lines, one JSON array, .parquet, or a folder that datasets has saved
+    path: str = ""
+    test_path: str = ""  # the test file; empty: the test problems are held out of the train file
+    question_field: str = "question"  # the field of a row with its question
+    answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
+    # number | choice (one letter) | text (as it is) | math (an expression, by math-verify)
+    answer_kind: Annotated[str, one_of(*KINDS)] = "number"
+    is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
+    max_row_bytes: Count = 16384  # a longer line is a bad row
+    max_bad_share: Share = 0.01  # skip bad rows up to this share of a file, then refuse the file
 
 
 @dataclass(frozen=True)
@@ -161,19 +144,19 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
     # Read the files; what is in the test file is no train row.
     c = config.jsonl
     has_judge = c.answer_kind != "math" or importlib.util.find_spec("math_verify") is not None
-    require(has_judge, "tasks.jsonl", c, "answer_kind", "needs pip install 'jaxtrain[math]'")
+    c.require(has_judge, "answer_kind", "needs pip install 'jaxtrain[math]'")
     rows, num_lines, counts, skipped = _read_rows("path", c)
     test_rows, num_in_test = [], 0
     if c.test_path:
         test_rows, _, test_counts, test_skipped = _read_rows("test_path", c)
         counts, skipped = counts + test_counts, skipped + test_skipped
-        test_keys = {row.key for row in test_rows}
-        num_in_test = sum(row.key in test_keys for row in rows)
-        rows = [row for row in rows if row.key not in test_keys]
-        test_rows = [replace(row, line=num_lines + row.line) for row in test_rows]
+        test_keys = set(map(key_of, test_rows))
+        fresh = [row for row in rows if key_of(row) not in test_keys]
+        rows, num_in_test = fresh, len(rows) - len(fresh)
+        test_rows = [row._replace(id=num_lines + row.id) for row in test_rows]
         is_met = max(1, config.num_test or 0) <= len(test_rows)
         why = f"{c.test_path} has {len(test_rows)} good rows; ask for fewer, or none for all"
-        require(is_met, "tasks", config, "num_test", why)
+        config.require(is_met, "num_test", why)
         if config.num_test is not None:
             test_rows = random.Random(config.seed).sample(test_rows, config.num_test)
 
@@ -186,8 +169,8 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
     return JsonlTask(
         "jsonl",
         tokenizer or byte_tokenizer(),
-        *(tuple(map(_problem, rows)) for rows in parts),  # train, dev, test
-        demonstrations=tuple(_demonstration(row, c.is_annotated) for row in sets.demonstrations),
+        *(tuple(row.problem for row in rows) for rows in parts),  # train, dev, test
+        demonstrations=tuple(row.demonstration for row in sets.demonstrations),
         counts={name: counts[name] for name in ("rows", *REASONS)} | {"in_test_file": num_in_test},
         skipped=tuple(skipped),
         kind=c.answer_kind,
@@ -195,32 +178,21 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
     )
 
 
-def _problem(row: Row) -> Problem:
-    return Problem(row.line - 1, f"Q: {row.question}\nA:\n", row.gold, row.question)
-
-
-def _demonstration(row: Row, is_annotated: bool) -> Demonstration:
-    reasoning = row.reasoning if is_annotated else ANNOTATION.sub("", row.reasoning)
-    steps = [line.strip() for line in reasoning.split("\n")]
-    response = "\n".join([*filter(None, steps), f"{MARKER} {row.gold}"])
-    return Demonstration(_problem(row).prompt, response, row.question)
-
-
 def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[str], list[str]]:
     """Return (good rows of a file, its number of lines, counts by reason, the bad rows named)."""
     path = getattr(config, key)
     lines = _read_lines(path, key)
     rows, counts, skipped, seen = [], Counter(rows=len(lines)), [], set()
-    for number, line in enumerate(lines, start=1):
-        row = _read_row(line, number, config)
-        if isinstance(row, Row) and row.key in seen:
+    for i, line in enumerate(lines):
+        row = _read_row(line, i, config)
+        if isinstance(row, Row) and key_of(row) in seen:
             row = "duplicate"
         if isinstance(row, Row):
-            seen.add(row.key)
+            seen.add(key_of(row))
             rows.append(row)
         else:
             counts[row] += 1
-            skipped.append(f"{path}:{number}: {REASONS[row]}")
+            skipped.append(f"{path}:{i + 1}: {REASONS[row]}")
     share = len(skipped) / max(len(lines), 1)
     if share > config.max_bad_share:
         raise UserError(
@@ -269,18 +241,15 @@ def _read_tables(path: str) -> list[Any]:
 
         if parts == [Path(path)]:
             return parquet.read_table(path).to_pylist()
-        return [
-            row
-            for part in parts
-            for row in ipc.open_stream(part.read_bytes()).read_all().to_pylist()
-        ]
+        tables = [ipc.open_stream(part.read_bytes()).read_all() for part in parts]
+        return [row for table in tables for row in table.to_pylist()]
     except ImportError as error:
         raise UserError(f"cannot read '{path}': needs pip install 'jaxtrain[parquet]'") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
 
 
-def _read_row(line: bytes, number: int, config: JsonlConfig) -> Row | str:
+def _read_row(line: bytes, i: int, config: JsonlConfig) -> Row | str:
     """Return the row that a line holds, or the reason why it holds none."""
     if len(line) > config.max_row_bytes:
         return "too_long"
@@ -309,7 +278,8 @@ def _read_row(line: bytes, number: int, config: JsonlConfig) -> Row | str:
     given = extract_answer(f"{MARKER} {gold}")
     if write(gold) is None or given is None or write(given) != write(gold):
         return "no_gold"
-    return Row(number, question.strip(), reasoning, gold)
+    reasoning = reasoning if config.is_annotated else ANNOTATION.sub("", reasoning)
+    return Row(i, question.strip(), reasoning, gold)
 
 
 def _split(answer: str) -> tuple[str, str]:

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from jaxtrain.errors import UserError, require, require_share
+from jaxtrain.errors import Section, Share, UserError
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Task, close_sizes, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, Row, Task, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number, write_number
 from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import Worker
 
 if TYPE_CHECKING:
-    from jaxtrain.tasks.config import TasksConfig
+    from jaxtrain.tasks import TasksConfig
 
 SECTION = "tasks.reasoning_gym"  # of the config
 MAX_ANSWER = 4096  # characters of an answer that is put to a scorer
@@ -37,15 +37,12 @@ UNSOUND = ("puzzle24",)
 
 
 @dataclass(frozen=True)
-class ReasoningGymConfig:
+class ReasoningGymConfig(Section, at=SECTION):
     """Which dataset, and which of its templates."""
 
     dataset: str = "chain_sum"  # the name of one of its datasets
-    unseen_share: float = 0.0  # share of the templates that are held out of every set
+    unseen_share: Share = 0.0  # share of the templates that are held out of every set
     is_unseen: bool = False  # make all sets of the templates held out, to evaluate on
-
-    def __post_init__(self):
-        require_share(SECTION, self, "unseen_share")
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class ReasoningGymTask(Task):
 
     def solution(self, problem: Problem) -> Demonstration:
         """Return the dataset's own solution. No stage of the loop asks for it."""
-        return _demonstration(problem.id, self.worker.item(problem.id))
+        return read_item(problem.id, self.worker.item(problem.id)).demonstration
 
 
 def bare(text: str) -> str:
@@ -107,9 +104,9 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
             "--config.tasks.num_train=none: reasoning_gym makes as many as asked for; set it"
         )
     why = "its scorer takes wrong answers for right ones; choose another"
-    require(c.dataset not in UNSOUND, SECTION, c, "dataset", why)
+    c.require(c.dataset not in UNSOUND, "dataset", why)
     why = f"no template is held out; set --config.{SECTION}.unseen_share"
-    require(not c.is_unseen or c.unseen_share > 0, SECTION, c, "is_unseen", why)
+    c.require(not c.is_unseen or c.unseen_share > 0, "is_unseen", why)
     sizes = (*close_sizes(config), config.num_train)
     size = sum(sizes)
     # Generators repeat themselves, and templates may be held out: more is drawn than is needed.
@@ -119,16 +116,16 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
     rows, counts = draw_rows(config, worker, size, most)
     sets = draw_sets(rows, sizes, config.seed, f"different questions with a gold of {c.dataset}")
     parts = sets.train, sets.dev, sets.test
-    train, dev, test = (tuple(_problem(*row) for row in rows) for rows in parts)
+    train, dev, test = (tuple(row.problem for row in rows) for rows in parts)
     tokenizer = tokenizer or byte_tokenizer()
     task = ReasoningGymTask(c.dataset, tokenizer, train, dev, test, (), worker=worker)
     # A solution that its own scorer does not take in the form of responses would teach nonsense.
-    shown = [(_problem(*row), _demonstration(*row)) for row in sets.demonstrations]
+    shown = [(row.problem, row.demonstration) for row in sets.demonstrations]
     passing = tuple(
         shot for problem, shot in shown if task.verify(problem, shot.response) == Verdict.CORRECT
     )
     why = f"none of its own answers passes its scorer behind {MARKER} or in a box"
-    require(bool(passing) or not shown, SECTION, c, "dataset", f"{why}; choose another dataset")
+    c.require(bool(passing) or not shown, "dataset", f"{why}; choose another dataset")
     # Numerals judge these alone, so it shows here where the dataset's scorer would not have agreed.
     numbers = [problem for problem, _ in shown if read_number(problem.gold) is not None]
     counts["refused"] = len(shown) - len(passing)
@@ -138,14 +135,14 @@ def reasoning_gym_task(config: TasksConfig, tokenizer: Tokenizer | None = None) 
 
 def draw_rows(
     config: TasksConfig, worker: Worker, size: int, most: int
-) -> tuple[list, dict[str, int]]:
+) -> tuple[list[Row], dict[str, int]]:
     """Take items in the order of their index, at most `most`, until `size` differ.
 
-    Returns ((index, item) of each, counts by reason of those left out). Raises UserError where
-    there is no such dataset, or it is not made of the templates that are to be held out.
+    Returns them, and counts by reason of those left out. Raises UserError where there is no such
+    dataset, or it is not made of the templates that are to be held out.
     """
     c = config.reasoning_gym
-    rows: dict[str, tuple[int, dict[str, str]]] = {}
+    rows: dict[str, Row] = {}
     counts = {"repeated": 0, "without_gold": 0, "held_out": 0}
     for index in range(most):
         if len(rows) == size:
@@ -158,7 +155,7 @@ def draw_rows(
                 "'jaxtrain[tasks]', a dataset of reasoning-gym, and --config.tasks.params for it"
             ) from error
         why = f"{c.dataset} is not made of templates"
-        require(not c.unseen_share or bool(item["template"]), SECTION, c, "unseen_share", why)
+        c.require(not c.unseen_share or bool(item["template"]), "unseen_share", why)
         if is_unseen(item["template"], config) != c.is_unseen:
             counts["held_out"] += 1
         elif item["answer"] is None:
@@ -166,7 +163,7 @@ def draw_rows(
         elif (key := substance(item)) in rows:
             counts["repeated"] += 1
         else:
-            rows[key] = index, item
+            rows[key] = read_item(index, item)
     return list(rows.values()), counts
 
 
@@ -186,16 +183,7 @@ def is_unseen(template: str, config: TasksConfig) -> bool:
     return number < config.reasoning_gym.unseen_share * 2**64
 
 
-def _problem(index: int, item: dict[str, str]) -> Problem:
-    question = item["question"].strip()
-    return Problem(index, f"Q: {question}\nA:\n", item["answer"], question, substance(item))
-
-
-def _demonstration(index: int, item: dict[str, str]) -> Demonstration:
-    problem = _problem(index, item)
+def read_item(index: int, item: dict[str, str]) -> Row:
+    """Take what is needed of an item."""
     reasoning = item["solution"].rpartition(MARKER)[0]
-    steps = [line.strip() for line in reasoning.split("\n") if line.strip()]
-    gold = problem.gold
-    answer = f"{MARKER} {gold}" if "\n" not in gold else f"\\boxed{{{gold}}}"
-    response = "\n".join([*steps, answer])
-    return Demonstration(problem.prompt, response, problem.question, problem.substance)
+    return Row(index, item["question"].strip(), reasoning, item["answer"], substance(item))

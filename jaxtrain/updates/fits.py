@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxtrain.errors import Count, Natural, NotNegative, Positive, Section, Share, one_of
 from jaxtrain.intervals import mean
 from jaxtrain.structs import Array, Learner, Params
 
@@ -37,33 +38,33 @@ NO_INFOS = {
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(Section, at="updates.policy.fit"):
     """The length of a fit, and its learning rates."""
 
-    num_updates: int = 400  # of a fit, at most
+    num_updates: Natural = 400  # of a fit, at most
     # fewer updates if these are more epochs, rounded up; none: no limit
-    max_epochs: float | None = None
-    learning_rate: float = 1e-3  # peak
+    max_epochs: NotNegative | None = None
+    learning_rate: NotNegative = 1e-3  # peak
     # share of a fit in which the rate rises from 0; a cosine to `final` follows
-    warmup: float = 0.05
-    final: float = 0.1  # last rate, as a share of the peak
+    warmup: Share = 0.05
+    final: Share = 0.1  # last rate, as a share of the peak
 
 
 @dataclass(frozen=True)
-class LearnerConfig:
+class LearnerConfig(Section):
     """How one network learns."""
 
     # iteration 0: the policy on demonstrations, the PRM on D_V0
     warm_start: FitConfig = FitConfig(num_updates=800)
     fit: FitConfig = FitConfig()  # iterations 1, 2, ...
-    batch_size: int = 64  # M, over all devices
-    b1: float = 0.9  # AdamW's decay of the mean gradient, an update
-    b2: float = 0.98  # AdamW's decay of the mean squared gradient, an update
-    weight_decay: float = 0.01  # AdamW's, times the rate
-    clip_norm: float = 1.0  # of the whole gradient
+    batch_size: Count = 64  # M, over all devices
+    b1: Share = 0.9  # AdamW's decay of the mean gradient, an update
+    b2: Share = 0.98  # AdamW's decay of the mean squared gradient, an update
+    weight_decay: NotNegative = 0.01  # AdamW's, times the rate
+    clip_norm: Positive = 1.0  # of the whole gradient
     # where later fits begin: previous, the fit before; warm_start, from iteration 2 on, the network
-    # of iteration 0; policy, of the PRM alone: the policy just fitted, which knows likely steps
-    init_from: str = "previous"
+    # of iteration 0
+    init_from: Annotated[str, one_of("previous", "warm_start")] = "previous"
     objective: str = ""  # what is learnt, a key of the network's own table
 
     def fit_of(self, iteration: int) -> FitConfig:

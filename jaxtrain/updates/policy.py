@@ -13,20 +13,35 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.errors import NotNegative
 from jaxtrain.structs import Array, TokenRows
 from jaxtrain.updates.fits import LearnerConfig
 
 
 @dataclass(frozen=True)
-class PolicyConfig(LearnerConfig):
+class PolicyConfig(LearnerConfig, at="updates.policy"):
     """How the policy learns; its warm start learns demonstrations, whatever the objective."""
 
     # nll: verified traces; weighted: every step by its label; dpo: right traces before wrong ones;
     # step_dpo: right steps before wrong siblings; grpo: answers by their advantage in a tree
     objective: str = "nll"
-    beta: float = 0.1  # of dpo and step_dpo: a larger one stays nearer to the reference
-    clip: float = 0.2  # of grpo: a token's ratio counts from 1 - clip to 1 + clip
-    kl: float = 0.04  # of grpo: weight of the divergence from the reference
+    beta: NotNegative = 0.1  # of dpo and step_dpo: a larger one stays nearer to the reference
+    clip: NotNegative = 0.2  # of grpo: a token's ratio counts from 1 - clip to 1 + clip
+    kl: NotNegative = 0.04  # of grpo: weight of the divergence from the reference
+
+    def check(self) -> None:
+        is_met, why = self.objective in OBJECTIVES, f"must be {' or '.join(OBJECTIVES)}"
+        self.require(is_met, "objective", why)
+        # What is compared with the policy before the fit begins there.
+        known = OBJECTIVES[self.objective]
+        free = [name for name, kind in OBJECTIVES.items() if not kind.has_reference]
+        why = (
+            f"{self.objective} improves on the policy before; it goes with "
+            f"--config.updates.policy.objective {' or '.join(free)}"
+        )
+        self.require(self.init_from == "previous" or not known.has_reference, "init_from", why)
+        why = f"{self.objective} takes pairs of rows; choose an even number"
+        self.require(known.order != "pairs" or self.batch_size % 2 == 0, "batch_size", why)
 
 
 # (log-probability of every token given those before it, [M L] float32, 0 at the first; rows;

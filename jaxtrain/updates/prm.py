@@ -10,28 +10,37 @@ which is what pairs are compared by.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtrain.errors import NotNegative, at_least, one_of
 from jaxtrain.structs import Array, TokenRows
 from jaxtrain.updates.fits import LearnerConfig
 
 
 @dataclass(frozen=True)
-class PrmConfig(LearnerConfig):
+class PrmConfig(LearnerConfig, at="updates.prm"):
     """How the PRM learns."""
 
+    # where later fits begin: previous, the fit before; warm_start, from iteration 2 on, the network
+    # of iteration 0; policy, the policy just fitted, which knows likely steps
+    init_from: Annotated[str, one_of("previous", "warm_start", "policy")] = "previous"
     # squared: error of the value; binary: cross-entropy of the chance of success; bins: that of
     # values in bins; pairwise: binary, and which of two steps of a problem is better
     objective: str = "squared"
-    num_bins: int = 11  # with bins: values from 0 to 1 that the head tells apart
-    pairwise_weight: float = 1.0  # with pairwise: of the comparisons, beside the binary loss
+    # with bins: values from 0 to 1 that the head tells apart
+    num_bins: Annotated[int, at_least(2)] = 11
+    pairwise_weight: NotNegative = 1.0  # with pairwise: of the comparisons, beside the binary loss
     # with pairwise: paths of a problem that stand in a batch together
-    num_together: int = 2
+    num_together: Annotated[int, at_least(2)] = 2
+
+    def check(self) -> None:
+        is_met, why = self.objective in OBJECTIVES, f"must be {' or '.join(OBJECTIVES)}"
+        self.require(is_met, "objective", why)
 
 
 # (what the head says, [M L] or [M L K]; rows; config; D, labels of a row at most) -> [] float32

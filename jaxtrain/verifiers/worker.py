@@ -1,7 +1,7 @@
 """Scorers that run foreign code on what a model wrote, in processes that can be killed.
 
 Run as a file it is the worker: it makes one reasoning-gym dataset, or wakes math-verify, and
-answers one JSON line per request. Some scorers evaluate the answer as Python, or read a part of it
+answers requests in JSON. Some scorers evaluate the answer as Python, or read a part of it
 and leave the rest; these see only text made of the few tokens that an answer can need (`TOKENS`).
 Every answer is scored in a child of its own, under limits of memory, time, files and processes,
 without pipes, environment and rights of root. The child says one word, by an exit status drawn anew
@@ -18,12 +18,12 @@ import os
 import re
 import resource
 import secrets
-import select
 import signal
 import subprocess
 import sys
-import time
 import weakref
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,9 @@ class Worker:
     """Ask a dataset for its items and for scores, in a process of its own."""
 
     def __init__(self, name: str, params: dict[str, Any], timeout: float = 5.0):
-        """Remember what to make, and the seconds for an answer; the first request starts it.
-
-        name: of a dataset, or MATH, whose items are golds.
-        """
+        """Remember what to make (MATH: a dataset of golds), and the seconds for an answer."""
         self._setup, self._timeout = {"name": name, "params": params}, timeout
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen | None = None
 
     def item(self, index: int) -> dict[str, Any]:
         """Return the question, answer, reference solution and template ("" for none) of an item.
@@ -94,15 +91,18 @@ class Worker:
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """Send one request; None where no answer came in time, and the process is gone."""
         if self._process is None:
+            self._pipe, theirs = Pipe()
             command = [sys.executable, "-s", "-P", str(Path(__file__).resolve())]
-            pipe, null = subprocess.PIPE, subprocess.DEVNULL
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=null, env=ENVIRONMENT, cwd="/"
-            )
-            self._finalizer = weakref.finalize(self, stop, self._process)
-            if self._exchange(self._process, self._setup, timeout=120.0) is None:
+            # what foreign code prints is read by nobody
+            null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            how: Any = {"env": ENVIRONMENT, "cwd": "/", "pass_fds": [theirs.fileno()], **null}
+            process = subprocess.Popen([*command, str(theirs.fileno())], **how)
+            theirs.close()
+            self._process = process
+            self._finalizer = weakref.finalize(self, stop, process, self._pipe)
+            if self._exchange(self._setup, timeout=120.0) is None:
                 return None
-        return self._exchange(self._process, request, timeout)
+        return self._exchange(request, timeout)
 
     def close(self) -> None:
         """Kill the process."""
@@ -110,36 +110,25 @@ class Worker:
             self._finalizer()
             self._process = None
 
-    def _exchange(
-        self, process: subprocess.Popen[bytes], request: dict[str, Any], timeout: float
-    ) -> dict[str, Any] | None:
-        sent, received = process.stdin, process.stdout
-        assert sent is not None and received is not None
-        reply, deadline = b"", time.monotonic() + timeout
-        try:
-            sent.write(json.dumps(request).encode() + b"\n")
-            sent.flush()
-            while not reply.endswith(b"\n"):
-                left = max(deadline - time.monotonic(), 0)
-                ready, _, _ = select.select([received], [], [], left)
-                piece = os.read(received.fileno(), 65536) if ready else b""
-                if not piece or len(reply) > MAX_REPLY:
-                    raise OSError("no answer")
-                reply += piece
-            return json.loads(reply)
-        except (OSError, ValueError):
-            self.close()
-            return None
+    def _exchange(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            send(self._pipe, request)
+            if self._pipe.poll(timeout):
+                return json.loads(self._pipe.recv_bytes(MAX_REPLY))
+        self.close()
+        return None
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen, pipe: Connection) -> None:
     """Kill a worker."""
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    pipe.close()
+
+
+def send(pipe: Connection, value: dict[str, Any]) -> None:
+    """Send a message."""
+    pipe.send_bytes(json.dumps(value).encode())
 
 
 def is_safe(kind: str, answer: str) -> bool:
@@ -147,28 +136,24 @@ def is_safe(kind: str, answer: str) -> bool:
     return kind not in TOKENS or re.fullmatch(rf"(?:{TOKENS[kind]})*+", answer) is not None
 
 
-def serve() -> None:
-    """Be the worker: the first line sets it up, every further line is a request."""
-    null = os.open(os.devnull, os.O_RDWR)
-    replies = os.dup(1)
-    os.dup2(null, 1)  # what foreign code prints is not an answer
+def serve(pipe: Connection) -> None:
+    """Be the worker: the first message sets it up, every further one is a request."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    prctl(PR_SET_DUMPABLE, 0)  # or a child of the same user could write to its pipes through /proc
-
-    def reply(value: dict[str, Any]) -> None:
-        data = json.dumps(value).encode() + b"\n"
-        while data:
-            data = data[os.write(replies, data) :]
-
-    setup = json.loads(sys.stdin.readline())
+    prctl(PR_SET_DUMPABLE, 0)  # or a child of the same user could write to its pipe through /proc
+    setup = json.loads(pipe.recv_bytes())
     problem, entries, warm = "", {}, set()
     try:
-        dataset = open_dataset(setup["name"], setup["params"])
+        if setup["name"] == MATH:
+            dataset: Any = Expressions()
+        else:
+            import reasoning_gym  # pyright: ignore[reportMissingImports]
+
+            dataset = reasoning_gym.create_dataset(setup["name"], **setup["params"])
     except BaseException as error:
         dataset, problem = None, f"{type(error).__name__}: {error}"
-    reply({"ready": True})
-    for line in sys.stdin:
-        request = json.loads(line)
+    send(pipe, {"ready": True})
+    while True:  # until the owner is gone
+        request = json.loads(pipe.recv_bytes())
         try:
             if dataset is None:
                 raise RuntimeError(problem)
@@ -177,18 +162,18 @@ def serve() -> None:
                 entries[index] = dataset[index]
             entry = entries[index]
             if "item" in request:
-                reply(describe(entry, setup["name"]))
+                send(pipe, describe(entry, setup["name"]))
             elif not is_safe(setup["name"], request["answer"]):
-                reply({"verdict": False})
+                send(pipe, {"verdict": False})
             else:
                 # Scoring the gold imports and caches what the scorer needs, for every child.
                 if index not in warm:
                     warm.add(index)
                     with contextlib.suppress(Exception):
                         dataset.score_answer(answer=entry["answer"], entry=entry)
-                reply({"verdict": judge_in_child(dataset, entry, request, replies, null)})
+                send(pipe, {"verdict": judge_in_child(dataset, entry, request, pipe)})
         except BaseException as error:
-            reply({"error": f"{type(error).__name__}: {error}"})
+            send(pipe, {"error": f"{type(error).__name__}: {error}"})
 
 
 class Expressions:
@@ -215,15 +200,6 @@ class Expressions:
         return float(self._verify(gold, given, timeout_seconds=None))
 
 
-def open_dataset(name: str, params: dict[str, Any]) -> Any:
-    """Import what scores."""
-    if name == MATH:
-        return Expressions()
-    import reasoning_gym  # pyright: ignore[reportMissingImports]
-
-    return reasoning_gym.create_dataset(name, **params)
-
-
 def describe(entry: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return what a task wants to know of an item."""
     answer, metadata = entry["answer"], entry["metadata"]
@@ -236,14 +212,14 @@ def describe(entry: dict[str, Any], kind: str) -> dict[str, Any]:
     }
 
 
-def judge_in_child(dataset: Any, entry: Any, request: dict, replies: int, null: int) -> bool | None:
+def judge_in_child(dataset: Any, entry: Any, request: dict, pipe: Connection) -> bool | None:
     """Score one answer in a forked child; None where no finite number came out of it in time."""
     right, wrong = secrets.SystemRandom().sample(range(1, 256), 2)
     child = os.fork()
     if child == 0:
         status = 0
         try:
-            confine(replies, null)
+            confine(pipe)
             score = float(dataset.score_answer(answer=request["answer"], entry=entry))
             if math.isfinite(score):
                 status = right if score >= 1.0 else wrong
@@ -257,11 +233,10 @@ def judge_in_child(dataset: Any, entry: Any, request: dict, replies: int, null: 
     return {right: True, wrong: False}.get(os.waitstatus_to_exitcode(ending))
 
 
-def confine(replies: int, null: int) -> None:
-    """Give up what judged code must not have: pipes, memory, files, processes, rights of root."""
+def confine(pipe: Connection) -> None:
+    """Give up what judged code must not have: a pipe, memory, files, processes, rights of root."""
     os.setsid()
-    os.close(replies)
-    os.dup2(null, 0)
+    pipe.close()
     for what, limit in (("AS", MEMORY), ("FSIZE", 0), ("NPROC", 0), ("CORE", 0)):
         resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (limit, limit))
     with contextlib.suppress(OSError):  # not root, or a root that may not change users
@@ -293,4 +268,5 @@ def prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    with contextlib.suppress(EOFError):
+        serve(Connection(int(sys.argv[1])))
