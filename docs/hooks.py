@@ -73,7 +73,8 @@ def list_all_keys():
         same = next((key.replace(a, b) for a, b in REPEATED.items() if key.startswith(a)), None)
         if same is None or values[same] != value:
             rows = sections.setdefault(key.split(".")[1] if key.count(".") > 1 else "run", [])
-            cells = f"<code>{key.removeprefix('config.')}</code>", f"<code>{escape(value)}</code>"
+            shown = escape(value) or "''"
+            cells = f"<code>{key.removeprefix('config.')}</code>", f"<code>{shown}</code>"
             rows.append("".join(f"<td>{cell}</td>" for cell in (*cells, escape(remark))))
     head = "<tr><th>key</th><th>default</th><th>what it is</th></tr>"
     tables = [KEYS]
