@@ -115,9 +115,7 @@ class JsonlTask(WordTask):
         if self.worker is not None and not is_right and may_agree:
             both_numbers = read_number(answer) is not None and read_number(gold) is not None
             is_right = not both_numbers and self.worker.judge(gold, answer)
-        if is_right is None:
-            return Verdict.ERROR
-        return Verdict.CORRECT if is_right else Verdict.WRONG
+        return {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.ERROR}[is_right]
 
     def answer(self, text: str) -> str | None:
         """Return the answer of a response, numbers in lowest terms; None if it gives none."""
@@ -214,8 +212,7 @@ def _read_lines(path: str, key: str) -> list[bytes]:
 
 def list_parts(path: str) -> list[Path]:
     """Return the files that hold the rows of a path, in their order."""
-    folder = Path(path)
-    return sorted(folder.glob("*.arrow")) if folder.is_dir() else [folder]
+    return sorted(Path(path).glob("*.arrow")) if Path(path).is_dir() else [Path(path)]
 
 
 def _as_lines(rows: list[Any]) -> list[bytes]:
