@@ -22,9 +22,7 @@ from jaxtrain.runs import open_run, open_task
 from jaxtrain.search.work import born
 from jaxtrain.structs import Tree
 from jaxtrain.trees import Damaged, Place, TreeFiles
-from jaxtrain.workdir import run_key
-
-NUM_NAMED = 12  # problems that a message names
+from jaxtrain.workdir import MAX_SHOWN, run_key
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
@@ -41,9 +39,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     config, manifest, pretrained = open_run(path)
 
     # The tree that is asked for.
-    facts, learnt, asked = manifest["facts"], asdict(config), asdict(config.evaluation)
-    keys = manifest["run_key"], run_key(learnt, facts, asked)
-    files = TreeFiles(path, *keys, is_read_only=True)
+    key = run_key(asdict(config), manifest["facts"], asdict(config.evaluation))
+    files = TreeFiles(path, manifest["run_key"], key, is_read_only=True)
     stored = {name: path.glob(f"trees/*/{p.name.lower()}-*.npz") for name, p in GROWN.items()}
     there = {name: sorted({int(x.parent.name) for x in found}) for name, found in stored.items()}
     i = max(there[kind], default=0) if options.iteration is None else options.iteration
@@ -87,6 +84,6 @@ def find(tree: Tree, asked: int) -> int:
     """Return which tree is that of the problem asked for. Raises UserError."""
     known = tree.problem_id[tree.problem_id >= 0].tolist()
     if asked not in known:
-        told = f"no such tree; there are {len(known)}, such as {str(known[:NUM_NAMED])[1:-1]}"
+        told = f"no such tree; there are {len(known)}, such as {str(known[:MAX_SHOWN])[1:-1]}"
         raise UserError(f"--problem {asked}: {told}")
     return tree.problem_id.tolist().index(asked)
