@@ -21,8 +21,7 @@ from jaxtrain.runs import open_run
 from jaxtrain.search.work import born
 from jaxtrain.structs import Tree
 from jaxtrain.trees import Damaged, Place, TreeFiles
-
-NUM_NAMED = 12  # problems that a message names
+from jaxtrain.workdir import MAX_SHOWN
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
@@ -83,6 +82,6 @@ def find(tree: Tree, asked: int) -> int:
     """Return which tree is that of the problem asked for. Raises UserError."""
     known = tree.problem_id[tree.problem_id >= 0].tolist()
     if asked not in known:
-        told = f"no such tree; there are {len(known)}, such as {str(known[:NUM_NAMED])[1:-1]}"
+        told = f"no such tree; there are {len(known)}, such as {str(known[:MAX_SHOWN])[1:-1]}"
         raise UserError(f"--problem {asked}: {told}")
     return tree.problem_id.tolist().index(asked)
