@@ -15,7 +15,7 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
-from jaxtrain.errors import Count, Natural, Section, UserError, one_of, some_of
+from jaxtrain.errors import Count, Natural, Section, UserError, one_of, require, some_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
@@ -97,9 +97,6 @@ class Config(Section):
         why = "has weights of its own, and with --config.updates.lora.rank both share one base"
         is_met = not has_prm or updates.lora.rank is None
         self.require(is_met, "hub.prm", f"{why}; leave one of them out")
-        why = "is what the PRM starts from, and --config.updates.prm.init_from=policy says another"
-        is_met = not has_prm or updates.prm.init_from != "policy"
-        self.require(is_met, "hub.prm", f"{why}; leave one of them out")
         for network in ("policy", "prm"):
             objective = getattr(updates, network).objective
             is_met = OBJECTIVES[network][objective].order == "rows"
@@ -167,20 +164,17 @@ def check_checks(config: Config, task: Task, mesh: Any) -> None:
     searches = {"search": config.search, "evaluation.samples": samples, "evaluation.search": search}
     searching = [f"{key}.checks={c.checks}" for key, c in searches.items() if c.checks != "off"]
     asked = searching + ["datasets.drop_false_steps=True"] * config.datasets.drop_false_steps
-    if asked and make_check(task, config.trace) is None:
-        raise UserError(
-            f"--config.{asked[0]}: needs a task with a check_step, and steps that end with a line; "
-            "leave it out, or see --config.trace.boundary"
-        )
     has_solutions = type(task).solution is not Task.solution and config.trace.is_by_line
     why = "needs a task with a solution of its problems, and steps that end with a line"
     is_met = has_solutions or not config.datasets.learn_references
     config.datasets.require(is_met, "learn_references", f"{why}; leave it out")
-    if searching and (mesh.shape["tp"] > 1 or jax.process_count() > 1):
-        raise UserError(
-            f"--config.{searching[0]}: a search asks the host, which takes one process and no "
-            "tensor parallelism; set --config.sharding.tp=1, or leave it off"
-        )
+    is_met = not asked or make_check(task, config.trace) is not None
+    told = "needs a task with a check_step, and steps that end with a line; leave it out, or see"
+    require(is_met, f"--config.{''.join(asked[:1])}", f"{told} --config.trace.boundary")
+    is_met = not searching or (mesh.shape["tp"] == 1 and jax.process_count() == 1)
+    told = "a search asks the host, which takes one process and no tensor parallelism; set"
+    then = "--config.sharding.tp=1, or leave it off"
+    require(is_met, f"--config.{''.join(searching[:1])}", f"{told} {then}")
 
 
 def check_batches(config: Config, mesh: Any) -> None:

@@ -211,8 +211,7 @@ class MetricsLog:
         }
         losses: Points = []
         for key in (key for key in row if key.endswith("/losses")):
-            first = self._num_updates[key] + 1
-            found = enumerate(row[key], start=first)
+            found = enumerate(row[key], start=self._num_updates[key] + 1)
             losses += [(step, {key: loss}) for step, loss in found if loss is not None]
             self._num_updates[key] += len(row[key])
         for writer in writers:

@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.commuting import in_order
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.structs import CheckFn, Tokenizer, Verdict
 from jaxtrain.verifiers.numerals import BOX, MARKER
+from jaxtrain.verifiers.sums import check_sums
 
 if TYPE_CHECKING:
     from jaxtrain.tasks import TasksConfig  # made of the configs of all tasks
@@ -85,6 +86,12 @@ class Task:
         """
         return text or None
 
+    def ask(self, number: int, text: str) -> Problem:
+        """Make the problem, without a gold answer, that a user asks in words; here the text is the
+        prompt. Raises UserError where the task cannot tell what is asked.
+        """
+        return Problem(number, text.rstrip("\n") + "\n", "", text)
+
     def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
         """Judge a step behind others without the gold answer: False where it is certainly wrong,
         True where it holds, None where nothing can be said; here always.
@@ -119,6 +126,18 @@ class Task:
         """Say which rows were skipped, the first few by name; empty where none was."""
         first = "; ".join(self.skipped[:NUM_NAMED])
         return f"{len(self.skipped)} bad rows skipped; the first: {first}" if self.skipped else ""
+
+
+class WordTask(Task):
+    """Hold questions in words, whose prompt is the question between two short marks."""
+
+    def ask(self, number: int, text: str) -> Problem:
+        """Take the text for the question."""
+        return Row(number, text.strip(), "", "").problem
+
+    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
+        """Judge the sums of a step; see `verifiers/sums.py`."""
+        return check_sums(step)
 
 
 def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:
@@ -199,12 +218,11 @@ def draw_sets(
     """
     num_test, num_dev, num_demonstrations, num_train = sizes
     num_asked = num_test + num_dev + num_demonstrations + (num_train or 1)
-    if num_asked > len(rows):
-        raise UserError(
-            f"--config.tasks: the sets need {num_asked} problems (test {num_test}, dev {num_dev}, "
-            f"demonstrations {num_demonstrations}, train at least {(num_train or 1)}), but only "
-            f"{len(rows)} exist: {what}; ask for fewer"
-        )
+    told = (
+        f"the sets need {num_asked} problems (test {num_test}, dev {num_dev}, demonstrations "
+        f"{num_demonstrations}, train at least {(num_train or 1)}), but only {len(rows)} exist"
+    )
+    require(num_asked <= len(rows), "--config.tasks", f"{told}: {what}; ask for fewer")
     shuffled = list(rows)
     if seed is not None:
         random.Random(seed).shuffle(shuffled)

@@ -14,17 +14,24 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxtrain.errors import Count, Section, Share, UserError, one_of
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import NUM_NAMED, Demonstration, Problem, Row, Task, close_sizes, draw_sets
+from jaxtrain.tasks.base import (
+    NUM_NAMED,
+    Demonstration,
+    Problem,
+    Row,
+    WordTask,
+    close_sizes,
+    draw_sets,
+)
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
-from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import MATH, Worker
 
 if TYPE_CHECKING:
@@ -99,7 +106,7 @@ class JsonlConfig(Section, at="tasks.jsonl"):
 
 
 @dataclass(frozen=True)
-class JsonlTask(Task):
+class JsonlTask(WordTask):
     """Questions with one answer of a known kind; see the module for the format."""
 
     kind: str = "number"
@@ -117,13 +124,7 @@ class JsonlTask(Task):
         if self.worker is not None and not is_right and may_agree:
             both_numbers = read_number(answer) is not None and read_number(gold) is not None
             is_right = not both_numbers and self.worker.judge(gold, answer)
-        if is_right is None:
-            return Verdict.ERROR
-        return Verdict.CORRECT if is_right else Verdict.WRONG
-
-    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
-        """Judge the sums of a step; see `verifiers/sums.py`."""
-        return check_sums(step)
+        return {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.ERROR}[is_right]
 
     def solution(self, problem: Problem) -> Demonstration | None:
         """Return what stands in a training problem's row, with reasoning or without."""
@@ -225,8 +226,7 @@ def _read_lines(path: str, key: str) -> list[bytes]:
 
 def list_parts(path: str) -> list[Path]:
     """Return the files that hold the rows of a path, in their order."""
-    folder = Path(path)
-    return sorted(folder.glob("*.arrow")) if folder.is_dir() else [folder]
+    return sorted(Path(path).glob("*.arrow")) if Path(path).is_dir() else [Path(path)]
 
 
 def _as_lines(rows: list[Any]) -> list[bytes]:
