@@ -47,8 +47,8 @@ def printed(cell: dict) -> str:
     return "".join("".join(o["text"]) for o in cell["outputs"] if o.get("name") == "stdout")
 
 
-def test_there_is_a_notebook():
-    assert NOTEBOOKS
+def test_there_are_notebooks_in_an_order():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
 
 
 @each_notebook
@@ -57,6 +57,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys)
     for name in ("configs", "jaxtrain"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
     names: dict = {}
     for cell in read_cells(path):
         exec(compile("".join(cell["source"]), path.name, "exec"), names)
