@@ -48,10 +48,9 @@ def get_config():
     policy.fit.num_updates = 1250
     policy.batch_size = 32  # small batches learn more a second on a CPU
     policy.warm_start.learning_rate = policy.fit.learning_rate = 4e-3
-    # the newest policy knows which steps are likely: a PRM that begins there learns first moves
-    prm.init_from = "policy"
     prm.warm_start.num_updates, prm.fit.num_updates = 1000, 3000
     prm.batch_size = 32
+    # a higher rate forgets what the PRM before knew
     prm.warm_start.learning_rate, prm.fit.learning_rate = 2e-3, 1e-3
 
     # few simulations, of likely steps alone: unlikely ones fool the PRM

@@ -37,7 +37,6 @@ from jaxtrain.tasks.base import make_check
 from jaxtrain.updates import fits
 from jaxtrain.updates.fits import UpdateFn
 
-ReadOverFn = Callable[[Params, Params, TokenRows], Array]
 # of arrays: the same everywhere, or split along the batch
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
 # what the terminal calls the searches that answer
@@ -58,7 +57,7 @@ class Functions:
     imitate: UpdateFn  # the policy's update on demonstrations
     update_policy: UpdateFn  # on what trees gave
     # (base, policy params, rows [M L]) -> log-probability of every token, [M L] float32
-    read_log_probs: ReadOverFn
+    read_log_probs: Callable[[Params, Params, TokenRows], Array]
     update_prm: UpdateFn
     problem_keys: Callable  # (iteration, purpose, problem ids [B]) -> uint32 [B 2]
     abstract_state: State  # shapes, dtypes and shardings

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 
 # Actions; 0 to 9 are digits, and FRACTION + 0 to 9 are those behind a point.
 FRACTION, NOTHING, PERCENT, TIMES, OVER, PLUS, MINUS = range(10, 80, 10)
@@ -58,12 +58,10 @@ def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
     """Compile the automaton. Raises UserError for a tokenizer that cannot write every number."""
     # A result is written character by character. Without a sign or a point, none has it.
     ids = {text: i for i, text in reversed(list(enumerate(token_bytes)))}
-    missing = [char for char in RESULT[:10] if char.encode() not in ids]
-    if missing:
-        raise UserError(
-            f"--config.trace.calculator=True: the tokenizer has no token for {missing[0]!r} "
-            "alone, and results are written by characters; leave the calculator out"
-        )
+    missing = "".join(char for char in RESULT[:10] if char.encode() not in ids)
+    told = f"the tokenizer has no token for {missing[:1]!r} alone, and results are written by"
+    then = "characters; leave the calculator out"
+    require(not missing, "--config.trace.calculator=True", f"{told} {then}")
 
     # Of a word or of spaces the first says all; of what is still long the end is read, behind a
     # sign that ends every sum.

@@ -15,7 +15,7 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
-from jaxtrain.errors import Count, Natural, Section, UserError, one_of, some_of
+from jaxtrain.errors import Count, Natural, Section, UserError, one_of, require, some_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
@@ -67,11 +67,7 @@ class LoopConfig(Section, at="loop"):
     # after iteration 0, the warm start; may be raised to continue a finished run
     num_iterations: Natural = 3
     # what shows the metrics beside metrics.jsonl: tensorboard, wandb, trackio
-    writers: tuple[str, ...] = ("tensorboard",)
-
-    def check(self) -> None:
-        why = f"must be some of {','.join(WRITERS)}, or nothing"
-        self.require({*self.writers} <= {*WRITERS}, "writers", why)
+    writers: Annotated[tuple[str, ...], some_of(WRITERS)] = ("tensorboard",)
 
 
 @dataclass(frozen=True)
@@ -100,9 +96,6 @@ class Config(Section):
         updates, has_prm = self.updates, self.hub.prm != ""
         why = "has weights of its own, and with --config.updates.lora.rank both share one base"
         is_met = not has_prm or updates.lora.rank is None
-        self.require(is_met, "hub.prm", f"{why}; leave one of them out")
-        why = "is what the PRM starts from, and --config.updates.prm.init_from=policy says another"
-        is_met = not has_prm or updates.prm.init_from != "policy"
         self.require(is_met, "hub.prm", f"{why}; leave one of them out")
         for network in ("policy", "prm"):
             objective = getattr(updates, network).objective
@@ -170,16 +163,13 @@ def check_checks(config: Config, task: Task, mesh: Any) -> None:
     searches = {"search": config.search, "evaluation.samples": samples, "evaluation.search": search}
     searching = [f"{key}.checks={c.checks}" for key, c in searches.items() if c.checks != "off"]
     asked = searching + ["datasets.drop_false_steps=True"] * config.datasets.drop_false_steps
-    if asked and make_check(task, config.trace) is None:
-        raise UserError(
-            f"--config.{asked[0]}: needs a task with a check_step, and steps that end with a line; "
-            "leave it out, or see --config.trace.boundary"
-        )
-    if searching and (mesh.shape["tp"] > 1 or jax.process_count() > 1):
-        raise UserError(
-            f"--config.{searching[0]}: a search asks the host, which takes one process and no "
-            "tensor parallelism; set --config.sharding.tp=1, or leave it off"
-        )
+    is_met = not asked or make_check(task, config.trace) is not None
+    told = "needs a task with a check_step, and steps that end with a line; leave it out, or see"
+    require(is_met, f"--config.{''.join(asked[:1])}", f"{told} --config.trace.boundary")
+    is_met = not searching or (mesh.shape["tp"] == 1 and jax.process_count() == 1)
+    told = "a search asks the host, which takes one process and no tensor parallelism; set"
+    then = "--config.sharding.tp=1, or leave it off"
+    require(is_met, f"--config.{''.join(searching[:1])}", f"{told} {then}")
 
 
 def check_batches(config: Config, mesh: Any) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.evaluation import named
 from jaxtrain.hub import Pretrained
 from jaxtrain.keys import Purpose
-from jaxtrain.learning import collect, fit, prm_before, with_reference
+from jaxtrain.learning import collect, fit, with_reference
 from jaxtrain.memory import give_back
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, draw, earlier_rounds, encode_demonstrations, grow, score
@@ -44,7 +44,7 @@ def iterate(state: State, run: Run) -> State:
     run.log.append(i, {"prompts/num_too_long": num_too_long, **named("datasets", counts)})
     # updates
     policy = fit(run, i, "policy", state.base, state.policy, texts)
-    prm = fit(run, i, "prm", state.base, prm_before(run, state.prm, policy), paths)
+    prm = fit(run, i, "prm", state.base, state.prm, paths)
     return State(np.asarray(i, np.int32), state.base, policy, prm)
 
 
@@ -120,11 +120,10 @@ def tell_resume(run: Run, newest: int | None) -> Iterator[str]:
     unasked.
     """
     told = run.log.last("evaluation/")
-    if newest is None and (told >= 0 or run.workdir.report.exists()):
-        raise UserError(
-            f"{run.workdir.path}: metrics.jsonl or report.html tells of a checkpoint, and none is "
-            "there; restore checkpoints/ from a copy, or use another --workdir"
-        )
+    is_new = newest is not None or (told < 0 and not run.workdir.report.exists())
+    then = "restore checkpoints/ from a copy, or use another --workdir"
+    what = "metrics.jsonl or report.html tells of a checkpoint, and none is there"
+    require(is_new, run.workdir.path, f"{what}; {then}")
     if newest is not None:
         if told > newest:
             then = f"what came after iteration {newest} is done again"

@@ -147,14 +147,6 @@ def lay_out(
     return fits.learning_rates(c, num_updates), batches
 
 
-def prm_before(run: Run, prm: Learner, policy: Learner) -> Learner:
-    """Return what the PRM's fit begins as: the last one, or the new policy with a fresh head."""
-    if run.config.updates.prm.init_from != "policy":
-        return prm
-    jax.tree.map(lambda x: x.delete(), prm)
-    return run.fns.init_prm(policy.params)
-
-
 def warm_learner(run: Run, name: str, learner: Learner) -> Learner:
     """Restore a network as iteration 0 left it, and free `learner`. Raises UserError."""
     flag, fault = f"--config.updates.{name}.init_from=warm_start", run.checkpoints.fault(0)

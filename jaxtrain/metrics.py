@@ -63,7 +63,7 @@ class TensorBoard:
 
     is_new = True
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]):
+    def __init__(self, folder: Path, config: Row):
         path = folder / "tensorboard"
         path.mkdir(exist_ok=True)
         for events in path.glob("events.out.tfevents.*"):
@@ -85,22 +85,17 @@ class TensorBoard:
 class Service:
     """Log to a service, in the run that it knows by an id in the run folder."""
 
-    def __init__(self, name: str, folder: Path, config: Mapping[str, Any]):
+    def __init__(self, name: str, folder: Path, config: Row):
         path = folder / "writers.json"
         ids = read_json(path) if path.exists() else {}
         self.is_new, self._defined = name not in ids, set()
         key = ids.setdefault(name, secrets.token_hex(4))
-        own = {"id": key, "dir": folder} if name == "wandb" else {}
+        asked = {"name": "-".join([*folder.absolute().parts[-2:], key]), "config": dict(config)}
+        asked |= {"project": os.environ.get(f"{name.upper()}_PROJECT", "jaxtrain")}
+        asked |= {"id": key, "dir": folder} if name == "wandb" else {}
         told, then = f"--config.loop.writers={name}: {name} does not start", "or leave it out"
         with explained(told, then):
-            self._run = package(name).init(
-                project=os.environ.get(f"{name.upper()}_PROJECT", "jaxtrain"),
-                name="-".join([*folder.absolute().parts[-2:], key]),
-                resume="allow",
-                config=dict(config),
-                **own,
-                **OPTIONS[name],
-            )
+            self._run = package(name).init(resume="allow", **asked, **OPTIONS[name])
         write_json(path, ids)
 
     def write(self, axis: str, points: Points) -> None:
@@ -118,10 +113,8 @@ class Service:
         self._run.finish()
 
 
-WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], Writer]] = {
-    "tensorboard": TensorBoard,
-    **{name: partial(Service, name) for name in OPTIONS},
-}
+WRITERS: dict[str, Callable[[Path, Row], Writer]] = {"tensorboard": TensorBoard}
+WRITERS |= {name: partial(Service, name) for name in OPTIONS}
 
 
 def package(name: str) -> ModuleType:
@@ -137,10 +130,7 @@ class MetricsLog:
     """Read `metrics.jsonl`, and append to it once `truncate` has cut it to what was restored."""
 
     def __init__(
-        self,
-        folder: Path,
-        writers: Sequence[str] = ("tensorboard",),
-        config: Mapping[str, Any] | None = None,
+        self, folder: Path, writers: Sequence[str] = ("tensorboard",), config: Row | None = None
     ):
         """Open the log of a run folder; writers: names of WRITERS, which are shown the config."""
         self._folder, self._path = folder, folder / "metrics.jsonl"
@@ -221,8 +211,7 @@ class MetricsLog:
         }
         losses: Points = []
         for key in (key for key in row if key.endswith("/losses")):
-            first = self._num_updates[key] + 1
-            found = enumerate(row[key], start=first)
+            found = enumerate(row[key], start=self._num_updates[key] + 1)
             losses += [(step, {key: loss}) for step, loss in found if loss is not None]
             self._num_updates[key] += len(row[key])
         for writer in writers:

@@ -202,8 +202,5 @@ def test_another_prm_is_refused_in_one_line(exported, tmp_path, case):
 
 
 def test_a_prm_needs_a_policy():
-    prm = replace(UpdatesConfig().prm, init_from="policy")
-    with pytest.raises(UserError, match="init_from=policy says another"):
-        Config(hub=HubConfig(pretrained="x", prm="y"), updates=UpdatesConfig(prm=prm))
     with pytest.raises(UserError, match="--config.hub.prm=x: needs --config.hub.pretrained"):
         HubConfig(prm="x")

@@ -208,15 +208,6 @@ def test_one_iteration_then_another_equals_two(run_in, task, folder, straight):
     assert_same_run(run_in(folder, task), folder, straight)
 
 
-def test_a_prm_may_begin_as_the_policy_that_was_just_fitted(run_in, task, folder):
-    prm = replace(CONFIG.updates.prm, init_from="policy", fit=FitConfig(num_updates=0))
-    config = replace(CONFIG, updates=replace(CONFIG.updates, prm=prm))
-    state = run_in(folder, task, config)
-    jax.tree.map(np.testing.assert_array_equal, state.prm.params["backbone"], state.policy.params)
-    assert not state.prm.params["head"]["weight"].any() and int(state.prm.num_updates) == 0
-    assert int(state.policy.num_updates) == 120 + 4 + 4
-
-
 @pytest.mark.parametrize("kind", labels.TARGETS)
 def test_two_iterations_learn_from_every_kind_of_label(run_in, task, folder, kind):
     state = run_in(folder, task, replace(CONFIG, labels=LabelsConfig(kind)))

@@ -237,7 +237,7 @@ def test_a_folder_of_datasets_holds_the_same_rows_as_lines(config, tmp_path):
 
 
 def test_a_folder_without_tables_says_what_to_name(config, tmp_path):
-    with pytest.raises(UserError, match=r"name a folder of datasets with \*\.arrow files"):
+    with pytest.raises(UserError, match=r"no \*\.arrow files; name a part"):
         make_task(change(config, path=str(tmp_path)))
 
 

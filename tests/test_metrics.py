@@ -354,7 +354,9 @@ def test_a_missing_package_and_a_service_that_does_not_start_are_one_line(
 
 
 def test_an_unknown_writer_is_refused():
-    with pytest.raises(UserError, match="writers=paper: must be some of tensorboard,wandb,trackio"):
+    with pytest.raises(
+        UserError, match="writers=paper: must be some of tensorboard, wandb, trackio"
+    ):
         LoopConfig(writers=("paper",))
 
 

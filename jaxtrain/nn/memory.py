@@ -110,6 +110,13 @@ def renew(
     def put(x: Array, new: Array | int) -> Array:
         return x.at[slots].set(new, mode="drop")
 
+    def put_layers(x: Array, new: Array) -> Array:  # scanned, the layer axis leads
+        return jax.vmap(put_layers)(x, new) if new.ndim > 4 else put(x, new)
+
+    def put_rows(old: Segment, new: Segment) -> Segment:
+        k, v = jax.tree.map(put_layers, (old.k, old.v), (new.k, new.v))
+        return Segment(k, v, put(old.position, new.position))
+
     held, cost = memory.cache, Cost(none, none, none)
     if held is not None:
         backbones = params[0], params[1]["backbone"]
@@ -119,7 +126,7 @@ def renew(
         ]
         segments = zip(held.prompt, told, strict=True)
         held = held._replace(
-            prompt=tuple(put_rows(old, slots, new) for old, (new, _) in segments),
+            prompt=tuple(put_rows(old, new) for old, (new, _) in segments),
             hidden=held.hidden.at[slots, 0].set(told[0][1], mode="drop"),
             page=put(held.page, -1),
             num_pages=put(held.num_pages, 0),
@@ -249,18 +256,6 @@ def read_pages(pool: Pool, address: Array, position: Array) -> Segment:
 
     k, v = jax.tree.map(read, tuple(pool))
     return Segment(k, v, position.reshape(-1, position.shape[-1]))
-
-
-def put_rows(old: Segment, slots: Array, new: Segment) -> Segment:
-    """Write the rows [G] of a segment into slots [G] of another; a slot past the end is none."""
-
-    def write(x: Array, y: Array) -> Array:
-        if y.ndim > 4:
-            return jax.vmap(write)(x, y)
-        return x.at[slots].set(y, mode="drop")
-
-    k, v = jax.tree.map(write, (old.k, old.v), (new.k, new.v))
-    return Segment(k, v, old.position.at[slots].set(new.position, mode="drop"))
 
 
 def read(model: Network, params: Params, tokens: Array, length: Array) -> tuple[Segment, Array]:

@@ -9,8 +9,6 @@ from jaxtrain.report.charts import Chart, Series
 from jaxtrain.report.scores import NUM_COLOURS, Gain, along_iterations, paired, scored, to_point
 from jaxtrain.report.values import Row, newest
 
-TOLD = ("versions", "devices", "git_commit", "facts")  # of a manifest
-
 
 class Side(NamedTuple):
     """A run: its name here, its config and manifest, its rows by iteration."""
@@ -53,7 +51,8 @@ def by_iteration(sides: Sequence[Side], method: str) -> Chart:
 
 def differing(sides: Sequence[Side]) -> Iterator[tuple[str, list[Any]]]:
     """Yield what is not the same in all runs: keys of the config, versions, devices and facts."""
-    told = [{"config": s.config, **{key: s.manifest.get(key) for key in TOLD}} for s in sides]
+    names = ("versions", "devices", "git_commit", "facts")
+    told = [{"config": s.config, **{key: s.manifest.get(key) for key in names}} for s in sides]
     leaves = [flatten_dict(values, sep=".") for values in told]
     for key in sorted({key for known in leaves for key in known}):
         found = [known.get(key, "(absent)") for known in leaves]

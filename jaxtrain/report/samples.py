@@ -25,9 +25,8 @@ def read_cards(task: Task, shard: Shard, method: str) -> Iterator[dict[str, Any]
         for r in trees.row_paths(tree.parent, np.array([b]), np.array([last]))[0]:
             text = task.tokenizer.decode(tree.tokens[b, r, : tree.length[b, r]].tolist())
             step = {"text": text.rstrip("\n"), "target": None}
-            for key in ("score", "value"):
-                number = float(getattr(tree, key)[b, r])
-                step[key] = number if is_number(number) else None
+            numbers = {key: float(getattr(tree, key)[b, r]) for key in ("score", "value")}
+            step |= {key: x if is_number(x) else None for key, x in numbers.items()}
             if judged.is_labelled[b, r]:
                 step["target"] = float(judged.target[b, r])
             steps.append(step)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.errors import Count, Natural, Section, UserError
+from jaxtrain.errors import Count, Natural, Section, UserError, require
 from jaxtrain.files import sha256
 from jaxtrain.structs import Tokenizer
 from jaxtrain.tasks.base import Demonstration, Problem, Task
@@ -69,8 +69,8 @@ class TasksConfig(Section, at="tasks"):
 def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
     """Make the task that `config.name` names, with its own tokenizer or the one given."""
     flag = f"--config.tasks.name={config.name}"
-    if config.file and not os.path.isfile(config.file):
-        raise UserError(f"{flag}: there is no file {config.file}")
+    is_there = not config.file or os.path.isfile(config.file)
+    require(is_there, flag, f"there is no file {config.file}")
     try:
         makers = runpy.run_path(config.file) if config.file else MAKERS
     except SystemExit as error:  # any other error is the user's own to read, with its traceback

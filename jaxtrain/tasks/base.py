@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.commuting import in_order
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.structs import CheckFn, Tokenizer, Verdict
 from jaxtrain.verifiers.numerals import BOX, MARKER
 
@@ -195,12 +195,11 @@ def draw_sets(
     """
     num_test, num_dev, num_demonstrations, num_train = sizes
     num_asked = num_test + num_dev + num_demonstrations + (num_train or 1)
-    if num_asked > len(rows):
-        raise UserError(
-            f"--config.tasks: the sets need {num_asked} problems (test {num_test}, dev {num_dev}, "
-            f"demonstrations {num_demonstrations}, train at least {(num_train or 1)}), but only "
-            f"{len(rows)} exist: {what}; ask for fewer"
-        )
+    told = (
+        f"the sets need {num_asked} problems (test {num_test}, dev {num_dev}, demonstrations "
+        f"{num_demonstrations}, train at least {(num_train or 1)}), but only {len(rows)} exist"
+    )
+    require(num_asked <= len(rows), "--config.tasks", f"{told}: {what}; ask for fewer")
     shuffled = list(rows)
     if seed is not None:
         random.Random(seed).shuffle(shuffled)

@@ -87,12 +87,11 @@ KINDS |= {"text": write_text, "math": write_math}
 class JsonlConfig(Section, at="tasks.jsonl"):
     """Which files, and what stands in their rows."""
 
-    # the train file: JSON lines, one JSON array, .parquet, or a folder that datasets has saved
-    path: str = ""
+    path: str = ""  # the train file: JSON lines, a JSON array, .parquet, or a folder of datasets
     test_path: str = ""  # the test file; empty: the test problems are held out of the train file
     question_field: str = "question"  # the field of a row with its question
     answer_field: str = "answer"  # its gold, bare, boxed, or behind reasoning and ####
-    # number | choice (one letter) | text (as it is) | math (an expression, by math-verify)
+    # number | choice (a letter) | text (as it is) | math (an expression, by math-verify)
     answer_kind: Annotated[str, one_of(*KINDS)] = "number"
     is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
     max_row_bytes: Count = 16384  # a longer line is a bad row
@@ -107,10 +106,7 @@ class JsonlTask(Task):
     worker: Worker | None = None  # judges what is written otherwise and may be equal
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Compare the answer of a response with the gold: numbers, choices and texts exactly.
-
-        UNPARSABLE if it gives none, ERROR where math-verify failed.
-        """
+        """Compare the answer of a response with the gold. UNPARSABLE if it gives none."""
         answer, gold = self.answer(text), KINDS[self.kind](problem.gold)
         if answer is None or gold is None:
             return Verdict.UNPARSABLE
@@ -120,9 +116,7 @@ class JsonlTask(Task):
         if self.worker is not None and not is_right and may_agree:
             both_numbers = read_number(answer) is not None and read_number(gold) is not None
             is_right = not both_numbers and self.worker.judge(gold, answer)
-        if is_right is None:
-            return Verdict.ERROR
-        return Verdict.CORRECT if is_right else Verdict.WRONG
+        return {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.ERROR}[is_right]
 
     def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
         """Judge the sums of a step; see `verifiers/sums.py`."""
@@ -223,8 +217,7 @@ def _read_lines(path: str, key: str) -> list[bytes]:
 
 def list_parts(path: str) -> list[Path]:
     """Return the files that hold the rows of a path, in their order."""
-    folder = Path(path)
-    return sorted(folder.glob("*.arrow")) if folder.is_dir() else [folder]
+    return sorted(Path(path).glob("*.arrow")) if Path(path).is_dir() else [Path(path)]
 
 
 def _as_lines(rows: list[Any]) -> list[bytes]:
@@ -234,8 +227,7 @@ def _as_lines(rows: list[Any]) -> list[bytes]:
 def _read_tables(path: str) -> list[Any]:
     parts = list_parts(path)
     if not parts:
-        told = "name a folder of datasets with *.arrow files, such as its part train"
-        raise UserError(f"cannot read '{path}': {told}")
+        raise UserError(f"cannot read '{path}': no *.arrow files; name a part of it, such as train")
     try:
         from pyarrow import ipc, parquet  # pyright: ignore[reportMissingImports]
 

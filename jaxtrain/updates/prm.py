@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxtrain.errors import NotNegative, at_least, one_of
+from jaxtrain.errors import NotNegative, at_least
 from jaxtrain.structs import Array, TokenRows
 from jaxtrain.updates.fits import LearnerConfig
 
@@ -26,9 +26,6 @@ from jaxtrain.updates.fits import LearnerConfig
 class PrmConfig(LearnerConfig, at="updates.prm"):
     """How the PRM learns."""
 
-    # where later fits begin: previous, the fit before; warm_start, from iteration 2 on, the network
-    # of iteration 0; policy, the policy just fitted, which knows likely steps
-    init_from: Annotated[str, one_of("previous", "warm_start", "policy")] = "previous"
     # squared: error of the value; binary: cross-entropy of the chance of success; bins: that of
     # values in bins; pairwise: binary, and which of two steps of a problem is better
     objective: str = "squared"
