@@ -241,6 +241,7 @@ def stub_functions(task):
         init_base=dict,
         **dict.fromkeys(("init_policy", "init_prm"), init),
         grow=dict.fromkeys(("train", *TREES), grow),
+        grow_by=lambda searching: grow,
         **dict.fromkeys(("imitate", "update_policy", "update_prm"), update),
         read_log_probs=lambda base, params, rows: rows.weight,
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
