@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.prompts import make_encode
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.structs import Verdict
 
 NUMBER, UNIT = r"[$€£]?(\d[\d,]*(?:\.\d+)?)", r"(?:\s*[a-zA-Z/]+){0,3}\s*"
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()
-    config, manifest, model = open_run(options.workdir)
-    task = open_task(options.workdir, config, manifest, model)
+    run = open_run(options.workdir)
+    config, task = run.config, run.task
     tokenizer, encode = (
         task.tokenizer,
         make_encode(config.prompts, task.tokenizer, task.demonstrations),

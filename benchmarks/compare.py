@@ -29,7 +29,7 @@ from jaxtrain.evaluation import Answered
 from jaxtrain.intervals import mean_interval, wilson
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import read_baseline
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.structs import Labels, Tree, Verdict
 from jaxtrain.tasks import Task
 
@@ -69,8 +69,7 @@ def compare(root: Path, seed: int) -> Compared:
     Raises UserError where they cannot be compared.
     """
     folder, other = root / f"search_{seed}", root / f"sample_{seed}"
-    config, manifest, model = open_run(folder)
-    task = open_task(folder, config, manifest, model)
+    task = open_run(folder).task
     tree, judged = read_trees(folder, 1, task)
     sample_tree, sample_judged = read_trees(other, 1, task)
     if not np.array_equal(tree.problem_id, sample_tree.problem_id):

@@ -26,7 +26,6 @@ import jax
 import numpy as np
 
 from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.errors import UserError
 from jaxtrain.intervals import auroc, mean
 from jaxtrain.nn import lora
@@ -34,7 +33,7 @@ from jaxtrain.nn.heads import read_rows, value_of
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import make_encode
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.structs import TokenRows
 from jaxtrain.tasks import Problem
 
@@ -107,10 +106,10 @@ def score(
     path: Path, iteration: int | None, solutions: Sequence[Solution], progress: Progress
 ) -> tuple[list[np.ndarray], int]:
     """Read the values of all steps with the PRM of a run. Returns them and the iteration."""
-    config, manifest, pretrained = open_run(path)
-    task = open_task(path, config, manifest, pretrained)
-    fns, folder = build(config, task, progress, pretrained), path / "checkpoints"
-    with Checkpoints(folder, config.checkpoints, manifest["run_key"], is_read_only=True) as stored:
+    run = open_run(path)
+    config, task = run.config, run.task
+    fns = build(config, task, progress, run.pretrained)
+    with run.checkpoints() as stored:
         iteration = stored.choose(iteration)
         prm = stored.restore_params(iteration, "prm", fns.abstract_state)
     prm = prm | {"backbone": lora.merge(fns.init_base(), prm["backbone"])}

@@ -31,7 +31,6 @@ from benchmarks.countdown_values import Noise, sigma_of_auroc, told_values, valu
 from jaxtrain import evaluation, labels, sharding, trees
 from jaxtrain.boundaries import make_tables
 from jaxtrain.build import abstract_state
-from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.commuting import make_form
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import Answered, Strategy, is_solved
@@ -43,7 +42,7 @@ from jaxtrain.nn.reader import make_reader
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.nn.weights import decode_weights
 from jaxtrain.prompts import encode, make_encode
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.search import SearchConfig, make_grow
 from jaxtrain.search.config import WideningConfig
 from jaxtrain.search.frontier_rules import BeamConfig, DvtsConfig
@@ -198,14 +197,14 @@ class Game:
 
 def open_game(path: Path, num_problems: int) -> Game:
     """Open a run. Raises UserError where it is none, or plays no Countdown."""
-    config, manifest, _ = open_run(path)
+    run = open_run(path)
+    config = run.config
     if config.tasks.name != "countdown":
         raise UserError(f"--workdir {path}: is a run of {config.tasks.name}; give one of countdown")
-    task = open_task(path, config, manifest, None)
+    task = run.task
     model = Transformer(config.model, config.model.vocab_size or task.tokenizer.vocab_size)
     abstract = abstract_state(config, model, sharding.make_mesh(config.sharding))
-    folder, key = path / "checkpoints", manifest["run_key"]
-    with Checkpoints(folder, config.checkpoints, key, is_read_only=True) as checkpoints:
+    with run.checkpoints() as checkpoints:
         networks = checkpoints.restore_networks(checkpoints.choose(None), abstract)
 
     # The problems, and how they are read.

@@ -30,7 +30,6 @@ import numpy as np
 from benchmarks.countdown_values import exact_value
 from jaxtrain import datasets, labels, trees, updates
 from jaxtrain.build import Functions, build
-from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.intervals import auroc
@@ -39,7 +38,7 @@ from jaxtrain.nn.heads import read_rows, value_of
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import encode, make_encode
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.structs import (
     JUDGED,
     Labels,
@@ -302,19 +301,17 @@ class Bench:
 
 def open_bench(path: Path, progress: Progress) -> Bench:
     """Open a run. Raises UserError where it is none, or plays no Countdown."""
-    config, manifest, _ = open_run(path)
-    if config.tasks.name != "countdown":
-        raise UserError(f"--workdir {path}: is a run of {config.tasks.name}; give one of countdown")
-    task = open_task(path, config, manifest, None)
-    fns, key = build(config, task, progress), manifest["run_key"]
-    with Checkpoints(
-        path / "checkpoints", config.checkpoints, key, is_read_only=True
-    ) as checkpoints:
+    run = open_run(path)
+    if run.config.tasks.name != "countdown":
+        told = f"is a run of {run.config.tasks.name}; give one of countdown"
+        raise UserError(f"--workdir {path}: {told}")
+    fns = build(run.config, run.task, progress)
+    with run.checkpoints() as checkpoints:
         numbers = range(checkpoints.choose(None) + 1)
         networks = [
             checkpoints.restore_networks(i, fns.abstract_state, fns.init_base()) for i in numbers
         ]
-    return Bench(config, task, fns, TreeFiles(path, key, solve_key=""), networks)
+    return Bench(run.config, run.task, fns, run.trees, networks)
 
 
 def is_first(tree: Tree) -> np.ndarray:

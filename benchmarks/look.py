@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.compare import read_trees
 from jaxtrain import trees
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.structs import Kind, Tree, Verdict
 from jaxtrain.tasks import Task
 
@@ -30,8 +30,7 @@ def main() -> None:
     parser.add_argument("--iteration", type=int, required=True)
     parser.add_argument("--traces", type=int, default=5, help="of each kind")
     options = parser.parse_args()
-    config, manifest, model = open_run(options.workdir)
-    task = open_task(options.workdir, config, manifest, model)
+    task = open_run(options.workdir).task
     print(f"# Iteration {options.iteration} of {options.workdir}")
     tree, judged = read_trees(options.workdir, options.iteration, task, "greedy")
     is_solved = (judged.verdict == Verdict.CORRECT).any(axis=1)

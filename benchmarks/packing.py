@@ -26,18 +26,17 @@ from jaxtrain.build import build
 from jaxtrain.errors import UserError
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import encode, make_encode
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.structs import Examples, Shard
-from jaxtrain.trees import TreeFiles
 from jaxtrain.updates import OBJECTIVES
 
 
 def read_rounds(path: Path) -> tuple[Any, Any, dict[int, list[Shard]]]:
     """Read a run: its config, its task, and what it grew, by iteration. Raises UserError."""
-    config, manifest, pretrained = open_run(path)
-    task = open_task(path, config, manifest, pretrained)
+    run = open_run(path)
+    config, task = run.config, run.task
     encode_fn = make_encode(config.prompts, task.tokenizer, task.demonstrations)
-    files, rounds = TreeFiles(path, manifest["run_key"], solve_key=""), {}
+    files, rounds = run.trees, {}
     for place in files.training():
         tree = files.load(place)
         told = tree and files.load_labels(place, tree, config.labels.kind)

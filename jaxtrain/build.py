@@ -7,6 +7,7 @@ never changes. Each is compiled at its first call, and the compilation is announ
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -54,6 +55,7 @@ class Functions:
     init_prm: Callable[[Params], Any]
     # "train": the trees that are learnt from; the others answer: evaluation.TREES
     grow: Mapping[str, GrowOverFn]
+    grow_by: Callable[[SearchConfig], GrowOverFn]  # any other search, compiled once
     imitate: UpdateFn  # the policy's update on demonstrations
     update_policy: UpdateFn  # on what trees gave
     # (base, policy params, rows [M L]) -> log-probability of every token, [M L] float32
@@ -66,14 +68,15 @@ class Functions:
 def build(
     config: Config,
     task: Task,
-    progress: Progress,
+    progress: Progress | None = None,
     pretrained: Pretrained | None = None,
     mesh: Any = None,
 ) -> Functions:
     """Build everything a run will call; the policy starts from `pretrained` where it is given.
 
-    Of the task, its tokenizer is read, what commutes in a step, and its check of steps. Raises
-    UserError where the mesh does not fit the devices.
+    Of the task, its tokenizer is read, what commutes in a step, and its check of steps. Without
+    progress nobody is told of compilations. Raises UserError where the mesh does not fit the
+    devices.
     """
     # The networks, and how a search sees them.
     mesh = mesh or sharding.make_mesh(config.sharding)
@@ -133,6 +136,7 @@ def build(
         init_prm=inits["prm"],
         grow={"train": grower("search", config.search)}
         | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
+        grow_by=cache(partial(grower, "search")),
         update_policy=by_objective[objective],
         imitate=by_objective["nll"],
         read_log_probs=compiled("policy reading", read, in_shardings=read_from),
@@ -203,12 +207,13 @@ def placed(abstract: Any) -> Any:
 
 
 def loaders(
-    config: Config, pretrained: Pretrained, state: State, progress: Progress
+    config: Config, pretrained: Pretrained, state: State, progress: Progress | None
 ) -> dict[str, Callable]:
     """Make the functions that read from folders what starts there."""
 
     def load(source: Pretrained, load_fn: Callable, abstract: Params) -> Params:
-        progress.note(f"loading {source.where}")
+        if progress:
+            progress.note(f"loading {source.where}")
         return load_fn(source, abstract)
 
     def learner(name: str, params: Params) -> Learner:
@@ -304,7 +309,7 @@ def dropout_key(config: Config, purpose: Purpose) -> Callable[[Array], Array | N
 class Announced:
     """A jitted function that says when it compiles: once for all shapes and dtypes of arguments."""
 
-    def __init__(self, name: str, jitted: Any, progress: Progress):
+    def __init__(self, name: str, jitted: Any, progress: Progress | None):
         self._name, self.jitted, self._progress = name, jitted, progress
         self._compiled: dict[Any, Any] = {}
 
@@ -314,7 +319,8 @@ class Announced:
             (np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in jax.tree.leaves(args)
         )
         if kinds not in self._compiled:
-            with self._progress.compiling(self._name):
+            told = self._progress.compiling(self._name) if self._progress else nullcontext()
+            with told:
                 self._compiled[kinds] = self.jitted.lower(*args).compile()
             give_back()
         return self._compiled[kinds](*args)

@@ -19,7 +19,7 @@ from jaxtrain.errors import Diverged, UserError
 from jaxtrain.files import disk_fault
 from jaxtrain.memory import check_address_space, is_exhausted, shrink
 
-COMMANDS = ("run", "plan", "evaluate", "relabel", "export", "report", "view")
+COMMANDS = ("run", "plan", "solve", "evaluate", "relabel", "export", "report", "view")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

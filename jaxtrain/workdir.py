@@ -54,7 +54,7 @@ FREE_KEYS = (
     "hub.prm",
 )
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mctx", "numpy")
-MAX_SHOWN = 8  # differing keys that a message names
+MAX_SHOWN = 8  # differing keys, or problems, that a message names
 LOCK = "run.lock"
 FILES = (LOCK, "config.json", "manifest.json", "metrics.jsonl", "samples.json", "report.html")
 # What must stand in a file that an earlier start wrote, and of which type.

@@ -43,7 +43,7 @@ LAYERS = (
     ("runs",),
     ("commands",),
     ("main",),
-    ("__main__", "export", "evaluate", "relabel", "view"),
+    ("__main__", "export", "evaluate", "relabel", "solve", "view"),
 )
 TOOLS_OF_STAGES = {"structs", "errors", "files", "keys", "intervals", "trees", "boundaries"}
 MAX_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 14_610, 400, 80

@@ -57,7 +57,7 @@ def test_a_wheel_holds_the_package_and_its_configs_once(wheel):
     configs = {Path("jaxtrain/configs", path.name) for path in (ROOT / "configs").glob("*.py")}
     assert packed == sorted(str(path) for path in package | configs)
     templates = {path.relative_to(ROOT) for path in (ROOT / "jaxtrain/report/templates").iterdir()}
-    assert {str(path) for path in templates} <= set(names)
+    assert {str(path) for path in templates} | {"jaxtrain/py.typed"} <= set(names)
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
     assert b"jaxtrain = jaxtrain.main:main" in zipfile.ZipFile(wheel).read(scripts)
 

@@ -13,12 +13,10 @@ from safetensors.numpy import load_file
 from test_pretrained import FLAGS
 
 from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig
 from jaxtrain.main import main
-from jaxtrain.progress import Progress
 from jaxtrain.runs import open_run
 from jaxtrain.tasks import Task
 from jaxtrain.updates import LoraConfig, UpdatesConfig
@@ -54,16 +52,11 @@ def root(compile_cache, tmp_path_factory):
 
 def state_of(path):
     """Return (the last State of a run, its config, the functions it is made with)."""
-    config, manifest, pretrained = open_run(path)
-    assert pretrained is not None
-    with (
-        Progress(0) as progress,
-        Checkpoints(
-            path / "checkpoints", config.checkpoints, manifest["run_key"], is_read_only=True
-        ) as checkpoints,
-    ):
-        fns = build(config, Task("", pretrained.tokenizer), progress, pretrained)
-        return checkpoints.restore(1, fns.abstract_state, fns.init_base()), config, fns
+    run = open_run(path)
+    assert run.pretrained is not None
+    fns = build(run.config, Task("", run.pretrained.tokenizer), pretrained=run.pretrained)
+    with run.checkpoints() as checkpoints:
+        return checkpoints.restore(1, fns.abstract_state, fns.init_base()), run.config, fns
 
 
 def metrics_of(path):

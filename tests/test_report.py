@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import asdict
 from html.parser import HTMLParser
 from io import StringIO
@@ -22,7 +23,15 @@ from jaxtrain.main import main
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import PromptsConfig
-from jaxtrain.report import PAGES, accounts, compare, render_comparison, render_report
+from jaxtrain.report import (
+    PAGES,
+    SCRIPT,
+    SCRIPT_HASH,
+    accounts,
+    compare,
+    render_comparison,
+    render_report,
+)
 from jaxtrain.report.accounts import explain, tell_nothing_learnt
 from jaxtrain.report.charts import HEIGHT, WIDTH, log_ticks
 from jaxtrain.report.compare import Side
@@ -30,7 +39,7 @@ from jaxtrain.report.scores import paired, tell_accuracy
 from jaxtrain.report.values import merge, visible
 from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Kind, Learner, State, Tree
-from jaxtrain.tasks import TasksConfig, make_task
+from jaxtrain.tasks import TasksConfig, digest, make_task
 from jaxtrain.tasks.countdown import CountdownConfig
 from jaxtrain.tasks.jsonl import REASONS
 from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
@@ -232,6 +241,7 @@ def stub_functions(task):
         init_base=dict,
         **dict.fromkeys(("init_policy", "init_prm"), init),
         grow=dict.fromkeys(("train", *TREES), grow),
+        grow_by=lambda searching: grow,
         **dict.fromkeys(("imitate", "update_policy", "update_prm"), update),
         read_log_probs=lambda base, params, rows: rows.weight,
         problem_keys=lambda i, purpose, problem_id: np.zeros((len(problem_id), 2), np.uint32),
@@ -267,10 +277,10 @@ def run_folder(tmp_path_factory):
         loop=LoopConfig(num_iterations=2),
     )
     task, folder = make_task(config.tasks), tmp_path_factory.mktemp("run")
-    stream = StringIO()
+    stream, facts = StringIO(), {"tasks.problems.sha256": digest(task)}
     with (
         pytest.MonkeyPatch.context() as patch,
-        open_workdir(folder, asdict(config), {}, COMMAND) as workdir,
+        open_workdir(folder, asdict(config), facts, COMMAND) as workdir,
         Progress(2, stream) as progress,
     ):
 
@@ -697,6 +707,65 @@ def test_page_is_self_contained_and_cannot_run_anything(page):
     assert not [
         value for name, value in page.attributes if name != "content" and "url(" in (value or "")
     ]
+
+
+def test_report_of_a_run_shows_one_tree_by_the_only_script_that_it_allows(run_folder):
+    text = (run_folder / "report.html").read_text("utf-8")
+    page = Page(text)
+    policy = f"default-src 'none'; script-src '{SCRIPT_HASH}'; style-src 'unsafe-inline'"
+    assert ("content", policy) in page.attributes
+    assert page.tags.count("script") == 2 and SCRIPT in text
+    assert not {"src", "href"} & {name for name, _ in page.attributes}
+    # Search and greedy decoding solve the problems with even numbers: the first of them is shown.
+    first = next(x for x in trees_of(run_folder, 2) if x % 2 == 0)
+    assert f"problem {first} iteration 2 mcts_star 4 steps" in page.words
+
+
+def trees_of(folder, iteration):
+    """The ids of the problems of an evaluation, padding apart."""
+    paths = sorted((folder / "trees" / str(iteration)).glob("solve-*.npz"))
+    ids = np.concatenate([np.load(path)["problem_id"] for path in paths])
+    return [int(x) for x in ids if x >= 0]
+
+
+def view(folder, *arguments):
+    return main(["jaxtrain", "view", "--workdir", str(folder), *arguments])
+
+
+def test_a_tree_of_a_run_is_viewed_and_nothing_else_is_touched(run_folder, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+    problem, to = trees_of(run_folder, 1)[3], tmp_path / "a.html"
+    told = ("--problem", str(problem), "--iteration", "1", "--to", str(to))
+    assert view(run_folder, *told) == 0
+    assert capsys.readouterr().out == f"{to}\n"
+    page = Page(to.read_text("utf-8"))
+    assert f"problem {problem}" in page.text and "iteration 1" in page.text
+    assert view(run_folder, "--kind", "train", "--text") == 0
+    assert "PRM 0.800" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        (("--problem", "-1"), "--problem -1: no such tree; there are 8, such as "),
+        (("--to", "nowhere/tree.html"), "--to nowhere/tree.html: there is no folder nowhere"),
+        (("--kind", "train", "--iteration", "7"), "no train trees of iteration 7; there are train"),
+    ],
+)
+def test_what_is_not_there_is_told_with_what_is(run_folder, capsys, asked, told):
+    assert view(run_folder, *asked) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and told in lines[0]
+
+
+def test_an_altered_tree_is_told_and_stays_where_it_is(run_folder, tmp_path, capsys):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    path = sorted((folder / "trees" / "2").glob("solve-*.npz"))[0]
+    path.write_bytes(path.read_bytes()[:-9])
+    assert view(folder) == 2
+    assert "view another --iteration" in capsys.readouterr().err
+    assert path.exists() and not (folder / "damaged").exists()
 
 
 def test_hostile_text_is_shown_as_text_everywhere():

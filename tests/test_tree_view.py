@@ -72,9 +72,10 @@ def test_best_path_leads_to_the_answer():
     told = viewer.read_tree(*planted()[:1], 0, None, decode, PROBLEM)
     assert column(told, "is_best") == [True, False, False, True, True]
     assert column(told, "is_answer") == [False] * 4 + [True]
-    assert told["verdict"] == "not judged"
+    assert "not judged</span>" in page_of(planted()[0], None)
     unanswered = replace(planted()[0], chosen=np.array([-1]))
     assert not any(column(viewer.read_tree(unanswered, 0, None, decode, PROBLEM), "is_best"))
+    assert "none</span>" in page_of(unanswered, None)
 
 
 @pytest.mark.parametrize("method", ["mcts_star", "puct", "sample", "beam", "best_first"])
@@ -177,7 +178,8 @@ def test_a_tree_is_walked_searched_and_replayed(tmp_path):
     acts = """{
     const press = (at, key) => at.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
     const list = document.querySelector(".tree"), input = document.querySelector("input");
-    const told = () => document.querySelector("[aria-selected=true] > .row > .text").textContent;
+    const row = () => document.querySelector("[aria-selected=true] > .row");
+    const told = () => [".text", ".mark"].map((name) => row().querySelector(name).textContent);
     const items = [...list.querySelectorAll("li")];
     const see = () => items.map((item) => item.checkVisibility() ? 1 : 0).join("");
     const log = [told()];
@@ -199,11 +201,12 @@ def test_a_tree_is_walked_searched_and_replayed(tmp_path):
     ]
     document = in_chromium(page.replace(script, longer).replace(hashes[0], hashes[1]), tmp_path)
     log = json.loads(dict(document.attributes)["data-log"])
-    text = viewer.visible(HOSTILE) + "rollout"
+    answer = [viewer.visible(HOSTILE), "rolloutcorrectanswer"]
     assert log == [
-        *(text, "10011", "11111"),
+        *(answer, "10011", "11111"),
         # in the order of the page: 1+2, 4, the answer, 1+2 again, 3
-        *("1+2", "10011", "1+2duplicate", "INPUT", "3", 1, text, "11111"),
+        *(["1+2", ""], "10011", ["1+2", "duplicate"], "INPUT"),
+        *(["3", "wrong"], 1, answer, "11111"),
     ]
 
 

@@ -19,7 +19,7 @@ from jaxtrain import workdir as workdir_lib
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.files import disk_fault, read_json, write_atomic
-from jaxtrain.runs import read_run
+from jaxtrain.runs import open_run
 from jaxtrain.structs import Labels, Tree
 from jaxtrain.trees import Damaged, Place
 from jaxtrain.workdir import open_workdir
@@ -485,5 +485,5 @@ def test_a_run_folder_of_an_earlier_layout_is_refused_in_one_line(tmp_path):
     with open_workdir(tmp_path, config, FACTS):
         pass
     with pytest.raises(UserError, match="is of another layout .*config.trace") as caught:
-        read_run(tmp_path)
+        open_run(tmp_path)
     assert "take the jaxtrain that wrote it" in str(caught.value) and "\n" not in str(caught.value)

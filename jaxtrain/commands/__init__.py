@@ -22,10 +22,16 @@ NEWEST = "the checkpoint; the newest one by default"
 class Parser(argparse.ArgumentParser):
     """Read the flags of a command on a finished run. Raises UserError."""
 
-    def __init__(self, description: str | None, to: str = "", iteration: str = NEWEST):
+    def __init__(
+        self,
+        description: str | None,
+        to: str = "",
+        iteration: str = NEWEST,
+        needs_run: bool = True,
+    ):
         how = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=how, allow_abbrev=False)
-        self.add_argument("--workdir", required=True, type=home_path, help="the run folder")
+        self.add_argument("--workdir", required=needs_run, type=home_path, help="the run folder")
         if iteration:
             self.add_argument("--iteration", type=int, help=iteration)
         if to:

@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxtrain import sharding
 from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints, fingerprint
+from jaxtrain.checkpoints import fingerprint
 from jaxtrain.commands import Parser, command_line
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import Config, check
@@ -35,7 +35,7 @@ from jaxtrain.plan import FORWARD, num_read, trees_at_once
 from jaxtrain.progress import Progress
 from jaxtrain.report import methods as tables
 from jaxtrain.report import render_report
-from jaxtrain.runs import list_facts, open_run, open_task, summary
+from jaxtrain.runs import list_facts, open_run, summary
 from jaxtrain.search.config import RULES, SearchConfig
 from jaxtrain.search.rows import rank
 from jaxtrain.search.work import sized, work_of
@@ -54,32 +54,28 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser.add_argument("--methods", help="what is compared: strategies, and methods of search")
     parser.add_argument("--budgets", help="tokens of both networks a problem, such as 1k,4k,16k")
     options, overrides = parser.parse_known_args(arguments)
-    path, iteration = options.workdir, options.iteration
     if (options.methods is None) != (options.budgets is None):
         raise UserError("--methods and --budgets go together: every method answers at each budget")
     compared = options.methods is not None and (
         budgets.read_methods(options.methods, RULES),
         budgets.read_budgets(options.budgets),
     )
-    ran, manifest, pretrained = open_run(path)
-    config = change(ran, overrides)
-    learnt = open_task(path, ran, manifest, pretrained)
-    asked = learnt if config.tasks == ran.tasks else make_task(config.tasks, learnt.tokenizer)
+    ran = open_run(options.workdir)
+    config, learnt = change(ran.config, overrides), ran.task
+    is_own = config.tasks == ran.config.tasks
+    asked = learnt if is_own else make_task(config.tasks, learnt.tokenizer)
     task, num_learnt = leave_out(learnt, asked, config.evaluation.split)
     # Tokens and shots stay those that the run had.
     task = replace(task, demonstrations=learnt.demonstrations)
     check(config, task)
     told = [keep_compiled(config.compilation)]
-    folder, key = path / "checkpoints", manifest["run_key"]
-    with Checkpoints(
-        folder, ran.checkpoints, key, is_read_only=True, note_fn=told.append
-    ) as checkpoints:
-        iteration = checkpoints.choose(iteration)
-        facts = list_facts(config, task, pretrained)
+    with ran.checkpoints(told.append) as checkpoints:
+        iteration = checkpoints.choose(options.iteration)
+        facts = list_facts(config, task, ran.pretrained)
         facts |= {
-            "evaluated.run_key": manifest["run_key"],
+            "evaluated.run_key": ran.manifest["run_key"],
             "evaluated.iteration": iteration,
-            "evaluated.checkpoint_sha256": fingerprint(folder, iteration),
+            "evaluated.checkpoint_sha256": fingerprint(checkpoints.folder, iteration),
         }
         command = command_line("evaluate", arguments)
         with (
@@ -90,10 +86,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             for line in (*told, *workdir.notices):
                 progress.note(line)
             # The shapes of a State are the run's; the problems may have others.
-            here = replace(ran, sharding=config.sharding)
-            started = build(here, learnt, progress, pretrained)
-            abstract, base = started.abstract_state, started.init_base()
-            networks = checkpoints.restore_networks(iteration, abstract, base)
+            here = replace(ran.config, sharding=config.sharding)
+            networks = ran.load(iteration, here, progress=progress).networks
             log.truncate(-1)
             if num_learnt:
                 split = config.evaluation.split
@@ -106,7 +100,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
             if compared:
                 lines += tables.lines(compare(run, iteration, networks, *compared))
             else:
-                score(run, iteration, networks, MetricsLog(path))
+                score(run, iteration, networks, MetricsLog(ran.path))
             leaving.close()
     print(*lines, summary(workdir), sep="\n")
 

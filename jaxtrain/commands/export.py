@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from jaxtrain.build import build
-from jaxtrain.checkpoints import Checkpoints
 from jaxtrain.commands import Parser
 from jaxtrain.errors import UserError
 from jaxtrain.hub.card import model_card
@@ -31,21 +30,20 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     workdir, network, is_adapter = options.workdir, options.network, options.adapter
 
     # The network of the checkpoint.
-    config, manifest, pretrained = open_run(workdir)
-    trained = config.updates.lora
+    ran = open_run(workdir)
+    config, pretrained, trained = ran.config, ran.pretrained, ran.config.updates.lora
     if is_adapter and (trained.rank is None or pretrained is None):
         why = "trained all weights" if trained.rank is None else "started from random weights"
         raise UserError(f"--adapter: {workdir} {why}; leave --adapter out")
     # Its text is all that is needed of a task, whose data may be gone.
     task = Task("", pretrained.tokenizer) if pretrained else make_task(config.tasks)
     progress = leaving.enter_context(Progress(0))
-    told = workdir / "checkpoints", config.checkpoints, manifest["run_key"]
-    with Checkpoints(*told, is_read_only=True, note_fn=progress.note) as checkpoints:
+    with ran.checkpoints(progress.note) as checkpoints:
         iteration = checkpoints.choose(options.iteration)
         fns = build(config, task, progress, pretrained)
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
-    told = (network, iteration, manifest, rows, config.trace.boundary, pretrained)
+    told = (network, iteration, ran.manifest, rows, config.trace.boundary, pretrained)
     num_outputs = len(value_labels(params["head"])) if network == "prm" else 1
     card = model_card(*told, is_adapter, num_outputs, config.trace.calculator)
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from jaxtrain import labels
 from jaxtrain.commands import Parser
 from jaxtrain.errors import UserError
-from jaxtrain.runs import read_run
-from jaxtrain.trees import Damaged, TreeFiles
+from jaxtrain.runs import open_run
+from jaxtrain.trees import Damaged
 from jaxtrain.workdir import acquire
 
 
@@ -23,9 +23,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser.add_argument("--kind", choices=labels.TARGETS, required=True, help="the kind of label")
     options = parser.parse_args(arguments)
     path, kind = options.workdir, options.kind
-    config, manifest = read_run(path)
+    ran = open_run(path)
     leaving.enter_context(acquire(path))
-    files = TreeFiles(path, manifest["run_key"], solve_key="")
+    config, files = ran.config, ran.trees
 
     # each shard by itself: a run may have been stopped in the midst of a round
     num_done, left_out = 0, []

@@ -7,8 +7,6 @@ written, so the run may go on meanwhile.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,13 +17,11 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import write_atomic
 from jaxtrain.phases import GROWN
 from jaxtrain.report.tree import Judged, draw_tree, pick, render_tree
-from jaxtrain.runs import open_run, open_task
+from jaxtrain.runs import open_run
 from jaxtrain.search.work import born
 from jaxtrain.structs import Tree
 from jaxtrain.trees import Damaged, Place, TreeFiles
-from jaxtrain.workdir import run_key
-
-NUM_NAMED = 12  # problems that a message names
+from jaxtrain.workdir import MAX_SHOWN
 
 
 def run(arguments: Sequence[str], leaving: ExitStack) -> None:
@@ -36,14 +32,15 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser.add_argument("--to", type=home_path, help="the page to write; W/tree.html by default")
     parser.add_argument("--text", action="store_true", help="show it here, and write no page")
     options = parser.parse_args(arguments)
-    path, kind = options.workdir, options.kind
-    config, manifest, pretrained = open_run(path)
+    path, kind, to = options.workdir, options.kind, options.to
+    if to and not to.parent.is_dir():
+        raise UserError(f"--to {to}: there is no folder {to.parent}; make it first")
+    ran = open_run(path)
+    config, files = ran.config, ran.trees
 
     # The tree that is asked for.
-    facts, learnt, asked = manifest["facts"], asdict(config), asdict(config.evaluation)
-    keys = manifest["run_key"], run_key(learnt, facts, asked)
-    files = TreeFiles(path, *keys, is_read_only=True)
-    there = {name: list_iterations(path, name) for name in GROWN}
+    stored = {name: path.glob(f"trees/*/{p.name.lower()}-*.npz") for name, p in GROWN.items()}
+    there = {name: sorted({int(x.parent.name) for x in found}) for name, found in stored.items()}
     i = max(there[kind], default=0) if options.iteration is None else options.iteration
     if i not in there[kind]:
         told = ", ".join(f"{name} {found}" for name, found in there.items())
@@ -55,24 +52,17 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     b = pick(judged) if options.problem is None else find(tree, options.problem)
 
     # All of it, as a page or as text.
-    task = open_task(path, config, manifest, pretrained)
+    task = ran.task
     problem = task.problems[int(tree.problem_id[b])]
     search = {"train": config.search, **config.evaluation.searches}[kind]
-    facts = f"iteration {i}", f"{kind} trees", search.method
+    facts = f"iteration {i}", f"trees of {kind}", search.method
     when = born(search, config.trace.max_steps)
     told = tree, b, labels, task.tokenizer.decode, problem, when, facts
     if options.text:
         Console().print(draw_tree(*told))
         return
-    page = options.to or path / "tree.html"
-    write_atomic(page, render_tree(*told).encode())
-    print(page)
-
-
-def list_iterations(path: Path, kind: str) -> list[int]:
-    """List the iterations that have trees of a kind."""
-    found = (path / "trees").glob(f"*/{GROWN[kind].name.lower()}-*.npz")
-    return sorted({int(file.parent.name) for file in found})
+    write_atomic(to or path / "tree.html", render_tree(*told).encode())
+    print(to or path / "tree.html")
 
 
 def load(files: TreeFiles, kind: str, i: int, label_kind: str) -> Judged:
@@ -92,6 +82,6 @@ def find(tree: Tree, asked: int) -> int:
     """Return which tree is that of the problem asked for. Raises UserError."""
     known = tree.problem_id[tree.problem_id >= 0].tolist()
     if asked not in known:
-        told = f"no such tree; there are {len(known)}, such as {str(known[:NUM_NAMED])[1:-1]}"
+        told = f"no such tree; there are {len(known)}, such as {str(known[:MAX_SHOWN])[1:-1]}"
         raise UserError(f"--problem {asked}: {told}")
     return tree.problem_id.tolist().index(asked)

@@ -23,6 +23,7 @@ from jaxtrain.evaluation.strategies import (
     Strategy,
     by_score,
     is_solved,
+    last_rows,
     read_choice,
     read_samples,
     share_in_tree,

@@ -60,20 +60,20 @@ def read_methods(text: str, searches: Collection[str]) -> list[str]:
     return methods
 
 
-def read_budgets(text: str) -> list[int]:
-    """Read `--budgets`, ascending. Raises UserError."""
+def read_budgets(text: str, flag: str = "--budgets") -> list[int]:
+    """Read the budgets of a flag, ascending. Raises UserError."""
     found = [re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", part) for part in text.lower().split(",")]
     budgets = {int(float(at[1]) * UNITS[at[2]]) if at else 0 for at in found}
     told = "must be tokens a problem, such as 1k,4k,16k"
-    require(min(budgets) >= 1, f"--budgets={text}", told)
+    require(min(budgets) >= 1, f"{flag}={text}", told)
     return sorted(budgets)
 
 
-def require_one_sample(budget: int, lengths: Lengths) -> None:
+def require_one_sample(budget: int, lengths: Lengths, flag: str = "--budgets") -> None:
     """Refuse a budget that does not pay for one sample. Raises UserError."""
     cost = math.ceil(2 * (lengths.prompt + lengths.trace))
     told = f"{budget:,} tokens do not pay for one sample, which costs {cost:,} of both networks on"
-    require(budget >= cost, "--budgets", f"{told} average, prompt included; begin there")
+    require(budget >= cost, flag, f"{told} average, prompt included; begin there")
 
 
 def compare(

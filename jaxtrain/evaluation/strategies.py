@@ -159,15 +159,7 @@ def read_samples(
     tree, verdict, prompt_length = keep(
         np.asarray(tree.problem_id) >= 0, (tree, verdict, prompt_length)
     )
-    # The last row of every trace, from which no row goes on; -1 where a problem has fewer.
-    is_last = tree.kind != Kind.EMPTY
-    above = np.nonzero(is_last & (tree.parent >= 0))
-    is_last[above[0], tree.parent[above]] = False
-    problem, row = np.nonzero(is_last)
-    paths, num_traces = trees.row_paths(tree.parent, problem, row), is_last.sum(axis=1)
-    order = np.lexsort((paths[:, :1].ravel(), problem))
-    last = np.full((len(is_last), max(1, num_traces.max(initial=0))), -1)
-    last[np.arange(last.shape[1]) < num_traces[:, None]] = row[order]
+    last = last_rows(tree)
     answer, is_correct, score, log_prob, length = _read(tree, verdict, last, answer_fn)
     rank = rank_fn(score, log_prob, length)
     num_tokens = prompt_length[:, None] + np.cumsum(length, axis=1)
@@ -198,6 +190,21 @@ def share_in_tree(tree: Tree, verdict: Array) -> float:
 def keep(is_kept: np.ndarray, arrays):
     """Bring a pytree with leading axis B to the host and keep the problems of `is_kept [B]`."""
     return jax.tree.map(lambda x: np.asarray(x)[is_kept], arrays)
+
+
+def last_rows(tree: Tree) -> np.ndarray:
+    """Find the last row of every independent trace, from which no row goes on: `[B K]` int, in the
+    order of their first rows, -1 where a problem has fewer.
+    """
+    is_last = tree.kind != Kind.EMPTY
+    above = np.nonzero(is_last & (tree.parent >= 0))
+    is_last[above[0], tree.parent[above]] = False
+    problem, row = np.nonzero(is_last)
+    paths, num_traces = trees.row_paths(tree.parent, problem, row), is_last.sum(axis=1)
+    order = np.lexsort((paths[:, :1].ravel(), problem))
+    last = np.full((len(is_last), max(1, num_traces.max(initial=0))), -1)
+    last[np.arange(last.shape[1]) < num_traces[:, None]] = row[order]
+    return last
 
 
 def _read(

@@ -29,8 +29,8 @@ from jaxtrain.report import accounts, charts, compare, methods, scores, values
 # `problem`, `gold`, `method` and `verdict` (text), and `steps`: dicts with `text`, and as a number
 # or None `score` (the PRM's), `value` (after back-up) and `target` (the label). Any may be missing.
 Sample = dict[str, Any]
-# `problem`, `gold`, `verdict` of the answer (text), `facts` (texts) and `nodes`, in the order of
-# their rows: dicts of plain values, None where there is none; `parent` counts in this list.
+# `problem`, `gold` (text), `facts` (texts) and `nodes`, in the order of their rows: dicts of plain
+# values, None where there is none; `parent` counts in this list.
 TreeData = dict[str, Any]
 
 PAGES = Environment(

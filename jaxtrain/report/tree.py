@@ -67,14 +67,11 @@ def read_tree(
     counted = [f"{len(there):,} steps", f"{tree.num_simulations:,} simulations"]
     counted += [f"{tree.policy_tokens + tree.prm_tokens:,} tokens of both networks"]
     noted = [] if tree.is_ok else ["set aside: a logit or a score was not finite"]
-    nodes = [read_node(int(row)) for row in there]
-    answers = [node["verdict"] or "not judged" for node in nodes if node["is_answer"]]
     return {
         "problem": problem.prompt.rstrip(),
         "gold": problem.gold,
-        "verdict": answers[0] if answers else "no answer",
         "facts": [f"problem {problem.id}", *facts, *counted, *noted],
-        "nodes": nodes,
+        "nodes": [read_node(int(row)) for row in there],
     }
 
 

@@ -19,6 +19,7 @@ from jaxtrain.commuting import in_order
 from jaxtrain.errors import require
 from jaxtrain.structs import CheckFn, Tokenizer, Verdict
 from jaxtrain.verifiers.numerals import BOX, MARKER
+from jaxtrain.verifiers.sums import check_sums
 
 if TYPE_CHECKING:
     from jaxtrain.tasks import TasksConfig  # made of the configs of all tasks
@@ -85,6 +86,12 @@ class Task:
         """
         return text or None
 
+    def ask(self, number: int, text: str) -> Problem:
+        """Make the problem, without a gold answer, that a user asks in words; here the text is the
+        prompt. Raises UserError where the task cannot tell what is asked.
+        """
+        return Problem(number, text.rstrip("\n") + "\n", "", text)
+
     def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
         """Judge a step behind others without the gold answer: False where it is certainly wrong,
         True where it holds, None where nothing can be said; here always.
@@ -115,6 +122,18 @@ class Task:
         """Say which rows were skipped, the first few by name; empty where none was."""
         first = "; ".join(self.skipped[:NUM_NAMED])
         return f"{len(self.skipped)} bad rows skipped; the first: {first}" if self.skipped else ""
+
+
+class WordTask(Task):
+    """Hold questions in words, whose prompt is the question between two short marks."""
+
+    def ask(self, number: int, text: str) -> Problem:
+        """Take the text for the question."""
+        return Row(number, text.strip(), "", "").problem
+
+    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
+        """Judge the sums of a step; see `verifiers/sums.py`."""
+        return check_sums(step)
 
 
 def make_check(task: Task, trace: TraceConfig) -> CheckFn | None:

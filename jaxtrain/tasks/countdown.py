@@ -20,7 +20,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations, combinations_with_replacement, permutations
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -43,6 +43,12 @@ DRAWS_AT_ONCE = 4096
 
 # Every repetition is bounded, so no line, however long, takes more than a constant time.
 NUMBER = "(?:0|[1-9][0-9]{0,8})"
+# where a user's words name the target, as in "=29", "make 29" and "the target is 29"
+TARGET = re.compile(
+    r"(?:=|\b(?:makes?|reach|gets?|equals?|target|total|is)\b)"
+    r"(?:[\s:=]|\b(?:to|the|a|number|target|total|of|is)\b)*([0-9]{1,9})\b",
+    re.IGNORECASE,
+)
 LINE = re.compile(rf"({NUMBER})([-+*/])({NUMBER})=({NUMBER})\|({NUMBER}(?: {NUMBER}){{0,2}})")
 
 
@@ -81,6 +87,18 @@ class CountdownTask(Task):
 
     num_numbers: int = field(kw_only=True)
     commuting: str = "+* "  # operands, and the remaining numbers
+
+    def ask(self, number: int, text: str) -> Problem:
+        """Read the numbers and the target out of words such as "Use 3, 7, 8 to make 29"."""
+        found = list(TARGET.finditer(text))
+        target = found[-1] if found else None
+        rest = text[: target.start()] + text[target.end() :] if target else text
+        numbers = sorted(map(int, re.findall(r"\d+", rest)))
+        if target is None or len(numbers) != self.num_numbers:
+            example = ", ".join("3789"[: self.num_numbers])
+            told = f"countdown needs {self.num_numbers} numbers and what they are to make"
+            raise UserError(f'{text[:60]!a}: {told}, as in "Use {example} to make 29"')
+        return replace(_make_problem(number, tuple(numbers), int(target[1])), question=text)
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Replay every line: known operands, true arithmetic, exact remainder, target reached.

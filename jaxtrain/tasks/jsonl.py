@@ -14,17 +14,16 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxtrain.errors import Count, Section, Share, UserError, one_of
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import NUM_NAMED, Problem, Row, Task, close_sizes, draw_sets
+from jaxtrain.tasks.base import NUM_NAMED, Problem, Row, WordTask, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import BOX, MARKER, extract_answer, read_number
-from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import MATH, Worker
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class JsonlConfig(Section, at="tasks.jsonl"):
 
 
 @dataclass(frozen=True)
-class JsonlTask(Task):
+class JsonlTask(WordTask):
     """Questions with one answer of a known kind; see the module for the format."""
 
     kind: str = "number"
@@ -117,10 +116,6 @@ class JsonlTask(Task):
             both_numbers = read_number(answer) is not None and read_number(gold) is not None
             is_right = not both_numbers and self.worker.judge(gold, answer)
         return {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.ERROR}[is_right]
-
-    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
-        """Judge the sums of a step; see `verifiers/sums.py`."""
-        return check_sums(step)
 
     def answer(self, text: str) -> str | None:
         """Return the answer of a response, numbers in lowest terms; None if it gives none."""

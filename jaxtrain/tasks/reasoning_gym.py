@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jaxtrain.errors import Section, Share, UserError
 from jaxtrain.structs import Tokenizer, Verdict
-from jaxtrain.tasks.base import Demonstration, Problem, Row, Task, close_sizes, draw_sets
+from jaxtrain.tasks.base import Demonstration, Problem, Row, WordTask, close_sizes, draw_sets
 from jaxtrain.tokenizers import byte_tokenizer
 from jaxtrain.verifiers.numerals import MARKER, extract_answer, read_number, write_number
-from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.verifiers.worker import Worker
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ class ReasoningGymConfig(Section, at=SECTION):
 
 
 @dataclass(frozen=True)
-class ReasoningGymTask(Task):
+class ReasoningGymTask(WordTask):
     """Questions of one dataset; a problem's id is its index there."""
 
     worker: Worker = field(kw_only=True)
@@ -70,10 +68,6 @@ class ReasoningGymTask(Task):
         if is_right is None:
             return Verdict.ERROR
         return Verdict.CORRECT if is_right else Verdict.WRONG
-
-    def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
-        """Judge the sums of a step; see `verifiers/sums.py`."""
-        return check_sums(step)
 
     def answer(self, text: str) -> str | None:
         """Return the answer that a response gives, None if there is none or one too long to judge.

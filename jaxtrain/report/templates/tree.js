@@ -57,8 +57,8 @@
     const value = make("span", "value", tell(node.value));
     value.style.setProperty("--share", Math.min(1, Math.max(0, node.value ?? 0)));
     const text = make("span", "text", node.text || "(empty)");
-    if (node.kind !== "candidate") text.append(make("i", "kind", node.kind));
     const mark = make("span", "mark");
+    if (node.kind !== "candidate") mark.append(make("i", "kind", node.kind));
     if (node.verdict) mark.append(make("span", `badge ${node.verdict}`, node.verdict));
     if (node.is_answer) mark.append(make("b", "answer", "answer"));
     line.append(make("span", "toggle"), value, text, mark);
@@ -150,7 +150,8 @@
       const text = Number.isInteger(fact) || typeof fact === "string" ? fact : tell(fact);
       told.append(make("dt", "", name), make("dd", "", text));
     }
-    part("aside").replaceChildren(make("h3", "", `Step ${node.depth}`), steps, told);
+    part("summary").textContent = `Step ${node.depth}: all that is known`;
+    part(".known").replaceChildren(steps, told);
   }
 
   // Walking with keys.
@@ -238,7 +239,7 @@
   // Replaying: a node is there from the simulation that drew it.
 
   function show(number) {
-    if (!last) return;
+    if (last < 2) return;
     const now = Math.min(last, Math.max(0, number));
     slider.value = now;
     let count = 0;
@@ -282,9 +283,10 @@
   // At first: a small tree whole, of a large one the best path.
   nodes.forEach(draw);
   for (const node of nodes) setOpen(node, nodes.length <= 100 || node.is_best);
+  part("details").open = window.innerWidth > 640;
   const first = nodes.find((node) => node.is_answer) ?? nodes[0];
   if (first) choose(first, false);
-  if (last > 0) {
+  if (last > 1) {
     part(".replay").hidden = false;
     slider.max = last;
     slider.value = last;
