@@ -872,3 +872,9 @@ def test_every_template_escapes():
         source = PAGES.get_template(name).filename
         assert not re.search(r"\|\s*safe\b|autoescape", Path(source).read_text("utf-8")), name
     assert PAGES.autoescape is True
+
+
+def test_a_number_that_is_nan_is_as_absent_as_once_it_is_logged():
+    rows = [{"iteration": 0, "evaluation/prm/auroc": math.nan}]
+    logged = [{"iteration": 0, "evaluation/prm/auroc": None}]
+    assert render_report(CONFIG, rows, []) == render_report(CONFIG, logged, [])

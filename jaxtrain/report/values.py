@@ -17,8 +17,9 @@ def merge(rows: Iterable[Row]) -> list[Row]:
 
 
 def newest(history: list[Row], key: str) -> Row | None:
-    """Return the newest iteration that has the key, None if none has."""
-    return next((row for row in reversed(history) if row.get(key) is not None), None)
+    """Return the newest iteration that has the key, and no NaN there; None if none has."""
+    found = ((row, row.get(key)) for row in reversed(history))
+    return next((row for row, value in found if value is not None and value == value), None)
 
 
 def having(history: list[Row], prefix: str) -> list[Row]:
