@@ -505,7 +505,7 @@ def test_what_is_not_finite_stops_the_run(run_in, task, fns, folder, network, wh
 
 
 def test_stop_between_report_and_log_scores_again(run_in, task, folder, straight, monkeypatch):
-    def interrupted(*args):
+    def interrupted(*args, **more):
         raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):

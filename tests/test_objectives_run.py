@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import StringIO
 
 import jax
@@ -173,11 +173,15 @@ class Solved(CountdownTask):
         return next(shown for shown in self.demonstrations if shown.prompt == problem.prompt)
 
 
+def solved(task: CountdownTask) -> Solved:
+    return Solved(**{field.name: getattr(task, field.name) for field in fields(task)})
+
+
 def test_a_prm_learns_references_with_dropout_beside_language_and_keeps_the_best(task, tmp_path):
     """And a fit that was interrupted goes back to where it ranked best, bit for bit."""
     config = learning("prm", dropout=0.2, lm_weight=0.1, held_out=0.5)
     config = replace(config, datasets=replace(config.datasets, learn_references=True))
-    task, straight, folder = Solved(**vars(task)), tmp_path / "straight", tmp_path / "stopped"
+    task, straight, folder = solved(task), tmp_path / "straight", tmp_path / "stopped"
     fns = functions(task, config)
     state, num_kept = run(straight, task, config, 2, fns), 0
     for row in rows_of(straight).values():
@@ -203,4 +207,4 @@ def test_references_need_a_task_that_knows_some(task):
     with pytest.raises(UserError, match="learn_references=True: needs a task with a sol") as caught:
         check(config, task)
     assert "\n" not in str(caught.value)
-    check(config, Solved(**vars(task)))
+    check(config, solved(task))
