@@ -40,8 +40,14 @@ from jaxtrain.updates.fits import UpdateFn
 # of arrays: the same everywhere, or split along the batch
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
 ReadOverFn = Callable[[Params, Params, TokenRows], Array]
-# what the terminal calls the searches that answer
-GROWS = {"greedy": "greedy decoding", "samples": "sampling", "search": "solving search"}
+# what the terminal calls the searches
+GROWS = {
+    "train": "search",
+    "hinted": "hinted sampling",
+    "greedy": "greedy decoding",
+    "samples": "sampling",
+    "search": "solving search",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Functions:
     init_policy: Callable[[Array], Any]  # key data [2] -> Learner
     # policy params -> Learner, the PRM starting from the policy's weights
     init_prm: Callable[[Params], Any]
-    # "train": the trees that are learnt from; the others answer: evaluation.TREES
+    # "train" and "hinted": the trees that are learnt from; the others answer: evaluation.TREES
     grow: Mapping[str, GrowOverFn]
     grow_by: Callable[[SearchConfig], GrowOverFn]  # any other search, compiled once
     imitate: UpdateFn  # the policy's update on demonstrations
@@ -135,8 +141,7 @@ def build(
         init_base=init_base,
         init_policy=inits["policy"],
         init_prm=inits["prm"],
-        grow={"train": grower("search", config.search)}
-        | {name: grower(GROWS[name], c) for name, c in config.evaluation.searches.items()},
+        grow={name: grower(GROWS[name], c) for name, c in config.searches.items()},
         grow_by=cache(partial(grower, "search")),
         update_policy=by_objective[objective],
         imitate=by_objective["nll"],

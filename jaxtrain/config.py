@@ -21,7 +21,7 @@ from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
 from jaxtrain.metrics import WRITERS, package
 from jaxtrain.nn.transformer import ModelConfig
-from jaxtrain.prompts import PromptsConfig, make_encode
+from jaxtrain.prompts import PromptsConfig, hinted, make_encode
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, TasksConfig
@@ -113,6 +113,20 @@ class Config(Section):
         why = f"a text has up to {self.max_length} tokens; choose no less"
         self.require(self.row_length >= self.max_length, "datasets.packed_tokens", why)
 
+        # What hints lead to is a trace, and nothing that a policy would draw without them.
+        is_met = not self.prompts.num_hinted or table[objective].rows == "traces"
+        traced = " or ".join(name for name, kind in table.items() if kind.rows == "traces")
+        why = f"gives traces alone; it goes with --config.updates.policy.objective {traced}"
+        self.prompts.require(is_met, "num_hinted", why)
+
+    @property
+    def searches(self) -> dict[str, SearchConfig]:
+        """All that grows trees, by a key of `phases.GROWN`."""
+        num = self.prompts.num_hinted
+        hinted = replace(self.search, method="sample", num_samples=num or 1)
+        learnt = {"train": self.search} | ({"hinted": hinted} if num else {})
+        return learnt | self.evaluation.searches
+
     @property
     def max_length(self) -> int:
         """L: a prompt and all its steps."""
@@ -148,7 +162,10 @@ def check(config: Config, task: Task) -> None:
     limit, split = config.prompts.max_prompt_tokens, config.evaluation.split
     encode = make_encode(config.prompts, task.tokenizer, task.demonstrations)
     scored = getattr(task, split)[: config.evaluation.num_problems]
-    for name, problems in (("train", task.train), (split, scored)):
+    asked = {"train": task.train, split: scored}
+    if config.prompts.num_hinted:
+        asked["hinted train"] = [hinted(problem, config.prompts.hint) for problem in task.train]
+    for name, problems in asked.items():
         if not problems:
             told = f"the task has no {name} problems"
             raise UserError(f"{told}; set --config.tasks.num_{name} above 0")

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     PATHS = 8
     PAIRS = 9
     HELD_OUT = 10
+    HINT = 11
 
 
 def host_rng(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:

@@ -7,7 +7,7 @@ scored; and what cannot go on says so. Fits are made in `learning.py`.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
@@ -30,15 +30,16 @@ from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.report.tree import pick, read_tree
 from jaxtrain.search.rows import rank
 from jaxtrain.search.work import born
-from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree
+from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree, Verdict
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.tasks.base import make_check
 from jaxtrain.trees import Damaged, Place, Stored
 from jaxtrain.workdir import Workdir
 
-# the draws and file names of trees, by what grows them; all but the first answer
+# the draws and file names of trees, by what grows them; all but the first two answer
 GROWN = {
     "train": Purpose.SEARCH,
+    "hinted": Purpose.HINT,
     "greedy": Purpose.GREEDY,
     "samples": Purpose.SAMPLE,
     "search": Purpose.SOLVE,
@@ -109,7 +110,51 @@ def grow(run: Run, i: int, batches: Sequence[Prompts], networks: Networks) -> li
     searched = search_totals([shard.tree for shard in shards])
     metrics = named("search", searched) | named("labels", totals)
     run.log.append(i, {**metrics, "time/search": phase.seconds})
-    return shards
+    return shards + (grow_hinted(run, i, shards, networks) if has_hints(run, i) else [])
+
+
+def has_hints(run: Run, i: int) -> bool:
+    """Say whether unsolved problems are asked again: not in the warm start, which learns none."""
+    return i > 0 and run.config.prompts.num_hinted > 0
+
+
+def grow_hinted(run: Run, i: int, shards: Sequence[Shard], networks: Networks) -> list[Shard]:
+    """Sample traces of the problems that no tree of an iteration solved, with hints (STaR)."""
+    batches, num_too_long = encode_hinted(run, shards)
+    found, totals = [], Counter()
+    with run.progress.phase("hints", iteration=i, total=num_problems(batches)) as phase:
+        for shard, is_restored in make_hinted(run, i, batches, lambda: networks):
+            found.append(shard)
+            totals.update(tally(phase, shard, is_restored))
+    told = {key: totals[key] for key in ("num_trees", "num_trees_solved", "num_correct")}
+    told["sampled_tokens"] = int(sum(shard.tree.length.sum() for shard in found))
+    metrics = named("hints", {"num_too_long": num_too_long, **told})
+    run.log.append(i, {**metrics, "time/hints": phase.seconds})
+    return found
+
+
+def encode_hinted(run: Run, shards: Sequence[Shard]) -> tuple[list[Prompts], int]:
+    """Encode the problems of trees that hold no correct answer, with their hints, as `encode`."""
+    is_solved = [(shard.labels.verdict == Verdict.CORRECT).any(axis=1) for shard in shards]
+    asked = [shard.tree.problem_id[~done] for shard, done in zip(shards, is_solved, strict=True)]
+    problems = [run.task.problems[int(id)] for ids in asked for id in ids if id >= 0]
+    return encode(run, [prompts.hinted(problem, run.config.prompts.hint) for problem in problems])
+
+
+def make_hinted(
+    run: Run, i: int, batches: Sequence[Prompts], networks_fn: NetworksFn
+) -> Iterator[tuple[Shard, bool]]:
+    """Make the shards of hinted prompts as `make_shards` does, as if nothing had been said: their
+    prompts are those without hints, and nothing is labelled, since the PRM is to know no text that
+    no policy writes.
+    """
+    for (batch, tree, judged), is_restored in make_shards(
+        run, i, jobs(batches, "hinted"), networks_fn
+    ):
+        asked = [run.task.problems[int(id)] for id in batch.problem_id if id >= 0]
+        (plain,), _ = encode(run, asked)
+        judged = replace(judged, is_labelled=np.zeros_like(judged.is_labelled))
+        yield Shard(plain, tree, judged), is_restored
 
 
 def earlier_rounds(run: Run, i: int) -> dict[int, list[Shard]]:
@@ -123,7 +168,11 @@ def read_round(run: Run, i: int) -> list[Shard]:
     """Read the trees of an iteration that is over; what is lost is grown again (or UserError)."""
     networks_fn = cache(partial(networks_before, run, i))
     batches, _ = draw(run, i)
-    return [shard for shard, _ in make_shards(run, i, jobs(batches), networks_fn)]
+    shards = [shard for shard, _ in make_shards(run, i, jobs(batches), networks_fn)]
+    if not has_hints(run, i):
+        return shards
+    hinted = make_hinted(run, i, encode_hinted(run, shards)[0], networks_fn)
+    return shards + [shard for shard, _ in hinted]
 
 
 def jobs(batches: Sequence[Prompts], *names: str) -> list[Job]:
@@ -158,9 +207,8 @@ def begin(run: Run, name: str, i: int, k: int, batch: Prompts, networks_fn: Netw
     tree = unless_damaged(run, partial(run.workdir.trees.load, place))
     if tree is not None:
         return Begun(place, batch, tree, True)
-    searches = {"train": run.config.search, **run.config.evaluation.searches}
     keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
-    temperature = np.float32(searches[name].temperature)
+    temperature = np.float32(run.config.searches[name].temperature)
     return Begun(place, batch, run.fns.grow[name](*networks_fn(), batch, keys, temperature), False)
 
 

@@ -284,7 +284,7 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     lanes = trees_at_once(config, mesh) * work.num_lanes
     yield "search", Program(copies + kv + 3 * lanes * m.num_ids * 4 + tree, tree)
     lanes = config.prompts.batch_size / shards
-    samplers = [c for c in config.evaluation.searches.values() if c.method == "sample"]
+    samplers = [c for c in config.searches.values() if c.method == "sample"]
     lanes *= max((c.num_samples for c in samplers), default=1)
     # The cache of what was sampled is written anew with every token, and read by the PRM at once.
     sampled = 2 * lanes * config.trace.max_steps * config.trace.max_step_tokens

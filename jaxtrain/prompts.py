@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from jaxtrain.errors import Count, Section, UserError, one_of
+from jaxtrain.errors import Count, Natural, Section, UserError, one_of
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.structs import Prompts, Tokenizer
 
@@ -34,6 +34,10 @@ class PromptsConfig(Section, at="prompts"):
     style: Annotated[str, one_of("plain", "few_shot", "chat")] = "plain"
     num_shots: Count = 4  # few_shot: demonstrations in front of every problem
     system: str = ""  # chat: the system text; empty: the template's own
+    # traces sampled of each problem that no tree of an iteration solved, with a hint in front; the
+    # policy learns the right ones without it (STaR). 0: none
+    num_hinted: Natural = 0
+    hint: str = "The answer is {gold}. "  # {gold}: the problem's own
     date: str = ""  # chat: what day it is, YYYY-MM-DD; empty: the day on which the run starts
 
     def check(self) -> None:
@@ -42,6 +46,7 @@ class PromptsConfig(Section, at="prompts"):
         except ValueError as error:
             told = f"--config.prompts.date={self.date}: must be a day, as YYYY-MM-DD"
             raise UserError(told) from error
+        self.require("{gold}" in self.hint, "hint", "must say {gold}, in braces")
 
 
 def fix_date(config: PromptsConfig, before: str) -> PromptsConfig:
@@ -83,6 +88,12 @@ def make_encode(
     num_shots = config.num_shots if config.style == "few_shot" else 0
     shots = "".join(f"{shot.prompt}{shot.response}\n\n" for shot in demonstrations[:num_shots])
     return lambda problem: tokenizer.encode_start(shots + problem.prompt)
+
+
+def hinted(problem: Problem, hint: str) -> Problem:
+    """Put a hint in front of what is asked."""
+    told = hint.replace("{gold}", problem.gold)
+    return replace(problem, prompt=told + problem.prompt, question=told + problem.question)
 
 
 def encode(

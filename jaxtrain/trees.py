@@ -17,7 +17,8 @@ from jaxtrain.files import set_aside, write_atomic
 from jaxtrain.structs import Array, CheckFn, Kind, Labels, Prompts, Tree
 
 Stored = TypeVar("Stored", Tree, Labels)
-TRAINING = "search"  # the purpose of trees that are learnt from
+TRAINING = "search"  # the purpose of trees that a search grew to learn from
+LEARNT = (TRAINING, "hint")  # those of all trees that are learnt from
 
 
 class Damaged(Exception):
@@ -82,7 +83,7 @@ class TreeFiles:
 
     def _about(self, place: Place, tree: Tree | None = None, kind: str = "") -> str:
         """Say what a file is: labels are of one tree."""
-        key = self.run_key if place.purpose == TRAINING else self.solve_key
+        key = self.run_key if place.purpose in LEARNT else self.solve_key
         about = f"{key} {place.iteration} {place.shard} {place.purpose}"
         return about if tree is None else f"{about} {kind} {_digest(_arrays(tree), about)}"
 

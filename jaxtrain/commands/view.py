@@ -54,7 +54,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     # All of it, as a page or as text.
     task = ran.task
     problem = task.problems[int(tree.problem_id[b])]
-    search = {"train": config.search, **config.evaluation.searches}[kind]
+    search = config.searches[kind]
     facts = f"iteration {i}", f"trees of {kind}", search.method
     when = born(search, config.trace.max_steps)
     told = tree, b, labels, task.tokenizer.decode, problem, when, facts

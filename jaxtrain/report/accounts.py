@@ -10,7 +10,7 @@ from jaxtrain.report.values import Row, is_number, merge
 from jaxtrain.tasks.jsonl import REASONS
 
 # The stages in their order; metrics of any other stage follow.
-STAGES = ("prompts", "tasks", "search", "labels", "datasets", "updates", "checkpoints")
+STAGES = ("prompts", "tasks", "search", "labels", "hints", "datasets", "updates", "checkpoints")
 # Words in the name of a count that should be zero.
 TROUBLE = re.compile(r"(^|[_/])(skipped|set_aside|non_?finite|errors?|failed)($|_)")
 
