@@ -195,6 +195,10 @@ MISTAKES = {
         ["--config.evaluation.search.mcts_star.num_rollout_steps=-1"],
         ["--config.evaluation.search.mcts_star.num_rollout_steps=-1: must be 0 or more"],
     ),
+    "more than an array has room for": (
+        ["--config.trace.max_steps=99999999999"],
+        ["--config.trace.max_steps=99999999999: must be 1 or more, below 2**31"],
+    ),
     "vocabulary": (
         ["--config.model.vocab_size=5"],
         ["--config.model.vocab_size=5", "the tokenizer has"],
