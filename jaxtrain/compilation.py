@@ -39,7 +39,7 @@ def keep_compiled(config: CompilationConfig) -> str:
         return "compiled programs are not kept: --config.compilation.cache=none"
     try:
         if not folder:
-            folder = user_folder() if config.cache == USER else config.cache
+            folder = user_folder() if config.cache == USER else config.cache or ""
         folder = Path(folder).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no right to; no home
