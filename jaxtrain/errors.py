@@ -42,8 +42,8 @@ class Bound(NamedTuple):
 
 
 def at_least(least: float) -> Bound:
-    """Take numbers from `least` on."""
-    return Bound(lambda value: value >= least, f"must be {least} or more")
+    """Take numbers from `least` on that int32 has room for."""
+    return Bound(lambda value: least <= value < 2**31, f"must be {least} or more, below 2**31")
 
 
 def one_of(*choices: str) -> Bound:
@@ -52,9 +52,9 @@ def one_of(*choices: str) -> Bound:
 
 
 def some_of(choices: Collection[str]) -> Bound:
-    """Take a tuple of some of the texts."""
-    why = f"must be some of {', '.join(choices)}"
-    return Bound(lambda value: value != () and {*value} <= {*choices}, why)
+    """Take a tuple of some of the texts, each once."""
+    why = f"must be some of {', '.join(choices)}, each once"
+    return Bound(lambda value: 0 < len(value) == len({*value} & {*choices}), why)
 
 
 Count = Annotated[int, at_least(1)]

@@ -21,7 +21,7 @@ SEAL = "sha256.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EXDEV, errno.ELOOP),
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
 RESTORE = "restore it from a copy, or use another --workdir"
 ASIDE = "damaged"  # folder of a run that holds what was set aside

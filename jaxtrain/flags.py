@@ -129,7 +129,8 @@ def load(file: str) -> dict[str, Any]:
         raise UserError(no_such_config(file.split(":")[0], Path(path)))
     try:
         value = runpy.run_path(path).get("get_config", lambda *_: None)(*argument)
-    except Exception as error:
+        values = value.to_dict() if isinstance(value, ConfigDict) else None
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f":{frame.lineno}" for frame in frames if frame.filename == path]
         hint = ""
@@ -139,10 +140,10 @@ def load(file: str) -> dict[str, Any]:
             hint = f"; leave out :{argument[0]}"
         told = f"{type(error).__name__}: {error}{hint}"
         raise UserError(f"--config {path}{''.join(lines[-1:])}: {told}") from error
-    if not isinstance(value, ConfigDict):
+    if values is None:
         told = f"has no get_config that returns a ConfigDict; see {CONFIGS / 'quickstart.py'}"
         raise UserError(f"--config {path}: {told}")
-    return value.to_dict()
+    return values
 
 
 def no_such_config(name: str, path: Path) -> str:

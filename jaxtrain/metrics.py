@@ -15,14 +15,16 @@ a run is given the rows that were kept first. TensorBoard files cannot be cut, s
 at every start; the services go on in the run that they know, by an id in `writers.json`.
 """
 
+import contextlib
 import importlib
 import json
+import logging
 import math
 import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +38,7 @@ from tensorboardX.summary import scalar
 from jaxtrain.errors import UserError, explained
 from jaxtrain.files import read_json, write_atomic, write_json
 
+_log = logging.getLogger(__name__)
 event_pb2: Any = _event_pb2  # generated: it hides its names from a type checker
 Row = dict[str, Any]  # "iteration" and the values, plain JSON
 Points = list[tuple[int, dict[str, float]]]  # places on an axis, and the values there by key
@@ -83,10 +86,12 @@ class TensorBoard:
 
 
 class Service:
-    """Log to a service, in the run that it knows by an id in the run folder."""
+    """Log to a service, in the run that it knows by an id in the run folder. One that fails on the
+    way ends no run: that is told, and what it misses is in the record.
+    """
 
     def __init__(self, name: str, folder: Path, config: Row):
-        path = folder / "writers.json"
+        self._name, path = name, folder / "writers.json"
         ids = read_json(path) if path.exists() else {}
         self.is_new, self._defined = name not in ids, set()
         key = ids.setdefault(name, secrets.token_hex(4))
@@ -99,18 +104,28 @@ class Service:
         write_json(path, ids)
 
     def write(self, axis: str, points: Points) -> None:
-        for step, values in points:
-            # Steps of wandb may not go back, as those of an iteration that is done again do.
-            if hasattr(self._run, "define_metric"):
-                for key in values.keys() - self._defined:
-                    self._run.define_metric(key, step_metric=axis)
-                self._defined |= values.keys()
-                self._run.log({axis: step, **values})
-            else:
-                self._run.log(values, step=step)
+        with self._spared():
+            for step, values in points:
+                # Steps of wandb may not go back, as those of an iteration that is done again do.
+                if hasattr(self._run, "define_metric"):
+                    for key in values.keys() - self._defined:
+                        self._run.define_metric(key, step_metric=axis)
+                    self._defined |= values.keys()
+                    self._run.log({axis: step, **values})
+                else:
+                    self._run.log(values, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with self._spared():
+            self._run.finish()
+
+    @contextlib.contextmanager
+    def _spared(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            told = "%s misses what metrics.jsonl has of now, and the run goes on: %s: %s"
+            _log.warning(told, self._name, type(error).__name__, " ".join(str(error).split())[:300])
 
 
 WRITERS: dict[str, Callable[[Path, Row], Writer]] = {"tensorboard": TensorBoard}

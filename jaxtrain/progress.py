@@ -125,13 +125,14 @@ class Progress:
         """Stop the thread and take the bar off the terminal."""
         self._is_closed.set()
         self._thread.join()
-        if self._bar:
-            self._bar.update(self._task, visible=False)
-            self._bar.stop()
+        with self._writing():
+            if self._bar:
+                self._bar.update(self._task, visible=False)
+                self._bar.stop()
 
     def note(self, text: str) -> None:
         """Write one line at once."""
-        with self._lock:
+        with self._writing():
             self._write(text)
 
     @contextlib.contextmanager
@@ -184,7 +185,7 @@ class Progress:
         """Show the state again: on a terminal at once, elsewhere after `interval` s of silence."""
         # read once: the loop may end either meanwhile
         compiling, phase = self._compiling, self._phase
-        with self._lock:
+        with self._writing():
             told = self._describe(compiling, phase)
             if self._bar:
                 work = None if compiling else phase
@@ -217,15 +218,22 @@ class Progress:
         where = "" if i is None else f"iteration {i}/{self._num_iterations}: "
         return f"{where}{phase.name} {phase.done:,}{total} {phase.unit}"
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the lock. Whoever reads may have gone (`| head`, a terminal); the run goes on."""
+        try:
+            with self._lock:
+                yield
+        except (OSError, ValueError):
+            self._bar = None  # it would keep all that it cannot show
+
     def _write(self, text: str) -> None:
         self._last = self._clock()
-        # Whoever reads the progress may have gone (`| head`); the run goes on.
-        with contextlib.suppress(OSError, ValueError):
-            if self._bar:
-                self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            else:
-                self._stream.write(text + "\n")
-                self._stream.flush()
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
 
 
 def _make_bar(stream: TextIO) -> rich.progress.Progress:

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxtrain.build import build
 from jaxtrain.compilation import CompilationConfig, keep_compiled
 from jaxtrain.errors import UserError
-from jaxtrain.flags import parse
+from jaxtrain.flags import load, override, parse
 from jaxtrain.plan import stand_in
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Prompts, TokenRows
@@ -123,8 +123,10 @@ def test_a_folder_of_jax_comes_first(jax_cache, tmp_path):
 
 def test_without_a_folder_nothing_is_kept(jax_cache, monkeypatch):
     assert (
-        keep_compiled(CompilationConfig(""))
-        == "compiled programs are not kept: --config.compilation.cache is empty"
+        keep_compiled(
+            override(load("quickstart"), {"config.compilation.cache": "none"}).compilation
+        )
+        == "compiled programs are not kept: --config.compilation.cache=none"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert "not kept: " in keep_compiled(CompilationConfig())

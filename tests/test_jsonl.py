@@ -9,7 +9,7 @@ from nested import change
 
 from jaxtrain.errors import UserError
 from jaxtrain.structs import Verdict
-from jaxtrain.tasks import Problem, TasksConfig, file_hashes, jsonl, make_task
+from jaxtrain.tasks import Problem, TasksConfig, file_hashes, make_task
 from jaxtrain.tasks.jsonl import KINDS, JsonlConfig, JsonlTask
 from jaxtrain.verifiers.worker import MATH, Expressions, Worker, is_safe
 
@@ -210,6 +210,25 @@ def test_parquet_holds_the_same_rows_as_lines(config, tmp_path):
         make_task(change(config, path="nowhere.parquet"))
 
 
+def test_text_that_parquet_calls_bytes_is_text(config, tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, rows = str(tmp_path / "rows.parquet"), [row(number) for number in range(40)]
+    raw = [{key: text.encode() for key, text in r.items()} for r in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(raw), path)
+    assert make_task(change(config, path=path)) == make_task(config)
+    raw[0]["question"] = b"\xff?"
+    parquet.write_table(pyarrow.Table.from_pylist(raw), path)
+    assert make_task(change(config, path=path, max_bad_share=0.1)).counts["not_text"] == 1
+
+    def fail(path):
+        raise pyarrow.ArrowNotImplementedError("Integers with more than 64 bits")
+
+    monkeypatch.setattr(parquet, "read_table", fail)
+    with pytest.raises(UserError, match=r"cannot read '.*': Integers with more than 64"):
+        make_task(change(config, path=path))
+
+
 def test_parquet_without_its_reader_names_the_extra(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pip install 'jaxtrain\[parquet\]'"):
@@ -295,6 +314,8 @@ def expressions():
         ("x^2+2x+1", "#### $(x+1)^2$", Verdict.CORRECT),
         ("(1, 2)", "#### (2, 1)", Verdict.WRONG),
         ("7", "#### 8=7", Verdict.WRONG),
+        ("12_{5}", "#### 12_{7}", Verdict.WRONG),
+        ("12_{5}", "#### 12_5", Verdict.CORRECT),
         ("7", "#### 7 dogs 8 cats", Verdict.WRONG),
         ("1", "#### 1.0000001", Verdict.WRONG),
         ("7", "#### ", Verdict.UNPARSABLE),
@@ -325,9 +346,11 @@ def test_math_verify_is_asked_without_its_own_clock(monkeypatch):
     assert calls == [("$0.5$", None), ("$1/2$", None), None]
 
 
-def test_math_without_its_package_names_the_extra(config, monkeypatch):
-    monkeypatch.setattr(jsonl.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"answer_kind=math: needs pip install 'jaxtrain\[math\]'"):
+def test_math_that_does_not_start_names_the_extra(config, monkeypatch):
+    """Whether its package is missing, or is where the worker does not see it."""
+    monkeypatch.setattr(Worker, "ask", lambda *_, **__: {"error": "ModuleNotFoundError: no"})
+    told = r"answer_kind=math: .*ModuleNotFoundError: no.*needs pip install 'jaxtrain\[math\]'"
+    with pytest.raises(UserError, match=told):
         make_task(change(config, answer_kind="math"))
 
 

@@ -195,6 +195,10 @@ MISTAKES = {
         ["--config.evaluation.search.mcts_star.num_rollout_steps=-1"],
         ["--config.evaluation.search.mcts_star.num_rollout_steps=-1: must be 0 or more"],
     ),
+    "more than an array has room for": (
+        ["--config.trace.max_steps=99999999999"],
+        ["--config.trace.max_steps=99999999999: must be 1 or more, below 2**31"],
+    ),
     "vocabulary": (
         ["--config.model.vocab_size=5"],
         ["--config.model.vocab_size=5", "the tokenizer has"],
@@ -272,6 +276,13 @@ FILE_MISTAKES = {
         CONFIG.replace("c.tasks.countdown.max_number = 4", "del c.tasks.countdown.max_number"),
         ["max_number is missing"],
     ),
+    "an exit": ("import sys\nsys.exit('no GPU')", ["tiny.py:2: SystemExit: no GPU"]),
+    "a value still to be set": (
+        CONFIG.replace("= 12", "= config_dict.placeholder(int, required=True)").replace(
+            "def get", "from ml_collections import config_dict\ndef get"
+        ),
+        ["tiny.py: RequiredValueError"],
+    ),
     "error in it": (CONFIG.replace("= 4", "= {}['x']"), ["tiny.py:7: KeyError: 'x'"]),
 }
 
@@ -313,6 +324,18 @@ def test_missing_config_names_its_neighbours(run, tmp_path, file, words):
 def test_missing_config_says_how_to_begin(arguments, way_on, capsys):
     assert main(["main.py", *arguments]) == 2
     assert capsys.readouterr().err == f"jaxtrain: --config is missing; {way_on}\n"
+
+
+@pytest.mark.parametrize("command", [["--config", "quickstart"], ["solve", "1 2 3=6"], ["export"]])
+def test_the_home_of_nobody_is_one_line(command, capsys):
+    assert main(["main.py", *command, "--workdir", "~nobody-of-this-name/run"]) == 2
+    assert "~nobody-of-this-name/run: names no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--config"])
+def test_a_name_that_is_too_long_is_one_line(run, flag):
+    code, _, err = run(flag, "n" * 300)
+    assert (code, err.count("\n")) == (2, 1) and "File name too long" in err
 
 
 def test_workdir_of_another_config_names_the_keys_that_differ(run, config_file, tmp_path):

@@ -353,11 +353,22 @@ def test_a_missing_package_and_a_service_that_does_not_start_are_one_line(
         start(tmp_path, name, -1)
 
 
+def test_a_service_that_fails_on_the_way_ends_no_run(tmp_path, service, caplog):
+    name, fake = service
+    fake.log = fake.finish = lambda *_, **__: 1 / 0
+    start(tmp_path, name, -1, (0, {"a/b": 1}), (1, {"a/b": 2}))
+    assert [row["a/b"] for row in MetricsLog(tmp_path).read()] == [1, 2]
+    told = f"{name} misses what metrics.jsonl has of now, and the run goes on: ZeroDivisionError"
+    assert [told in message for message in caplog.messages] == [True] * 3  # two events, the end
+
+
 def test_an_unknown_writer_is_refused():
     with pytest.raises(
         UserError, match="writers=paper: must be some of tensorboard, wandb, trackio"
     ):
         LoopConfig(writers=("paper",))
+    with pytest.raises(UserError, match="writers=wandb,wandb: must be some of .*, each once"):
+        LoopConfig(writers=("wandb", "wandb"))
 
 
 def test_without_writers_the_record_is_all(tmp_path):

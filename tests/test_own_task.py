@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +35,15 @@ def make(config, tokenizer):
 
 def nothing(config, tokenizer):
     return None
+
+def of(*problems):
+    sets = problems[:1], (), problems[1:]
+    return lambda config, tokenizer: Doubling("doubling", byte_tokenizer(), *sets)
+
+shared = of(Problem(0, "1\\n", "1"), Problem(0, "2\\n", "2"))
+negative = of(Problem(-1, "1\\n", "1"))
+named = of(Problem("a", "1\\n", "1"))
+numbered = of(Problem(0, "1\\n", 1))
 """
 
 
@@ -95,12 +105,24 @@ def test_the_loop_takes_its_word(own):
         ("my_task.py:nothing", "my_task.py:nothing: made no Task but None"),
         ("my_task.py", "known are countdown, jsonl, reasoning_gym, and a function in a file"),
         ("count", "known are countdown"),
+        ("my_task.py:shared", "an id must .* belong to one problem of all sets"),
+        ("my_task.py:negative", "an id must be an int from 0 on"),
+        ("my_task.py:named", "an id must be an int from 0 on"),
+        ("my_task.py:numbered", "must hold Problems, with prompt and gold as texts"),
     ],
 )
 def test_what_makes_no_task_is_refused_in_one_line(own, name, message):
     with pytest.raises(UserError, match=message) as caught:
         make_task(TasksConfig(name=name))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_import_what_stands_beside_it(own, tmp_path, monkeypatch):
+    (tmp_path / "beside_my_task.py").write_text(OWN)
+    (tmp_path / "my_task.py").write_text("from beside_my_task import make")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert make_task(own).name == "doubling"
 
 
 def test_what_the_file_itself_raises_is_shown_as_it_is(own, tmp_path):

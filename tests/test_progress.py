@@ -1,5 +1,6 @@
 """Live progress: what a line says, and that a run is never silent."""
 
+import errno
 import io
 import re
 import time
@@ -185,6 +186,19 @@ def test_reader_that_has_gone_does_not_stop_the_run(clock):
     with Progress(1, Gone(), clock=clock) as progress, progress.phase("search", total=1) as phase:
         progress.note("hello")
         phase.advance()
+
+
+def test_a_terminal_that_has_gone_does_not_stop_the_run(clock, monkeypatch):
+    def refuse(text):
+        raise OSError(errno.EIO, text)
+
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with Progress(1, terminal, clock=clock) as progress:
+        monkeypatch.setattr(terminal, "write", refuse)
+        with progress.phase("search", total=1) as phase:
+            progress.note("hello")
+            phase.advance()
 
 
 def test_terminal_shows_a_bar_and_keeps_the_lines(clock, monkeypatch):

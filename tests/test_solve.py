@@ -12,7 +12,7 @@ from hub_models import write_model
 from test_budgets import CONFIG
 from tiny_models import random_like
 
-from jaxtrain.commands.solve import tell
+from jaxtrain.commands.solve import choose_folder, tell
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, open_pretrained
 from jaxtrain.hub.export import write_network
@@ -181,6 +181,13 @@ def test_what_is_no_countdown_is_told(text):
 
 def test_a_task_of_ones_own_is_asked_in_its_own_form():
     assert Task("", byte_tokenizer()).ask(3, "1+2").prompt == "1+2\n"
+
+
+def test_two_calls_at_once_have_folders_of_their_own(tmp_path, monkeypatch):
+    assert choose_folder(None, tmp_path).name == "0001"
+    found = iter([[], [tmp_path / "0001"]])  # the first look was before the other call
+    monkeypatch.setattr(Path, "glob", lambda *_: next(found))
+    assert choose_folder(None, tmp_path).name == "0002"
 
 
 def test_text_of_a_model_cannot_write_to_the_terminal():

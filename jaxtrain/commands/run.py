@@ -20,9 +20,8 @@ import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 
-from jaxtrain.commands import command_line
+from jaxtrain.commands import command_line, home_path
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import check
 from jaxtrain.flags import list_keys, parse
@@ -43,7 +42,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     config, path = parse(["jaxtrain", *arguments])
     config, pretrained = open_model(config)
     # A chat template may tell the day: it stays that of the first start.
-    prompts_before = read_old(Path(path).expanduser())[0].get("prompts")
+    prompts_before = read_old(home_path(path))[0].get("prompts")
     date_before = prompts_before.get("date", "") if isinstance(prompts_before, dict) else ""
     config = replace(config, prompts=fix_date(config.prompts, date_before))
     task = make_task(config.tasks, pretrained.tokenizer if pretrained else None)

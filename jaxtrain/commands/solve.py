@@ -181,11 +181,17 @@ def choose_method(
 
 
 def choose_folder(asked: Path | None, usual: Path) -> Path:
-    """Return the folder that was asked for, or the next number in the usual one."""
+    """Return the folder that was asked for, or make the next number in the usual one."""
+    if asked:
+        is_met = not (asked / ANSWERS).exists()
+        require(is_met, f"--to {asked}", "holds answers already; choose another folder")
+        return asked
     numbers = [int(path.name) for path in usual.glob("*") if path.name.isdecimal()]
-    path = asked or usual / f"{max(numbers, default=0) + 1:04}"
-    is_met = not (path / ANSWERS).exists()
-    require(is_met, f"--to {path}", "holds answers already; choose another folder")
+    path = usual / f"{max(numbers, default=0) + 1:04}"
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:  # another call was here first
+        return choose_folder(asked, usual)
     return path
 
 

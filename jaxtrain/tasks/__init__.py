@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import runpy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
     flag = f"--config.tasks.name={config.name}"
     is_there = not config.file or os.path.isfile(config.file)
     require(is_there, flag, f"there is no file {config.file}")
+    sys.path += [os.path.dirname(config.file)] * bool(config.file)  # for what it imports beside it
     try:
         makers = runpy.run_path(config.file) if config.file else MAKERS
     except SystemExit as error:  # any other error is the user's own to read, with its traceback
@@ -82,6 +84,12 @@ def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
     task = make(config, tokenizer)
     if not isinstance(task, Task):
         raise UserError(f"{flag}: made no Task but {task!r:.40}")
+    problems = (*task.train, *task.dev, *task.test)
+    is_met = all(isinstance(p, Problem) and type(p.prompt) is type(p.gold) is str for p in problems)
+    require(is_met, flag, "train, dev and test must hold Problems, with prompt and gold as texts")
+    told = "an id must be an int from 0 on, below 2**31, and belong to one problem of all sets"
+    is_met = all(type(p.id) is int and 0 <= p.id < 2**31 for p in problems)
+    require(is_met and all(task.problems[p.id] == p for p in problems), flag, told)
     return task
 
 

@@ -71,7 +71,7 @@ class Worker:
         self._setup, self._timeout = {"name": name, "params": params}, timeout
         self._process: subprocess.Popen | None = None
 
-    def item(self, index: int) -> dict[str, Any]:
+    def item(self, index: int | str) -> dict[str, Any]:
         """Return the question, answer, reference solution and template ("" for none) of an item.
 
         The answer is None where it is no text, or not of the tokens of its kind. Raises
