@@ -123,8 +123,8 @@ def test_a_folder_of_jax_comes_first(jax_cache, tmp_path):
 
 def test_without_a_folder_nothing_is_kept(jax_cache, monkeypatch):
     assert (
-        keep_compiled(CompilationConfig(""))
-        == "compiled programs are not kept: --config.compilation.cache is empty"
+        keep_compiled(CompilationConfig(None))
+        == "compiled programs are not kept: --config.compilation.cache is none"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert "not kept: " in keep_compiled(CompilationConfig())
