@@ -121,11 +121,10 @@ def test_a_folder_of_jax_comes_first(jax_cache, tmp_path):
     assert keep_compiled(CompilationConfig(str(tmp_path / "ours"))).endswith(str(tmp_path / "jax"))
 
 
-def test_without_a_folder_nothing_is_kept(jax_cache, monkeypatch):
-    assert (
-        keep_compiled(CompilationConfig(None))
-        == "compiled programs are not kept: --config.compilation.cache is none"
-    )
+@pytest.mark.parametrize("cache", [None, ""])
+def test_without_a_folder_nothing_is_kept(jax_cache, monkeypatch, cache):
+    told = "compiled programs are not kept: --config.compilation.cache is none"
+    assert keep_compiled(CompilationConfig(cache)) == told
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert "not kept: " in keep_compiled(CompilationConfig())
     assert jax.config.jax_compilation_cache_dir is None
