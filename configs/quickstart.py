@@ -7,9 +7,10 @@ Hardware: 2 CPU cores, 3.5 GB, no network; 10 minutes, the first report after 4.
 accuracy on 512 test problems to go from 8-14 % after the warm start to more than 35 % after three
 iterations (README, Results).
 
-D_S0 is the play of a weak player (tasks.countdown.demonstration_skill): whole and legal games that
-mostly miss the target. Tuned on the dev split (--config.evaluation.split=dev); the test split is
-scored, and nothing is chosen by it.
+The demonstrations (D_S0 in the paper) are the play of a weak player
+(tasks.countdown.demonstration_skill): whole and legal games that mostly miss the target. Tuned on
+the dev split (--config.evaluation.split=dev); the test split is scored, and nothing is chosen by
+it.
 """
 
 from jaxtrain.configs.base import get_config as base

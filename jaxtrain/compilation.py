@@ -23,7 +23,7 @@ JAX: Any = jax.config  # whose attributes no checker knows
 class CompilationConfig:
     """Where compiled programs are kept."""
 
-    # a folder that only you can write to; user: jaxtrain in your cache folder; none: nowhere
+    # a folder that only you can write to; user: jaxtrain in your cache folder; none: keep nothing
     cache: str | None = USER
 
 
@@ -34,13 +34,11 @@ def keep_compiled(config: CompilationConfig) -> str:
     """
     if not JAX.jax_enable_compilation_cache:
         return "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
-    folder = kept_in()
-    if not folder and not config.cache:
-        return "compiled programs are not kept: --config.compilation.cache=none"
+    folder = kept_in() or config.cache
+    if not folder:
+        return "compiled programs are not kept: --config.compilation.cache is none"
     try:
-        if not folder:
-            folder = user_folder() if config.cache == USER else config.cache or ""
-        folder = Path(folder).absolute()
+        folder = (user_folder() if folder == USER else Path(folder)).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no right to; no home
         if config.cache != USER:

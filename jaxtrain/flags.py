@@ -44,8 +44,8 @@ def read_flags(arguments: Sequence[str]) -> dict[str, str]:
     for argument in rest:
         name, equals, text = argument.lstrip("-").partition("=")
         if not argument.startswith("-"):
-            told = "a config file is named by --config, a value set by --config.key=value"
-            raise UserError(f"{argument} is no flag; {told}")
+            told = "--config names a config, --config.key=value sets a value; see jaxtrain --help"
+            raise UserError(f"{argument} is no flag and no command; {told}")
         if name not in ("config", "workdir"):
             find_key(name)
         if not equals and ((text := next(rest, "--")).startswith("--")):

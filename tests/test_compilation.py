@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxtrain.build import build
 from jaxtrain.compilation import CompilationConfig, keep_compiled
 from jaxtrain.errors import UserError
-from jaxtrain.flags import load, override, parse
+from jaxtrain.flags import parse
 from jaxtrain.plan import stand_in
 from jaxtrain.progress import Progress
 from jaxtrain.structs import Prompts, TokenRows
@@ -121,13 +121,10 @@ def test_a_folder_of_jax_comes_first(jax_cache, tmp_path):
     assert keep_compiled(CompilationConfig(str(tmp_path / "ours"))).endswith(str(tmp_path / "jax"))
 
 
-def test_without_a_folder_nothing_is_kept(jax_cache, monkeypatch):
-    assert (
-        keep_compiled(
-            override(load("quickstart"), {"config.compilation.cache": "none"}).compilation
-        )
-        == "compiled programs are not kept: --config.compilation.cache=none"
-    )
+@pytest.mark.parametrize("cache", [None, ""])
+def test_without_a_folder_nothing_is_kept(jax_cache, monkeypatch, cache):
+    told = "compiled programs are not kept: --config.compilation.cache is none"
+    assert keep_compiled(CompilationConfig(cache)) == told
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert "not kept: " in keep_compiled(CompilationConfig())
     assert jax.config.jax_compilation_cache_dir is None

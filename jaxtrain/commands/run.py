@@ -8,7 +8,7 @@ you can put right ends as one line and exit code 2, before anything is written.
 Commands, each with a --help (`jaxtrain COMMAND ...`):
   run       starts a run, or goes on with it; the name may be left out
   plan      says what a run would need, without running; --plan does the same
-  solve     answers problems of yours, with the value of every step
+  solve     answers problems of yours, with the PRM's score of every step
   evaluate  scores a checkpoint on other problems, or methods at equal tokens
   relabel   makes labels of another kind from the trees of a run
   export    writes a network of a run as a Hugging Face folder

@@ -2,7 +2,7 @@
 with [--method M] [--budget 4k] [--json] [--iteration K] [--to DIR] [--config.section.key=value].
 
 Asks the networks of a run, or with `--model` a Hugging Face folder or hub id, or a GGUF file (and
-with `--prm` its PRM), and prints the reasoning, the PRM's value of every step, and the answer. FILE
+with `--prm` its PRM), and prints the reasoning, the PRM's score of every step, and the answer. FILE
 has a problem on every line: as text, or in .jsonl as an object with a question. No gold answer is
 known, so nothing is judged. Answers, trees and the pages of the first ones are left in DIR.
 """
@@ -231,7 +231,7 @@ def read_answers(
 
 
 def tell(answer: Answer) -> str:
-    """Write an answer for the terminal, the value of a step before it. Text is hostile."""
+    """Write an answer for the terminal, the PRM's score of a step before it. Text is hostile."""
     lines = ["", visible(answer["problem"]), ""]
     for step in answer["steps"]:
         score = "" if step["score"] is None else f"{step['score']:.2f}"

@@ -36,7 +36,7 @@ class TasksConfig(Section, at="tasks"):
     num_dev: Natural | None = None
     # problems to report on; none: a whole test file, or 512, of a file at most a tenth of the rows
     num_test: Natural | None = None
-    # traces of D_S0, on further problems; none: 8000, of a file at most 40 % of the rows
+    # demonstrations, on further problems; none: 8000, of a file at most 40 % of the rows
     num_demonstrations: Natural | None = None
     seed: int = 0  # draws the problems and the sets; not the seed of the run
     # a JSON object: parameters of the dataset of reasoning_gym, or of your function
