@@ -148,9 +148,8 @@ def make_hinted(
     prompts are those without hints, and nothing is labelled, since the PRM is to know no text that
     no policy writes.
     """
-    for (batch, tree, judged), is_restored in make_shards(
-        run, i, jobs(batches, "hinted"), networks_fn
-    ):
+    made = make_shards(run, i, jobs(batches, "hinted"), networks_fn)
+    for (batch, tree, judged), is_restored in made:
         asked = [run.task.problems[int(id)] for id in batch.problem_id if id >= 0]
         (plain,), _ = encode(run, asked)
         judged = replace(judged, is_labelled=np.zeros_like(judged.is_labelled))

@@ -37,7 +37,7 @@ class PromptsConfig(Section, at="prompts"):
     # traces sampled of each problem that no tree of an iteration solved, with a hint in front; the
     # policy learns the right ones without it (STaR). 0: none
     num_hinted: Natural = 0
-    hint: str = "The answer is {gold}. "  # {gold}: the problem's own
+    hint: str = "The answer is {gold}."  # the line in front, with the problem's own {gold}
     date: str = ""  # chat: what day it is, YYYY-MM-DD; empty: the day on which the run starts
 
     def check(self) -> None:
@@ -91,8 +91,8 @@ def make_encode(
 
 
 def hinted(problem: Problem, hint: str) -> Problem:
-    """Put a hint in front of what is asked."""
-    told = hint.replace("{gold}", problem.gold)
+    """Put a hint in front of what is asked, on a line of its own."""
+    told = hint.replace("{gold}", problem.gold) + "\n"
     return replace(problem, prompt=told + problem.prompt, question=told + problem.question)
 
 

@@ -24,7 +24,7 @@ from jaxtrain.workdir import open_workdir, run_key
 
 CONFIG = replace(
     WHOLE,
-    prompts=replace(WHOLE.prompts, num_hinted=4, hint="{gold}=", max_prompt_tokens=12),
+    prompts=replace(WHOLE.prompts, num_hinted=4, hint="{gold}", max_prompt_tokens=12),
     evaluation=replace(WHOLE.evaluation, strategies=("greedy",)),
 )
 pytestmark = pytest.mark.usefixtures("compile_cache")

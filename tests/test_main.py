@@ -401,7 +401,7 @@ def test_configs_of_ours_are_read_by_path_and_name(name):
 
 
 def keys_told(out):
-    return dict(re.findall(r"^  --config\.([a-z0-9_.]+)=(\S*)  +\S", out, re.MULTILINE))
+    return dict(re.findall(r"^  --config\.([a-z0-9_.]+)=(.*?)  +\S", out, re.MULTILINE))
 
 
 def test_help_lists_every_key_with_its_default_and_remark(capsys):
