@@ -234,12 +234,12 @@ class Bench:
         self, fit: Fit, num_updates: int, seed: int, learnt: np.ndarray | None = None
     ) -> Params:
         """Fit a PRM, and return its parameters; learnt: the ids of the problems, by default all."""
-        # what it begins as
+        # what it begins as, copied: an update takes its learner
         base, policy, prm = self.networks[0 if fit.start == WARM else -1]
         fns = self.fns_of(fit.objective)
-        learner = fns.init_prm(jax.tree.map(jnp.asarray, policy))
+        learner = fns.init_prm(jax.tree.map(jnp.array, policy))
         if fit.start == PREVIOUS:
-            learner = replace(learner, params=jax.tree.map(jnp.asarray, prm))
+            learner = replace(learner, params=jax.tree.map(jnp.array, prm))
         # what it learns from
         newest = sorted(self.rounds)[-fit.num_rounds :]
         config = replace(
