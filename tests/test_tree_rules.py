@@ -20,7 +20,7 @@ from toy_worlds import hash_grow, make_prompts
 from jaxtrain.boundaries import TraceConfig
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.prior_rules import GumbelConfig, PuctConfig, make_gumbel
-from jaxtrain.search.rows import PriorConfig
+from jaxtrain.search.rows import PriorConfig, empty_rows
 from jaxtrain.structs import Kind
 
 NUM_TREES = 96
@@ -153,12 +153,7 @@ def halving(num_considered: int, num_simulations: int, rng: np.random.Generator)
     """Make a prompt with six candidates, and our selection and mctx's for it."""
     shape = (1, 6)
     log_prob = rng.normal(size=shape).astype(np.float32)
-    rows = SimpleNamespace(
-        kind=np.full(shape, Kind.CANDIDATE),
-        log_prob=log_prob,
-        length=np.ones(shape, int),
-        is_ended=np.zeros(shape, bool),
-    )
+    candidates = empty_rows(*shape)._replace(kind=np.full(shape, Kind.CANDIDATE), log_prob=log_prob)
     zeros = np.zeros(shape, np.float32)
     tree = mctx.Tree(
         node_visits=np.ones(1, np.int32),
@@ -174,7 +169,7 @@ def halving(num_considered: int, num_simulations: int, rng: np.random.Generator)
         children_discounts=zeros + 1,
         embeddings=(),
         root_invalid_actions=np.zeros(6),
-        extra_data=SimpleNamespace(rows=rows, root_gumbel=zeros[0]),
+        extra_data=SimpleNamespace(candidates=candidates, root_gumbel=zeros[0]),
     )
     config = GumbelConfig(num_considered)
 

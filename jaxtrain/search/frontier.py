@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.keys import fold_in
-from jaxtrain.search.lanes import NOTHING, WANTED, Pending
-from jaxtrain.search.rows import Job, Rows, clip, path_to, pick
+from jaxtrain.search.lanes import Pending, want
+from jaxtrain.search.rows import Job, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
 from jaxtrain.structs import Array, Kind, Tree, choose
 
@@ -59,7 +59,7 @@ class FrontierMoves:
     """The moves of trees under a rule."""
 
     def __init__(self, rule: FrontierRule, job: Job):
-        self.config, self.rule, self.job = job.config, rule, job
+        self.rule, self.job = rule, job
         self.num_rows = rule.num_turns * rule.num_steps * rule.width * rule.num_lanes
 
     def move(self, growth: Growth) -> Growth:
@@ -72,8 +72,8 @@ class FrontierMoves:
         at = jnp.maximum(place, 0)
         goes_on = (place >= 0) & pick(pool.is_there & ~pool.is_ended, at)
         goes_on = (goes_on | is_first[:, None]) & (state.turn < rule.num_turns)[:, None]
-        decided = self.decide(growth.rows)
-        is_over = ~jnp.any(goes_on, axis=1) | self.is_spent(growth.rows) | (decided >= 0)
+        decided, is_spent = self.job.decisive(growth.rows), self.job.has_spent(growth.rows)
+        is_over = ~jnp.any(goes_on, axis=1) | is_spent | (decided >= 0)
         is_over &= is_ready
 
         # What is opened is told, and waited for.
@@ -91,22 +91,6 @@ class FrontierMoves:
             is_over=growth.is_over | is_over,
             decided=jnp.where(is_over, decided, growth.decided),
         )
-
-    def is_spent(self, rows: Rows) -> Array:
-        """Say which trees have spent their tokens, [B] bool."""
-        limit = self.config.num_tokens
-        return jnp.sum(rows.length, axis=1) >= (jnp.inf if limit is None else limit)
-
-    def decide(self, rows: Rows) -> Array:
-        """Return the best leaf of each tree if it crosses the threshold, which ends the tree: [B]
-        int32, -1: none does.
-        """
-        scores = jnp.where(rows.is_finished & (rows.kind == Kind.CANDIDATE), rows.score, -jnp.inf)
-        best = jnp.argmax(scores, axis=1).astype(jnp.int32)
-        threshold, score = self.config.end_threshold, pick(scores, best)
-        if threshold is None:
-            return jnp.full_like(best, -1)
-        return jnp.where((score > -jnp.inf) & (clip(score) >= threshold), best, -1)
 
     def pool(self, growth: Growth) -> Pool:
         """Make what a rule chooses among."""
@@ -128,23 +112,18 @@ class FrontierMoves:
 
     def ordered(self, growth: Growth, place: Array, goes_on: Array) -> Pending:
         """Want K steps in A lanes behind the rows `place` [B W] that go on [B W]."""
-        rule, turn, shape = self.rule, growth.state.turn[:, None], growth.pending.state.shape
+        rule, turn, max_steps = self.rule, growth.state.turn[:, None], self.job.max_steps
         width, num_steps = rule.width, rule.num_steps
+        path = path_to(growth.rows.parent, place, max_steps - num_steps)
         # The first prefix draws with the problem's own key, as the root of a tree does.
         number, key = turn * width + jnp.arange(width), growth.key[:, None]
+        key = jnp.where((number > 0)[..., None], fold_in(key, number), key)
         step = (jnp.arange(num_steps) + turn * num_steps)[:, None, None]
         lane = jnp.arange(width * rule.num_lanes).reshape(width, rule.num_lanes, 1)
-        state = jnp.where(goes_on[:, :, None], WANTED, NOTHING)
-        return growth.pending._replace(
-            path=path_to(growth.rows.parent, place, self.job.max_steps - num_steps),
-            key=jnp.where((number > 0)[..., None], fold_in(key, number), key),
-            row=step * (width * rule.num_lanes) + lane,
-            room=jnp.full(place.shape, num_steps),
-            kind=jnp.full(len(place), int(Kind.CANDIDATE)),
-            is_distinct=jnp.full(len(place), rule.is_distinct),
-            state=jnp.broadcast_to(state, shape),
-            num_draws=jnp.zeros_like(growth.pending.num_draws),
-        )
+        row = step * (width * rule.num_lanes) + lane
+        is_wanted, kind = jnp.broadcast_to(goes_on[..., None], row.shape[:3]), Kind.CANDIDATE
+        told = path, key, row, is_wanted, kind, rule.is_distinct, max_steps
+        return want(growth.pending, *told)
 
     def read(self, growth: Growth) -> tuple[Array, Array, Array]:
         """Tell visits and values of all rows [B R], and that no node is closed [B]."""

@@ -60,21 +60,21 @@ def want(
     row: Array,
     is_wanted: Array,
     kind: Kind,
+    is_distinct: bool,
     max_steps: int,
 ) -> Pending:
-    """Order rows [B a k] where wanted [B a], behind one path a tree [B 1 D-1], key [B 2]."""
-    depth = jnp.sum(path[:, 0] >= 0, axis=1)
+    """Order rows [B W a k] where wanted [B W a], behind paths [B W D-K], keys [B W 2]."""
+    depth = jnp.sum(path >= 0, axis=2)
     *_, num_candidates, num_steps = pending.row.shape
-    pad = ((0, 0), (0, num_candidates - row.shape[1]), (0, num_steps - row.shape[2]))
-    state = jnp.where(jnp.pad(is_wanted, pad[:2]), WANTED, NOTHING)
+    pad = ((0, 0), (0, 0), (0, num_candidates - row.shape[2]), (0, num_steps - row.shape[3]))
     return pending._replace(
         path=path,
-        key=key[:, None],
-        row=jnp.pad(row, pad, constant_values=-1)[:, None],
-        room=jnp.minimum(row.shape[2], max_steps - depth)[:, None],
-        kind=jnp.full_like(depth, int(kind)),
-        is_distinct=jnp.full(depth.shape, kind == Kind.CANDIDATE),
-        state=state[:, None],
+        key=key,
+        row=jnp.pad(row, pad, constant_values=-1),
+        room=jnp.minimum(row.shape[3], max_steps - depth),
+        kind=jnp.full(len(row), int(kind)),
+        is_distinct=jnp.full(len(row), is_distinct),
+        state=jnp.where(jnp.pad(is_wanted, pad[:3]), WANTED, NOTHING),
         num_draws=jnp.zeros_like(pending.num_draws),
     )
 

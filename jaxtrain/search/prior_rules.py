@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import mctx as _mctx
 
 from jaxtrain.errors import Count, NotNegative, Section
-from jaxtrain.search.rows import MctxTree, PriorConfig
+from jaxtrain.search.rows import MctxTree, PriorConfig, Rows
 from jaxtrain.search.tree_loop import TreeRule, View
 from jaxtrain.structs import Array, Kind
 
@@ -60,7 +60,7 @@ def make_puct(config: PuctConfig, prior: PriorConfig) -> TreeRule:
     def select(tree: MctxTree, node: Array, is_open: Array) -> Array:
         values, visits = tree.children_values[node], tree.children_visits[node]
         # What is closed keeps its share, so that the others do not change when it closes.
-        share = jax.nn.softmax(prior_logits(prior, tree.extra_data, node, len(is_open)))
+        share = jax.nn.softmax(prior_logits(prior, tree.extra_data, node))
         parent = jnp.sqrt(tree.node_visits[node].astype(jnp.float32))
         bound = values + config.exploration * share * parent / (1 + visits)
         return jnp.argmax(jnp.where(is_open, bound, -jnp.inf)).astype(jnp.int32)
@@ -75,7 +75,7 @@ def make_gumbel(config: GumbelConfig, prior: PriorConfig, num_simulations: int) 
 
     def select(tree: MctxTree, node: Array, is_open: Array) -> Array:
         # What is closed counts for nothing: neither its visits nor its share of the prior.
-        logits = prior_logits(prior, tree.extra_data, node, len(is_open))
+        logits = prior_logits(prior, tree.extra_data, node)
         visits = jnp.where(is_open, tree.children_visits[node], 0)
         scale = (config.visit_offset + jnp.max(visits)) * config.value_scale
         sigma = scale * tree.children_values[node]
@@ -89,8 +89,7 @@ def make_gumbel(config: GumbelConfig, prior: PriorConfig, num_simulations: int) 
 
         # At the prompt: how many visits has a candidate whose turn it is? Those that ended when
         # they were drawn never took part.
-        there = tree.extra_data.rows
-        is_ended = there.is_ended[node, : len(is_open)]
+        is_ended = tree.extra_data.candidates.is_ended[node]
         takes_part = is_open | ((logits > NEVER) & ~is_ended)
         num_considered = jnp.minimum(jnp.sum(takes_part), config.num_considered)
         turn = jnp.clip(tree.node_visits[node] - 1, 0, num_turns - 1)
@@ -119,14 +118,14 @@ def halving_visits(num_considered: int, num_turns: int) -> list[int]:
     return due[:num_turns]
 
 
-def prior_logits(config: PriorConfig, view: View, node: Array, num_candidates: int) -> Array:
+def prior_logits(config: PriorConfig, view: View, node: Array) -> Array:
     """Return the logits of the prior over a node's candidates [A], the tree unbatched.
 
     A candidate weighs what the policy writes it with, among those that were drawn, which stand for
     all the steps that a game would list as its moves.
     """
-    kind = view.rows.kind[node, :num_candidates]
-    log_prob = view.rows.log_prob[node, :num_candidates]
+    candidates: Rows = jax.tree.map(lambda x: x[node], view.candidates)
+    log_prob = candidates.log_prob
     if config.normalises_length:
-        log_prob /= jnp.maximum(view.rows.length[node, :num_candidates], 1)
-    return jnp.where(kind == Kind.CANDIDATE, log_prob / config.temperature, NEVER)
+        log_prob /= jnp.maximum(candidates.length, 1)
+    return jnp.where(candidates.kind == Kind.CANDIDATE, log_prob / config.temperature, NEVER)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.errors import NotNegative, Positive, Section
-from jaxtrain.structs import Array, CheckFn, Params, Path, Prompts, Reader
+from jaxtrain.structs import Array, CheckFn, Kind, Params, Path, Prompts, Reader
 
 if TYPE_CHECKING:
     from jaxtrain.search.config import SearchConfig
@@ -33,6 +33,18 @@ class PriorConfig(Section, at="search.prior"):
     weight: NotNegative = 0.0
 
 
+class Rows(NamedTuple):
+    """What a search knows of its rows; all fields have one shape."""
+
+    parent: Array  # int32, the row before, -1: the prompt, or no row
+    kind: Array  # int32, a Kind
+    length: Array  # int32, tokens
+    score: Array  # float32, raw
+    log_prob: Array  # float32
+    is_finished: Array  # bool
+    is_ended: Array  # bool
+
+
 class Job(NamedTuple):
     """What a search is given, whatever its method: M problems, of which B are searched at once."""
 
@@ -46,17 +58,21 @@ class Job(NamedTuple):
     num_trees: int  # B
     check: CheckFn | None  # of steps, where there is one and it is asked
 
+    def has_spent(self, rows: Rows) -> Array:
+        """Say which trees, of rows [B R], have spent their tokens, [B] bool."""
+        limit = self.config.num_tokens
+        return jnp.sum(rows.length, axis=1) >= (jnp.inf if limit is None else limit)
 
-class Rows(NamedTuple):
-    """What a search knows of its rows; all fields have one shape."""
-
-    parent: Array  # int32, the row before, -1: the prompt, or no row
-    kind: Array  # int32, a Kind
-    length: Array  # int32, tokens
-    score: Array  # float32, raw
-    log_prob: Array  # float32
-    is_finished: Array  # bool
-    is_ended: Array  # bool
+    def decisive(self, rows: Rows) -> Array:
+        """Return which of the rows [B n] is the best leaf where it crosses the threshold, and
+        decides its tree: [B] int32, -1: none does.
+        """
+        scores = jnp.where(rows.is_finished & (rows.kind == Kind.CANDIDATE), rows.score, -jnp.inf)
+        best = jnp.argmax(scores, axis=1).astype(jnp.int32)
+        threshold, score = self.config.end_threshold, pick(scores, best)
+        if threshold is None:
+            return jnp.full_like(best, -1)
+        return jnp.where((score > -jnp.inf) & (clip(score) >= threshold), best, -1)
 
 
 def empty_rows(*shape: int) -> Rows:

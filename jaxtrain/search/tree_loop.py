@@ -62,9 +62,19 @@ class TreeRule(NamedTuple):
 class View(NamedTuple):
     """What selection sees besides mctx's statistics."""
 
-    rows: Rows  # [B N C]
+    candidates: Rows  # [B N A]
     is_closed: Array  # [B N A] bool
     is_exhausted: Array  # [B N] bool, there is no other step behind it
+
+    @property
+    def is_open(self) -> Array:
+        """Which candidates can be selected, [... A] bool."""
+        return (self.candidates.kind == Kind.CANDIDATE) & ~self.is_closed
+
+    @property
+    def num_drawn(self) -> Array:
+        """How many candidates a node has, [...] int32."""
+        return jnp.sum(self.candidates.kind != Kind.EMPTY, axis=-1)
 
 
 class TreeState(NamedTuple):
@@ -124,12 +134,10 @@ class TreeMoves:
         """End trees whose best new candidate is finished and crosses the threshold. Leaves that are
         not closed decide when they are selected, as in the paper.
         """
-        if self.config.end_threshold is None or not self.is_closing:
+        if not self.is_closing:
             return growth
-        scores = jnp.where(rows.is_finished & (rows.kind == Kind.CANDIDATE), rows.score, -jnp.inf)
-        best = jnp.argmax(scores[:, : self.num_candidates], axis=1)
-        score = pick(scores, best)
-        is_deciding = is_done & (score > -jnp.inf) & (clip(score) >= self.config.end_threshold)
+        best = self.job.decisive(rows)
+        is_deciding = is_done & (best >= 0)
         decided = jnp.where(is_deciding, node * self.num_rows + best, growth.decided)
         return growth._replace(decided=decided, is_over=growth.is_over | is_deciding)
 
@@ -142,11 +150,13 @@ class TreeMoves:
         key = fold_in(pick(state.key, node), self.num_candidates + state.num_rounds)
         size = rule.num_lanes * rule.num_steps
         first = node * self.num_rows + self.num_candidates + state.num_rounds * size
-        row = first[:, None, None] + jnp.arange(size).reshape(rule.num_steps, rule.num_lanes).T
-        is_wanted = jnp.ones(row.shape[:2], bool)
-        pending = want(growth.pending, path, key, row, is_wanted, Kind.ROLLOUT, job.max_steps)
+        row = jnp.arange(size).reshape(rule.num_steps, rule.num_lanes).T
+        row = first[:, None, None, None] + row
+        is_wanted = jnp.ones(row.shape[:3], bool)
+        told = path, key[:, None], row, is_wanted, Kind.ROLLOUT, False, job.max_steps
         return growth._replace(
-            pending=pending, state=state._replace(num_rounds=state.num_rounds + 1)
+            pending=want(growth.pending, *told),
+            state=state._replace(num_rounds=state.num_rounds + 1),
         )
 
     def open(self, growth: Growth, node: Array, rows: Rows, is_done: Array) -> TreeState:
@@ -185,53 +195,48 @@ class TreeMoves:
     def close(self, growth: Growth, state: TreeState, node: Array) -> TreeState:
         """Close the nodes from `node` [B] up to the first below which something is open."""
         tree, view = state.tree, self.view(growth.rows, state)
-        can_grow = self.can_widen(view)
 
         @jax.vmap
-        def climb(kind, is_closed, can_grow, parents, actions, node):
+        def climb(view, can_grow, parents, actions, node):
             def step(carry):
                 node, is_closed = carry
-                is_candidate = kind[node, : self.num_candidates] == Kind.CANDIDATE
-                is_open = can_grow[node] | jnp.any(is_candidate & ~is_closed[node])
+                is_open = view._replace(is_closed=is_closed).is_open[node]
+                is_open = can_grow[node] | jnp.any(is_open)
                 parent = jnp.where(is_open, -1, parents[node])
                 at = jnp.where(parent >= 0, parent, self.num_nodes)
                 return parent, is_closed.at[at, actions[node]].set(True, mode="drop")
 
-            return jax.lax.while_loop(lambda carry: carry[0] >= 0, step, (node, is_closed))[1]
+            carry = node, view.is_closed
+            return jax.lax.while_loop(lambda carry: carry[0] >= 0, step, carry)[1]
 
-        is_closed = climb(
-            view.rows.kind, view.is_closed, can_grow, tree.parents, tree.action_from_parent, node
-        )
-        return state._replace(is_closed=is_closed)
+        way = tree.parents, tree.action_from_parent, node
+        return state._replace(is_closed=climb(view, self.can_widen(view), *way))
 
     def view(self, rows: Rows, state: TreeState) -> View:
         """Make what selection sees."""
-        return View(self.nodes(rows), state.is_closed, state.is_exhausted)
+        candidates = jax.tree.map(lambda x: x[:, :, : self.num_candidates], self.nodes(rows))
+        return View(candidates, state.is_closed, state.is_exhausted)
 
     def can_widen(self, view: View) -> Array:
         """Say which nodes [B N] (or one) may draw further candidates."""
         if self.config.widening.max_candidates is None:
             return jnp.zeros_like(view.is_exhausted)
-        is_drawn = view.rows.kind[..., : self.num_candidates] != Kind.EMPTY
-        return ~jnp.all(is_drawn, axis=-1) & ~view.is_exhausted
+        return (view.num_drawn < self.num_candidates) & ~view.is_exhausted
 
-    def is_open(self, view: View) -> Array:
+    def can_select(self, view: View) -> Array:
         """Say below which nodes [B N] (or one) there is something to select."""
-        is_candidate = view.rows.kind[..., : self.num_candidates] == Kind.CANDIDATE
-        return jnp.any(is_candidate & ~view.is_closed, axis=-1) | self.can_widen(view)
+        return jnp.any(view.is_open, axis=-1) | self.can_widen(view)
 
     def select_candidate(self, tree: MctxTree, node: Array) -> Array:
         """Choose among a node's open candidates, or the next one to draw."""
         view: View = jax.tree.map(lambda x: x[node], tree.extra_data)
-        kind = view.rows.kind[: self.num_candidates]
-        is_open = (kind == Kind.CANDIDATE) & ~view.is_closed
-        action = self.rule.select(tree, node, is_open)
+        action = self.rule.select(tree, node, view.is_open)
         # More are drawn where none is open, or too few for so many visits.
-        num_drawn = jnp.sum(kind != Kind.EMPTY)
         visits = jnp.maximum(tree.node_visits[node], 1).astype(jnp.float32)
-        is_few = num_drawn < self.config.num_candidates * visits**self.config.widening.exponent
-        is_widening = self.can_widen(view) & (is_few | ~jnp.any(is_open))
-        return jnp.where(is_widening, num_drawn, action).astype(jnp.int32)
+        enough = self.config.num_candidates * visits**self.config.widening.exponent
+        is_widening = (view.num_drawn < enough) | ~jnp.any(view.is_open)
+        is_widening &= self.can_widen(view)
+        return jnp.where(is_widening, view.num_drawn, action).astype(jnp.int32)
 
     def select(self, growth: Growth) -> Growth:
         """Let mctx select the next leaf, and make of it a turn: decide, visit again, or order."""
@@ -239,10 +244,9 @@ class TreeMoves:
         view = self.view(growth.rows, state)
         is_asked = growth.is_ready & (state.node < 0)
         # Over when the budget is spent, or when nothing is open below the prompt.
-        is_open = self.is_open(jax.tree.map(lambda x: x[:, 0], view))
+        is_open = self.can_select(jax.tree.map(lambda x: x[:, 0], view))
         is_spent = growth.num_simulations >= config.num_simulations
-        if config.num_tokens is not None:
-            is_spent |= jnp.sum(growth.rows.length, axis=1) >= config.num_tokens
+        is_spent |= self.job.has_spent(growth.rows)
         is_spent |= (state.slot >= 0) & ~is_open
         is_over = growth.is_over | (is_asked & is_spent)
         is_asked = is_asked & ~is_over
@@ -310,12 +314,13 @@ class TreeMoves:
         first_row = node * self.num_rows
         leaf = jnp.where(is_more, pick(growth.rows.parent, first_row), leaf)
         path = path_to(growth.rows.parent, leaf[:, None], depth)
-        row = first_row[:, None, None] + jnp.arange(self.num_candidates)[:, None]
+        row = first_row[:, None, None, None] + jnp.arange(self.num_candidates)[:, None]
         number = jnp.arange(self.num_candidates) - state.first[:, None]
         num_more = jnp.where(is_more, self.config.widening.num_more, self.config.num_candidates)
-        is_wanted = (number >= 0) & (number < num_more[:, None])
-        key, max_steps = pick(state.key, node), self.job.max_steps
-        pending = want(growth.pending, path, key, row, is_wanted, Kind.CANDIDATE, max_steps)
+        is_wanted = ((number >= 0) & (number < num_more[:, None]))[:, None]
+        key = pick(state.key, node)[:, None]
+        told = path, key, row, is_wanted, Kind.CANDIDATE, True, self.job.max_steps
+        pending = want(growth.pending, *told)
         return growth._replace(pending=pending, is_short=jnp.zeros_like(growth.is_short))
 
     def read(self, growth: Growth) -> tuple[Array, Array, Array]:
@@ -326,7 +331,7 @@ class TreeMoves:
         visits = jnp.zeros_like(rows.kind).at[:, :, :width].set(state.tree.children_visits)
         value = clip(rows.score).at[:, :, :width].set(state.tree.children_values)
         is_node = jnp.arange(self.num_nodes) <= state.slot[:, None]
-        is_open = self.is_open(self.view(growth.rows, state))
+        is_open = self.can_select(self.view(growth.rows, state))
         num_closed = jnp.sum(is_node & ~is_open, axis=1)
         return visits.reshape(num_trees, -1), value.reshape(num_trees, -1), num_closed
 
