@@ -206,8 +206,7 @@ class TreeMoves:
                 at = jnp.where(parent >= 0, parent, self.num_nodes)
                 return parent, is_closed.at[at, actions[node]].set(True, mode="drop")
 
-            carry = node, view.is_closed
-            return jax.lax.while_loop(lambda carry: carry[0] >= 0, step, carry)[1]
+            return jax.lax.while_loop(lambda carry: carry[0] >= 0, step, (node, view.is_closed))[1]
 
         way = tree.parents, tree.action_from_parent, node
         return state._replace(is_closed=climb(view, self.can_widen(view), *way))
