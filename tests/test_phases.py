@@ -34,8 +34,7 @@ class Bench:
         options = SimpleNamespace(temperature=1.0)
         self.run: Any = SimpleNamespace(
             config=SimpleNamespace(
-                search=options,
-                evaluation=SimpleNamespace(searches={"greedy": options}),
+                searches={"train": options, "greedy": options},
                 labels=SimpleNamespace(kind="kind"),
             ),
             fns=SimpleNamespace(
