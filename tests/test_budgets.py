@@ -179,6 +179,7 @@ def test_the_size_of_a_search_grows_with_its_tokens(method):
 
 def test_flags_are_read():
     assert read_budgets("4k,1K,1.5k,2m,512") == [512, 1000, 1500, 4000, 2_000_000]
+    assert read_budgets("1.001k,1.1m") == [1001, 1_100_000]
     assert read_methods("puct,greedy,puct", RULES) == ["puct", "greedy"]
 
 

@@ -63,7 +63,7 @@ def read_methods(text: str, searches: Collection[str]) -> list[str]:
 def read_budgets(text: str, flag: str = "--budgets") -> list[int]:
     """Read the budgets of a flag, ascending. Raises UserError."""
     found = [re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", part) for part in text.lower().split(",")]
-    budgets = {int(float(at[1]) * UNITS[at[2]]) if at else 0 for at in found}
+    budgets = {round(float(at[1]) * UNITS[at[2]]) if at else 0 for at in found}
     told = "must be tokens a problem, such as 1k,4k,16k"
     require(min(budgets) >= 1, f"{flag}={text}", told)
     return sorted(budgets)
