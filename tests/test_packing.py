@@ -222,3 +222,5 @@ def test_what_cannot_be_packed_is_refused():
     assert config().row_length == 10**6
     with pytest.raises(UserError, match="packed_tokens=10: a text has up to"):
         Config(datasets=DatasetsConfig(packed_tokens=10))
+    with pytest.raises(UserError, match="packed_tokens=0: must be 1 or more"):
+        DatasetsConfig(packed_tokens=0)
