@@ -435,6 +435,12 @@ def test_batches_of_one_outcome_or_unbalanced_are_plain_epochs(outcomes, is_bala
     assert (np.sort(seen, axis=1) == np.arange(1, 7)).all()
 
 
+def test_batches_of_one_row_cannot_be_balanced_and_show_both_outcomes():
+    paths = paths_of([True, False, False])
+    found = [int(length_of(b)[0]) for b in batches(paths, 6, 1, balance_outcomes=True)]
+    assert sorted(found) == [1, 1, 2, 2, 3, 3]
+
+
 def lengths_by_pool(found):
     """Lengths [pools POOL M] of batches, every batch sorted."""
     lengths = np.sort([length_of(batch) for batch in found], axis=1)
