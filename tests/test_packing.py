@@ -171,7 +171,7 @@ def test_steps_of_a_problem_are_compared_as_in_rows_of_one_text():
 
 
 def test_held_out_ends_are_ranked_within_their_problems():
-    """Packed or apart, as a plain loop over pairs does."""
+    """As a plain loop over pairs does."""
     whole = [
         tuple(row[:n])
         for row, n in zip(EXAMPLES.rows.tokens, EXAMPLES.rows.until[:, 0], strict=True)
@@ -201,8 +201,7 @@ def test_held_out_ends_are_ranked_within_their_problems():
         wins = value[own & right][:, None] > value[own & ~right]
         found += [wins.mean()] * bool(wins.size)
     assert len(found) > 1 and 0 < np.mean(found) < 1
-    for form in (examples, datasets.pack(examples, 20)):
-        assert rank_ends(run, {}, prm, form) == pytest.approx(np.mean(found))
+    assert rank_ends(run, {}, prm, examples) == pytest.approx(np.mean(found))
 
 
 def test_nothing_is_packed_where_there_is_nothing():
