@@ -70,10 +70,10 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
 
 def pack(run: Run, i: int, name: str, examples: Examples) -> Examples:
     """Pack the rows of a network, where that is asked, and log the tokens of both forms."""
-    c, objective = run.config.datasets, getattr(run.config.updates, name).objective
+    c, order = run.config.datasets, updates.prm.OBJECTIVES[run.config.updates.prm.objective].order
     if c.packed_tokens is None:
         return examples
-    is_balanced = c.balance_outcomes and updates.OBJECTIVES[name][objective].order == "rows"
+    is_balanced = c.balance_outcomes and name == "prm" and order == "rows"
     packed = datasets.pack(examples, c.packed_tokens, is_balanced)
     forms = ("apart", examples.rows), ("packed", packed.rows)
     told = {f"num_{name}_tokens_{key}": int(np.count_nonzero(rows.until)) for key, rows in forms}
@@ -230,7 +230,8 @@ def lay_out(
         num_updates,
         size,
         host_rng(run.config.seed, FITS[name], i),
-        d.balance_outcomes and d.packed_tokens is None,  # packed rows are balanced in themselves
+        # packed rows are balanced in themselves
+        d.balance_outcomes and name == "prm" and d.packed_tokens is None,
         d.group_by_length,
         "rows" if is_imitation else updates.OBJECTIVES[name][learning.objective].order,
         run.config.updates.prm.num_together,

@@ -17,7 +17,7 @@ from jaxtrain import datasets, updates
 from jaxtrain.config import Config
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.errors import UserError
-from jaxtrain.learning import rank_ends
+from jaxtrain.learning import pack, rank_ends
 from jaxtrain.nn.heads import head_outputs, make_log_probs, read_rows
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.structs import Examples, TokenRows
@@ -144,6 +144,15 @@ def test_right_texts_weigh_as_much_as_the_others():
     of_one_kind = examples.replace(is_correct=kinds[0] & False)
     same = datasets.pack(of_one_kind, LENGTH, balance_outcomes=True).rows.weight
     np.testing.assert_allclose(same, examples.rows.weight)
+
+
+def test_what_balances_the_prm_leaves_the_policys_weights_as_they_are():
+    how = UpdatesConfig(policy=PolicyConfig(objective="weighted"))
+    data, log = DatasetsConfig(packed_tokens=500), SimpleNamespace(append=lambda *told: None)
+    run: Any = SimpleNamespace(config=Config(updates=how, datasets=data), log=log)
+    for name, is_balanced in (("policy", False), ("prm", True)):
+        expected = datasets.pack(EXAMPLES, 500, is_balanced).rows.weight
+        np.testing.assert_array_equal(pack(run, 1, name, EXAMPLES).rows.weight, expected)
 
 
 def test_steps_of_a_problem_are_compared_as_in_rows_of_one_text():
