@@ -37,11 +37,7 @@ def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict
         rows_fn = datasets.without_false_steps(rows_fn, run.check)
     known = references(run, rounds) if c.datasets.learn_references else []
     settings = c.datasets, c.max_length, c.seed
-    policy, prm, counts = datasets.collect(rounds, *settings, rows_fn, known)
-    if c.datasets.packed_tokens is not None:
-        policy = pack(run, "policy", policy, counts)
-        prm = pack(run, "prm", prm, counts)
-    return policy, prm, counts
+    return datasets.collect(rounds, *settings, rows_fn, known)
 
 
 def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
@@ -72,13 +68,16 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
     return found
 
 
-def pack(run: Run, name: str, examples: Examples, counts: dict[str, Any]) -> Examples:
-    """Pack the rows of a network, and count the tokens of both forms."""
-    c, objective = run.config.datasets, getattr(run.config.updates, name).objective
-    is_balanced = c.balance_outcomes and updates.OBJECTIVES[name][objective].order == "rows"
-    packed = datasets.pack(examples, c.packed_tokens or 0, is_balanced)
-    for key, rows in (("apart", examples.rows), ("packed", packed.rows)):
-        counts[f"num_{name}_tokens_{key}"] = int(np.count_nonzero(rows.until))
+def pack(run: Run, i: int, name: str, examples: Examples) -> Examples:
+    """Pack the rows of a network, where that is asked, and log the tokens of both forms."""
+    c, order = run.config.datasets, updates.prm.OBJECTIVES[run.config.updates.prm.objective].order
+    if c.packed_tokens is None:
+        return examples
+    is_balanced = c.balance_outcomes and name == "prm" and order == "rows"
+    packed = datasets.pack(examples, c.packed_tokens, is_balanced)
+    forms = ("apart", examples.rows), ("packed", packed.rows)
+    told = {f"num_{name}_tokens_{key}": int(np.count_nonzero(rows.until)) for key, rows in forms}
+    run.log.append(i, named("datasets", told))
     return packed
 
 
@@ -118,6 +117,7 @@ def fit(
     """
     update = partial(run.fns.imitate if is_imitation else getattr(run.fns, f"update_{name}"), base)
     examples, held = hold_out(run, i, name, examples)
+    examples = examples if is_imitation else pack(run, i, name, examples)
     rates, batches = lay_out(run, i, name, examples, is_imitation)
     num_updates, learning = len(rates), getattr(run.config.updates, name)
     # the parts of it, which held-out problems are ranked after, or which are saved
@@ -204,13 +204,10 @@ def rank_ends(run: Run, base: Params, prm: Learner, held: Examples) -> float:
     """
     read = partial(run.fns.read_values, base, prm.params)
     values = read_all(read, held.rows, run.config.updates.prm.batch_size)
-    # A path ends at a label behind which no other one goes on.
-    is_label, last = held.rows.weight > 0, np.maximum(held.rows.until - 1, 0)
-    count = np.cumsum(is_label, axis=1)
-    is_end = is_label & (count == np.take_along_axis(count, last, axis=1))
-    is_right = held.rows.target[is_end] > 1 - 1e-6
-    problem = held.problem_id[np.nonzero(is_end)[0]]
-    return mean(within_problems(values[is_end], is_right, problem)[0])
+    # A row is one path, which ends at its last label.
+    ends = np.arange(len(values)), [np.flatnonzero(weight)[-1] for weight in held.rows.weight]
+    is_right = held.rows.target[ends] > 1 - 1e-6
+    return mean(within_problems(values[ends], is_right, held.problem_id)[0])
 
 
 def best_of(infos: dict[str, np.ndarray]) -> int:
@@ -233,7 +230,8 @@ def lay_out(
         num_updates,
         size,
         host_rng(run.config.seed, FITS[name], i),
-        d.balance_outcomes and d.packed_tokens is None,  # packed rows are balanced in themselves
+        # packed rows are balanced in themselves
+        d.balance_outcomes and name == "prm" and d.packed_tokens is None,
         d.group_by_length,
         "rows" if is_imitation else updates.OBJECTIVES[name][learning.objective].order,
         run.config.updates.prm.num_together,

@@ -2,16 +2,20 @@
 
 from collections import Counter, defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from forest import Row, grow_at_random, plant
 
-from jaxtrain import datasets, labels
+from jaxtrain import datasets, labels, learning
+from jaxtrain.config import Config
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.labels import LabelsConfig
 from jaxtrain.structs import Prompts, Shard, Verdict
+from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
 
 C, W = Verdict.CORRECT, Verdict.WRONG
 MAX_LENGTH = 160
@@ -435,6 +439,12 @@ def test_batches_of_one_outcome_or_unbalanced_are_plain_epochs(outcomes, is_bala
     assert (np.sort(seen, axis=1) == np.arange(1, 7)).all()
 
 
+def test_batches_of_one_row_cannot_be_balanced_and_show_both_outcomes():
+    paths = paths_of([True, False, False])
+    found = [int(length_of(b)[0]) for b in batches(paths, 6, 1, balance_outcomes=True)]
+    assert sorted(found) == [1, 1, 2, 2, 3, 3]
+
+
 def lengths_by_pool(found):
     """Lengths [pools POOL M] of batches, every batch sorted."""
     lengths = np.sort([length_of(batch) for batch in found], axis=1)
@@ -621,6 +631,25 @@ def test_answers_carry_their_advantage():
     two = replace(LARGE, max_paths_per_problem=2)
     found = [len(rows_of("answers", [shard_of([given])], config=two, seed=s)[0]) for s in range(9)]
     assert set(found) == {0, 2}, "two of four, by chance both wrong"
+
+
+@pytest.mark.parametrize("objective", ["grpo", "weighted"])
+def test_the_policys_batches_show_all_rows_alike_and_the_prms_are_balanced(objective):
+    """Advantages of a problem sum to 0, which balanced batches would not let them."""
+    rows, how = [Row(-1, (1,), C), *(Row(-1, (k,), W) for k in range(2, 9))], FitConfig(4)
+    learnt = {
+        "policy": PolicyConfig(objective=objective, batch_size=4, fit=how),
+        "prm": PrmConfig(batch_size=4, fit=how),
+    }
+    run: Any = SimpleNamespace(config=Config(updates=UpdatesConfig(**learnt)))
+    examples = rows_of("answers", [shard_of([rows])])[1]
+    share = {}
+    for name in learnt:
+        found = list(learning.lay_out(run, 1, name, examples, is_imitation=False)[1])
+        advantage = np.concatenate([batch.target.sum(axis=1) for batch in found])
+        share[name] = float((advantage > 0).mean())
+        assert name == "prm" or abs(advantage.sum()) < 1e-4
+    assert share == {"policy": 1 / 8, "prm": 1 / 2}
 
 
 def test_text_is_told_from_padding_whatever_the_ids():

@@ -249,6 +249,9 @@ BAD = {
     "prm.held_out": (PrmConfig, dict(held_out=-0.1), "must be below 1, and 0 or more"),
     "prm.lm_weight": (PrmConfig, dict(lm_weight=-1.0), "must be 0 or more"),
     "policy.objective": (PolicyConfig, dict(objective="ppo"), "nll or weighted or dpo or "),
+    # a mean that forgets nothing of its beginning divides 0 by 0
+    "policy.b1": (PolicyConfig, dict(b1=1.0), "must be below 1, and 0 or more"),
+    "prm.b2": (PrmConfig, dict(b2=1.0), "must be below 1, and 0 or more"),
     "policy.init_from": (
         PolicyConfig,
         dict(objective="grpo", init_from="warm_start"),

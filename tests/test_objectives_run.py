@@ -17,6 +17,7 @@ from test_iteration import CONFIG as WHOLE
 from test_iteration import Interrupted, InterruptedProgress, assert_same_run
 
 from jaxtrain import iteration
+from jaxtrain import learning as learning_side
 from jaxtrain.build import build
 from jaxtrain.config import EvaluationConfig, check
 from jaxtrain.errors import UserError
@@ -200,6 +201,21 @@ def test_a_prm_learns_references_with_dropout_beside_language_and_keeps_the_best
     assert {path.name for path in folder.glob("fits/0/prm/*")} >= {"4"}
     assert_same_run(run(folder, task, config, 2, fns), folder, (state, straight))
     assert not (folder / "fits").exists()
+
+
+def test_what_is_ranked_is_no_reference_and_no_older_path_where_rows_are_packed(
+    task, tmp_path, monkeypatch
+):
+    config, ranked = learning("prm", held_out=0.5), []
+    data = replace(CONFIG.datasets, learn_references=True, packed_tokens=3 * CONFIG.max_length)
+    monkeypatch.setattr(learning_side, "rank_ends", lambda *told: ranked.append(told[-1]) or 0.5)
+    run(tmp_path, solved(task), replace(config, datasets=data), 1)
+    iteration = [set(held.iteration.tolist()) for held in ranked]
+    assert iteration == sorted(iteration, key=max) and {0} in iteration and {1} in iteration
+    for held in ranked:
+        length = (held.rows.until > 0).sum(axis=1, keepdims=True)
+        is_token = held.rows.until > 0
+        assert (held.rows.until == is_token * length).all(), "a row is one text"
 
 
 def test_references_need_a_task_that_knows_some(task):

@@ -17,7 +17,7 @@ from jaxtrain import datasets, updates
 from jaxtrain.config import Config
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.errors import UserError
-from jaxtrain.learning import rank_ends
+from jaxtrain.learning import pack, rank_ends
 from jaxtrain.nn.heads import head_outputs, make_log_probs, read_rows
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.structs import Examples, TokenRows
@@ -146,6 +146,15 @@ def test_right_texts_weigh_as_much_as_the_others():
     np.testing.assert_allclose(same, examples.rows.weight)
 
 
+def test_what_balances_the_prm_leaves_the_policys_weights_as_they_are():
+    how = UpdatesConfig(policy=PolicyConfig(objective="weighted"))
+    data, log = DatasetsConfig(packed_tokens=500), SimpleNamespace(append=lambda *told: None)
+    run: Any = SimpleNamespace(config=Config(updates=how, datasets=data), log=log)
+    for name, is_balanced in (("policy", False), ("prm", True)):
+        expected = datasets.pack(EXAMPLES, 500, is_balanced).rows.weight
+        np.testing.assert_array_equal(pack(run, 1, name, EXAMPLES).rows.weight, expected)
+
+
 def test_steps_of_a_problem_are_compared_as_in_rows_of_one_text():
     """Where each of them is learnt once."""
     rows, seen = EXAMPLES.rows, set()
@@ -171,7 +180,7 @@ def test_steps_of_a_problem_are_compared_as_in_rows_of_one_text():
 
 
 def test_held_out_ends_are_ranked_within_their_problems():
-    """Packed or apart, as a plain loop over pairs does."""
+    """As a plain loop over pairs does."""
     whole = [
         tuple(row[:n])
         for row, n in zip(EXAMPLES.rows.tokens, EXAMPLES.rows.until[:, 0], strict=True)
@@ -201,8 +210,7 @@ def test_held_out_ends_are_ranked_within_their_problems():
         wins = value[own & right][:, None] > value[own & ~right]
         found += [wins.mean()] * bool(wins.size)
     assert len(found) > 1 and 0 < np.mean(found) < 1
-    for form in (examples, datasets.pack(examples, 20)):
-        assert rank_ends(run, {}, prm, form) == pytest.approx(np.mean(found))
+    assert rank_ends(run, {}, prm, examples) == pytest.approx(np.mean(found))
 
 
 def test_nothing_is_packed_where_there_is_nothing():
@@ -222,3 +230,5 @@ def test_what_cannot_be_packed_is_refused():
     assert config().row_length == 10**6
     with pytest.raises(UserError, match="packed_tokens=10: a text has up to"):
         Config(datasets=DatasetsConfig(packed_tokens=10))
+    with pytest.raises(UserError, match="packed_tokens=0: must be 1 or more"):
+        DatasetsConfig(packed_tokens=0)

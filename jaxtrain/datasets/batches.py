@@ -31,17 +31,18 @@ def batches(
     most four programs are compiled.
 
     With balance_outcomes, half of each batch (the smaller half of an odd one) are rows that end
-    correct and the rest are others, each kind shuffled by itself; if one kind is missing, all comes
-    from the other. With group_by_length, every POOL batches are sorted by length, split anew and
-    shuffled, across the ends of epochs too; balanced halves are sorted each by itself. Neither is
-    asked of another `order` than "rows", whose rows must stand beside others.
+    correct and the rest are others, each kind shuffled by itself; if one kind is missing, or a
+    batch is one row, all are shuffled together. With group_by_length, every POOL batches are sorted
+    by length, split anew and shuffled, across the ends of epochs too; balanced halves are sorted
+    each by itself. Neither is asked of another `order` than "rows", whose rows must stand beside
+    others.
     """
     # The kinds of rows, and how many of a batch are of each.
     is_correct = examples.is_correct
     kinds, sizes = [np.arange(len(is_correct))], [batch_size]
     if order != "rows":
         balance_outcomes = group_by_length = False
-    if balance_outcomes and is_correct.any() and not is_correct.all():
+    if balance_outcomes and batch_size > 1 and is_correct.any() and not is_correct.all():
         kinds = [np.flatnonzero(is_correct), np.flatnonzero(~is_correct)]
         sizes = [batch_size // 2, batch_size - batch_size // 2]
     # Each kind comes in an order of its own.

@@ -46,7 +46,7 @@ class DatasetsConfig(Section, at="datasets"):
     group_by_length: bool = False
     # none: a row a text. Else columns of rows that hold all texts of a problem, or as many as find
     # room, each shared token once; batch sizes count these rows then
-    packed_tokens: int | None = None
+    packed_tokens: Count | None = None
 
 
 class Step(NamedTuple):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxtrain.errors import Count, Natural, NotNegative, Positive, Section, Share, one_of
+from jaxtrain.errors import Count, Natural, NotNegative, Part, Positive, Section, Share, one_of
 from jaxtrain.intervals import mean
 from jaxtrain.structs import Array, Learner, Params
 
@@ -58,8 +58,8 @@ class LearnerConfig(Section):
     warm_start: FitConfig = FitConfig(num_updates=800)
     fit: FitConfig = FitConfig()  # iterations 1, 2, ...
     batch_size: Count = 64  # M, over all devices
-    b1: Share = 0.9  # AdamW's decay of the mean gradient, an update
-    b2: Share = 0.98  # AdamW's decay of the mean squared gradient, an update
+    b1: Part = 0.9  # AdamW's decay of the mean gradient, an update
+    b2: Part = 0.98  # AdamW's decay of the mean squared gradient, an update
     weight_decay: NotNegative = 0.01  # AdamW's, times the rate
     clip_norm: Positive = 1.0  # of the whole gradient
     # where later fits begin: previous, the fit before; warm_start, from iteration 2 on, the network
