@@ -2,12 +2,13 @@
 
     python -m benchmarks.curve --workdir RUN --shares .125 .25 .5 1 [--updates 2000] [--seeds 1]
 
-RUN is a finished run of any task. A PRM begins as the newest policy and is fitted, by the settings
-of the run and for as many updates at every share, to the stored trees of a share of the problems
-that its newest rounds searched; a larger share holds a smaller one. It is judged by the trees of
-the newest evaluation, whose problems nobody learnt: AUROC within a problem over finished leaves,
-and over first steps, which are right where a correct answer was found below. A table is printed,
-and the same as one line of JSON.
+RUN is a finished run of any task. A PRM begins as the newest policy and is fitted, for as many
+updates at every share, to the stored trees of a share of the problems that its newest rounds
+searched; a larger share holds a smaller one. Labels, rounds, caps, objective, batches and rate are
+the run's; rows are not packed, none is held out, and references are not learnt. It is judged by the
+trees of the newest evaluation, whose problems nobody learnt: AUROC within a problem over finished
+leaves, and over first steps, which are right where a correct answer was found below. A table is
+printed, and the same as one line of JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from jaxtrain.structs import Labels, Tree, Verdict
 
 def judged_by(bench: Bench) -> dict[str, Texts]:
     """Read the trees of the newest evaluation, of its search or else of its samples."""
-    folder, i = bench.files.run, len(bench.networks) - 1
+    folder, i = bench.files.run, bench.iteration
     paths = [sorted(folder.glob(f"trees/{i}/{name}-*.npz")) for name in ("solve", "sample")]
     if not any(paths):
         raise UserError(f"{folder}: its newest evaluation grew no trees; let it search or sample")

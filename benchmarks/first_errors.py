@@ -1,10 +1,11 @@
 """Where does a PRM see the first error? On solutions in ProcessBench's form, any file of it.
 
     python -m benchmarks.first_errors --workdir runs/NAME --file gsm8k.jsonl
-    python -m benchmarks.first_errors --workdir runs/NAME --file gsm8k.jsonl --iteration 0
+    python -m benchmarks.first_errors --model MODEL --prm PRM --file gsm8k.jsonl
 
-A line of the file is a JSON object: `problem`, `steps` (texts) and `label`, the number of the first
-wrong step from 0, or -1 where there is none. A PRM names the first step whose value is below a
+The PRM is a run's, or one that was exported, with the policy whose tokenizer it reads. A line of
+the file is a JSON object: `problem`, `steps` (texts) and `label`, the number of the first wrong
+step from 0, or -1 where there is none. A PRM names the first step whose value is below a
 threshold. F1 is the harmonic mean of two shares: of the wrong solutions those whose first error is
 named exactly, of the right ones those that are let pass (Zheng et al., 2024). It is told at 0.5,
 and at the threshold that is best on this very file, as ProcessBench does for its PRMs; besides the
@@ -17,25 +18,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from jaxtrain.build import build
-from jaxtrain.errors import UserError
+from jaxtrain.commands.solve import open_asked
+from jaxtrain.errors import UserError, require
 from jaxtrain.intervals import auroc, mean
-from jaxtrain.nn import lora
-from jaxtrain.nn.heads import read_rows, value_of
-from jaxtrain.nn.transformer import Transformer
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import make_encode
-from jaxtrain.runs import open_run
+from jaxtrain.runs import Loaded
 from jaxtrain.structs import TokenRows
-from jaxtrain.tasks import Problem
 
 BATCH_SIZE = 16
 RIGHT = -1  # the label of a solution without an error
@@ -102,28 +96,18 @@ def card(values: Sequence[np.ndarray], label: np.ndarray) -> dict[str, float]:
     }
 
 
-def score(
-    path: Path, iteration: int | None, solutions: Sequence[Solution], progress: Progress
-) -> tuple[list[np.ndarray], int]:
-    """Read the values of all steps with the PRM of a run. Returns them and the iteration."""
-    run = open_run(path)
-    config, task = run.config, run.task
-    fns = build(config, task, progress, run.pretrained)
-    with run.checkpoints() as stored:
-        iteration = stored.choose(iteration)
-        prm = stored.restore_params(iteration, "prm", fns.abstract_state)
-    prm = prm | {"backbone": lora.merge(fns.init_base(), prm["backbone"])}
-    adapters, size = config.updates.lora, config.model.vocab_size or task.tokenizer.vocab_size
-    hidden_fn = partial(read_rows, Transformer(config.model, size, adapters.scale))
-    read = jax.jit(lambda prm, rows: value_of(prm["head"], hidden_fn(prm["backbone"], rows)))
-
+def score(model: Loaded, solutions: Sequence[Solution]) -> list[np.ndarray]:
+    """Read the PRM's values of the steps of all solutions, each of which is a problem of the task:
+    [steps] each, in [0, 1].
+    """
+    task, boundary = model.task, model.config.trace.boundary
+    encode_fn = make_encode(model.config.prompts, task.tokenizer, task.demonstrations)
     # A step ends with its boundary, as those do that the PRM has learnt.
-    encode_fn = make_encode(config.prompts, task.tokenizer, task.demonstrations)
     texts, ends = [], []
-    for problem, steps, _ in solutions:
-        ids, at = list(encode_fn(Problem(0, f"Q: {problem}\nA:\n", "", problem))), []
-        for step in steps:
-            ids += task.tokenizer.encode(step.strip("\n") + config.trace.boundary)
+    for problem, solution in zip(task.test, solutions, strict=True):
+        ids, at = list(encode_fn(problem)), []
+        for step in solution.steps:
+            ids += task.tokenizer.encode(step.strip("\n") + boundary)
             at.append(len(ids) - 1)
         texts.append(ids)
         ends.append(np.array(at))
@@ -139,30 +123,36 @@ def score(
             size = len(texts[k])
             tokens[row, :size], until[row, :size] = texts[k], size
         place, none = np.arange(width, dtype=np.int32), np.zeros(tokens.shape, np.float32)
-        place = np.where(until > 0, place, 0)
-        values = np.asarray(read(prm, TokenRows(tokens, place, until, none, none, -until)))
+        rows = TokenRows(tokens, np.where(until > 0, place, 0), until, none, none, -until)
+        values = np.asarray(model.fns.read_values(model.networks.base, model.networks.prm, rows))
         for row, k in enumerate(part):
             found[k] = values[row, ends[k]].clip(0, 1)
-    return found, iteration
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--file", type=Path, required=True)
-    parser.add_argument("--iteration", type=int)
-    options = parser.parse_args()
+    parser.add_argument("--workdir", type=Path, help="a run")
+    parser.add_argument("--iteration", type=int, help="of the run; the newest by default")
+    parser.add_argument("--model", help="in place of a run: a folder, a hub id or a .gguf file")
+    parser.add_argument("--prm", default="", help="the PRM of --model: a folder or a hub id")
+    parser.add_argument("--config", default="ask", help="how --model is asked: a config")
+    options, overrides = parser.parse_known_args()
     try:
+        require(bool(options.workdir or options.prm), "--prm", "name the PRM of --model")
         solutions = read_solutions(options.file)
-        with ExitStack() as leaving:
-            progress = leaving.enter_context(Progress(0, sys.stderr))
-            values, iteration = score(options.workdir, options.iteration, solutions, progress)
+        asked = vars(options) | {"problem": [x.problem for x in solutions], "file": None}
+        with Progress(0, sys.stderr) as progress:
+            model = open_asked(argparse.Namespace(**asked), overrides, progress)
+            values = score(model, solutions)
     except UserError as error:
         sys.exit(str(error))
     label = np.array([solution.label for solution in solutions])
-    print(f"| iteration {iteration} | {options.file.name} |\n| --- | --- |")
+    print(f"| {options.prm or f'iteration {model.iteration}'} | {options.file.name} |")
+    print("| --- | --- |")
     for name, value in card(values, label).items():
         print(f"| {name} | {value:.4g} |")
 

@@ -32,10 +32,9 @@ from jaxtrain import datasets, labels, trees, updates
 from jaxtrain.build import Functions, build
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
+from jaxtrain.hub import Pretrained
 from jaxtrain.intervals import auroc
 from jaxtrain.keys import Purpose
-from jaxtrain.nn.heads import read_rows, value_of
-from jaxtrain.nn.transformer import Transformer
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import encode, make_encode
 from jaxtrain.runs import open_run
@@ -136,7 +135,10 @@ class Bench:
     task: Task
     fns: Functions
     files: TreeFiles
-    networks: Sequence[Networks]  # by iteration
+    pretrained: Pretrained | None
+    warm: Networks  # of iteration 0
+    newest: Networks
+    iteration: int  # theirs
 
     def encode(self, problems: Sequence[Problem]) -> Prompts:
         """Encode problems as one batch."""
@@ -192,10 +194,10 @@ class Bench:
     def held_out(self) -> dict[str, Texts]:
         """What a PRM is judged by: dev problems, their legal first moves, and trees grown there."""
         problems, ids = self.task.dev, self.task.tokenizer
-        prompts, newest = self.encode(problems), self.networks[-1]
-        keys = self.fns.problem_keys(len(self.networks), int(Purpose.SEARCH), prompts.problem_id)
+        prompts = self.encode(problems)
+        keys = self.fns.problem_keys(self.iteration + 1, int(Purpose.SEARCH), prompts.problem_id)
         temperature = np.float32(self.config.search.temperature)
-        tree = jax.device_get(self.fns.grow["train"](*newest, prompts, keys, temperature))
+        tree = jax.device_get(self.fns.grow["train"](*self.newest, prompts, keys, temperature))
         verdict = labels.judge(tree, self.task.verify_tokens)
         is_right, first = self.truth(prompts, tree, verdict), is_first(tree)
 
@@ -227,7 +229,7 @@ class Bench:
             prm = replace(self.config.updates.prm, objective=objective)
             config = replace(self.config, updates=replace(self.config.updates, prm=prm))
             progress = Progress(0, sys.stderr)
-            self.built[objective] = build(config, self.task, progress)
+            self.built[objective] = build(config, self.task, progress, self.pretrained)
         return self.built[objective]
 
     def fit(
@@ -235,7 +237,7 @@ class Bench:
     ) -> Params:
         """Fit a PRM, and return its parameters; learnt: the ids of the problems, by default all."""
         # what it begins as, copied: an update takes its learner
-        base, policy, prm = self.networks[0 if fit.start == WARM else -1]
+        base, policy, prm = self.warm if fit.start == WARM else self.newest
         fns = self.fns_of(fit.objective)
         learner = fns.init_prm(jax.tree.map(jnp.array, policy))
         if fit.start == PREVIOUS:
@@ -273,13 +275,6 @@ class Bench:
         )
         return learner.params
 
-    @cached_property
-    def values_fn(self):
-        """Read the PRM's values at every token of rows."""
-        size = self.config.model.vocab_size or self.task.tokenizer.vocab_size
-        read = partial(read_rows, Transformer(self.config.model, size))
-        return jax.jit(lambda prm, rows: value_of(prm["head"], read(prm["backbone"], rows)))
-
     def rank(self, prm: Params | None) -> list[float]:
         """Return the AUROC within a problem of a PRM's values on all that is held out; without a
         PRM, of the policy's own probability.
@@ -296,7 +291,8 @@ class Bench:
         last, found = (shown.rows.until > 0).sum(axis=1) - 1, []
         # some thousand at a time, for the memory
         for at in np.array_split(np.arange(len(last)), 1 + len(last) // 2048):
-            values = self.values_fn(prm, jax.tree.map(lambda x, at=at: x[at], shown.rows))
+            rows = jax.tree.map(lambda x, at=at: x[at], shown.rows)
+            values = self.fns.read_values(self.newest.base, prm, rows)
             found.append(np.asarray(values)[np.arange(len(at)), last[at]])
         return np.concatenate(found)
 
@@ -304,13 +300,12 @@ class Bench:
 def open_bench(path: Path, progress: Progress) -> Bench:
     """Open a run. Raises UserError where it is none."""
     run = open_run(path)
-    fns = build(run.config, run.task, progress)
+    fns = build(run.config, run.task, progress, run.pretrained)
     with run.checkpoints() as checkpoints:
-        numbers = range(checkpoints.choose(None) + 1)
-        networks = [
-            checkpoints.restore_networks(i, fns.abstract_state, fns.init_base()) for i in numbers
-        ]
-    return Bench(run.config, run.task, fns, run.trees, networks)
+        newest = checkpoints.choose(None)
+        restore = partial(checkpoints.restore_networks, abstract=fns.abstract_state)
+        warm, last = (restore(i, base=fns.init_base()) for i in (0, newest))
+    return Bench(run.config, run.task, fns, run.trees, run.pretrained, warm, last, newest)
 
 
 def is_first(tree: Tree) -> np.ndarray:
@@ -421,7 +416,7 @@ def main() -> None:
             sys.exit(str(error))
         print("\n| PRM | " + " | ".join(bench.held_out) + " |\n" + "| --- " * 4 + "|")
         tell("the newest policy's own probability", [bench.rank(None)])
-        tell("as stored, the newest", [bench.rank(bench.networks[-1].prm)])
+        tell("as stored, the newest", [bench.rank(bench.newest.prm)])
         for name in options.fits:
             seeds = range(options.seeds)
             tell(name, [bench.rank(bench.fit(known[name], options.updates, k)) for k in seeds])

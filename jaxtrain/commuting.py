@@ -22,7 +22,11 @@ SEEDS = 1, 2  # of numbers of 32 bits each, so that unlike steps share all of th
 
 
 def in_order(step: str, commuting: str) -> str:
-    """Return a step with the words of every run in order, the shorter first: numbers by size."""
+    """Return a step with the words of every run in order, the shorter first: numbers by size.
+
+    >>> in_order("12+3=15", "+*")
+    '3+12=15'
+    """
     if not commuting:
         return step
     between = f"[{re.escape(commuting)}]"

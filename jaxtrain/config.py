@@ -113,6 +113,11 @@ class Config(Section):
         why = f"a text has up to {self.max_length} tokens; choose no less"
         self.require(self.row_length >= self.max_length, "datasets.packed_tokens", why)
 
+        # What weighs a step by its traces does not show it on each of them as well.
+        is_met = self.labels.kind != "outcome" or self.datasets.shared_steps == "once"
+        why = "weighs a step by its traces; it goes with --config.datasets.shared_steps=once"
+        self.labels.require(is_met, "kind", why)
+
         # What hints lead to is a trace, and nothing that a policy would draw without them.
         is_met = not self.prompts.num_hinted or table[objective].rows == "traces"
         traced = " or ".join(name for name, kind in table.items() if kind.rows == "traces")

@@ -19,7 +19,12 @@ UNKNOWN = (math.nan, math.nan)
 
 
 def wilson(num_correct: int, n: int) -> tuple[float, float]:
-    """Return Wilson's interval (low, high) of the share num_correct / n (1927), NaN for n = 0."""
+    """Return Wilson's interval (low, high) of the share num_correct / n (1927), NaN for n = 0.
+
+    >>> low, high = wilson(40, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.309, 0.498)
+    """
     if n == 0:
         return UNKNOWN
     low, high = stats.binomtest(num_correct, n).proportion_ci(0.95, "wilson")
@@ -53,6 +58,9 @@ def auroc(score: np.ndarray, is_positive: np.ndarray) -> float:
     """Return the chance that a positive outscores a negative, ties half; NaN with one class only.
 
     `score [n]`, `is_positive [n]` bool. By ranks (Mann and Whitney, 1947), hence O(n log n).
+
+    >>> auroc([0.9, 0.4, 0.4], [True, True, False])
+    0.75
     """
     score, is_positive = np.asarray(score), np.asarray(is_positive, bool)
     return float(_auroc(score, is_positive, np.ones(len(score))))

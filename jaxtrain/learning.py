@@ -2,10 +2,11 @@
 Stands beside the other phases.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import jax
@@ -20,12 +21,14 @@ from jaxtrain.intervals import mean
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.phases import Run, diverged
 from jaxtrain.structs import Examples, Learner, Networks, Params, TokenRows, Verdict
+from jaxtrain.tasks import Problem, Task
 from jaxtrain.updates import LearnerConfig, fits
 
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
 NUM_RANKED = 10  # times that held-out problems are ranked in a fit
 HELD_OUT, NONE = "held_out_auroc_within", np.zeros(0, np.float32)
 
+_log = logging.getLogger(__name__)
 is_finite = jax.jit(fits.all_finite)
 
 
@@ -56,7 +59,7 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
     for problem_id, prompt in prompt_of.items():
         problem = task.problems[problem_id]
         shown = task.solution(problem)
-        if shown is None or task.verify(problem, shown.response) != Verdict.CORRECT:
+        if shown is None or not is_taken(task, problem, shown.response):
             continue
         # Steps are lines, and the last one ends the response.
         *lines, last = shown.response.split("\n")
@@ -66,6 +69,15 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
             targets = labels.of_reference(len(steps), c.labels)
             found.append(datasets.reference(problem_id, prompt, steps, targets))
     return found
+
+
+def is_taken(task: Task, problem: Problem, response: str) -> bool:
+    """Say whether the verifier calls a solution right; where it fails on one, it does not."""
+    try:
+        return task.verify(problem, response) == Verdict.CORRECT
+    except Exception as error:  # as with answers: the text of a stranger must not end the run
+        _log.warning("the verifier failed on the solution of problem %d: %r", problem.id, error)
+        return False
 
 
 def pack(run: Run, i: int, name: str, examples: Examples) -> Examples:
@@ -135,15 +147,17 @@ def fit(
         if i > 1 and learning.init_from == "warm_start":
             learner = warm_learner(run, name, learner)
         learner, infos = saved.restore(learner, fits.NO_INFOS | ({HELD_OUT: NONE} if held else {}))
-        num_skipped, limit = 0, min(run.config.updates.max_skipped, num_updates)
 
-        # a run of updates that are not finite ends the run
+        # a run of updates that are not finite ends the run, wherever it was interrupted
+        num_skipped = sum(1 for _ in takewhile(bool, infos["is_skipped"][::-1]))
+        limit = min(run.config.updates.max_skipped, num_updates)
+
         def on_update(loss: float, is_skipped: bool) -> None:
             nonlocal num_skipped
             phase.advance(loss=loss)
             num_skipped = num_skipped + 1 if is_skipped else 0
-            if num_skipped == limit:
-                what = f"{limit} updates of the {name} in a row were not finite"
+            if num_skipped >= limit:
+                what = f"{num_skipped} updates of the {name} in a row were not finite"
                 raise diverged(run, i, f"{what}, so they were skipped")
 
         # part by part, each saved when it is done
@@ -177,7 +191,9 @@ def tell(
     """Log what there is to tell of a fit."""
     told: dict[str, Any] = fits.summarise(infos)
     if told["is_skipped_fit"]:
-        run.progress.note(f"iteration {i}: the {name} has no data, its fit is skipped")
+        asked = getattr(run.config.updates, name).fit_of(i).num_updates
+        why = "has no data" if asked else "is asked for no updates"
+        run.progress.note(f"iteration {i}: the {name} {why}, its fit is skipped")
     told["losses"] = [float(f"{loss:.6g}") for loss in infos["loss"]]
     if held:
         curve = infos[HELD_OUT][np.isfinite(infos[HELD_OUT])]
@@ -189,7 +205,8 @@ def tell(
 def hold_out(run: Run, i: int, name: str, examples: Examples) -> tuple[Examples, Examples | None]:
     """Part what the PRM is not to learn, the newest paths of some problems: (learnt, held out)."""
     newest = np.unique(examples.problem_id[examples.iteration == i])
-    size = round(run.config.updates.prm.held_out * len(newest)) if name == "prm" else 0
+    # rounded down, so that something is left to learn
+    size = int(run.config.updates.prm.held_out * len(newest)) if name == "prm" else 0
     if not size:
         return examples, None
     chosen = host_rng(run.config.seed, Purpose.HELD_OUT, i).permutation(newest)[:size]

@@ -20,12 +20,14 @@ from jaxtrain.files import disk_fault
 from jaxtrain.memory import check_address_space, is_exhausted, shrink
 
 COMMANDS = ("run", "plan", "solve", "evaluate", "relabel", "export", "report", "view")
+RESUMED = ("run", "evaluate", "relabel")  # the others begin again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command. Returns 0; 1 for our error, 2 the user's, 3 diverged, 130 stopped."""
     name, *arguments = read_command((sys.argv if argv is None else argv)[1:])
     command = command_line(name, arguments)
+    again = f"the same command {'resumes' if name in RESUMED else 'begins again'}: {command}"
     if "--version" in arguments:
         print(f"jaxtrain {__version__}")
         return 0
@@ -33,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Whatever ends a command is told in one line.
     try:
         check_address_space()
-        with contextlib.ExitStack() as leaving, leave_at_signal(command, leaving.close):
+        with contextlib.ExitStack() as leaving, leave_at_signal(again, leaving.close):
             importlib.import_module(f"jaxtrain.commands.{name}").run(arguments, leaving)
     except (UserError, Diverged) as error:
         complain(error)
         return 2 if isinstance(error, UserError) else 3
     except KeyboardInterrupt:
-        complain(f"stopped; the same command resumes: {command}")
+        complain(f"stopped; {again}")
         return 130
     except Exception as error:
         kept = "what is finished is kept"
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(f"out of memory: {told}; lower {shrink()}; --plan says what is needed")
             return 2
         traceback.print_exc()
-        complain(f"an unexpected error; {kept}, and the same command resumes: {command}")
+        complain(f"an unexpected error; {kept}, and {again}")
         return 1
     return 0
 
@@ -66,7 +68,7 @@ def read_command(arguments: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def leave_at_signal(command: str, close_fn: Callable[[], None]) -> Iterator[None]:
+def leave_at_signal(again: str, close_fn: Callable[[], None]) -> Iterator[None]:
     """Leave at once on SIGINT or SIGTERM, with one line and exit code 128 + signal.
 
     `close_fn` clears the terminal; a run may be killed at any instant, so nothing else is to be put
@@ -83,7 +85,7 @@ def leave_at_signal(command: str, close_fn: Callable[[], None]) -> Iterator[None
                 try:
                     close_fn()
                     name = signal.Signals(number[0]).name
-                    complain(f"stopped by {name}; the same command resumes: {command}")
+                    complain(f"stopped by {name}; {again}")
                 finally:
                     os._exit(128 + number[0])
         os.close(reader)

@@ -83,7 +83,12 @@ class AlphabetTokenizer:
 
 
 def character_tokenizer(alphabet: str) -> AlphabetTokenizer:
-    """Make a tokenizer of a few ASCII characters with a newline. Raises UserError for others."""
+    """Make a tokenizer of a few ASCII characters with a newline. Raises UserError for others.
+
+    >>> ids = character_tokenizer("0123456789+=\\n").encode("1+2=3\\n")
+    >>> len(ids), character_tokenizer("0123456789+=\\n").decode(ids)
+    (6, '1+2=3\\n')
+    """
     is_met = alphabet.isascii() and "\n" in alphabet and len({*alphabet}) == len(alphabet)
     why = "must be distinct ASCII characters with a newline among them"
     require(is_met, "tokenizer", f"alphabet {alphabet!a} {why}")

@@ -24,7 +24,9 @@ from jaxtrain.intervals import mean_interval
 from jaxtrain.main import main
 from jaxtrain.report import methods as tables
 from jaxtrain.search import SearchConfig
-from jaxtrain.search.config import RULES
+from jaxtrain.search.config import RULES, WideningConfig
+from jaxtrain.search.frontier_rules import BestFirstConfig
+from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.search.work import sized
 
 CONFIG = """
@@ -165,16 +167,34 @@ def test_trees_that_ended_early_are_counted():
 
 @pytest.mark.parametrize("method", sorted(RULES.keys() - {"sample"}))
 def test_the_size_of_a_search_grows_with_its_tokens(method):
-    base = SearchConfig(num_candidates=4, temperature=1.3)
-    small, large = (sized(base, method, n, step=5, trace=10) for n in (200, 2000))
+    base = SearchConfig(method, num_candidates=4, temperature=1.3)
+    small, large = (sized(base, n, (5, 10), max_steps=2) for n in (200, 2000))
     assert (small.method, small.temperature, small.num_candidates) == (method, 1.3, 4)
     if method in ("beam", "dvts"):  # 4 candidates of ten tokens a place
         assert [getattr(c, method).width for c in (small, large)] == [5, 50]
         assert small.num_tokens is None
-    else:  # twenty tokens an expansion, half of one too many on average
-        slack = 1 if method == "gumbel" else 2
-        assert [c.num_tokens for c in (small, large)] == [190, 1990]
+    else:  # twenty tokens an expansion and five of a rollout, half of one too many on average
+        slack, late = (1 if method == "gumbel" else 2), (12 if method == "mcts_star" else 10)
+        assert [c.num_tokens for c in (small, large)] == [200 - late, 2000 - late]
         assert [c.num_simulations for c in (small, large)] == [10 * slack, 100 * slack]
+
+
+@pytest.mark.parametrize("method", sorted(RULES.keys() - {"sample"}))
+def test_a_limit_is_a_turn_below_its_tokens(method):
+    """Whatever a turn draws: the places of a frontier, a rollout, what a node widens by."""
+    base = SearchConfig(
+        method,
+        num_candidates=4,
+        best_first=BestFirstConfig(3),
+        mcts_star=MctsStarConfig(num_rollout_steps=2, num_rollout_candidates=2),
+        widening=WideningConfig(16, num_more=7),
+    )
+    made = sized(base, 1030, (5, 10), max_steps=3, is_limit=True)
+    if method in ("beam", "dvts"):
+        assert (getattr(made, method).width, made.num_tokens) == (25, None)
+    else:
+        turn = {"best_first": 60, "mcts_star": 40, "dfs": 20}.get(method, 35)
+        assert made.num_tokens == 1030 - turn
 
 
 def test_flags_are_read():

@@ -13,6 +13,7 @@ from forest import Row, grow_at_random, plant
 from jaxtrain import datasets, labels, learning
 from jaxtrain.config import Config
 from jaxtrain.datasets import DatasetsConfig
+from jaxtrain.errors import UserError
 from jaxtrain.labels import LabelsConfig
 from jaxtrain.structs import Prompts, Shard, Verdict
 from jaxtrain.updates import FitConfig, PolicyConfig, PrmConfig, UpdatesConfig
@@ -271,6 +272,26 @@ def test_a_label_counts_by_its_weight():
     rows = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,), W)]
     _, paths, _ = collect([relabelled(shard_of([rows]), "outcome")], config=LARGE)
     assert sorted(paths.rows.weight[paths.rows.weight > 0]) == [1, 1, 1, 3]
+
+
+def test_equal_texts_of_two_trees_count_for_the_traces_of_both():
+    """So two rounds say what a tree that holds all their traces does."""
+    first, step = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,), W)], Row(0, (4,), C)
+    apart = [[relabelled(shard_of([rows]), "outcome")] for rows in (first, [Row(-1), step])]
+    joined = [[relabelled(shard_of([[*first, step]]), "outcome")]]
+    config = replace(LARGE, paths_rounds=2)
+    told = [
+        sorted(zip(rows.target[at].tolist(), rows.weight[at].tolist(), strict=True))
+        for rounds in (apart, joined)
+        for rows in [collect(*rounds, config=config)[1].rows]
+        for at in [rows.weight > 0]
+    ]
+    assert told[0] == told[1] and (0.5, 4.0) in told[0]
+
+
+def test_a_step_that_weighs_by_its_traces_is_not_shown_on_each_of_them_too():
+    with pytest.raises(UserError, match=r"labels\.kind=outcome: .*shared_steps=once"):
+        Config(labels=LabelsConfig("outcome"), datasets=replace(LARGE, shared_steps="every"))
 
 
 def test_cap_keeps_both_outcomes():

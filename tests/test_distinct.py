@@ -19,7 +19,7 @@ from jaxtrain.boundaries import TraceConfig, make_tables
 from jaxtrain.nn.reader import make_reader
 from jaxtrain.search import SearchConfig, make_grow
 from jaxtrain.search.config import WideningConfig
-from jaxtrain.search.frontier_rules import BeamConfig
+from jaxtrain.search.frontier_rules import BeamConfig, DvtsConfig
 from jaxtrain.search.mcts_star import MctsStarConfig
 from jaxtrain.search.rows import PriorConfig
 from jaxtrain.structs import CheckFn, Kind, Prompts, Tree
@@ -137,6 +137,16 @@ def test_what_a_node_draws_when_it_widens_follows_the_same_law():
     tree = grow(FIVE, chunk=2, **config)
     two = [tuple(words(tree, b)[:2]) for b in range(NUM_TREES)]
     assert_law([pair for pair in two if len(pair) == 2], in_order(steps_behind(FIVE, WORD), 2))
+
+
+def test_subtrees_that_begin_alike_share_what_there_is_to_say():
+    """Steps of one token, of which there are fewer than three subtrees ask for together."""
+    config = dict(method="dvts", num_candidates=8, dvts=DvtsConfig(3), size=1)
+    tree = grow(np.zeros((VOCAB, VOCAB), np.float32), 200, 1, **config)
+    share = (tree.kind[:, :24] == Kind.CANDIDATE).reshape(200, 3, 8).sum(axis=2).mean(axis=0)
+    assert share.sum() == pytest.approx(VOCAB) and share.min() > 0.8 * share.max()
+    # the prompt has too few steps, and is one node; what stands behind it has enough
+    assert (tree.num_exhausted == 1).all()
 
 
 @pytest.mark.parametrize("num_lanes", [4, None])

@@ -1,5 +1,6 @@
 """The docs: every page is in the site's nav, every link leads somewhere, and the site builds."""
 
+import doctest
 import importlib.util
 import os
 import re
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [*PAGES, *(ROOT / name for name in ("README.md", "RESULTS.md", "benchmarks/README.md"))]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
+
+EXAMPLES = [path for path in (ROOT / "jaxtrain").rglob("*.py") if ">>> " in path.read_text("utf-8")]
 
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -90,3 +93,10 @@ def test_the_task_in_the_docs_is_one(tmp_path):
     assert task.verify(task.train[0], "1\n2") is False
     assert len(code.strip().splitlines()) <= 25
     assert not told.keys() & {p.prompt for p in (*task.train, *task.dev, *task.test)}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_of_docstrings_print_what_they_show(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed

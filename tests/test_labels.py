@@ -382,6 +382,25 @@ def test_a_kind_equals_its_recursion_and_says_something_of_unsolved_trees(kind):
     assert made.is_labelled.sum() > 500 and num_zero > 0
 
 
+@pytest.mark.parametrize("kind", ["soft", "td_lambda"])
+def test_steps_too_long_for_a_bare_probability_are_weighed_all_the_same(kind):
+    """Against the same tree, shorter; what leads nowhere may be far likelier than what ended."""
+    rows = [Row(-1), Row(0, (1,), C), Row(0, (2,), W), Row(0, (3,))]
+    tree, verdict = plant([rows])
+    log_prob = np.array([[0, -1, -2, -2.5]], np.float32)
+    near, far = (
+        labels.label(
+            replace(tree, log_prob=log_prob - gap), verdict, LabelsConfig(kind, TdLambdaConfig(1.0))
+        )
+        for gap in (0, 2000)
+    )
+    assert near.target[0, 0] > 0.5
+    np.testing.assert_allclose(far.target, near.target, atol=1e-6)
+    log_prob[0, 1:3] -= 2000
+    apart = labels.label(replace(tree, log_prob=log_prob), verdict, LabelsConfig("soft"))
+    assert apart.target[0, 0] == pytest.approx(1 / (1 + np.exp(-1)))
+
+
 def test_omega_labels_each_path_up_to_its_first_error():
     """Against a walk down every path: as `hard`, and nothing behind the first 0."""
     rng, num_behind = np.random.default_rng(5), 0

@@ -630,9 +630,9 @@ def test_an_unexpected_error_of_any_command_ends_with_the_way_on(
     assert main(["jaxtrain", *arguments, "--workdir", "x"]) == 1
     err = capsys.readouterr().err.splitlines()
     assert "ZeroDivisionError: division by zero" in err
-    assert err[-1].endswith(
-        " ".join(["the same command resumes: python -m jaxtrain.main", *arguments, "--workdir x"])
-    )
+    again = "begins again" if command == "export" else "resumes"
+    told = [f"the same command {again}: python -m jaxtrain.main", *arguments, "--workdir x"]
+    assert err[-1].endswith(" ".join(told))
 
 
 def test_the_door_imports_nothing_that_takes_time():
@@ -662,9 +662,11 @@ def test_a_signal_during_the_imports_is_one_line(call, number, tmp_path):
         process.send_signal(number)
         told = process.stderr.read()
         assert process.wait(timeout=60) == 128 + number
-    assert told.startswith(
-        f"jaxtrain: stopped by {number.name}; the same command resumes: python -m jaxtrain.main"
+    again = "begins again" if call == ["jaxtrain.export"] else "resumes"
+    expected = (
+        f"jaxtrain: stopped by {number.name}; the same command {again}: python -m jaxtrain.main"
     )
+    assert told.startswith(expected)
     assert told.count("\n") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from hub_models import write_model
 from test_budgets import CONFIG
 from tiny_models import random_like
 
+from benchmarks import first_errors
 from jaxtrain.commands.solve import choose_folder, tell
 from jaxtrain.errors import UserError
 from jaxtrain.hub import HubConfig, open_pretrained
@@ -24,6 +26,7 @@ from jaxtrain.tokenizers import byte_tokenizer
 
 ASKED = "Use 4, 2, 3 to make 10"
 # a chat template is no part of the tiny models, and their vocabulary is small
+WIDE = ["--method", "puct", "--config.evaluation.search.num_candidates=4"]
 PLAIN = ["--config.prompts.style=plain", "--config.trace.max_steps=2"]
 PLAIN += ["--config.trace.max_step_tokens=8", "--config.prompts.max_prompt_tokens=48"]
 
@@ -98,6 +101,8 @@ def test_the_draws_are_those_of_the_seed_whoever_asks_besides(root, tmp_path, ca
         ("best_of_k", ("--budget", "176"), 3),
         ("self_consistency", ("--budget", "88"), 3),  # the same program
         ("beam", ("--budget", "400"), None),
+        ("best_first", ("--budget", "200"), None),
+        ("puct", ("--budget", "200"), None),
     ],
 )
 def test_every_method_answers_within_its_budget(root, tmp_path, capsys, method, budget, expected):
@@ -107,8 +112,8 @@ def test_every_method_answers_within_its_budget(root, tmp_path, capsys, method, 
     if expected is not None:  # 2 (12 + 24 k) <= 176, and of one network 12 + 24 k <= 88
         assert (tree["parent"][0][tree["kind"][0] > 0] < 0).sum() == expected
     assert (answer["prm_tokens"] == 0) == (method in ("greedy", "self_consistency"))
-    if budget:  # a width is rounded
-        assert answer["policy_tokens"] + answer["prm_tokens"] <= 1.05 * int(budget[1])
+    if budget:
+        assert answer["policy_tokens"] + answer["prm_tokens"] <= int(budget[1])
 
 
 def test_a_pretrained_model_is_asked_with_a_prm_or_without(root, tmp_path, capsys):
@@ -126,6 +131,22 @@ def test_a_pretrained_model_is_asked_with_a_prm_or_without(root, tmp_path, capsy
     assert all(0 < score < 1 and score != 0.5 for score in scores) and answer["prm_tokens"] > 0
 
 
+def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, monkeypatch, capsys):
+    """The same text as right and as wrong: its first step is right twice, its last one once."""
+    lines = [{"problem": "how many?", "steps": ["a", "b"], "label": k} for k in (-1, 1)]
+    file = tmp_path / "solutions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    how = ["--model", root / "model", "--prm", root / "prm", *PLAIN, "--file", file]
+    monkeypatch.setattr("sys.argv", ["first_errors", *map(str, how)])
+    first_errors.main()
+    told = dict(re.findall(r"\| (\w+) \| (\S+) \|", capsys.readouterr().out))
+    assert (told["num_wrong"], told["num_right"]) == ("1", "1")
+    assert told["auroc"] in ("0.8333", "0.1667")  # the last one is below the first, or above
+    monkeypatch.setattr("sys.argv", ["first_errors", "--model", "m", "--file", str(file)])
+    with pytest.raises(SystemExit, match="--prm: name the PRM of --model"):
+        first_errors.main()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -138,6 +159,7 @@ def test_a_pretrained_model_is_asked_with_a_prm_or_without(root, tmp_path, capsy
         (["--file", "nowhere.txt"], "--file nowhere.txt: cannot be read"),
         (["--file", "bad.jsonl"], "bad.jsonl:2: holds no JSON object with a text in question"),
         (["--budget", "9", ASKED], "--budget: 9 tokens do not pay for one sample"),
+        (["--budget", "90", *WIDE, ASKED], "do not pay for one turn of puct, which"),
         (["--budget", "x", ASKED], "--budget=x: must be tokens a problem"),
         (["--budget", "9k", "--method", "greedy", ASKED], "greedy decoding is one trace"),
         (["--config.model.width=8", ASKED], "--config.model: is the run's own"),

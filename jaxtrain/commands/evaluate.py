@@ -133,7 +133,8 @@ def compare(
         tokens = wanted = lengths.sampled(budget)
         # What steps cost a search is known when it has run once; then it is sized once more.
         for number in (1, 2):
-            search = sized(c.search, method, tokens, lengths.step, lengths.trace)
+            search = replace(c.search, method=method)
+            search = sized(search, tokens, lengths[1:], run.config.trace.max_steps)
             if search == before:
                 break
             shard, told, seconds = grown(f"{method}-{budget}-{number}", "search", search)

@@ -8,6 +8,7 @@ known, so nothing is judged. Answers, trees and the pages of the first ones are 
 """
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -36,7 +37,7 @@ from jaxtrain.report.values import visible
 from jaxtrain.runs import Loaded, load_pretrained, open_run
 from jaxtrain.search.config import RULES, SearchConfig
 from jaxtrain.search.rows import rank
-from jaxtrain.search.work import born, sized
+from jaxtrain.search.work import born, sized, tokens_of_turn
 from jaxtrain.structs import Prompts, Tree, Verdict
 from jaxtrain.tasks import make_task
 from jaxtrain.tasks.jsonl import JsonlTask
@@ -176,7 +177,12 @@ def choose_method(
         tokens = limits.sampled(budget, 2 if strategy.pays_prm else 1)
         searching = replace(searching, num_samples=int(tokens // limits.trace))
     else:
-        searching = sized(searching, name, limits.sampled(budget), step, limits.trace)
+        tokens, how = limits.sampled(budget), (limits[1:], trace.max_steps)
+        least = math.ceil(2 * (prompt + tokens_of_turn(searching, *how)))
+        told = f"{budget:,} tokens do not pay for one turn of {name}, which takes up to {least:,}"
+        then = "of both networks, prompt included; begin there, or take --method best_of_k"
+        require(budget >= least, "--budget", f"{told} {then}")
+        searching = sized(searching, tokens, *how, is_limit=True)
     return strategy, searching
 
 

@@ -218,7 +218,8 @@ def choose_paths(
 ) -> tuple[list[tuple[int, Text, Sequence[Step]]], dict[bytes, tuple[float, float]], Counts]:
     """Take paths of every problem by chance, without those that say nothing new.
 
-    Equal texts of a problem have one label: the mean of what its trees and references say of it.
+    Equal texts of a problem have one label: the mean of what its trees and references say of it,
+    by its weight. Where labels have weights they add up, or else a text counts once.
     Returns (iteration, -1 of a reference; path; the steps that it teaches), the labels (target,
     weight) by text, and counts.
     """
@@ -251,8 +252,12 @@ def choose_paths(
     for step in chain.from_iterable(text.steps for text in fitting):
         told[step.text].append((step.target, step.weight))
     teach(-1, fitting)
-    means = {text: [fmean(x) for x in zip(*told[text], strict=True)] for text in learnt}
-    return rows, {text: (target, weight) for text, (target, weight) in means.items()}, counts
+    adds_up = any(s.labels.weight is not None for s in chain.from_iterable(rounds.values()))
+
+    def mean_of(targets: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
+        return fmean(targets, weights), sum(weights) if adds_up else 1.0
+
+    return rows, {text: mean_of(*zip(*told[text], strict=True)) for text in learnt}, counts
 
 
 def newest(rounds: Rounds, num: int) -> list[int]:

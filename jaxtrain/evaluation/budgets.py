@@ -61,7 +61,11 @@ def read_methods(text: str, searches: Collection[str]) -> list[str]:
 
 
 def read_budgets(text: str, flag: str = "--budgets") -> list[int]:
-    """Read the budgets of a flag, ascending. Raises UserError."""
+    """Read the budgets of a flag, ascending. Raises UserError.
+
+    >>> read_budgets("4k,512")
+    [512, 4000]
+    """
     found = [re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", part) for part in text.lower().split(",")]
     budgets = {round(float(at[1]) * UNITS[at[2]]) if at else 0 for at in found}
     told = "must be tokens a problem, such as 1k,4k,16k"

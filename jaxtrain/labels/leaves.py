@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxtrain import trees
 from jaxtrain.errors import Section, Share
-from jaxtrain.labels.walks import Target, fold_up, mean_up
+from jaxtrain.labels.walks import Target, above_of, fold_up, mean_up
 from jaxtrain.structs import JUDGED, Tree, Verdict
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ def soft(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target:
     of them counts by the probability that the policy gave it, among those that were followed to an
     end.
     """
-    is_leaf, *_ = _count(tree, verdict)
+    is_leaf, _, num_leaves = _count(tree, verdict)
     own = np.where(is_leaf, verdict == Verdict.CORRECT, np.nan)
-    value = mean_up(tree.parent, own, np.exp(tree.log_prob, dtype=float), lambda value, _: value)
+    chance = _chance(tree, num_leaves > 0)
+    value = mean_up(tree.parent, own, chance, lambda value, _: value)
     return Target(value, np.isfinite(value))
 
 
@@ -90,14 +91,14 @@ def td_lambda(tree: Tree, verdict: np.ndarray, config: "LabelsConfig") -> Target
     (is_leaf, _, num_leaves), decay = _count(tree, verdict), config.td_lambda.decay
     own = np.where(is_leaf, verdict == Verdict.CORRECT, np.nan)
     score = np.clip(tree.score, 0, 1, dtype=float)
-    weight = np.where(trees.is_usable(tree), np.exp(tree.log_prob, dtype=float), 0)
+    chance = _chance(tree, trees.is_usable(tree))
 
     def see(value: np.ndarray, row: int) -> np.ndarray:
         mixed = (1 - decay) * score[:, row] + decay * value
         unknown = np.where(np.isnan(value), score[:, row], mixed)
         return np.where(is_leaf[:, row], value, unknown)
 
-    return Target(mean_up(tree.parent, own, weight, see), num_leaves > 0)
+    return Target(mean_up(tree.parent, own, chance, see), num_leaves > 0)
 
 
 def _count(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,3 +109,14 @@ def _count(tree: Tree, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         for is_own in (verdict == Verdict.CORRECT, is_leaf)
     )
     return is_leaf, num_correct, num_leaves
+
+
+def _chance(tree: Tree, is_heard: np.ndarray) -> np.ndarray:
+    """The policy's probability of every row that is heard, beside that of the likeliest one behind
+    the same prefix: [B R], 0 of all others. The bare one of a long step would be 0 as well.
+    """
+    problem, above = above_of(tree.parent)
+    log_prob = np.where(is_heard, tree.log_prob, -np.inf).astype(float)
+    most = np.full((len(problem), above.shape[1] + 1), np.finfo(float).min)
+    np.maximum.at(most, (problem[:, None], above), log_prob)
+    return np.exp(log_prob - most[problem[:, None], above])

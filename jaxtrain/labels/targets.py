@@ -115,6 +115,9 @@ def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:
 def of_reference(num_steps: int, config: LabelsConfig) -> np.ndarray:
     """Value the steps of a solution known to be right, [num_steps]: k / K by the paper's kind
     (ReST-MCTS*, Eq. 20), 1 by all others.
+
+    >>> of_reference(4, LabelsConfig("quality")).tolist()
+    [0.25, 0.5, 0.75, 1.0]
     """
     if config.kind == "quality":
         return np.arange(1, num_steps + 1) / num_steps

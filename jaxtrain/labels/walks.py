@@ -33,7 +33,7 @@ def fold_up(parent: np.ndarray, own: np.ndarray, prompt: float, combine: Combine
     """
     chex.assert_equal_shape([parent, own])
     value = np.pad(own, ((0, 0), (0, 1)), constant_values=prompt)
-    problem, above = _above(parent)
+    problem, above = above_of(parent)
     for row in reversed(range(parent.shape[1])):
         at = problem, above[:, row]
         value[at] = combine(value[at], value[:, row])
@@ -46,7 +46,7 @@ def fold_down(parent: np.ndarray, prompt: np.ndarray, step: StepFn) -> np.ndarra
     parent `[B R]`; prompt `[B]`, the value that the prompt has.
     """
     chex.assert_equal_shape_prefix([parent, prompt], 1)
-    problem, above = _above(parent)
+    problem, above = above_of(parent)
     value = np.repeat(prompt[:, None], parent.shape[1] + 1, axis=1)
     for row in range(parent.shape[1]):
         value[:, row] = step(value[problem, above[:, row]], row)
@@ -61,7 +61,7 @@ def mean_up(parent: np.ndarray, own: np.ndarray, weight: np.ndarray, see: StepFn
     """
     chex.assert_equal_shape([parent, own, weight])
     value, total = np.array(own, float), np.zeros((2, len(parent), parent.shape[1] + 1))
-    problem, above = _above(parent)
+    problem, above = above_of(parent)
     for row in reversed(range(parent.shape[1])):
         mean = np.divide(*total[:, :, row], where=total[1, :, row] > 0, out=own[:, row] + np.nan)
         value[:, row] = np.where(np.isnan(own[:, row]), mean, own[:, row])
@@ -72,6 +72,6 @@ def mean_up(parent: np.ndarray, own: np.ndarray, weight: np.ndarray, see: StepFn
     return value
 
 
-def _above(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def above_of(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return indices into the results: of the trees [B], and of every row's parent [B R]."""
     return np.arange(len(parent)), np.where(parent < 0, parent.shape[1], parent)

@@ -9,7 +9,7 @@ from jaxtrain.search import frontier_rules, prior_rules
 from jaxtrain.search.frontier import FrontierRule
 from jaxtrain.search.mcts_star import MctsStarConfig, make_mcts_star
 from jaxtrain.search.rows import PriorConfig
-from jaxtrain.search.tree_loop import TreeRule
+from jaxtrain.search.tree_rule import TreeRule
 
 # Each makes its method's rule, for traces of D steps.
 RULES: dict[str, Callable[["SearchConfig", int], TreeRule | FrontierRule]] = {

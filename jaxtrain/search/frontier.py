@@ -46,6 +46,10 @@ class FrontierRule(NamedTuple):
     num_steps: int = 1  # K: steps of a continuation: 1, or D where nothing is chosen between
     is_distinct: bool = True  # whether a lane that repeats another is a duplicate, never chosen
 
+    def num_writers(self, num_lanes: int | None) -> int:
+        """How many lanes write the continuations of a prefix, by search.num_lanes."""
+        return min(num_lanes or self.num_lanes, self.num_lanes)
+
 
 class FrontierState(NamedTuple):
     """Where the trees stand."""
@@ -75,6 +79,12 @@ class FrontierMoves:
         decided, is_spent = self.job.decisive(growth.rows), self.job.has_spent(growth.rows)
         is_over = ~jnp.any(goes_on, axis=1) | is_spent | (decided >= 0)
         is_over &= is_ready
+
+        # What the order that is back lacked: at first all its places are one prefix.
+        is_short = growth.is_short & is_ready[:, None]
+        num_short = jnp.where(state.turn == 1, jnp.any(is_short, axis=1), jnp.sum(is_short, axis=1))
+        num_exhausted = growth.num_exhausted + num_short
+        growth = growth._replace(num_exhausted=num_exhausted, is_short=growth.is_short & ~is_short)
 
         # What is opened is told, and waited for.
         opened = jnp.where(goes_on, place, self.num_rows)
@@ -139,7 +149,7 @@ def grow_frontier(rule: FrontierRule, job: Job) -> Tree:
         width=rule.width,
         depth=job.max_steps - rule.num_steps,
         num_candidates=rule.num_lanes,
-        num_lanes=min(job.config.num_lanes or rule.num_lanes, rule.num_lanes),
+        num_lanes=rule.num_writers(job.config.num_lanes),
         num_steps=rule.num_steps,
         compares=rule.is_distinct,
         may_repeat=job.config.candidates == "independent",

@@ -159,7 +159,8 @@ def collect(
 
 def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tuple[Array, Array]:
     """Mark the rows [B W A] of an order that say what an older one behind an equal prefix says:
-    word for word, and in the same form, which those do too.
+    word for word, and in the same form, which those do too. Prefixes that are equal take turns, so
+    that none goes short of steps before another.
 
     text [B R S]: the tokens of all rows.
     """
@@ -173,7 +174,8 @@ def find_repeats(pending: Pending, rows: Rows, text: Array, form: FormFn) -> tup
         return jnp.all(x[:, :, None] == x[:, None], axis=3)
 
     # A step that is drawn again never takes the place of one that stands.
-    age = pending.num_draws.reshape(num_trees, -1) * row.shape[1] + jnp.arange(row.shape[1])
+    turn = jnp.arange(row.shape[1]).reshape(num_candidates, width).T.ravel()
+    age = pending.num_draws.reshape(num_trees, -1) * row.shape[1] + turn
     is_older = (age[:, None] < age[:, :, None]) & is_step[:, :, None] & is_step[:, None]
     is_older &= is_equal(jnp.repeat(pending.path, num_candidates, axis=1))
 

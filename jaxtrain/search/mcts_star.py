@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxtrain.errors import Count, Natural, NotNegative, Section, Share, one_of
 from jaxtrain.search.rows import MctxTree, Rows, clip
-from jaxtrain.search.tree_loop import TreeRule
+from jaxtrain.search.tree_rule import TreeRule
 from jaxtrain.structs import Array, Kind
 
 

@@ -27,7 +27,7 @@ import mctx as _mctx
 
 from jaxtrain.errors import Count, NotNegative, Section
 from jaxtrain.search.rows import MctxTree, PriorConfig, Rows
-from jaxtrain.search.tree_loop import TreeRule, View
+from jaxtrain.search.tree_rule import TreeRule, View
 from jaxtrain.structs import Array, Kind
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker

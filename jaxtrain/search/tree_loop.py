@@ -26,55 +26,10 @@ from jaxtrain.keys import fold_in
 from jaxtrain.search.lanes import want
 from jaxtrain.search.rows import Job, MctxTree, Rows, back_up, clip, path_to, pick
 from jaxtrain.search.slots import Growth, Method, grow
+from jaxtrain.search.tree_rule import TreeRule, View
 from jaxtrain.structs import Array, Kind, Tree, choose
 
 mctx: Any = _mctx  # its dataclasses hide their fields from a type checker
-
-
-def open_by_score(rows: Rows, num_candidates: int) -> tuple[Array, Array]:
-    """Take the PRM's word for the value of every candidate, none of which is visited yet."""
-    return jnp.zeros(num_candidates, jnp.int32), clip(rows.score[:num_candidates])
-
-
-class TreeRule(NamedTuple):
-    """A method: how it selects, what it draws behind the candidates, how it values.
-
-    Trees are unbatched; the rows of a node [C] are its A candidates and then the rule's own.
-    """
-
-    # (tree, node, which candidates [A] are open) -> its candidate, [] int32
-    select: Callable[[MctxTree, Array, Array], Array]
-    # What is drawn behind a node's A candidates: rounds, lanes of each, steps of a lane.
-    num_rounds: int = 0
-    num_lanes: int = 0
-    num_steps: int = 0
-    # (rows [C], rounds done) -> the one from which the next round goes on, -1: there is none
-    follow: Callable[[Rows, Array], Array] = lambda rows, num_rounds: jnp.int32(-1)
-    # (rows [C], A) -> the first visits and values of the candidates, [A] each
-    open: Callable[[Rows, int], tuple[Array, Array]] = open_by_score
-
-    @property
-    def num_extra_rows(self) -> int:
-        """Rows of a node behind its candidates."""
-        return self.num_rounds * self.num_lanes * self.num_steps
-
-
-class View(NamedTuple):
-    """What selection sees besides mctx's statistics."""
-
-    candidates: Rows  # [B N A]
-    is_closed: Array  # [B N A] bool
-    is_exhausted: Array  # [B N] bool, there is no other step behind it
-
-    @property
-    def is_open(self) -> Array:
-        """Which candidates can be selected, [... A] bool."""
-        return (self.candidates.kind == Kind.CANDIDATE) & ~self.is_closed
-
-    @property
-    def num_drawn(self) -> Array:
-        """How many candidates a node has, [...] int32."""
-        return jnp.sum(self.candidates.kind != Kind.EMPTY, axis=-1)
 
 
 class TreeState(NamedTuple):
@@ -358,14 +313,13 @@ def grow_tree(rule: TreeRule, job: Job) -> Tree:
         del lo, hi  # mctx does not count the first turn
         key, tree = carry
         moves = TreeMoves(rule, job, body, key)
-        num_lanes = max(width, rule.num_lanes)
         blocks = np.arange(num_nodes * moves.num_rows).reshape(num_nodes, -1)
         method = Method(
             num_rows=blocks.size,
             width=1,
             depth=job.max_steps - 1,
-            num_candidates=num_lanes,
-            num_lanes=min(config.num_lanes or config.num_candidates, num_lanes),
+            num_candidates=max(width, rule.num_lanes),
+            num_lanes=rule.num_writers(config.num_lanes or config.num_candidates, width),
             num_steps=max(1, rule.num_steps),
             compares=True,
             may_repeat=config.candidates == "independent",

@@ -27,18 +27,19 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
     rule = RULES[c.method](c, max_steps)
     if isinstance(rule, FrontierRule):
         num_prefixes = 1 + rule.width * (rule.num_turns - 1)
-        waves = -(-rule.num_lanes // (c.num_lanes or rule.num_lanes))
+        num_lanes = rule.num_writers(c.num_lanes)
+        waves = -(-rule.num_lanes // num_lanes)
         return Work(
             num_prefixes=num_prefixes,
             # the prompt is every prefix of the first turn
             num_rows=rule.width * rule.num_turns * rule.num_lanes * rule.num_steps,
             num_turns=rule.num_turns * rule.num_steps * waves,
             width=rule.width,
-            num_lanes=rule.width * min(c.num_lanes or rule.num_lanes, rule.num_lanes),
+            num_lanes=rule.width * num_lanes,
             depth=max_steps - rule.num_steps,
             num_steps=rule.num_steps,
         )
-    num_lanes = min(c.num_lanes or c.num_candidates, c.num_candidates)
+    num_lanes = rule.num_writers(c.num_lanes or c.num_candidates, c.max_candidates)
     waves = -(-c.num_candidates // num_lanes)
     return Work(
         num_prefixes=c.num_simulations * (1 + rule.num_rounds),
@@ -64,22 +65,44 @@ def born(c: SearchConfig, max_steps: int) -> np.ndarray:
 
 
 def sized(
-    c: SearchConfig, method: str, num_tokens: float, step: float, trace: float
+    c: SearchConfig,
+    num_tokens: float,
+    lengths: tuple[float, float],
+    max_steps: int,
+    is_limit: bool = False,
 ) -> SearchConfig:
-    """Size a method for sampled tokens a problem, where steps and traces have such lengths."""
+    """Size a search for sampled tokens a problem, where steps and traces have such lengths: on
+    average, or as a limit, which it never passes where it pays for one turn.
+    """
+    turn = tokens_of_turn(c, lengths, max_steps)
     # What ends with the depth is as wide as the tokens allow: cut short, it would have no answer.
-    if method in ("beam", "dvts"):
-        width = max(1, round(num_tokens / (c.num_candidates * trace)))
-        wide = {method: replace(getattr(c, method), width=width)}
-        return replace(c, method=method, num_tokens=None, **wide)
+    if c.method in ("beam", "dvts"):
+        width = int(num_tokens // turn) if is_limit else round(num_tokens / turn)
+        wide = {c.method: replace(getattr(c, c.method), width=max(1, width))}
+        return replace(c, num_tokens=None, **wide)
 
-    # The others end by tokens, on average half of what one expansion draws too late. Problems of
-    # short steps take more simulations; those of gumbel's halving must be as many as there are.
-    drawn = (c.widening.num_more if c.widening.max_candidates else c.num_candidates) * step
-    slack = 1 if method == "gumbel" else 2
+    # The others end by tokens, at most a turn too late, on average half of one. Problems of short
+    # steps take more simulations, and some draw less than a turn may; those of gumbel's halving
+    # must be as many as there are.
+    is_tree = not isinstance(RULES[c.method](c, max_steps), FrontierRule)
+    num_drawn = c.widening.num_more if c.widening.max_candidates else c.num_candidates
+    drawn = num_drawn * lengths[0] if is_tree else turn
+    slack = 1 if c.method == "gumbel" else 2
     return replace(
         c,
-        method=method,
-        num_tokens=max(1, round(num_tokens - drawn / 2)),
+        num_tokens=max(1, int(num_tokens - turn if is_limit else round(num_tokens - turn / 2))),
         num_simulations=max(1, math.ceil(slack * num_tokens / drawn)),
     )
+
+
+def tokens_of_turn(c: SearchConfig, lengths: tuple[float, float], max_steps: int) -> float:
+    """Count what a search samples, at most, before it looks at its tokens again: in a turn, or of a
+    search that ends with the depth in each of its places.
+    """
+    (step, trace), rule = lengths, RULES[c.method](c, max_steps)
+    if c.method in ("beam", "dvts"):
+        return c.num_candidates * trace
+    if isinstance(rule, FrontierRule):
+        return rule.width * rule.num_lanes * step
+    num_more = c.widening.num_more if c.widening.max_candidates else 0
+    return max(c.num_candidates + rule.num_extra_rows, num_more) * step

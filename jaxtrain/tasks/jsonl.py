@@ -52,6 +52,7 @@ REASONS = {
     "no_gold": f"no gold of --config.tasks.jsonl.answer_kind behind {MARKER}, in a box or alone",
     "duplicate": "the question stands in an earlier line",
 }
+MAX_FIELDS = 80  # characters of the names of a row's fields in a message
 
 
 def key_of(row: Row) -> str:
@@ -197,7 +198,8 @@ def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[s
             rows.append(row)
         else:
             counts[row] += 1
-            skipped.append(f"{path}:{i + 1}: {REASONS[row]}")
+            there = f"; it has {_fields(line)}" if row == "no_fields" else ""
+            skipped.append(f"{path}:{i + 1}: {REASONS[row]}{there}")
     share = len(skipped) / max(len(lines), 1)
     if share > config.max_bad_share:
         raise UserError(
@@ -286,6 +288,13 @@ def _read_row(line: bytes, i: int, config: JsonlConfig) -> Row | str:
         return "no_gold"
     reasoning = reasoning if config.is_annotated else ANNOTATION.sub("", reasoning)
     return Row(i, question.strip(), reasoning, gold)
+
+
+def _fields(line: bytes) -> str:
+    """Name the fields of a line of JSON."""
+    fields = json.loads(line)
+    named = ", ".join(fields)[:MAX_FIELDS] if isinstance(fields, dict) else ""
+    return named or "no fields"
 
 
 def _split(answer: str) -> tuple[str, str]:

@@ -118,7 +118,11 @@ def all_finite(tree: Any) -> Array:
 
 
 def count_updates(config: FitConfig, batch_size: int, num_rows: int) -> int:
-    """Return how many updates a fit on so many rows makes."""
+    """Return how many updates a fit on so many rows makes.
+
+    >>> count_updates(FitConfig(num_updates=400, max_epochs=2), batch_size=64, num_rows=1000)
+    32
+    """
     if config.max_epochs is None:
         return config.num_updates
     return min(config.num_updates, math.ceil(config.max_epochs * num_rows / batch_size))

@@ -34,6 +34,9 @@ def extract_answer(text: str) -> str | None:
     It is the rest of the line after the last `####`, or what the last `\\boxed{...}` holds that
     stands in no other, where it comes after that line: `####` is a heading, too. Only the last
     MAX_TAIL characters are searched.
+
+    >>> extract_answer("3 + 4 = 7\\n#### 7"), extract_answer("so x is 7")
+    ('7', None)
     """
     tail = text[-MAX_TAIL:]
     _, marker, rest = tail.rpartition(MARKER)
@@ -50,6 +53,9 @@ def read_number(text: str) -> Fraction | None:
 
     Leaves out commas between thousands, one currency sign, a percent sign (50% reads as 50) and a
     trailing period.
+
+    >>> read_number("$1,200.50."), read_number("about 3")
+    (Fraction(2401, 2), None)
     """
     text = text.strip()
     if len(text) > MAX_NUMBER:

@@ -40,7 +40,11 @@ OPERATIONS = {
 
 
 def check_sums(text: str) -> bool | None:
-    """Say False where a sum is certainly wrong, True where all are right, else None."""
+    """Say False where a sum is certainly wrong, True where all are right, else None.
+
+    >>> check_sums("2 + 3 * 4 = 14"), check_sums("7 - 9 = 2"), check_sums("x = 3")
+    (True, False, None)
+    """
     told = set(judge_sums(text))
     return next((said for said in (False, None, True) if said in told), None)
 

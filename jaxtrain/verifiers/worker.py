@@ -194,8 +194,9 @@ class Expressions:
 
     def score_answer(self, answer: str, entry: dict[str, Any]) -> float:
         # Its own clock is off: whoever forked this process has one that stops everything.
+        never: Any = None
         gold, given = (
-            self._parse(f"${text}$", parsing_timeout=None) for text in (entry["answer"], answer)
+            self._parse(f"${text}$", parsing_timeout=never) for text in (entry["answer"], answer)
         )
         return float(self._verify(gold, given, timeout_seconds=None))
 
