@@ -478,6 +478,26 @@ def test_a_damaged_fit_begins_again_where_it_is_good(run_in, task, tmp_path, str
     assert (tmp_path / "damaged" / "fits-1-prm-2").is_dir()
 
 
+def test_updates_skipped_in_a_row_are_counted_across_a_resume(run_in, task, fns, folder):
+    """Three in a row stop a run: two that were saved, and the first one after them."""
+
+    def skipped(base, learner, batch, rate):
+        _, info = fns.update_prm(base, jax.tree.map(lambda x: x.copy(), learner), batch, rate)
+        return learner, info | {"is_skipped": np.True_}
+
+    config = replace(
+        CONFIG,
+        checkpoints=CheckpointsConfig(num_kept=9, num_updates=2),
+        updates=replace(CONFIG.updates, max_skipped=3),
+    )
+    is_end = lambda name, i, done: (name, i, done) == ("prm updates", 1, 3)  # noqa: E731
+    broken = replace(fns, update_prm=skipped)
+    with pytest.raises(Interrupted):
+        run_in(folder, task, config, InterruptedProgress(is_end), broken)
+    with pytest.raises(Diverged, match="iteration 1: 3 updates of the prm in a row"):
+        run_in(folder, task, config, fns=broken)
+
+
 def spoil(learner, where, value):
     """Put a value into one parameter, or one moment, of a learner."""
     tree = getattr(learner, where)

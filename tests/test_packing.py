@@ -18,7 +18,7 @@ from jaxtrain import datasets, updates
 from jaxtrain.config import Config
 from jaxtrain.datasets import DatasetsConfig
 from jaxtrain.errors import UserError
-from jaxtrain.learning import pack, rank_ends
+from jaxtrain.learning import hold_out, pack, rank_ends
 from jaxtrain.nn.heads import head_outputs, make_log_probs, read_rows
 from jaxtrain.nn.transformer import Transformer
 from jaxtrain.structs import Examples, TokenRows
@@ -217,6 +217,19 @@ def test_held_out_ends_are_ranked_within_their_problems():
         found += [wins.mean()] * bool(wins.size)
     assert len(found) > 1 and 0 < np.mean(found) < 1
     assert rank_ends(run, {}, prm, examples) == pytest.approx(np.mean(found))
+
+
+def test_of_one_problem_nothing_is_held_out():
+    """However large the share: something must be left to learn."""
+    config = Config(updates=UpdatesConfig(prm=PrmConfig(held_out=0.9)))
+    run: Any = SimpleNamespace(config=config)
+    for num_problems, num_held in ((1, 0), (3, 2)):
+        at = np.isin(EXAMPLES.problem_id, np.unique(EXAMPLES.problem_id)[:num_problems])
+        examples = jax.tree.map(lambda x, at=at: x[at], EXAMPLES)
+        examples = replace(examples, iteration=np.ones_like(examples.iteration))
+        learnt, held = hold_out(run, 1, "prm", examples)
+        assert len(np.unique(held.problem_id)) == num_held if held else not num_held
+        assert len(np.unique(learnt.problem_id)) == num_problems - num_held
 
 
 def test_nothing_is_packed_where_there_is_nothing():
