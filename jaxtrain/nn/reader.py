@@ -99,9 +99,9 @@ def write(
     segments, behind, _ = context(models[1], backbone, memory, 1, order, path, alone, size)
     tokens, is_written = token.token.T, token.is_written.T
     position = memory.lanes.start[:, None] + memory.lanes.num_tokens[:, None] + jnp.arange(size)
-    hidden, judged = models[1].apply(
-        {"params": backbone}, tokens, position, is_written, (*segments, behind)
-    )
+    # Where nothing is kept, nothing lies there: the compiler would fold what nobody sees.
+    segments = segments if memory.cache is None else (*segments, behind)
+    hidden, judged = models[1].apply({"params": backbone}, tokens, position, is_written, segments)
     value = value_of(params[1]["head"], hidden)
     lane = jnp.arange(len(tokens))[:, None]
     step = jnp.where(token.is_last.T, token.step.T, num_steps)
