@@ -194,7 +194,16 @@ def test_a_limit_is_a_turn_below_its_tokens(method):
         assert (getattr(made, method).width, made.num_tokens) == (25, None)
     else:
         turn = {"best_first": 60, "mcts_star": 40, "dfs": 20}.get(method, 35)
-        assert made.num_tokens == 1030 - turn
+        assert made.num_tokens == 1030 - turn + 1
+
+
+def test_gumbel_makes_all_simulations_of_its_halving_below_a_limit():
+    """However long the steps are: a turn begins while the tokens are below what ends the search."""
+    base = SearchConfig("gumbel", num_candidates=4)
+    for limit, num in ((200, 10), (210, 10), (219.5, 10), (220, 11)):
+        made = sized(base, limit, (5, 10), max_steps=3, is_limit=True)
+        assert made.num_simulations == num
+        assert (num - 1) * 20 < made.num_tokens <= limit - 20 + 1
 
 
 def test_flags_are_read():

@@ -72,7 +72,7 @@ def sized(
     is_limit: bool = False,
 ) -> SearchConfig:
     """Size a search for sampled tokens a problem, where steps and traces have such lengths: on
-    average, or as a limit, which it never passes where it pays for one turn.
+    average, or as a limit, which the steps that are kept never pass where it pays for one turn.
     """
     turn = tokens_of_turn(c, lengths, max_steps)
     # What ends with the depth is as wide as the tokens allow: cut short, it would have no answer.
@@ -83,15 +83,16 @@ def sized(
 
     # The others end by tokens, at most a turn too late, on average half of one. Problems of short
     # steps take more simulations, and some draw less than a turn may; those of gumbel's halving
-    # must be as many as there are.
+    # must be as many as there are. Below a limit the last turn begins that still fits.
     is_tree = not isinstance(RULES[c.method](c, max_steps), FrontierRule)
     num_drawn = c.widening.num_more if c.widening.max_candidates else c.num_candidates
     drawn = num_drawn * lengths[0] if is_tree else turn
-    slack = 1 if c.method == "gumbel" else 2
+    whole, slack = math.floor if is_limit else math.ceil, 1 if c.method == "gumbel" else 2
+    end = math.floor(num_tokens - turn) + 1 if is_limit else round(num_tokens - turn / 2)
     return replace(
         c,
-        num_tokens=max(1, int(num_tokens - turn if is_limit else round(num_tokens - turn / 2))),
-        num_simulations=max(1, math.ceil(slack * num_tokens / drawn)),
+        num_tokens=max(1, end),
+        num_simulations=max(1, whole(slack * num_tokens / drawn)),
     )
 
 
