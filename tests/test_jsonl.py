@@ -369,6 +369,7 @@ BAD_ROWS = [
     ("no_fields", {"answer": "#### 1"}, "not an object"),
     ("no_fields", {"question": "a", "answer": [72]}, "not an object"),
     ("no_fields", {"question": "a", "answer": True}, "not an object"),
+    ("no_fields", {"\x1b[31m\ud800\n": 1, "": 2}, r"it has '\x1b[31m\ud800\n', ''"),
     ("no_gold", {"question": "a", "answer": "It is 72."}, "no gold of"),
     ("no_gold", {"question": "a", "answer": "#### "}, "no gold of"),
     ("no_gold", {"question": "a", "answer": "#### many"}, "no gold of"),

@@ -291,9 +291,9 @@ def _read_row(line: bytes, i: int, config: JsonlConfig) -> Row | str:
 
 
 def _fields(line: bytes) -> str:
-    """Name the fields of a line of JSON."""
+    """Name the fields of a line of JSON, as literals: a stranger's text may hold controls."""
     fields = json.loads(line)
-    named = ", ".join(fields)[:MAX_FIELDS] if isinstance(fields, dict) else ""
+    named = ", ".join(map(repr, fields))[:MAX_FIELDS] if isinstance(fields, dict) else ""
     return named or "no fields"
 
 
