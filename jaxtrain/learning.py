@@ -191,8 +191,8 @@ def tell(
     """Log what there is to tell of a fit."""
     told: dict[str, Any] = fits.summarise(infos)
     if told["is_skipped_fit"]:
-        asked = getattr(run.config.updates, name).fit_of(i).num_updates
-        why = "has no data" if asked else "is asked for no updates"
+        asked = getattr(run.config.updates, name).fit_of(i)
+        why = "has no data" if fits.count_updates(asked, 1, 1) else "is asked for no updates"
         run.progress.note(f"iteration {i}: the {name} {why}, its fit is skipped")
     told["losses"] = [float(f"{loss:.6g}") for loss in infos["loss"]]
     if held:
@@ -205,9 +205,9 @@ def tell(
 def hold_out(run: Run, i: int, name: str, examples: Examples) -> tuple[Examples, Examples | None]:
     """Part what the PRM is not to learn, the newest paths of some problems: (learnt, held out)."""
     newest = np.unique(examples.problem_id[examples.iteration == i])
-    # rounded down, so that something is left to learn
-    size = int(run.config.updates.prm.held_out * len(newest)) if name == "prm" else 0
-    if not size:
+    size = round(run.config.updates.prm.held_out * len(newest)) if name == "prm" else 0
+    size = min(size, len(newest) - 1)  # something is left to learn
+    if size <= 0:
         return examples, None
     chosen = host_rng(run.config.seed, Purpose.HELD_OUT, i).permutation(newest)[:size]
     is_held = np.isin(examples.problem_id, chosen)

@@ -686,7 +686,7 @@ def test_notices_name_what_went_wrong_and_only_that():
     notices = Page(
         text[text.index('<section class="notices">') : text.index('<section class="tiles">')]
     ).text
-    assert "updates: the prm had no data, its fit was skipped" in notices
+    assert "updates: the prm had no data, or no updates to make" in notices
     assert "updates/policy/num_skipped: 2" in notices
     assert "updates/policy/grad_norm was not finite" in notices
     assert "labels/num_set_aside: 7" in notices

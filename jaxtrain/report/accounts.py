@@ -61,7 +61,8 @@ def notices(history: list[Row]) -> Iterator[tuple[Row, str, str]]:
             elif name.endswith("/is_budget_short") and value:
                 yield row, f"{stage}: {SHORT.format(method=first.replace('_', '-'))}", ""
             elif name.endswith("/is_skipped_fit") and value:
-                yield row, f"{stage}: the {first} had no data, its fit was skipped", ""
+                told = f"{stage}: the {first} had no data, or no updates to make"
+                yield row, f"{told}: its fit was skipped", ""
             elif stage == "evaluation" and not name.startswith("num_"):
                 continue
             elif value is None:
