@@ -20,7 +20,7 @@ from jaxtrain.files import disk_fault
 from jaxtrain.memory import check_address_space, is_exhausted, shrink
 
 COMMANDS = ("run", "plan", "solve", "evaluate", "relabel", "export", "report", "view")
-RESUMED = ("run", "evaluate", "relabel")  # the others begin again
+RESUMED = ("run", "evaluate")  # the others begin again
 
 
 def main(argv: Sequence[str] | None = None) -> int:

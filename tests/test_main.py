@@ -619,7 +619,7 @@ def test_a_command_on_a_run_says_what_is_missing(command, capsys):
     assert capsys.readouterr().err == expected
 
 
-@pytest.mark.parametrize("command", ["", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["", "evaluate", "export", "relabel"])
 def test_an_unexpected_error_of_any_command_ends_with_the_way_on(
     command, monkeypatch, capsys, tmp_path
 ):
@@ -630,7 +630,7 @@ def test_an_unexpected_error_of_any_command_ends_with_the_way_on(
     assert main(["jaxtrain", *arguments, "--workdir", "x"]) == 1
     err = capsys.readouterr().err.splitlines()
     assert "ZeroDivisionError: division by zero" in err
-    again = "begins again" if command == "export" else "resumes"
+    again = "begins again" if command in ("export", "relabel") else "resumes"
     told = [f"the same command {again}: python -m jaxtrain.main", *arguments, "--workdir x"]
     assert err[-1].endswith(" ".join(told))
 
