@@ -142,7 +142,8 @@ def main() -> None:
     parser.add_argument("--config", default="ask", help="how --model is asked: a config")
     options, overrides = parser.parse_known_args()
     try:
-        require(bool(options.workdir or options.prm), "--prm", "name the PRM of --model")
+        is_one = bool(options.workdir) != bool(options.prm)
+        require(is_one, "--prm", "name the PRM of --model, and none with --workdir")
         solutions = read_solutions(options.file)
         asked = vars(options) | {"problem": [x.problem for x in solutions], "file": None}
         with Progress(0, sys.stderr) as progress:

@@ -35,6 +35,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.hub import Pretrained
 from jaxtrain.intervals import auroc
 from jaxtrain.keys import Purpose
+from jaxtrain.learning import read_all
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import encode, make_encode
 from jaxtrain.runs import open_run
@@ -288,24 +289,23 @@ class Bench:
 
     def score(self, prm: Params, shown: Texts) -> np.ndarray:
         """Return a PRM's values at the ends of texts."""
-        last, found = (shown.rows.until > 0).sum(axis=1) - 1, []
-        # some thousand at a time, for the memory
-        for at in np.array_split(np.arange(len(last)), 1 + len(last) // 2048):
-            rows = jax.tree.map(lambda x, at=at: x[at], shown.rows)
-            values = self.fns.read_values(self.newest.base, prm, rows)
-            found.append(np.asarray(values)[np.arange(len(at)), last[at]])
-        return np.concatenate(found)
+        read = partial(self.fns.read_values, self.newest.base, prm)
+        # batches of an update's size, which all devices share
+        values = read_all(read, shown.rows, self.config.updates.prm.batch_size)
+        return values[np.arange(len(values)), (shown.rows.until > 0).sum(axis=1) - 1]
 
 
 def open_bench(path: Path, progress: Progress) -> Bench:
     """Open a run. Raises UserError where it is none."""
     run = open_run(path)
-    fns = build(run.config, run.task, progress, run.pretrained)
+    # a PRM begins as a policy here, whatever that of the run began as
+    pretrained = run.pretrained and replace(run.pretrained, prm=None)
+    fns = build(run.config, run.task, progress, pretrained)
     with run.checkpoints() as checkpoints:
         newest = checkpoints.choose(None)
         restore = partial(checkpoints.restore_networks, abstract=fns.abstract_state)
         warm, last = (restore(i, base=fns.init_base()) for i in (0, newest))
-    return Bench(run.config, run.task, fns, run.trees, run.pretrained, warm, last, newest)
+    return Bench(run.config, run.task, fns, run.trees, pretrained, warm, last, newest)
 
 
 def is_first(tree: Tree) -> np.ndarray:

@@ -103,6 +103,7 @@ def test_the_draws_are_those_of_the_seed_whoever_asks_besides(root, tmp_path, ca
         ("beam", ("--budget", "400"), None),
         ("best_first", ("--budget", "200"), None),
         ("puct", ("--budget", "200"), None),
+        ("gumbel", ("--budget", "200"), None),
     ],
 )
 def test_every_method_answers_within_its_budget(root, tmp_path, capsys, method, budget, expected):
@@ -142,9 +143,10 @@ def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, m
     told = dict(re.findall(r"\| (\w+) \| (\S+) \|", capsys.readouterr().out))
     assert (told["num_wrong"], told["num_right"]) == ("1", "1")
     assert told["auroc"] in ("0.8333", "0.1667")  # the last one is below the first, or above
-    monkeypatch.setattr("sys.argv", ["first_errors", "--model", "m", "--file", str(file)])
-    with pytest.raises(SystemExit, match="--prm: name the PRM of --model"):
-        first_errors.main()
+    for arguments in (["--model", "m"], ["--workdir", "w", "--prm", "p"]):
+        monkeypatch.setattr("sys.argv", ["first_errors", *arguments, "--file", str(file)])
+        with pytest.raises(SystemExit, match="--prm: name the PRM of --model"):
+            first_errors.main()
 
 
 @pytest.mark.parametrize(
