@@ -46,7 +46,8 @@ class Solution(NamedTuple):
 def read_solutions(path: Path) -> list[Solution]:
     """Read a file of JSON lines. Raises UserError that names the first line of another form."""
     found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # not splitlines: a line of JSON may hold other line separators
+    for number, line in enumerate(path.read_text("utf-8").rstrip("\n").split("\n"), start=1):
         try:
             fields = json.loads(line)
             steps, label = tuple(map(str, fields["steps"])), int(fields["label"])

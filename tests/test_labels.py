@@ -13,6 +13,7 @@ from jaxtrain import labels
 from jaxtrain.errors import UserError
 from jaxtrain.labels import LabelsConfig
 from jaxtrain.labels.leaves import TdLambdaConfig
+from jaxtrain.labels.walks import Target
 from jaxtrain.structs import Kind, Verdict
 
 C, W, NONE = Verdict.CORRECT, Verdict.WRONG, Verdict.NONE
@@ -428,6 +429,15 @@ def test_an_outcome_counts_for_every_trace_through_a_step():
     made = labels.label(*plant([rows]), LabelsConfig("outcome"))
     assert made.weight[0].tolist() == [3, 1, 1, 1, 0, 1]
     assert made.target[0, 0] == pytest.approx(1 / 3)
+
+
+def test_what_weighs_nothing_has_no_label(monkeypatch):
+    tree, verdict = plant([[Row(-1), Row(0, (1,), C), Row(0, (2,), W)]])
+    kind = lambda *_: Target(np.ones((1, 3)), np.ones((1, 3), bool), np.array([[2, 0, 1]]))  # noqa: E731
+    monkeypatch.setitem(labels.TARGETS, "outcome", kind)
+    made = labels.label(tree, verdict, LabelsConfig("outcome"))
+    assert made.is_labelled.tolist() == [[True, False, True]]
+    assert made.weight.tolist() == [[2, 0, 1]]
 
 
 def test_far_lambda_hears_answers_and_near_lambda_scores():

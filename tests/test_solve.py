@@ -162,6 +162,7 @@ def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, m
         (["--file", "bad.jsonl"], "bad.jsonl:2: holds no JSON object with a text in question"),
         (["--budget", "9", ASKED], "--budget: 9 tokens do not pay for one sample"),
         (["--budget", "90", *WIDE, ASKED], "do not pay for one turn of puct, which"),
+        (["--prm", "p", ASKED], "--prm: a run has a PRM of its own; leave it out"),
         (["--budget", "x", ASKED], "--budget=x: must be tokens a problem"),
         (["--budget", "9k", "--method", "greedy", ASKED], "greedy decoding is one trace"),
         (["--config.model.width=8", ASKED], "--config.model: is the run's own"),

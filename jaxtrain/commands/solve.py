@@ -103,6 +103,7 @@ def open_asked(options: Namespace, overrides: Sequence[str], progress: Progress)
     ran = options.workdir and open_run(options.workdir)
     is_one = bool(ran) != bool(options.model)
     require(is_one, "--workdir, --model", "name either a run or a model, and not both")
+    require(not (ran and options.prm), "--prm", "a run has a PRM of its own; leave it out")
     if ran:
         config, task, pretrained = change(ran.config, overrides), ran.task, None
     else:

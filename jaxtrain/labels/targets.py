@@ -101,7 +101,9 @@ def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:
     chex.assert_equal_shape([tree.parent, target, is_labelled])
     # Nor are they told anything, unless they are known to be false.
     is_labelled = (is_labelled & usable) | is_false
-    weight = None if weight is None else np.where(is_false, 1, weight)
+    if weight is not None:
+        weight = np.where(is_false, 1, weight)
+        is_labelled &= weight > 0
     is_reached = fold_up(tree.parent, verdict == Verdict.CORRECT, False, np.logical_or)[:, :-1]
     return Labels(
         verdict=verdict,

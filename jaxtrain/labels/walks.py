@@ -23,7 +23,9 @@ class Target(NamedTuple):
 
     value: np.ndarray  # [B R] in [0, 1], unread where there is no label
     is_labelled: np.ndarray  # [B R] bool
-    weight: np.ndarray | None = None  # [B R], how much a label counts; none: all alike
+    weight: np.ndarray | None = (
+        None  # [B R], how much a label counts, 0: there is none; None: all alike
+    )
 
 
 def fold_up(parent: np.ndarray, own: np.ndarray, prompt: float, combine: CombineFn) -> np.ndarray:

@@ -194,7 +194,7 @@ class Expressions:
 
     def score_answer(self, answer: str, entry: dict[str, Any]) -> float:
         # Its own clock is off: whoever forked this process has one that stops everything.
-        never: Any = None
+        never: Any = None  # it is declared to want seconds
         gold, given = (
             self._parse(f"${text}$", parsing_timeout=never) for text in (entry["answer"], answer)
         )
