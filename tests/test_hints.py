@@ -24,7 +24,7 @@ from jaxtrain.workdir import open_workdir, run_key
 
 CONFIG = replace(
     WHOLE,
-    prompts=replace(WHOLE.prompts, num_hinted=4, hint="{gold}", max_prompt_tokens=12),
+    prompts=replace(WHOLE.prompts, num_hinted=24, hint="{gold}", max_prompt_tokens=12),
     evaluation=replace(WHOLE.evaluation, strategies=("greedy",)),
 )
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -133,7 +133,7 @@ def test_hints_that_make_no_sense_are_one_line(task):
     with pytest.raises(UserError, match=r"prompts.hint=told: must say \{gold\}"):
         replace(CONFIG.prompts, hint="told")
     learner = replace(CONFIG.updates.policy, objective="dpo")
-    with pytest.raises(UserError, match="num_hinted=4: gives traces alone.*objective nll"):
+    with pytest.raises(UserError, match="num_hinted=24: gives traces alone.*objective nll"):
         replace(CONFIG, updates=replace(CONFIG.updates, policy=learner))
     for prompts, why in (
         (replace(CONFIG.prompts, hint="it is {gold}"), "character 'i' at position 0"),
