@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from benchmarks.first_errors import RIGHT, card, f1, first_below, read_solutions
 from jaxtrain.errors import UserError
@@ -43,7 +44,6 @@ def test_steps_behind_the_first_error_are_not_ranked():
 
 
 def test_auroc_is_that_of_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics", reason="parity with scikit-learn needs it")
     rng = np.random.default_rng(0)
     values = [np.round(rng.uniform(size=n), 1) for n in rng.integers(1, 6, 50)]
     label = np.array([rng.integers(-1, len(x)) for x in values])
