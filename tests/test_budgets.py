@@ -139,9 +139,9 @@ def test_lengths_are_means_over_what_was_drawn():
     found = lengths(np.array([6, 9, 1]), tree)
     assert found == (7.5, 2.0, pytest.approx(8 / 3))
     # 2 * (7.5 + 8/3) is one sample; ten and a tenth more traces fit into twenty times as much
-    require_one_sample(21, found)
+    require_one_sample(21, found, "--budgets", "on average")
     with pytest.raises(UserError, match="20 tokens do not pay for one sample, which costs 21 of"):
-        require_one_sample(20, found)
+        require_one_sample(20, found, "--budgets", "on average")
     assert Lengths(10, 5, 20).num_samples(420, 2) == 12  # (1.1 * 210 - 10) / 20 = 11.05
     assert Lengths(10, 5, 20).sampled(420) == 200
 

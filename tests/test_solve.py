@@ -160,7 +160,10 @@ def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, m
         (["123456 123456 123456=9"], "its prompt has 23 tokens, and --config.prompts.max_prompt"),
         (["--file", "nowhere.txt"], "--file nowhere.txt: cannot be read"),
         (["--file", "bad.jsonl"], "bad.jsonl:2: holds no JSON object with a text in question"),
-        (["--budget", "9", ASKED], "--budget: 9 tokens do not pay for one sample"),
+        (
+            ["--budget", "9", ASKED],
+            "--budget: 9 tokens do not pay for one sample, which costs 72 of both networks at most",
+        ),
         (["--budget", "90", *WIDE, ASKED], "do not pay for one turn of puct, which"),
         (["--prm", "p", ASKED], "--prm: a run has a PRM of its own; leave it out"),
         (["--budget", "x", ASKED], "--budget=x: must be tokens a problem"),

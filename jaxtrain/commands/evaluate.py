@@ -120,7 +120,7 @@ def compare(
     # How long traces are, by a few of them; then one set of samples for all budgets.
     pilot, *_ = grown("pilot", "samples", replace(c.samples, num_samples=NUM_PILOT))
     lengths = budgets.lengths(pilot.prompts.length, pilot.tree)
-    budgets.require_one_sample(asked[0], lengths)
+    budgets.require_one_sample(asked[0], lengths, "--budgets", "on average")
     strategies = [STRATEGIES[name] for name in methods if name in STRATEGIES]
     is_free = any(s.trees == "samples" and not s.pays_prm for s in strategies)
     num_samples = lengths.num_samples(asked[-1], 1 if is_free else 2)

@@ -173,7 +173,7 @@ def choose_method(
     step = trace.max_step_tokens
     limits = budgets.Lengths(prompt, step, trace.max_steps * step)
     budget = budgets.read_budgets(options.budget, "--budget")[-1]
-    budgets.require_one_sample(budget, limits, "--budget")
+    budgets.require_one_sample(budget, limits, "--budget", "at most")
     if strategy.trees == "samples":
         tokens = limits.sampled(budget, 2 if strategy.pays_prm else 1)
         searching = replace(searching, num_samples=int(tokens // limits.trace))

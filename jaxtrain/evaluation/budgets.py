@@ -73,11 +73,11 @@ def read_budgets(text: str, flag: str = "--budgets") -> list[int]:
     return sorted(budgets)
 
 
-def require_one_sample(budget: int, lengths: Lengths, flag: str = "--budgets") -> None:
-    """Refuse a budget that does not pay for one sample. Raises UserError."""
+def require_one_sample(budget: int, lengths: Lengths, flag: str, how: str) -> None:
+    """Refuse a budget that does not pay for one sample, as long as that. Raises UserError."""
     cost = math.ceil(2 * (lengths.prompt + lengths.trace))
-    told = f"{budget:,} tokens do not pay for one sample, which costs {cost:,} of both networks on"
-    require(budget >= cost, flag, f"{told} average, prompt included; begin there")
+    told = f"{budget:,} tokens do not pay for one sample, which costs {cost:,} of both networks"
+    require(budget >= cost, flag, f"{told} {how}, prompt included; begin there")
 
 
 def compare(
