@@ -18,6 +18,9 @@ arms share iteration 0, the warm start:
                     drew, by as many updates as `updates.policy` makes of so many rows: what right
                     traces of all problems would give. Nothing of iteration 0 is among them, and
                     none is dropped. For reasoning_gym alone
+    independent     the plain command, with trees of steps drawn with repeats. Like the next one an
+                    ablation of the quickstart's search, at about as many generated tokens
+    unlikely        the plain command, with trees that hold what the policy would hardly write
 """
 
 from __future__ import annotations
@@ -55,7 +58,14 @@ from jaxtrain.tasks.reasoning_gym import ReasoningGymTask
 from jaxtrain.trees import TreeFiles
 from jaxtrain.workdir import open_workdir
 
-ARMS = ("search", "demonstrations", "sample", "reference")
+# searches that lack a part; they end when a tree has cost what the quickstart's do with it, which
+# is on average half an expansion more than `num_tokens`
+ABLATIONS = {
+    "independent": {"candidates": "independent", "num_candidates": 12, "num_simulations": 13},
+    "unlikely": {"top_p": 1.0},
+}
+ABLATED_TOKENS = 600
+ARMS = ("search", "demonstrations", "sample", "reference", *ABLATIONS)
 # outcomes by problem, or one figure a run
 MEASURES = (
     *(f"evaluation/{name}/outcomes" for name in ("greedy", "best_of_k", "search", "pass_at_k")),
@@ -214,7 +224,11 @@ TURNS: dict[str, TurnFn] = {
 def run_arm(arm: str, flags: list[str], root: Path, seed: int) -> dict[int, dict]:
     """Run one arm to its end, or take what is there. Returns its metrics by iteration."""
     source, folder = root / f"search_{seed}", root / f"{arm}_{seed}"
-    if arm == "search":
+    if arm in ABLATIONS:
+        changed = {**ABLATIONS[arm], "num_tokens": ABLATED_TOKENS}
+        flags = [*flags, *(f"--config.search.{key}={value}" for key, value in changed.items())]
+        apart(fork, flags, source, folder)
+    if arm == "search" or arm in ABLATIONS:
         command = [sys.executable, "-m", "jaxtrain.main", *flags, "--workdir", str(folder)]
         subprocess.run(command, check=True)
         return merge(folder)
