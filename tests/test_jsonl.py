@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -329,6 +330,20 @@ def test_an_expression_that_hangs_is_an_error_and_not_the_last_answer(expression
     assert hasty.verify(Problem(0, "", "7"), "#### 9^{9^{9^{9}}}") == Verdict.ERROR
     assert hasty.verify(Problem(0, "", "7"), "#### 7.0") == Verdict.CORRECT
     hasty.worker.close()
+
+
+def test_expressions_are_compared_without_a_further_import():
+    """A child that judges as nobody may not reach the packages of root."""
+    pytest.importorskip("math_verify")
+    code = (
+        "import sys; from jaxtrain.verifiers.worker import Expressions; made = Expressions()\n"
+        "known = set(sys.modules)\n"
+        r"pairs = (r'2\sqrt{2}', r'\sqrt{8}'), ('x^2+2x+1', '(x+1)^2'), (r'\{1,2\}', r'\{2,1\}')"
+        "\nassert all(made.score_answer(given, made[gold]) for gold, given in pairs)\n"
+        "print(sorted(set(sys.modules) - known))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_math_verify_is_asked_without_its_own_clock(monkeypatch):

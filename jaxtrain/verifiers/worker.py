@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from itertools import product
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -179,15 +180,17 @@ def serve(pipe: Connection) -> None:
 class Expressions:
     """Let math-verify judge, in the form of a dataset whose items are golds."""
 
-    # what most answers need of the parser is loaded and cached before a child is forked
+    # What most answers need is loaded before a child is forked, by comparing each with each: one of
+    # root may not be able to import, and the library would call what it cannot compare wrong.
     WARM = (r"\frac{1}{2}", "(1, 2)", "[0,1)", r"2\sqrt{2}+x^2", r"\{1,2\}", "x=1", r"\sin(\pi)")
+    WARM += (r"\begin{pmatrix}1&2\end{pmatrix}", r"\log_2 8", r"x \geq 1", r"50\%")
 
     def __init__(self):
         import math_verify  # pyright: ignore[reportMissingImports]
 
         self._verify, self._parse = math_verify.verify, math_verify.parse
-        for gold in self.WARM:
-            self.score_answer(gold, self[gold])
+        for gold, given in product(self.WARM, repeat=2):
+            self.score_answer(given, self[gold])
 
     def __getitem__(self, gold: str) -> dict[str, Any]:
         return {"question": "", "answer": gold, "metadata": {}}
