@@ -21,7 +21,6 @@ from jaxtrain.intervals import mean
 from jaxtrain.keys import Purpose, host_rng
 from jaxtrain.phases import Run, diverged
 from jaxtrain.structs import Examples, Learner, Networks, Params, TokenRows, Verdict
-from jaxtrain.tasks import Problem, Task
 from jaxtrain.updates import LearnerConfig, fits
 
 FITS = {"policy": Purpose.FIT_POLICY, "prm": Purpose.FIT_PRM}
@@ -47,7 +46,11 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
     """Read the task's own solutions of the problems in use: those of several steps, as many as a
     trace may have, that the verifier takes.
     """
-    c, task, found = run.config, run.task, []
+    c, task, found, failures = run.config, run.task, [], []
+
+    def verify(problem_id: int, response: str) -> Any:
+        return task.verify(task.problems[problem_id], response)
+
     batches = [
         s.prompts for i in datasets.newest(rounds, c.datasets.paths_rounds) for s in rounds[i]
     ]
@@ -57,9 +60,10 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
         for b in np.flatnonzero(batch.problem_id >= 0)
     }
     for problem_id, prompt in prompt_of.items():
-        problem = task.problems[problem_id]
-        shown = task.solution(problem)
-        if shown is None or not is_taken(task, problem, shown.response):
+        shown = task.solution(task.problems[problem_id])
+        if shown is None:
+            continue
+        if labels.ask(verify, problem_id, shown.response, failures) != Verdict.CORRECT:
             continue
         # Steps are lines, and the last one ends the response.
         *lines, last = shown.response.split("\n")
@@ -68,16 +72,9 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
         if 1 < len(steps) <= c.trace.max_steps:
             targets = labels.of_reference(len(steps), c.labels)
             found.append(datasets.reference(problem_id, prompt, steps, targets))
+    if failures:
+        _log.warning("the verifier failed on %d solutions: %r", len(failures), failures[0])
     return found
-
-
-def is_taken(task: Task, problem: Problem, response: str) -> bool:
-    """Say whether the verifier calls a solution right; where it fails on one, it does not."""
-    try:
-        return task.verify(problem, response) == Verdict.CORRECT
-    except Exception as error:  # as with answers: the text of a stranger must not end the run
-        _log.warning("the verifier failed on the solution of problem %d: %r", problem.id, error)
-        return False
 
 
 def pack(run: Run, i: int, name: str, examples: Examples) -> Examples:

@@ -433,8 +433,8 @@ def test_an_outcome_counts_for_every_trace_through_a_step():
 
 def test_what_weighs_nothing_has_no_label(monkeypatch):
     tree, verdict = plant([[Row(-1), Row(0, (1,), C), Row(0, (2,), W)]])
-    kind = lambda *_: Target(np.ones((1, 3)), np.ones((1, 3), bool), np.array([[2, 0, 1]]))  # noqa: E731
-    monkeypatch.setitem(labels.TARGETS, "outcome", kind)
+    told = Target(np.ones((1, 3)), np.ones((1, 3), bool), np.array([[2, 0, 1]]))
+    monkeypatch.setitem(labels.TARGETS, "outcome", lambda *_: told)
     made = labels.label(tree, verdict, LabelsConfig("outcome"))
     assert made.is_labelled.tolist() == [[True, False, True]]
     assert made.weight.tolist() == [[2, 0, 1]]

@@ -25,7 +25,7 @@ from jaxtrain.checkpoints import fingerprint
 from jaxtrain.commands import Parser, command_line
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import Config, check
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require
 from jaxtrain.evaluation import STRATEGIES, Answered, budgets, named, read
 from jaxtrain.files import read_json, write_atomic, write_json
 from jaxtrain.flags import override, read_flags
@@ -225,11 +225,8 @@ def leave_out(learnt: Task, task: Task, split: str) -> tuple[Task, int]:
     rows, problems = (*learnt.train, *learnt.demonstrations), getattr(task, split)
     known = {text for row in rows for text in (row.prompt, row.substance)} - {""}
     kept = tuple(row for row in problems if known.isdisjoint((row.prompt, row.substance)))
-    if problems and not kept:
-        raise UserError(
-            f"--config.tasks: the run trained on all {len(problems)} {split} problems; choose "
-            "others"
-        )
+    told = f"the run trained on all {len(problems)} {split} problems; choose others"
+    require(bool(kept) or not problems, "--config.tasks", told)
     return replace(task, **{split: kept}), len(problems) - len(kept)
 
 

@@ -7,4 +7,4 @@ are small integers.
 """
 
 from jaxtrain.labels.targets import TARGETS, LabelsConfig, counts, label, of_reference
-from jaxtrain.labels.verdicts import VerifyFn, judge
+from jaxtrain.labels.verdicts import VerifyFn, ask, judge

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
         problem_id, response = int(tree.problem_id[b]), tokens[k, : length[k]]
         key = problem_id, response.tobytes()
         if key not in known:
-            known[key] = _ask(verify_fn, problem_id, response, failures)
+            known[key] = ask(verify_fn, problem_id, response, failures)
         verdict[b, r] = known[key]
     # Did the answers fail, or the verifier?
     if len(failures) == len(known) > 1:
@@ -46,7 +47,8 @@ def judge(tree: Tree, verify_fn: VerifyFn) -> np.ndarray:
     return verdict
 
 
-def _ask(verify_fn: VerifyFn, problem_id: int, text: np.ndarray, failures: list) -> Verdict:
+def ask(verify_fn: Callable, problem_id: int, text: Any, failures: list[Exception]) -> Verdict:
+    """Ask for a verdict on one answer: ERROR where that fails, and one failure more."""
     try:
         verdict = verify_fn(problem_id, text)
         if isinstance(verdict, bool | np.bool_):

@@ -149,7 +149,8 @@ def jsonl_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) -> Jso
     worker = Worker(MATH, {}) if c.answer_kind == "math" else None
     told = "--config.tasks.jsonl.answer_kind=math: math-verify does not start"
     with explained(told, "needs pip install 'jaxtrain[math]'"):
-        _ = worker and worker.item("1")  # or every answer would be an error
+        if worker:  # or every answer would be an error
+            worker.item("1")
     rows, num_lines, counts, skipped = _read_rows("path", c)
     test_rows, num_in_test = [], 0
     if c.test_path:
