@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -141,7 +141,7 @@ def package(name: str) -> ModuleType:
         raise UserError(told) from error
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Read `metrics.jsonl`, and append to it once `truncate` has cut it to what was restored."""
 
     def __init__(
@@ -153,9 +153,6 @@ class MetricsLog:
         self._asked, self._config = writers, config or {}
         self._writers: list[Writer] | None = None
         self._num_updates: Counter[str] = Counter()  # those whose losses were shown, by key
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Self, TextIO
+from typing import TextIO
 
 import rich.progress
 from rich.console import Console
@@ -81,7 +81,7 @@ class Phase:
         return f"{_duration(seconds)} so far"
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """Show phases: one bar on a terminal, elsewhere plain lines at most `interval` seconds apart.
 
     with Progress(num_iterations) as progress:
@@ -114,9 +114,6 @@ class Progress:
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="progress", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

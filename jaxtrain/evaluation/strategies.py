@@ -10,7 +10,7 @@ strategies are judged on the same problems.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,15 +61,12 @@ def vote(answered: Answered, k: int) -> np.ndarray:
 
     Of the traces that give the winning answer it is the first; a tie goes to the answer seen first.
     """
-    return np.array([_plurality(answer[:k], np.ones(k)) for answer in answered.answer], int)
+    return _pluralities(answered, np.ones((len(answered.answer), k)))
 
 
 def weighted_vote(answered: Answered, k: int) -> np.ndarray:
     """Vote as `vote` does, each trace with the weight of its last-step value, clipped to [0, 1]."""
-    weight = np.clip(answered.score[:, :k], 0, 1)
-    return np.array(
-        [_plurality(answer[:k], w) for answer, w in zip(answered.answer, weight, strict=True)], int
-    )
+    return _pluralities(answered, np.clip(answered.score[:, :k], 0, 1))
 
 
 def best_of_k(answered: Answered, k: int) -> np.ndarray:
@@ -84,15 +81,18 @@ def best_of_k(answered: Answered, k: int) -> np.ndarray:
     return np.where(has_answer.any(axis=1), best, -1)
 
 
-def _plurality(answers: Sequence[str | None], weight: np.ndarray) -> int:
-    """The index of the first trace whose answer has most weight, -1 if none has an answer."""
-    total: defaultdict[str, float] = defaultdict(float)
-    for answer, w in zip(answers, weight, strict=True):
-        if answer is not None:
-            total[answer] += float(w)
-    # A dict keeps the order of insertion and `max` the first of equals: ties go to the answer seen
-    # first.
-    return answers.index(max(total, key=total.__getitem__)) if total else -1
+def _pluralities(answered: Answered, weight: np.ndarray) -> np.ndarray:
+    """The first trace `[B]` int whose answer has most weight [B k], -1 if none has an answer."""
+    chosen = []
+    for answers, weights in zip(answered.answer, weight, strict=True):
+        total: defaultdict[str, float] = defaultdict(float)
+        for answer, w in zip(answers, weights, strict=False):  # of the first k
+            if answer is not None:
+                total[answer] += float(w)
+        # A dict keeps the order of insertion and `max` the first of equals: ties go to the answer
+        # seen first.
+        chosen.append(answers.index(max(total, key=total.__getitem__)) if total else -1)
+    return np.array(chosen, int)
 
 
 class Strategy(NamedTuple):

@@ -70,11 +70,7 @@ def open_memory(
     rows = jnp.zeros((num_trees, num_rows, trace.max_step_tokens), jnp.int32)
 
     # What the networks would keep of a prompt, for its shapes alone.
-    backbones = params[0], params[1]["backbone"]
-    told = [
-        jax.eval_shape(partial(read, model, p), prompts, jnp.ones(num_trees, int))
-        for model, p in zip(models, backbones, strict=True)
-    ]
+    told = jax.eval_shape(partial(read_both, models), params, prompts, jnp.ones(num_trees, int))
     hidden = told[0][1]
 
     # Their caches.
@@ -119,11 +115,7 @@ def renew(
 
     held, cost = memory.cache, Cost(none, none, none)
     if held is not None:
-        backbones = params[0], params[1]["backbone"]
-        told = [
-            read(model, p, prompts.tokens, prompts.length)
-            for model, p in zip(models, backbones, strict=True)
-        ]
+        told = read_both(models, params, prompts.tokens, prompts.length)
         segments = zip(held.prompt, told, strict=True)
         held = held._replace(
             prompt=tuple(put_rows(old, new) for old, (new, _) in segments),
@@ -265,3 +257,9 @@ def read(model: Network, params: Params, tokens: Array, length: Array) -> tuple[
     hidden, segment = model.apply({"params": params}, tokens, positions, mask)
     last: Any = jnp.maximum(length - 1, 0)[:, None, None]
     return segment, jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+
+
+def read_both(models: Models, params: Both, *texts: Array) -> list[tuple[Segment, Array]]:
+    """Let policy and PRM read texts, as `read` does."""
+    backbones = zip(models, (params[0], params[1]["backbone"]), strict=True)
+    return [read(*backbone, *texts) for backbone in backbones]

@@ -121,13 +121,21 @@ def frequencies(config: ModelConfig) -> np.ndarray:
     return (plain * (share + (1 - share) / config.rope_factor)).astype(np.float32)
 
 
-def rotate(x: Array, positions: Array, frequency: np.ndarray) -> Array:
-    """Rotate x [b t heads h] by its positions [b t] (Su et al. 2021, half-split form)."""
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
+def rotation(positions: Array, frequency: np.ndarray) -> tuple[Array, Array]:
+    """Return cosine and signed sine of the angles at positions [b t]: [b t 1 2 h/2] float32 each.
+
+    All layers share them; computed where they are used, they would be for every head.
+    """
+    angle = positions[..., None, None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
+    return jnp.concatenate([cos, cos], axis=-2), jnp.concatenate([-sin, sin], axis=-2)
+
+
+def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Rotate x [b t heads h] by the angles of its positions (Su et al. 2021, half-split form)."""
+    cos, sin = angles
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    return (halves * cos + jnp.flip(halves, axis=-2) * sin).reshape(x.shape).astype(x.dtype)
 
 
 def attend(
@@ -190,7 +198,7 @@ class Block(nn.Module):
         x: Array,
         past: list[tuple[Array, Array]],
         own: tuple[Array, Array] | None,
-        positions: Array,
+        angles: tuple[Array, Array],
         masks: list[Array],
         at: Array | int,
         own_mask: Array,
@@ -202,7 +210,7 @@ class Block(nn.Module):
         """
         c = self.config
         b, t, width = x.shape
-        dtype, head, frequency = jnp.dtype(c.dtype), c.head, frequencies(c)
+        dtype, head = jnp.dtype(c.dtype), c.head
         init = nn.initializers.normal(width**-0.5)
 
         # Projections work on rows of tokens [b*t ...]: the gradient of a weight is then one plain
@@ -240,9 +248,8 @@ class Block(nn.Module):
         num_heads = {"q": c.num_heads, "k": c.num_kv_heads, "v": c.num_kv_heads}
         products = project(y, {f"w{name}": (width, n, head) for name, n in num_heads.items()})
         q, k, v = (heads(x, *args) for x, args in zip(products, num_heads.items(), strict=True))
-        q = rotate(q, positions, frequency).reshape(b, t, c.num_kv_heads, -1, head)
-        q = q.transpose(0, 2, 3, 1, 4)
-        k, v = rotate(k, positions, frequency).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        q = rotate(q, angles).reshape(b, t, c.num_kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
+        k, v = rotate(k, angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if own is not None:
             k = jax.lax.dynamic_update_slice_in_dim(own[0], k, at, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(own[1], v, at, axis=2)
@@ -324,7 +331,7 @@ class Transformer(nn.Module):
         x = self.embedding[tokens].astype(jnp.dtype(self.config.dtype))
 
         # Layer after layer, scanned or unrolled.
-        shared = (positions, past_masks, at, own_mask)
+        shared = (rotation(positions, frequencies(self.config)), past_masks, at, own_mask)
         if self.config.is_scanned:
             written = None if into is None else (into.k, into.v)
             x, (keys, values) = self.blocks(x, [(s.k, s.v) for s in segments], written, *shared)
