@@ -86,7 +86,7 @@ def _pluralities(answered: Answered, weight: np.ndarray) -> np.ndarray:
     chosen = []
     for answers, weights in zip(answered.answer, weight, strict=True):
         total: defaultdict[str, float] = defaultdict(float)
-        for answer, w in zip(answers, weights, strict=False):  # of the first k
+        for answer, w in zip(answers[: len(weights)], weights, strict=True):
             if answer is not None:
                 total[answer] += float(w)
         # A dict keeps the order of insertion and `max` the first of equals: ties go to the answer
