@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import sys
 import time
@@ -72,7 +73,10 @@ class Engine:
         ends = tuple(np.flatnonzero(is_trace).tolist())
         tokenizer: Any = SimpleNamespace(vocab_size=VOCAB, token_bytes=says, end_ids=ends)
         progress: Any = self
-        fns = build(read_config(config), Task("", tokenizer), progress)
+        # Up to commit dc4d078 it took the tokenizer alone.
+        takes_task = "task" in inspect.signature(build).parameters
+        task: Any = Task("", tokenizer) if takes_task else tokenizer
+        fns = build(read_config(config), task, progress)
         policy = fns.init_policy(fns.problem_keys(0, 0, np.zeros(1, np.int32))[0]).params
         # A head that tells prefixes apart.
         prm = dict(fns.init_prm(policy).params)
