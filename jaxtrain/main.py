@@ -7,6 +7,7 @@ signals are heard from the start: a command, and jax with it, takes seconds to i
 import contextlib
 import importlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_address_space()
         with contextlib.ExitStack() as leaving, leave_at_signal(again, leaving.close):
             importlib.import_module(f"jaxtrain.commands.{name}").run(arguments, leaving)
+            sys.stdout.flush()
     except (UserError, Diverged) as error:
         complain(error)
         return 2 if isinstance(error, UserError) else 3
@@ -44,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"stopped; {again}")
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and has_no_reader():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
         kept = "what is finished is kept"
         if told := disk_fault(error):
             then = f"put the disk or the folder right, then start again: {command}"
@@ -57,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"an unexpected error; {kept}, and {again}")
         return 1
     return 0
+
+
+def has_no_reader() -> bool:
+    """Say whether stdout is a pipe whose reader has seen enough, such as `head`."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def read_command(arguments: Sequence[str]) -> list[str]:

@@ -117,7 +117,7 @@ def open_workdir(
     facts, with files but no config.json, or that cannot be written to.
     """
     if "://" in str(path):
-        raise UserError(f"workdir {path}: is no folder of this machine; choose another --workdir")
+        raise UserError(f"workdir {path}: is no folder of this machine; choose another folder")
     path = Path(path).expanduser()
     with contextlib.ExitStack() as held:
         try:
@@ -126,12 +126,12 @@ def open_workdir(
             # A start killed before config.json was in place leaves these two at most.
             if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
                 why = "holds files but no config.json, so it is no run"
-                raise UserError(f"workdir {path} {why}; choose another --workdir")
+                raise UserError(f"workdir {path} {why}; choose another folder")
             held.enter_context(acquire(path))
             notices, num_starts = _take_over(path, config, facts, command)
         except OSError as error:
             why = f"{error.filename or path} cannot be used ({error.strerror})"
-            raise UserError(f"workdir {path}: {why}; choose another --workdir") from error
+            raise UserError(f"workdir {path}: {why}; choose another folder") from error
         keys = run_key(config, facts), run_key(config, facts, config.get("evaluation"))
         yield Workdir(path, tuple(notices), num_starts, *keys)
 
@@ -240,7 +240,7 @@ def acquire(path: Path) -> IO[str]:
         lock.seek(0)
         owner = " ".join(lock.read().split()) or "another process"
         lock.close()
-        told = f"is in use by {owner}; stop that run or choose another --workdir"
+        told = f"is in use by {owner}; stop that run or choose another folder"
         raise UserError(f"workdir {path} {told}") from None
     lock.truncate(0)
     lock.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
@@ -272,7 +272,7 @@ def _refuse(path: Path, what: str, differing: list[str]) -> None:
     if differing:
         more = f" and {len(differing) - MAX_SHOWN} more" if len(differing) > MAX_SHOWN else ""
         told = f"belongs to other {what}: {', '.join(differing[:MAX_SHOWN])}{more}"
-        then = "choose another --workdir, or go back to the old values"
+        then = "choose another folder, or go back to the old values"
         absent = "what is absent on one side is of another jaxtrain"
         raise UserError(f"workdir {path} {told}; {then} ({absent})")
 

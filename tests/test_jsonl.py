@@ -207,7 +207,7 @@ def test_parquet_holds_the_same_rows_as_lines(config, tmp_path):
     Path(path).write_bytes(b"PAR0" * 10)
     with pytest.raises(UserError, match=r"cannot read '.*rows\.parquet': .*[Pp]arquet"):
         make_task(change(config, path=path))
-    with pytest.raises(UserError, match=r"cannot read 'nowhere\.parquet'"):
+    with pytest.raises(UserError, match=r"cannot read '.*nowhere\.parquet'"):
         make_task(change(config, path="nowhere.parquet"))
 
 
@@ -476,9 +476,15 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_error(config, tmp_path):
 def test_a_missing_file_is_named_with_its_key(config, key):
     with pytest.raises(
         UserError,
-        match=rf"cannot read 'nowhere\.jsonl': No such file .* --config\.tasks\.jsonl\.{key}=",
+        match=rf"cannot read '.*/nowhere\.jsonl': No such file .* --config\.tasks\.jsonl\.{key}=",
     ):
         make_task(change(config, **{key: "nowhere.jsonl"}))
+
+
+def test_files_are_found_again_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = JsonlConfig(path="train.jsonl")
+    assert (config.path, config.test_path) == (str(tmp_path / "train.jsonl"), "")
 
 
 def test_no_path_at_all_names_the_key(config):

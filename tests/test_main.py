@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -234,7 +235,7 @@ MISTAKES = {
     "iterations": (["--config.loop.num_iterations=-1"], ["--config.loop.num_iterations=-1"]),
     "workdir in a bucket": (
         ["--workdir=gs://bucket/x"],
-        ["gs://bucket/x", "choose another --workdir"],
+        ["gs://bucket/x", "choose another folder"],
     ),
 }
 
@@ -245,6 +246,14 @@ def test_mistake_is_one_line_and_nothing_is_written(run, tmp_path, arguments, wo
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert [word for word in words if word not in err] == [], err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_has_seen_enough_ends_nothing_loudly():
+    command = f"{shlex.quote(sys.executable)} -m jaxtrain.main --config quickstart --help"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} | head -1"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
 
 
 FILE_MISTAKES = {

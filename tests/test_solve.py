@@ -167,6 +167,10 @@ def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, m
         (["--budget", "90", *WIDE, ASKED], "do not pay for one turn of puct, which"),
         (["--prm", "p", ASKED], "--prm: a run has a PRM of its own; leave it out"),
         (["--budget", "x", ASKED], "--budget=x: must be tokens a problem"),
+        (["--budget", "1k,2k", ASKED], "--budget 1k,2k: must be one number below 2**31"),
+        (["--budget", "9000m", ASKED], "--budget 9000m: must be one number below 2**31"),
+        (["--to", "bad.jsonl", ASKED], "--to bad.jsonl: can be no folder"),
+        (["--to", "", ASKED], "a path: is empty"),
         (["--budget", "9k", "--method", "greedy", ASKED], "greedy decoding is one trace"),
         (["--config.model.width=8", ASKED], "--config.model: is the run's own"),
         (["--to", "done", ASKED], "--to done: holds answers already"),
@@ -175,7 +179,8 @@ def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, m
 )
 def test_a_mistake_is_one_line(root, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.jsonl").write_text('{"question": "1 1 1=3"}\n{"question": 3}\n')
+    lines = '{"question": "1 1 1=3"}\n{"question": 3}\n'
+    (tmp_path / "bad.jsonl").write_text(lines, "utf-8-sig")
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "answers.jsonl").write_text("")
     assert main(["jaxtrain", "solve", "--workdir", str(root / "run"), *arguments]) == 2
@@ -200,7 +205,9 @@ def test_countdown_is_asked_in_words(text, prompt):
     assert (problem.id, problem.prompt, problem.question) == (5, prompt, text)
 
 
-@pytest.mark.parametrize("text", ["", "3 7 8 29", "Use 3, 7 to make 29", "Use 3, 7, 8, 9 make 29"])
+@pytest.mark.parametrize(
+    "text", ["", "3 7 8 29", "3 7 to make 29", "3, 7, 8, 9 make 29", "-3 7 8=29"]
+)
 def test_what_is_no_countdown_is_told(text):
     task = make_task(TasksConfig(num_train=1, num_dev=0, num_test=1))
     with pytest.raises(UserError, match='as in "Use 3, 7, 8 to make 29"'):

@@ -126,7 +126,7 @@ def test_other_config_is_refused_in_one_line_and_nothing_changes(tmp_path):
     message = str(caught.value)
     assert "\n" not in message
     assert "extra (absent) -> true, search.num_simulations 16 -> 64, seed 3 -> 4" in message
-    assert "--workdir" in message
+    assert "choose another folder" in message
     assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
 
 
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, monkeypatch, n
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, name, refuse)
-    with pytest.raises(UserError, match="Read-only file system.*choose another --workdir"):
+    with pytest.raises(UserError, match="Read-only file system.*choose another folder"):
         start(tmp_path / "run" if name == "mkdir" else tmp_path, CONFIG, FACTS)
 
 
@@ -225,7 +225,7 @@ def test_start_killed_before_the_config_was_written_begins_anew(tmp_path):
 @pytest.mark.parametrize("path", ["gs://bucket/run", "{file}/run", "{file}"])
 def test_impossible_folder_is_one_line(tmp_path, path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another --workdir"):
+    with pytest.raises(UserError, match="choose another folder"):
         start(path.replace("{file}", str(tmp_path / "file")), CONFIG, FACTS)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from jaxtrain.errors import UserError, explained
+from jaxtrain.errors import UserError, explained, require
 
 # transformers would warn that PyTorch is not here, which we have no use for.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
 
 def home_path(text: str) -> Path:
     """Read a path; `~` is the home folder, which a shell does not know behind an equals sign."""
+    require(text != "", "a path", "is empty")
     with explained(f"{text}: names no folder", "write it out"):
         return Path(text).expanduser()
 

@@ -54,6 +54,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser.add_argument("--methods", help="what is compared: strategies, and methods of search")
     parser.add_argument("--budgets", help="tokens of both networks a problem, such as 1k,4k,16k")
     options, overrides = parser.parse_known_args(arguments)
+    for flag in overrides:
+        if flag.startswith("-") and not flag.startswith("--config."):
+            parser.error(f"{flag} is unknown")
     if (options.methods is None) != (options.budgets is None):
         raise UserError("--methods and --budgets go together: every method answers at each budget")
     compared = options.methods is not None and (

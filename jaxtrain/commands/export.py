@@ -43,9 +43,11 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
         fns = build(config, task, progress, pretrained)
         params = checkpoints.restore_params(iteration, network, fns.abstract_state)
     rows = [row for row in MetricsLog(workdir).read() if row["iteration"] == iteration]
+    shown = [(d.prompt, d.response.partition("\n")[0] + "\n") for d in task.demonstrations[:1]]
     told = (network, iteration, ran.manifest, rows, config.trace.boundary, pretrained)
     num_outputs = len(value_labels(params["head"])) if network == "prm" else 1
-    card = model_card(*told, is_adapter, num_outputs, config.trace.calculator)
+    how = (is_adapter, num_outputs, config.trace.calculator, *shown)
+    card = model_card(*told, *how)
 
     # Adapters alone, or whole weights: what other programs load knows no adapters.
     if is_adapter:

@@ -24,7 +24,7 @@ from jaxtrain.commands import Parser, home_path
 from jaxtrain.commands.evaluate import change
 from jaxtrain.compilation import keep_compiled
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError, require
+from jaxtrain.errors import UserError, explained, require
 from jaxtrain.evaluation import STRATEGIES, Strategy, budgets, last_rows, read_choice, read_samples
 from jaxtrain.files import write_atomic
 from jaxtrain.flags import load, override, read_flags
@@ -137,7 +137,7 @@ def read_problems(path: Path | None, field: str) -> list[str]:
     if path is None:
         return []
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").split("\n")]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--file {path}: cannot be read ({error})") from error
     texts = []
@@ -172,7 +172,9 @@ def choose_method(
     trace, prompt = config.trace, config.prompts.max_prompt_tokens
     step = trace.max_step_tokens
     limits = budgets.Lengths(prompt, step, trace.max_steps * step)
-    budget = budgets.read_budgets(options.budget, "--budget")[-1]
+    budget, *more = budgets.read_budgets(options.budget, "--budget")
+    is_met = not more and budget < 2**31
+    require(is_met, f"--budget {options.budget}", "must be one number below 2**31, such as 4k")
     budgets.require_one_sample(budget, limits, "--budget", "at most")
     if strategy.trees == "samples":
         tokens = limits.sampled(budget, 2 if strategy.pays_prm else 1)
@@ -192,6 +194,8 @@ def choose_folder(asked: Path | None, usual: Path) -> Path:
     if asked:
         is_met = not (asked / ANSWERS).exists()
         require(is_met, f"--to {asked}", "holds answers already; choose another folder")
+        with explained(f"--to {asked}: can be no folder", "choose another"):
+            asked.mkdir(parents=True, exist_ok=True)
         return asked
     numbers = [int(path.name) for path in usual.glob("*") if path.name.isdecimal()]
     path = usual / f"{max(numbers, default=0) + 1:04}"

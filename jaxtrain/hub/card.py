@@ -19,6 +19,8 @@ TEXTS = Environment(
 )
 TEXTS.filters |= {"repr": repr, "json": json.dumps}
 
+EXAMPLE = "Question: what is 3 + 4?\nAnswer:\n", "3 + 4 = 7\n"
+
 
 def model_card(
     network: str,
@@ -30,10 +32,12 @@ def model_card(
     is_adapter: bool = False,
     num_outputs: int = 1,
     calculator: bool = False,
+    example: tuple[str, str] = EXAMPLE,
 ) -> str:
     """Write the README.md of a network: what it is, how to use it, numbers and hashes of its run.
 
     rows: the metrics of its iteration. boundary, calculator: of its steps. num_outputs: of the PRM.
+    example: a prompt and a step that it can read.
     """
     metrics = {key: x for row in rows for key, x in row.items() if key.startswith("evaluation/")}
 
@@ -51,6 +55,7 @@ def model_card(
         scores=[(key, x) for key, x in sorted(metrics.items()) if isinstance(x, int | float)],
         boundary=boundary,
         pretrained=pretrained,
+        example=example,
         name=pretrained.name if pretrained else "random weights",
         license=re.findall(license_lines, front[1], re.MULTILINE) if front else [],
         is_rounded=pretrained and pretrained.dtypes and not is_adapter,

@@ -94,7 +94,8 @@ class CountdownTask(Task):
         target = found[-1] if found else None
         rest = text[: target.start()] + text[target.end() :] if target else text
         numbers = sorted(map(int, re.findall(r"\d+", rest)))
-        if target is None or len(numbers) != self.num_numbers:
+        is_signed = re.search(r"(?<!\d)-\d", rest) is not None
+        if target is None or is_signed or len(numbers) != self.num_numbers:
             example = ", ".join("3789"[: self.num_numbers])
             told = f"countdown needs {self.num_numbers} numbers and what they are to make"
             raise UserError(f'{text[:60]!a}: {told}, as in "Use {example} to make 29"')

@@ -10,6 +10,7 @@ too many of them is refused. From scratch bytes are the tokens, so no text is ou
 
 import contextlib
 import json
+import os
 import random
 import re
 from collections import Counter
@@ -104,6 +105,11 @@ class JsonlConfig(Section, at="tasks.jsonl"):
     is_annotated: bool = False  # keep the calculator annotations <<...>> in the demonstrations
     max_row_bytes: Count = 16384  # a longer line is a bad row
     max_bad_share: Share = 0.01  # skip bad rows up to this share of a file, then refuse the file
+
+    def check(self) -> None:
+        for name in ("path", "test_path"):  # found again from any folder
+            if path := getattr(self, name):
+                object.__setattr__(self, name, os.path.abspath(path))
 
 
 @dataclass(frozen=True)
