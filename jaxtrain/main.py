@@ -25,7 +25,9 @@ RESUMED = ("run", "evaluate")  # the others begin again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command. Returns 0; 1 for our error, 2 the user's, 3 diverged, 130 stopped."""
+    """Carry out a command. Returns 0; 1 for our error, 2 the user's, 3 diverged, 130 stopped, 141
+    if nobody reads what it prints.
+    """
     name, *arguments = read_command((sys.argv if argv is None else argv)[1:])
     command = command_line(name, arguments)
     again = f"the same command {'resumes' if name in RESUMED else 'begins again'}: {command}"
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and has_no_reader():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return 0
+            return 128 + signal.SIGPIPE
         kept = "what is finished is kept"
         if told := disk_fault(error):
             then = f"put the disk or the folder right, then start again: {command}"

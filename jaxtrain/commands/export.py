@@ -46,8 +46,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     shown = [(d.prompt, d.response.partition("\n")[0] + "\n") for d in task.demonstrations[:1]]
     told = (network, iteration, ran.manifest, rows, config.trace.boundary, pretrained)
     num_outputs = len(value_labels(params["head"])) if network == "prm" else 1
-    how = (is_adapter, num_outputs, config.trace.calculator, *shown)
-    card = model_card(*told, *how)
+    card = model_card(*told, is_adapter, num_outputs, config.trace.calculator, *shown)
 
     # Adapters alone, or whole weights: what other programs load knows no adapters.
     if is_adapter:

@@ -222,7 +222,7 @@ def draw_sets(
         f"the sets need {num_asked} problems (test {num_test}, dev {num_dev}, demonstrations "
         f"{num_demonstrations}, train at least {(num_train or 1)}), but only {len(rows)} exist"
     )
-    then = "ask for fewer by num_test, num_dev, num_demonstrations, or by none for shares"
+    then = "ask for fewer by num_test, num_dev, num_demonstrations, num_train"
     require(num_asked <= len(rows), "--config.tasks", f"{told}: {what}; {then}")
     shuffled = list(rows)
     if seed is not None:
