@@ -136,8 +136,7 @@ class Store:
         try:
             found = self._orbax.restore(path, args=ocp.args.Composite(**restores))
         except FileNotFoundError as error:  # a reader's: a writer owns the folder
-            told = f"{path} was removed by its run meanwhile; start again"
-            raise UserError(told) from error
+            raise UserError(f"{path} was removed by its run meanwhile; start again") from error
         return {name: found[name] for name in abstract}
 
     def remove(self, name: int | str) -> None:
@@ -168,11 +167,9 @@ class Checkpoints(Store):
     def newest(self) -> int | None:
         """Return the newest good iteration, None without any. Raises UserError if all are bad."""
         number, faults = self.newest_good()
-        if number is None and faults:
-            raise UserError(
-                f"no checkpoint is good: {'; '.join(faults.values())}; "
-                f"restore {self.folder} from a copy, or begin again in another --workdir"
-            )
+        told = f"holds no good checkpoint: {'; '.join(faults.values())}"
+        then = "restore it from a copy, or begin again in another --workdir"
+        require(number is not None or not faults, self.folder, f"{told}; {then}")
         self.set_aside(faults, f"iteration {number} is used")
         return number
 

@@ -15,7 +15,7 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
-from jaxtrain.errors import Count, Natural, Section, UserError, one_of, require, some_of
+from jaxtrain.errors import Count, Natural, Section, one_of, require, some_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
@@ -171,13 +171,11 @@ def check(config: Config, task: Task) -> None:
     if config.prompts.num_hinted:
         asked["hinted train"] = [hinted(problem, config.prompts.hint) for problem in task.train]
     for name, problems in asked.items():
-        if not problems:
-            told = f"the task has no {name} problems"
-            raise UserError(f"{told}; set --config.tasks.num_{name} above 0")
-        if all(len(encode(problem)) > limit for problem in problems):
-            longest = max(len(encode(problem)) for problem in problems)
-            why = f"no prompt of the {name} problems is that short; {longest} takes them all"
-            raise UserError(f"--config.prompts.max_prompt_tokens={limit}: {why}")
+        told = f"holds no {name} problems; set --config.tasks.num_{name} above 0"
+        require(len(problems) > 0, "the task", told)
+        lengths = [len(encode(problem)) for problem in problems]
+        why = f"no prompt of the {name} problems is that short; {max(lengths)} takes them all"
+        config.prompts.require(min(lengths) <= limit, "max_prompt_tokens", why)
 
 
 def check_checks(config: Config, task: Task, mesh: Any) -> None:

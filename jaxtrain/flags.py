@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxtrain.config import Config
-from jaxtrain.errors import Section, UserError
+from jaxtrain.errors import Section, UserError, require
 
 FLAGS = ("config", "workdir", "plan", "help", "version")
 # a link to the checkout's configs/, and a package when installed
@@ -32,8 +32,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     """Read a command line. Returns the config and the run folder. Raises UserError."""
     values = read_flags(argv[1:])
     file, folder = values.pop("config", ""), values.pop("workdir", "")
-    if not file:
-        raise UserError("--config is missing; for a first run: --config quickstart")
+    require(file != "", "--config", "is missing; for a first run: --config quickstart")
     config = override(load(file), values)
     return config, folder or f"runs/{Path(file.split(':')[0]).stem}/seed_{config.seed}"
 
@@ -43,9 +42,8 @@ def read_flags(arguments: Sequence[str]) -> dict[str, str]:
     values, rest = {}, iter(arguments)
     for argument in rest:
         name, equals, text = argument.lstrip("-").partition("=")
-        if not argument.startswith("-"):
-            told = "--config names a config, --config.key=value sets a value; see jaxtrain --help"
-            raise UserError(f"{argument} is no flag and no command; {told}")
+        told = "--config names a config, --config.key=value sets a value; see jaxtrain --help"
+        require(argument.startswith("-"), argument, f"is no flag and no command; {told}")
         if name not in ("config", "workdir"):
             find_key(name)
         if not equals and ((text := next(rest, "--")).startswith("--")):

@@ -61,9 +61,7 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
     }
     for problem_id, prompt in prompt_of.items():
         shown = task.solution(task.problems[problem_id])
-        if shown is None:
-            continue
-        if labels.ask(verify, problem_id, shown.response, failures) != Verdict.CORRECT:
+        if not shown or labels.ask(verify, problem_id, shown.response, failures) != Verdict.CORRECT:
             continue
         # Steps are lines, and the last one ends the response.
         *lines, last = shown.response.split("\n")

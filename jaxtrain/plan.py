@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtrain import sharding
 from jaxtrain.build import Functions, build
 from jaxtrain.config import Config, check_batches
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require
 from jaxtrain.memory import GIB, is_exhausted, machine_memory, shrink
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
@@ -106,12 +106,10 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     if chip.memory:
         needed = f"{worst[1] / GIB:.2f} GiB needed ({worst[0]})"
         yield f"memory          {needed}, {chip.memory:.2f} GiB there per device"
-    if chip.memory and worst[1] > chip.memory * GIB:
-        raise UserError(
-            f"the {worst[0]} needs {worst[1] / GIB:.2f} GiB per device, and there are "
-            f"{chip.memory:.2f}: lower {shrink(worst[0])} or --config.prompts.max_prompt_tokens, "
-            "or raise --config.sharding.fsdp or .tp over more devices"
-        )
+        told = f"needs {worst[1] / GIB:.2f} GiB per device, and there are {chip.memory:.2f}"
+        lower = f"{shrink(worst[0])} or --config.prompts.max_prompt_tokens"
+        then = f"lower {lower}, or raise --config.sharding.fsdp or .tp over more devices"
+        require(worst[1] <= chip.memory * GIB, f"the {worst[0]}", f"{told}; {then}")
 
 
 def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
@@ -126,11 +124,11 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
         known = (chip for kind, chip in CHIPS.items() if kind in name)
         return None, next(known, CHIPS["cpu"]), True
-    if kind not in CHIPS or kind == "cpu":
-        raise UserError(f"{flag}: unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
+    is_known = kind in CHIPS and kind != "cpu"
+    require(is_known, flag, f"unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
     if kind not in TPUS:
-        if not size.isdecimal() or int(size) == 0:
-            raise UserError(f"{flag}: name a number of devices, as in {kind}:8")
+        is_met = size.isdecimal() and int(size) > 0
+        require(is_met, flag, f"name a number of devices, as in {kind}:8")
         return [SimpleNamespace(id=i) for i in range(int(size))], CHIPS[kind], False
     # libtpu describes, and compiles for, TPUs that are not here.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -63,9 +63,9 @@ class OpenRun:
         hashes, facts = pretrained.hashes if pretrained else {}, self.manifest["facts"]
         started = {name: value for name, value in facts.items() if name.startswith("hub/")}
         for name in sorted(started.keys() | hashes.keys()):
-            if started.get(name) != hashes.get(name):
-                told = f"{name} is not what it was when {self.path} started from it"
-                raise UserError(f"{self.config.hub.pretrained}: {told}")
+            told = f"{name} is not what it was when {self.path} started from it"
+            is_same = started.get(name) == hashes.get(name)
+            require(is_same, self.config.hub.pretrained, told)
         return pretrained
 
     @cached_property
@@ -73,17 +73,13 @@ class OpenRun:
         """Its task, made anew. Raises UserError where problems or verifier are others."""
         c, facts, own = self.config.tasks, self.manifest["facts"], "tasks.name.sha256"
         task = make_task(c, self.pretrained.tokenizer if self.pretrained else None)
-        if facts.get(own) != file_hashes(c).get(own):
-            told = f"{c.name} is not what it was when the run started"
-            raise UserError(f"--workdir {self.path}: {told}")
+        is_same, flag = facts.get(own) == file_hashes(c).get(own), f"--workdir {self.path}"
+        require(is_same, flag, f"{c.name} is not what it was when the run started")
         # An evaluation elsewhere left out what its run had learnt.
-        is_whole = "evaluated.iteration" not in facts
-        if is_whole and digest(task) != facts["tasks.problems.sha256"]:
-            raise UserError(
-                f"--workdir {self.path}: its config no longer makes the problems that it trained "
-                "on, so none can be told to be held out; take the jaxtrain and the data of its "
-                "manifest.json"
-            )
+        is_part = "evaluated.iteration" in facts
+        told = "its config no longer makes the problems that it trained on, so none can be told to"
+        told = f"{told} be held out; take the jaxtrain and the data of its manifest.json"
+        require(is_part or digest(task) == facts["tasks.problems.sha256"], flag, told)
         return task
 
     @property

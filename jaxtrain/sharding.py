@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.structs import STACKED
 
 BATCH_AXES = ("data", "fsdp")
@@ -50,12 +50,10 @@ def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> A
     asked = (config.data, config.fsdp, config.tp)
     rest = total // max(1, math.prod(size for size in asked if size is not None))
     sizes = tuple(rest if size is None else size for size in asked)
-    if min(sizes) < 1 or math.prod(sizes) != total:
-        raise UserError(
-            f"sharding data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not "
-            f"make {total} devices; set --config.sharding.data, .fsdp and .tp so that their "
-            "product does (none is the rest)"
-        )
+    told = f"data x fsdp x tp = {config.data} x {config.fsdp} x {config.tp} does not make {total}"
+    then = "set --config.sharding.data, .fsdp and .tp so that their product does (none is the rest)"
+    is_met = min(sizes) >= 1 and math.prod(sizes) == total
+    require(is_met, "sharding", f"{told} devices; {then}")
     axes, types = ("data", "fsdp", "tp"), (AxisType.Auto,) * 3
     if devices is not None and not hasattr(devices[0], "platform"):
         return AbstractMesh(sizes, axes, axis_types=types)

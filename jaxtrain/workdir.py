@@ -34,7 +34,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from jaxtrain.compilation import kept_in
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, require
 from jaxtrain.files import TEMPORARY, dumps, read_json, write_json
 from jaxtrain.trees import TreeFiles
 
@@ -124,9 +124,9 @@ def open_workdir(
             path.mkdir(parents=True, exist_ok=True)
             names = {entry.name for entry in path.iterdir()}
             # A start killed before config.json was in place leaves these two at most.
-            if "config.json" not in names and names - {LOCK, "config.json" + TEMPORARY}:
-                why = "holds files but no config.json, so it is no run"
-                raise UserError(f"workdir {path} {why}; choose another folder")
+            is_run = "config.json" in names or names <= {LOCK, "config.json" + TEMPORARY}
+            why = "holds files but no config.json, so it is no run; choose another folder"
+            require(is_run, f"workdir {path}", why)
             held.enter_context(acquire(path))
             notices, num_starts = _take_over(path, config, facts, command)
         except OSError as error:

@@ -424,7 +424,7 @@ def test_more_bad_rows_than_the_stated_share_refuse_the_file(config, tmp_path):
         make_task(change(config, path=path, max_bad_share=0.1))
     message = str(error.value)
     assert (
-        f"4 of 24 rows (16.7%) of {path} are bad, more than --config.tasks.jsonl.max_bad_share=0.1"
+        f"{path}: 4 of 24 rows (16.7%) are bad, more than --config.tasks.jsonl.max_bad_share=0.1"
         in message
     )
     assert (
@@ -442,7 +442,7 @@ def test_bad_rows_of_the_test_file_count_too(config, tmp_path):
         ]
         == 1
     )
-    with pytest.raises(UserError, match=r"bad\.jsonl are bad"):
+    with pytest.raises(UserError, match=r"bad\.jsonl: .* are bad"):
         make_task(change(config, test_path=path, max_bad_share=0.05))
 
 

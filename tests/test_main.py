@@ -81,7 +81,7 @@ MISTAKES = {
     ),
     "unknown flag": (["--wrokdir=x"], ["--wrokdir is unknown", "flags: --workdir"]),
     "unknown flag without a key": (["--config_seed=3"], ["--config_seed is unknown", "--config"]),
-    "stray argument": (["runs/x"], ["runs/x is no flag"]),
+    "stray argument": (["runs/x"], ["runs/x: is no flag"]),
     "key without a value": (["--config.seed"], ["config.seed", "--help"]),
     "word for an int": (
         ["--config.seed=three"],
@@ -332,7 +332,7 @@ def test_missing_config_names_its_neighbours(run, tmp_path, file, words):
 )
 def test_missing_config_says_how_to_begin(arguments, way_on, capsys):
     assert main(["main.py", *arguments]) == 2
-    assert capsys.readouterr().err == f"jaxtrain: --config is missing; {way_on}\n"
+    assert capsys.readouterr().err == f"jaxtrain: --config: is missing; {way_on}\n"
 
 
 @pytest.mark.parametrize("command", [["--config", "quickstart"], ["solve", "1 2 3=6"], ["export"]])

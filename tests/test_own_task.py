@@ -125,13 +125,31 @@ def test_a_file_may_import_what_stands_beside_it(own, tmp_path, monkeypatch):
     assert make_task(own).name == "doubling"
 
 
-def test_what_the_file_itself_raises_is_shown_as_it_is(own, tmp_path):
-    (tmp_path / "my_task.py").write_text("1 / 0")
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("1 / 0", "ends with ZeroDivisionError: division by zero; the lines above"),
+        ("import sys; sys.exit(3)", "ends with SystemExit: 3;"),
+        ("def make(config, tokenizer): return tokenizer.nothing", "ends with AttributeError: "),
+    ],
+)
+def test_what_the_file_itself_raises_is_shown_and_told_in_one_line(
+    own, tmp_path, capsys, code, message
+):
+    (tmp_path / "my_task.py").write_text(code)
+    with pytest.raises(UserError, match=f"my_task.py:make: {message}"):
         make_task(own)
+    shown = capsys.readouterr().err
+    assert 'my_task.py", line 1' in shown and shown.startswith("Traceback")
 
 
-def test_a_file_that_exits_ends_no_run_silently(own, tmp_path):
-    (tmp_path / "my_task.py").write_text("import sys; sys.exit(3)")
-    with pytest.raises(UserError, match="my_task.py exits with 3"):
+def test_a_verifier_that_fails_on_all_demonstrations_begins_no_run(own, tmp_path):
+    """It would fail on all answers, and be found out only behind the warm start."""
+    shown = "tuple(Demonstration('1', x) for x in {})"
+    code = OWN.replace("import Problem", "import Demonstration, Problem")
+    (tmp_path / "my_task.py").write_text(code.replace("(), **", f"{shown.format(['a', 'b'])}, **"))
+    with pytest.raises(UserError, match="ends with ValueError: invalid literal for int"):
         make_task(own)
+    # one that it can read says nothing against it
+    (tmp_path / "my_task.py").write_text(code.replace("(), **", f"{shown.format(['a', '1'])}, **"))
+    assert make_task(own).name == "doubling"

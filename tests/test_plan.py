@@ -132,7 +132,7 @@ def test_a_plan_larger_than_this_machine_is_refused(monkeypatch):
     huge = plan_lib.Program(temporaries=3618 * 2**30, results=0)
     monkeypatch.setattr(plan_lib, "programs", lambda *_: [("search", huge)])
     with pytest.raises(
-        UserError, match=r"the search needs 3,?618\.\d\d GiB per device, and there are"
+        UserError, match=r"the search: needs 3,?618\.\d\d GiB per device, and there are"
     ):
         told(config_of(HERE))
 
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused_with_what_would_shrink_it():
     with pytest.raises(UserError) as caught:
         told(config_of(flags))
     message = str(caught.value)
-    assert re.search(r"the policy update needs [\d.]+ GiB per device, and there are 74.51", message)
+    assert re.search(r"the policy update: needs [\d.]+ GiB per device, and there are 74.51", message)
     assert "--config.updates.policy.batch_size" in message and "\n" not in message
 
 

@@ -565,7 +565,7 @@ def test_command_makes_the_same_report_again_and_compares_runs(run_folder, tmp_p
     [
         (
             ["--compare", "nowhere"],
-            "nowhere holds no config.json or manifest.json, so it is no run",
+            "nowhere: holds no config.json or manifest.json, so it is no run",
         ),
         (["--to", "nowhere/page.html"], "--to nowhere/page.html: there is no folder nowhere"),
     ],

@@ -49,6 +49,13 @@ def home_path(text: str) -> Path:
         return Path(text).expanduser()
 
 
+def page_path(text: str) -> Path:
+    """Read the path of a page to write, whose folder must be there."""
+    folder = home_path(text).parent
+    require(folder.is_dir(), f"--to {text}", f"there is no folder {folder}; make it first")
+    return home_path(text)
+
+
 def command_line(name: str, arguments: Sequence[str]) -> str:
     """Return what starts a command again."""
     return shlex.join(

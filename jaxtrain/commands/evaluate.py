@@ -237,17 +237,13 @@ def change(ran: Config, overrides: Sequence[str]) -> Config:
     """Apply overrides to a run's config. Raises UserError for what an evaluation cannot change."""
     config = override(asdict(ran), read_flags(overrides))
     for section in (field.name for field in fields(Config)):
-        if section not in FREE and getattr(config, section) != getattr(ran, section):
-            raise UserError(
-                f"--config.{section}: is the run's own; an evaluation may differ in "
-                f"{', '.join(FREE)}"
-            )
+        is_met = section in FREE or getattr(config, section) == getattr(ran, section)
+        told = f"is the run's own; an evaluation may differ in {', '.join(FREE)}"
+        require(is_met, f"--config.{section}", told)
     kinds = [replace(c.tasks.reasoning_gym, is_unseen=True) for c in (config, ran)]
     is_redrawn = kinds[0] != kinds[1] or config.tasks.seed != ran.tasks.seed
-    if config.tasks.reasoning_gym.is_unseen and is_redrawn:
-        raise UserError(
-            "--config.tasks.reasoning_gym.is_unseen=True: other templates are held out with "
-            "another dataset, unseen_share or tasks.seed than the run's; leave these three as they "
-            "are"
-        )
+    told = "other templates are held out with another dataset, unseen_share or tasks.seed than the"
+    told = f"{told} run's; leave these three as they are"
+    c = config.tasks.reasoning_gym
+    c.require(not (c.is_unseen and is_redrawn), "is_unseen", told)
     return config

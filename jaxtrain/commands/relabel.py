@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from jaxtrain import labels
 from jaxtrain.commands import Parser
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.runs import open_run
 from jaxtrain.trees import Damaged
 from jaxtrain.workdir import acquire
@@ -47,7 +47,6 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
 
     for line in left_out:
         print(f"left out: {line}; the run makes up for it when it goes on")
-    if not num_done:
-        told = "no trees there that are judged; let the run get that far"
-        raise UserError(f"--workdir {path}: {told}")
+    told = "no trees there that are judged; let the run get that far"
+    require(num_done > 0, f"--workdir {path}", told)
     print(f"{num_done} shards labelled by {kind}: {path / 'labels'}")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from jaxtrain.commands import Parser, home_path
-from jaxtrain.errors import UserError
+from jaxtrain.commands import Parser, home_path, page_path
+from jaxtrain.errors import require
 from jaxtrain.files import read_json, write_atomic
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.report import render_comparison, render_report
@@ -24,11 +24,9 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     """Write a page about one run or several. Raises UserError where one is no run."""
     parser = Parser(__doc__, iteration="")
     parser.add_argument("--compare", nargs="+", type=home_path, default=[], help="other runs")
-    parser.add_argument("--to", type=home_path, help="the page; W/report.html or W/comparison.html")
+    parser.add_argument("--to", type=page_path, help="the page; W/report.html or W/comparison.html")
     options = parser.parse_args(arguments)
     path, to = options.workdir, options.to
-    if to and not to.parent.is_dir():
-        raise UserError(f"--to {to}: there is no folder {to.parent}; make it first")
 
     # A page about all, or of the one with what it has to show besides metrics.
     sides = open_sides([path, *options.compare])
@@ -49,8 +47,8 @@ def open_sides(paths: Sequence[Path]) -> list[Side]:
     shared, sides = os.path.commonpath([path.absolute().parent for path in paths]), []
     for path in paths:
         config, manifest = read_old(path)
-        if not config or not manifest:
-            raise UserError(f"{path} holds no config.json or manifest.json, so it is no run")
+        is_run = bool(config and manifest)
+        require(is_run, path, "holds no config.json or manifest.json, so it is no run")
         rows = merge(MetricsLog(path).read())
         sides.append(Side(os.path.relpath(path, shared), config, manifest, rows))
     return sides

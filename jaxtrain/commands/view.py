@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxtrain.commands import Parser, home_path
-from jaxtrain.errors import UserError
+from jaxtrain.commands import Parser, page_path
+from jaxtrain.errors import UserError, require
 from jaxtrain.files import write_atomic
 from jaxtrain.phases import GROWN
 from jaxtrain.report.tree import Judged, draw_tree, pick, render_tree
@@ -29,12 +29,10 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser = Parser(__doc__, iteration="the iteration that grew it; the newest one by default")
     parser.add_argument("--kind", choices=GROWN, default="search", help="what grew the tree")
     parser.add_argument("--problem", type=int, help="its problem; by default one that tells much")
-    parser.add_argument("--to", type=home_path, help="the page to write; W/tree.html by default")
+    parser.add_argument("--to", type=page_path, help="the page to write; W/tree.html by default")
     parser.add_argument("--text", action="store_true", help="show it here, and write no page")
     options = parser.parse_args(arguments)
     path, kind, to = options.workdir, options.kind, options.to
-    if to and not to.parent.is_dir():
-        raise UserError(f"--to {to}: there is no folder {to.parent}; make it first")
     ran = open_run(path)
     config, files = ran.config, ran.trees
 
@@ -81,7 +79,6 @@ def load(files: TreeFiles, kind: str, i: int, label_kind: str) -> Judged:
 def find(tree: Tree, asked: int) -> int:
     """Return which tree is that of the problem asked for. Raises UserError."""
     known = tree.problem_id[tree.problem_id >= 0].tolist()
-    if asked not in known:
-        told = f"no such tree; there are {len(known)}, such as {str(known[:MAX_SHOWN])[1:-1]}"
-        raise UserError(f"--problem {asked}: {told}")
+    told = f"no such tree; there are {len(known)}, such as {str(known[:MAX_SHOWN])[1:-1]}"
+    require(asked in known, f"--problem {asked}", told)
     return tree.problem_id.tolist().index(asked)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import require
 from jaxtrain.files import SEAL, sha256, write_json
 from jaxtrain.hub import families
 from jaxtrain.hub.folder import INDEX, SINGLE
@@ -138,8 +138,8 @@ def write_folder(
     to: Path, texts: Mapping[str, Any], write_fn: Callable[[Path], None], tokenizer: Any, card: str
 ) -> None:
     """Write all beside `to`, `texts` as JSON, and rename it. Raises UserError if it is there."""
-    if to.exists():
-        raise UserError(f"--to {to}: exists already; choose another folder or remove it")
+    told = "exists already; choose another folder or remove it"
+    require(not to.exists(), f"--to {to}", told)
     beside = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -33,8 +33,7 @@ def open_gguf(path: Path) -> Any:
     try:
         from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        told = "a GGUF file needs the gguf package: pip install 'jaxtrain[gguf]'"
-        raise UserError(told) from error
+        raise UserError("a GGUF file needs pip install 'jaxtrain[gguf]'") from error
     # A damaged file surfaces as anything from numpy's and the reader's parsers.
     with explained(f"{path}: is no GGUF file, or is cut short", "fetch it again"):
         try:

@@ -10,6 +10,9 @@ import json
 import os
 import runpy
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,29 +64,24 @@ class TasksConfig(Section, at="tasks"):
             params = json.loads(self.params or "{}")
         except ValueError as error:
             raise UserError(f"--config.tasks.params={self.params}: no JSON ({error})") from error
-        if not isinstance(params, dict):
-            example = 'a JSON object such as {"max_terms": 3}'
-            raise UserError(f"--config.tasks.params={self.params}: must be {example}")
+        told = 'must be a JSON object such as {"max_terms": 3}'
+        require(isinstance(params, dict), f"--config.tasks.params={self.params}", told)
         return params
 
 
 def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
     """Make the task that `config.name` names, with its own tokenizer or the one given."""
-    flag = f"--config.tasks.name={config.name}"
-    is_there = not config.file or os.path.isfile(config.file)
-    require(is_there, flag, f"there is no file {config.file}")
-    sys.path += [os.path.dirname(config.file)] * bool(config.file)  # for what it imports beside it
-    try:
-        makers = runpy.run_path(config.file) if config.file else MAKERS
-    except SystemExit as error:  # any other error is the user's own to read, with its traceback
-        raise UserError(f"{flag}: {config.file} exits with {error}") from error
-    make = makers.get(config.name.removeprefix(f"{config.file}:"))
-    if not callable(make):
+    flag, file = f"--config.tasks.name={config.name}", config.file
+    require(not file or os.path.isfile(file), flag, f"there is no file {file}")
+    with own_code(flag) if file else nullcontext():
+        sys.path += [os.path.dirname(file)] * bool(file)  # for what it imports beside it
+        makers = runpy.run_path(file) if file else MAKERS
+        make: Any = makers.get(config.name.removeprefix(f"{file}:"))
         known = f"{', '.join(sorted(MAKERS))}, and a function in a file as in my_task.py:make"
-        raise UserError(f"{flag}: unknown task; known are {known}")
-    task = make(config, tokenizer)
-    if not isinstance(task, Task):
-        raise UserError(f"{flag}: made no Task but {task!r:.40}")
+        require(callable(make), flag, f"unknown task; known are {known}")
+        task = make(config, tokenizer)
+        require(isinstance(task, Task), flag, f"made no Task but {task!r:.40}")
+        try_verify(task)
     problems = (*task.train, *task.dev, *task.test)
     is_met = all(isinstance(p, Problem) and type(p.prompt) is type(p.gold) is str for p in problems)
     require(is_met, flag, "train, dev and test must hold Problems, with prompt and gold as texts")
@@ -91,6 +89,32 @@ def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
     is_met = all(type(p.id) is int and 0 <= p.id < 2**31 for p in problems)
     require(is_met and all(task.problems[p.id] == p for p in problems), flag, told)
     return task
+
+
+@contextmanager
+def own_code(flag: str) -> Iterator[None]:
+    """Show where code of the user's own raises what it does, and end in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        told = f"ends with {type(error).__name__}: {error}; the lines above say where"
+        raise UserError(f"{flag}: {told}") from error
+
+
+def try_verify(task: Task) -> None:
+    """Raise what a verifier raises on each of some demonstrations: it would on every answer."""
+    failure = None
+    for problem, shown in zip(task.train, task.demonstrations[:8], strict=False):
+        try:
+            task.verify(problem, shown.response)
+            return
+        except Exception as error:
+            failure = error
+    if failure:
+        raise failure
 
 
 def digest(task: Task) -> str:

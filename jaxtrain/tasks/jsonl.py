@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxtrain.errors import Count, Section, Share, UserError, explained, one_of
+from jaxtrain.errors import Count, Section, Share, UserError, explained, one_of, require
 from jaxtrain.structs import Tokenizer, Verdict
 from jaxtrain.tasks.base import (
     NUM_NAMED,
@@ -207,13 +207,10 @@ def _read_rows(key: str, config: JsonlConfig) -> tuple[list[Row], int, Counter[s
             counts[row] += 1
             there = f"; it has {_fields(line)}" if row == "no_fields" else ""
             skipped.append(f"{path}:{i + 1}: {REASONS[row]}{there}")
-    share = len(skipped) / max(len(lines), 1)
-    if share > config.max_bad_share:
-        raise UserError(
-            f"{len(skipped)} of {len(lines)} rows ({share:.1%}) of {path} are bad, more than "
-            f"--config.tasks.jsonl.max_bad_share={config.max_bad_share} allows; the first: "
-            f"{'; '.join(skipped[:NUM_NAMED])}"
-        )
+    share, first = len(skipped) / max(len(lines), 1), "; ".join(skipped[:NUM_NAMED])
+    told = f"{len(skipped)} of {len(lines)} rows ({share:.1%}) are bad, more than"
+    most = f"--config.tasks.jsonl.max_bad_share={config.max_bad_share} allows"
+    require(share <= config.max_bad_share, path, f"{told} {most}; the first: {first}")
     return rows, len(lines), counts, skipped
 
 
