@@ -148,7 +148,8 @@ class Config(Section):
         d, num_labels = self.datasets, self.trace.max_steps
         if d.packed_tokens is None:
             return num_labels
-        num_paths = d.max_paths_per_problem * d.paths_rounds + d.learn_references
+        num_references = d.learn_references * (1 + d.learn_wrong_steps * num_labels)
+        num_paths = d.max_paths_per_problem * d.paths_rounds + num_references
         return min(d.packed_tokens, num_labels * num_paths)
 
 
@@ -188,6 +189,8 @@ def check_checks(config: Config, task: Task, mesh: Any) -> None:
     why = "needs a task with a solution of its problems, and steps that end with a line"
     is_met = has_solutions or not config.datasets.learn_references
     config.datasets.require(is_met, "learn_references", f"{why}; leave it out")
+    is_met = config.datasets.learn_references or not config.datasets.learn_wrong_steps
+    config.datasets.require(is_met, "learn_wrong_steps", "needs learn_references=True")
     is_met = not asked or make_check(task, config.trace) is not None
     told = "needs a task with a check_step, and steps that end with a line; leave it out, or see"
     require(is_met, f"--config.{''.join(asked[:1])}", f"{told} --config.trace.boundary")

@@ -3,7 +3,8 @@ Stands beside the other phases.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice, takewhile
@@ -44,12 +45,16 @@ def collect(run: Run, rounds: datasets.Rounds) -> tuple[Examples, Examples, dict
 
 def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
     """Read the task's own solutions of the problems in use: those of several steps, as many as a
-    trace may have, that the verifier takes.
+    trace may have, that the verifier takes; and starts with a wrong step, where they are asked for.
     """
-    c, task, found, failures = run.config, run.task, [], []
+    c, task, failures = run.config, run.task, []
 
     def verify(problem_id: int, response: str) -> Any:
         return task.verify(task.problems[problem_id], response)
+
+    def is_right(problem_id: int, lines: Sequence[str]) -> bool:
+        verdict = labels.ask(verify, problem_id, "\n".join(lines), failures)
+        return verdict == Verdict.CORRECT
 
     batches = [
         s.prompts for i in datasets.newest(rounds, c.datasets.paths_rounds) for s in rounds[i]
@@ -59,17 +64,32 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
         for batch in batches
         for b in np.flatnonzero(batch.problem_id >= 0)
     }
-    for problem_id, prompt in prompt_of.items():
-        shown = task.solution(task.problems[problem_id])
-        if not shown or labels.ask(verify, problem_id, shown.response, failures) != Verdict.CORRECT:
-            continue
-        # Steps are lines, and the last one ends the response.
-        *lines, last = shown.response.split("\n")
+
+    # Steps are lines, and the last one ends the response.
+    def text(id: int, lines: Sequence[str], num_steps: int, *num_right: int) -> datasets.Text:
         steps = [task.tokenizer.encode(f"{line}\n") for line in lines]
-        steps.append([*task.tokenizer.encode(last), task.tokenizer.end_id])
-        if 1 < len(steps) <= c.trace.max_steps:
-            targets = labels.of_reference(len(steps), c.labels)
-            found.append(datasets.reference(problem_id, prompt, steps, targets))
+        if len(lines) == num_steps:
+            steps[-1] = [*task.tokenizer.encode(lines[-1]), task.tokenizer.end_id]
+        targets = labels.of_reference(num_steps, c.labels, *num_right)
+        made = datasets.reference(id, prompt_of[id], steps, targets)
+        # What is right before a wrong step the solution itself teaches, once.
+        return made._replace(is_correct=False, steps=made.steps[-1:]) if num_right else made
+
+    found, alike = [], defaultdict(list)
+    for problem_id in prompt_of:
+        shown = task.solution(task.problems[problem_id])
+        lines = shown.response.split("\n") if shown else []
+        if 1 < len(lines) <= c.trace.max_steps and is_right(problem_id, lines):
+            found.append(text(problem_id, lines, len(lines)))
+            alike[len(lines)].append((problem_id, lines))
+
+    # A wrong step is that of the next solution of as many steps, unless it ends right as well.
+    for num_steps, known in alike.items() if c.datasets.learn_wrong_steps else ():
+        for (problem_id, own), (_, other) in zip(known, known[1:] + known[:1], strict=True):
+            for k in range(num_steps):
+                lines = [*own[:k], other[k]]
+                if lines[k] != own[k] and not is_right(problem_id, lines):
+                    found.append(text(problem_id, lines, num_steps, k))
     if failures:
         _log.warning("the verifier failed on %d solutions: %r", len(failures), failures[0])
     return found

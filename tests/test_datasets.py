@@ -253,6 +253,17 @@ def test_references_teach_the_prm_what_no_path_has_said():
     assert (paths.rows.weight.sum(axis=1) == [2, 1, 2, 2]).all()
 
 
+def test_of_a_reference_some_steps_may_be_taught_alone():
+    shard = shard_of([[Row(-1, (1,)), Row(0, (2,), C)]])
+    prompt = shard.prompts.tokens[0, :1]
+    wrong = datasets.reference(0, prompt, [[1], [6]], np.array([0.25, 0.1]))
+    wrong = wrong._replace(is_correct=False, steps=wrong.steps[-1:])
+    _, paths, counts = datasets.collect({0: [shard]}, LARGE, MAX_LENGTH, 0, references=[wrong])
+    assert counts["num_reference_paths"] == 1 and paths.is_correct.tolist() == [True, False]
+    assert text(paths, 1) == [900, 1, 6] and paths.rows.weight[1].tolist()[:3] == [0, 0, 1]
+    np.testing.assert_allclose(paths.rows.target[:, :3], [[0, 0.5, 1], [0, 0, 0.1]])
+
+
 def test_a_step_that_paths_share_is_learnt_once_or_on_every_path():
     rng = np.random.default_rng(1)
     shard = random_shard(rng, num_rows=60)

@@ -375,7 +375,9 @@ def test_without_a_good_checkpoint_nothing_begins_again(run_in, task, folder):
     before = {
         path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()
     }
-    with pytest.raises(UserError, match=r"holds no good checkpoint: .*checkpoints/0/.*sha256 differs"):
+    with pytest.raises(
+        UserError, match=r"holds no good checkpoint: .*checkpoints/0/.*sha256 differs"
+    ):
         run_in(folder, task)
     assert {
         path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()

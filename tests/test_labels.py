@@ -156,6 +156,17 @@ def test_a_reference_is_worth_what_a_tree_of_nothing_else_says(kind):
     np.testing.assert_allclose(labels.of_reference(5, LabelsConfig(kind)), told, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in labels.TARGETS if kind != "td_lambda"])
+@pytest.mark.parametrize("num_right", range(5))
+def test_a_wrong_step_behind_one_is_worth_what_a_tree_of_both_says(kind, num_right):
+    config = LabelsConfig(kind)
+    steps = [Row(i - 1, (i,), C if i == 4 else NONE) for i in range(5)]
+    made = labels.label(*plant([[*steps, Row(num_right - 1, (9,), W)]]), config)
+    *right, wrong = labels.of_reference(5, config, num_right)
+    np.testing.assert_allclose(right, labels.of_reference(5, config)[:num_right])
+    np.testing.assert_allclose(wrong, made.target[0, 5], atol=1e-6)
+
+
 def test_unfinished_and_unjudged_branches_are_pruned():
     rows = [
         Row(-1),

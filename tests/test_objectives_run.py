@@ -16,7 +16,7 @@ from solver import solutions
 from test_iteration import CONFIG as WHOLE
 from test_iteration import Interrupted, InterruptedProgress, assert_same_run
 
-from jaxtrain import iteration
+from jaxtrain import iteration, labels
 from jaxtrain import learning as learning_side
 from jaxtrain.build import build
 from jaxtrain.config import EvaluationConfig, check
@@ -25,6 +25,7 @@ from jaxtrain.plan import calls_of
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.sharding import ShardingConfig, make_mesh
+from jaxtrain.structs import Verdict
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.countdown import CountdownTask
 from jaxtrain.updates import OBJECTIVES, FitConfig
@@ -218,9 +219,35 @@ def test_what_is_ranked_is_no_reference_and_no_older_path_where_rows_are_packed(
         assert (held.rows.until == is_token * length).all(), "a row is one text"
 
 
+def test_wrong_steps_are_those_of_other_problems_and_none_ends_right(task, tmp_path, monkeypatch):
+    data = replace(CONFIG.datasets, learn_references=True, learn_wrong_steps=True)
+    texts, task, references = [], solved(task), learning_side.references
+
+    def kept(*told):
+        texts.extend(found := references(*told))
+        return found
+
+    monkeypatch.setattr(learning_side, "references", kept)
+    run(tmp_path, task, replace(learning("prm"), datasets=data), 0)
+    wrong = [text for text in texts if not text.is_correct]
+    assert len(texts) > len(wrong) > 0
+    for text in wrong:
+        response, depth = text.tokens[text.prompt_length :], text.steps[0].depth
+        problem = task.problems[text.problem_id]
+        own = task.solution(problem).response.split("\n")
+        said = task.tokenizer.decode(response.tolist()).rstrip("\n").split("\n")
+        assert said[:-1] == own[:depth] and said[-1] != own[depth] and len(text.steps) == 1
+        assert task.verify(problem, "\n".join(said)) != Verdict.CORRECT
+        told = labels.of_reference(len(own), CONFIG.labels, depth)[-1]
+        assert text.steps[0].target == told
+
+
 def test_references_need_a_task_that_knows_some(task):
     config = replace(CONFIG, datasets=replace(CONFIG.datasets, learn_references=True))
     with pytest.raises(UserError, match="learn_references=True: needs a task with a sol") as caught:
         check(config, task)
     assert "\n" not in str(caught.value)
     check(config, solved(task))
+    alone = replace(config.datasets, learn_references=False, learn_wrong_steps=True)
+    with pytest.raises(UserError, match="learn_wrong_steps=True: needs learn_references=True"):
+        check(replace(config, datasets=alone), solved(task))

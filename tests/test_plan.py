@@ -148,7 +148,9 @@ def test_what_does_not_fit_is_refused_with_what_would_shrink_it():
     with pytest.raises(UserError) as caught:
         told(config_of(flags))
     message = str(caught.value)
-    assert re.search(r"the policy update: needs [\d.]+ GiB per device, and there are 74.51", message)
+    assert re.search(
+        r"the policy update: needs [\d.]+ GiB per device, and there are 74.51", message
+    )
     assert "--config.updates.policy.batch_size" in message and "\n" not in message
 
 

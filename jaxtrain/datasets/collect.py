@@ -38,6 +38,9 @@ class DatasetsConfig(Section, at="datasets"):
     # the PRM learns the task's own solutions of its problems too: each step of K is worth k / K by
     # labels.kind=quality, and 1 by other kinds
     learn_references: bool = False
+    # and behind every start of one a wrong step, taken from the solution of another problem; by
+    # labels.kind=quality it is worth what the paper's Eq. 22 says, and 0 by other kinds
+    learn_wrong_steps: bool = False
     # leave out of what the policy learns all text with a step that its task's check calls false
     drop_false_steps: bool = False
     # half of every PRM batch from paths that end correct, half from the others
@@ -113,7 +116,7 @@ def collect(
     rounds: shards by iteration, among them the newest one; a problem may occur in several shards.
     max_length: L; what is longer is left out. seed (not negative) decides, with the iteration and
     the problem id, which paths stay under the cap. rows_fn: what the policy learns from, one of
-    `ROWS`; its traces by default. references: what the PRM learns besides, one for a problem.
+    `ROWS`; its traces by default. references: what the PRM learns besides.
 
     Returns the policy's examples, the PRM's, and counts of what was kept and dropped. The host
     holds 20 L bytes a row, and at most rounds x problems x cap rows. In the counts, "new" is of the

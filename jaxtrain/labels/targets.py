@@ -114,16 +114,22 @@ def label(tree: Tree, verdict: np.ndarray, config: LabelsConfig) -> Labels:
     )
 
 
-def of_reference(num_steps: int, config: LabelsConfig) -> np.ndarray:
+def of_reference(num_steps: int, config: LabelsConfig, num_right: int | None = None) -> np.ndarray:
     """Value the steps of a solution known to be right, [num_steps]: k / K by the paper's kind
-    (ReST-MCTS*, Eq. 20), 1 by all others.
+    (ReST-MCTS*, Eq. 20), 1 by all others; or its first num_right and a wrong step behind them,
+    [num_right + 1], which is worth what Eq. 22 says, or 0.
 
     >>> of_reference(4, LabelsConfig("quality")).tolist()
     [0.25, 0.5, 0.75, 1.0]
+    >>> of_reference(4, LabelsConfig("quality"), 3).tolist()
+    [0.25, 0.5, 0.75, 0.625]
     """
-    if config.kind == "quality":
-        return np.arange(1, num_steps + 1) / num_steps
-    return np.ones(num_steps)
+    is_paper, k = config.kind == "quality", num_right
+    right = np.arange(1, num_steps + 1) / num_steps if is_paper else np.ones(num_steps)
+    if k is None:
+        return right
+    wrong = max(0, (k - 1) / num_steps + 1 / (num_steps * (num_steps - k + 1)))
+    return np.append(right[:k], wrong * is_paper)
 
 
 def counts(tree: Tree, labels: Labels) -> dict[str, int]:
