@@ -15,7 +15,7 @@ from jaxtrain.boundaries import TraceConfig
 from jaxtrain.checkpoints import CheckpointsConfig
 from jaxtrain.compilation import CompilationConfig
 from jaxtrain.datasets import DatasetsConfig
-from jaxtrain.errors import Count, Natural, Section, one_of, require, some_of
+from jaxtrain.errors import Count, Natural, Section, UserError, one_of, require, some_of
 from jaxtrain.evaluation import STRATEGIES, TREES
 from jaxtrain.hub import HubConfig
 from jaxtrain.labels import LabelsConfig
@@ -148,7 +148,8 @@ class Config(Section):
         d, num_labels = self.datasets, self.trace.max_steps
         if d.packed_tokens is None:
             return num_labels
-        num_references = d.learn_references * (1 + d.learn_wrong_steps * num_labels)
+        # A wrong step is one label, and a solution has one behind each of its starts.
+        num_references = d.learn_references + d.learn_wrong_steps
         num_paths = d.max_paths_per_problem * d.paths_rounds + num_references
         return min(d.packed_tokens, num_labels * num_paths)
 
@@ -174,10 +175,10 @@ def check(config: Config, task: Task) -> None:
     for name, problems in asked.items():
         told = f"holds no {name} problems; set --config.tasks.num_{name} above 0"
         require(len(problems) > 0, "the task", told)
-        if all(len(encode(problem)) > limit for problem in problems):  # the first one fits, mostly
+        if all(len(encode(problem)) > limit for problem in problems):
             longest = max(len(encode(problem)) for problem in problems)
             why = f"no prompt of the {name} problems is that short; {longest} takes them all"
-            config.prompts.require(False, "max_prompt_tokens", why)
+            raise UserError(f"--config.prompts.max_prompt_tokens={limit}: {why}")
 
 
 def check_checks(config: Config, task: Task, mesh: Any) -> None:

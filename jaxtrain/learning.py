@@ -66,30 +66,27 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
     }
 
     # Steps are lines, and the last one ends the response.
-    def text(id: int, lines: Sequence[str], num_steps: int, *num_right: int) -> datasets.Text:
-        steps = [task.tokenizer.encode(f"{line}\n") for line in lines]
-        if len(lines) == num_steps:
-            steps[-1] = [*task.tokenizer.encode(lines[-1]), task.tokenizer.end_id]
-        targets = labels.of_reference(num_steps, c.labels, *num_right)
-        made = datasets.reference(id, prompt_of[id], steps, targets)
-        # What is right before a wrong step the solution itself teaches, once.
-        return made._replace(is_correct=False, steps=made.steps[-1:]) if num_right else made
-
     found, alike = [], defaultdict(list)
-    for problem_id in prompt_of:
+    for problem_id, prompt in prompt_of.items():
         shown = task.solution(task.problems[problem_id])
         lines = shown.response.split("\n") if shown else []
         if 1 < len(lines) <= c.trace.max_steps and is_right(problem_id, lines):
-            found.append(text(problem_id, lines, len(lines)))
-            alike[len(lines)].append((problem_id, lines))
+            steps = [task.tokenizer.encode(f"{line}\n") for line in lines[:-1]]
+            steps.append([*task.tokenizer.encode(lines[-1]), task.tokenizer.end_id])
+            targets = labels.of_reference(len(steps), c.labels)
+            found.append(datasets.reference(problem_id, prompt, steps, targets))
+            alike[len(steps)].append((problem_id, lines, steps))
 
-    # A wrong step is that of the next solution of as many steps, unless it ends right as well.
+    # A wrong step is that of the next solution of as many steps, unless it ends right as well. What
+    # is right before it the solution itself teaches.
     for num_steps, known in alike.items() if c.datasets.learn_wrong_steps else ():
-        for (problem_id, own), (_, other) in zip(known, known[1:] + known[:1], strict=True):
-            for k in range(num_steps):
-                lines = [*own[:k], other[k]]
-                if lines[k] != own[k] and not is_right(problem_id, lines):
-                    found.append(text(problem_id, lines, num_steps, k))
+        for (problem_id, lines, steps), other in zip(known, known[1:] + known[:1], strict=True):
+            for k, (line, step) in enumerate(zip(*other[1:], strict=True)):
+                if line == lines[k] or is_right(problem_id, [*lines[:k], line]):
+                    continue
+                told = [*steps[:k], step], labels.of_reference(num_steps, c.labels, k)
+                made = datasets.reference(problem_id, prompt_of[problem_id], *told)
+                found.append(made._replace(is_correct=False, steps=made.steps[-1:]))
     if failures:
         _log.warning("the verifier failed on %d solutions: %r", len(failures), failures[0])
     return found

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from io import StringIO
 
@@ -219,8 +220,11 @@ def test_what_is_ranked_is_no_reference_and_no_older_path_where_rows_are_packed(
         assert (held.rows.until == is_token * length).all(), "a row is one text"
 
 
+LEARNT = ("learn_references", "learn_wrong_steps")
+
+
 def test_wrong_steps_are_those_of_other_problems_and_none_ends_right(task, tmp_path, monkeypatch):
-    data = replace(CONFIG.datasets, learn_references=True, learn_wrong_steps=True)
+    data = replace(CONFIG.datasets, **dict.fromkeys(LEARNT, True))
     texts, task, references = [], solved(task), learning_side.references
 
     def kept(*told):
@@ -240,6 +244,14 @@ def test_wrong_steps_are_those_of_other_problems_and_none_ends_right(task, tmp_p
         assert task.verify(problem, "\n".join(said)) != Verdict.CORRECT
         told = labels.of_reference(len(own), CONFIG.labels, depth)[-1]
         assert text.steps[0].target == told
+
+    # a packed row has room for all that is told of a problem
+    asked = [
+        replace(data, packed_tokens=10**6, **dict.fromkeys(LEARNT, on)) for on in (False, True)
+    ]
+    none, room = (replace(CONFIG, datasets=c).labels_per_row for c in asked)
+    num_told = Counter(text.problem_id for text in texts for _ in text.steps)
+    assert max(num_told.values()) <= room - none == 2 * CONFIG.trace.max_steps
 
 
 def test_references_need_a_task_that_knows_some(task):

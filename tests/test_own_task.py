@@ -150,6 +150,12 @@ def test_a_verifier_that_fails_on_all_demonstrations_begins_no_run(own, tmp_path
     (tmp_path / "my_task.py").write_text(code.replace("(), **", f"{shown.format(['a', 'b'])}, **"))
     with pytest.raises(UserError, match="ends with ValueError: invalid literal for int"):
         make_task(own)
+    # what is no problem is told first
+    (tmp_path / "my_task.py").write_text(
+        code.replace("(), **", f"{shown.format(['a', 'b'])}, **").replace("str(i))", "i)")
+    )
+    with pytest.raises(UserError, match="must hold Problems, with prompt and gold as texts"):
+        make_task(own)
     # one that it can read says nothing against it
     (tmp_path / "my_task.py").write_text(code.replace("(), **", f"{shown.format(['a', '1'])}, **"))
     assert make_task(own).name == "doubling"

@@ -51,9 +51,10 @@ def home_path(text: str) -> Path:
 
 def page_path(text: str) -> Path:
     """Read the path of a page to write, whose folder must be there."""
-    folder = home_path(text).parent
-    require(folder.is_dir(), f"--to {text}", f"there is no folder {folder}; make it first")
-    return home_path(text)
+    path = home_path(text)
+    told = f"there is no folder {path.parent}; make it first"
+    require(path.parent.is_dir(), f"--to {path}", told)
+    return path
 
 
 def command_line(name: str, arguments: Sequence[str]) -> str:

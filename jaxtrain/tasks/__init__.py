@@ -81,13 +81,14 @@ def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
         require(callable(make), flag, f"unknown task; known are {known}")
         task = make(config, tokenizer)
         require(isinstance(task, Task), flag, f"made no Task but {task!r:.40}")
-        try_verify(task)
     problems = (*task.train, *task.dev, *task.test)
     is_met = all(isinstance(p, Problem) and type(p.prompt) is type(p.gold) is str for p in problems)
     require(is_met, flag, "train, dev and test must hold Problems, with prompt and gold as texts")
     told = "an id must be an int from 0 on, below 2**31, and belong to one problem of all sets"
     is_met = all(type(p.id) is int and 0 <= p.id < 2**31 for p in problems)
     require(is_met and all(task.problems[p.id] == p for p in problems), flag, told)
+    with own_code(flag) if file else nullcontext():
+        try_verify(task)
     return task
 
 
@@ -105,7 +106,9 @@ def own_code(flag: str) -> Iterator[None]:
 
 
 def try_verify(task: Task) -> None:
-    """Raise what a verifier raises on each of some demonstrations: it would on every answer."""
+    """Raise what a verifier raises on each of the first demonstrations, however unlike the problem:
+    if it does so on all answers, too, a run would end with it behind the warm start.
+    """
     failure = None
     for problem, shown in zip(task.train, task.demonstrations[:8], strict=False):
         try:
