@@ -25,8 +25,10 @@ def get_config():
 
     config.prompts.max_prompt_tokens = 12
     config.prompts.num_problems = 3072
-    config.prompts.batch_size = 512
+    config.prompts.batch_size = 256
     config.prompts.num_first_problems = 512
+    # the operations of so small a network keep one core busy
+    config.loop.overlap_searches = True
 
     config.trace.max_steps = 2
     config.trace.max_step_tokens = 16

@@ -7,9 +7,11 @@ scored; and what cannot go on says so. Fits are made in `learning.py`.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from itertools import cycle
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,10 +32,10 @@ from jaxtrain.report.scores import tell_accuracy
 from jaxtrain.report.tree import pick, read_tree
 from jaxtrain.search.rows import rank
 from jaxtrain.search.work import born
-from jaxtrain.structs import CheckFn, Examples, Kind, Networks, Prompts, Shard, Tree, Verdict
+from jaxtrain.structs import CheckFn, Examples, Networks, Prompts, Shard, Tree, Verdict
 from jaxtrain.tasks import Demonstration, Task
 from jaxtrain.tasks.base import make_check
-from jaxtrain.trees import Damaged, Place, Stored
+from jaxtrain.trees import Damaged, Place, Stored, search_totals
 from jaxtrain.workdir import Workdir
 
 # the draws and file names of trees, by what grows them; all but the first two answer
@@ -187,11 +189,13 @@ def make_shards(
     Yields (host arrays, whether the trees lay on disk already). The device is given the next batch
     before the host waits for this one, and holds the trees of two batches at most.
     """
+    # A CPU does in turn what one thread asks for, and side by side what two ask for.
+    threads = cycle([ThreadPoolExecutor(1) for _ in range(1 + run.config.loop.overlap_searches)])
     ahead: Begun | None = None
-    for name, k, batch in asked:
+    for job in asked:
         now, ahead = ahead, None
         try:
-            ahead = begin(run, name, i, k, batch, networks_fn)
+            ahead = begin(run, i, job, networks_fn, next(threads))
         finally:  # what cannot be begun takes nothing with it that was
             if now is not None:
                 yield finish(run, now)
@@ -199,8 +203,9 @@ def make_shards(
         yield finish(run, ahead)
 
 
-def begin(run: Run, name: str, i: int, k: int, batch: Prompts, networks_fn: NetworksFn) -> Begun:
-    """Read the trees of batch `k`, or let the device grow them and do not wait for it."""
+def begin(run: Run, i: int, job: Job, networks_fn: NetworksFn, thread: Executor) -> Begun:
+    """Read the trees of a batch, or let the device grow them and do not wait for it."""
+    name, k, batch = job
     purpose = GROWN[name]
     place = Place(i, k, purpose.name.lower())
     tree = unless_damaged(run, partial(run.workdir.trees.load, place))
@@ -208,7 +213,8 @@ def begin(run: Run, name: str, i: int, k: int, batch: Prompts, networks_fn: Netw
         return Begun(place, batch, tree, True)
     keys = run.fns.problem_keys(i, int(purpose), batch.problem_id)
     temperature = np.float32(run.config.searches[name].temperature)
-    return Begun(place, batch, run.fns.grow[name](*networks_fn(), batch, keys, temperature), False)
+    grow_fn = partial(run.fns.grow[name], *networks_fn(), batch, keys, temperature)
+    return Begun(place, batch, thread.submit(grow_fn).result(), False)
 
 
 def finish(run: Run, begun: Begun) -> tuple[Shard, bool]:
@@ -350,34 +356,6 @@ def read_baseline(log: MetricsLog, i: int) -> evaluation.Baseline:
     num = sum(n for _, n in told)
     constant = sum(mean * n for mean, n in told if n) / num if num else math.nan
     return evaluation.Baseline(constant, np.array([mean if n else constant for mean, n in told]))
-
-
-def search_totals(grown: Sequence[Tree]) -> dict[str, Any]:
-    """Count what a search cost and how much of it was of use."""
-    if not grown:
-        return {}
-    # what the trees counted themselves
-    names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
-    totals = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
-    # what their rows are
-    rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
-    num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
-    num_steps = num_candidates + rows[Kind.ROLLOUT] + rows[Kind.FALSE]
-    useful = sum(int(t.length.sum()) for t in grown)
-    both = totals["policy_tokens"] + totals["prm_tokens"]
-    return totals | {
-        "num_steps": num_steps,
-        "num_filtered": rows[Kind.FALSE],
-        "num_duplicates": rows[Kind.DUPLICATE],
-        "num_closed_nodes": sum(int(t.num_closed.sum()) for t in grown),
-        "num_exhausted_nodes": sum(int(t.num_exhausted.sum()) for t in grown),
-        "sampled_tokens": useful,
-        "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
-        "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
-        "share_duplicates": rows[Kind.DUPLICATE] / max(num_candidates, 1),
-        "policy_tokens_per_sampled": totals["policy_tokens"] / max(useful, 1),
-        "tokens_per_sampled": both / max(useful, 1),
-    }
 
 
 def tally(phase: Phase, shard: Shard, is_restored: bool) -> dict[str, int]:

@@ -95,9 +95,11 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
     # What each program takes besides, and whether the largest fits.
     worst = ("", 0.0)
     how = "compiled" if is_compiled else "from shapes, not compiled"
+    how += ", in all of two searches" if config.loop.overlap_searches else ""
     yield f"program         {'temporary':>10}{'results':>10}{'in all':>10}   GiB per device, {how}"
     for name, program in programs(config, fns, mesh, is_compiled):
-        total = bytes_here(state) + sum(program)
+        num_at_once = 2 if config.loop.overlap_searches and "update" not in name else 1
+        total = bytes_here(state) + num_at_once * sum(program)
         worst = max(worst, (name, total), key=lambda pair: pair[1])
         yield row(name, *program, total)
     yield ""

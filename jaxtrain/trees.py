@@ -7,9 +7,10 @@ the prompt and a row. These are host functions of whole batches of rows.
 import hashlib
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -173,6 +174,34 @@ def count_false(
         steps = tuple(tokens[b, k, : length[b, k]].tobytes() for k in path if k >= 0)
         found[b, r] = check(int(problem_id[b]), steps)
     return found
+
+
+def search_totals(grown: Sequence[Tree]) -> dict[str, Any]:
+    """Count what a search cost and how much of it was of use."""
+    if not grown:
+        return {}
+    # what the trees counted themselves
+    names = ("num_simulations", "num_wasted", "policy_tokens", "prm_tokens", "lane_tokens")
+    totals = {name: int(sum(getattr(t, name).sum() for t in grown)) for name in names}
+    # what their rows are
+    rows = {kind: sum(int((t.kind == kind).sum()) for t in grown) for kind in Kind}
+    num_candidates = rows[Kind.CANDIDATE] + rows[Kind.DUPLICATE]
+    num_steps = num_candidates + rows[Kind.ROLLOUT] + rows[Kind.FALSE]
+    useful = sum(int(t.length.sum()) for t in grown)
+    both = totals["policy_tokens"] + totals["prm_tokens"]
+    return totals | {
+        "num_steps": num_steps,
+        "num_filtered": rows[Kind.FALSE],
+        "num_duplicates": rows[Kind.DUPLICATE],
+        "num_closed_nodes": sum(int(t.num_closed.sum()) for t in grown),
+        "num_exhausted_nodes": sum(int(t.num_exhausted.sum()) for t in grown),
+        "sampled_tokens": useful,
+        "share_wasted_simulations": totals["num_wasted"] / max(totals["num_simulations"], 1),
+        "share_useful_lanes": useful / max(totals["lane_tokens"], 1),
+        "share_duplicates": rows[Kind.DUPLICATE] / max(num_candidates, 1),
+        "policy_tokens_per_sampled": totals["policy_tokens"] / max(useful, 1),
+        "tokens_per_sampled": both / max(useful, 1),
+    }
 
 
 def sequences(

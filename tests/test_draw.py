@@ -115,11 +115,13 @@ def test_a_lane_does_not_depend_on_its_neighbours(with_exclusions):
         np.testing.assert_allclose(alone.log_prob, together.log_prob[lanes], atol=1e-6)
 
 
-def test_taken_mass_is_left_out_of_the_law():
-    logits = row(2 * BLOCK)
-    tokens = np.array([-1, 3, 4, BLOCK + 2], np.int32)
+# a block that is not whole; no more blocks than could be named; more
+@pytest.mark.parametrize("size", [20, 2 * BLOCK, 9 * BLOCK + 5])
+def test_taken_mass_is_left_out_of_the_law(size):
+    logits = row(size)
+    tokens = np.array([-1, 3, 4, size - 2], np.int32)
     keep = np.array([0.0, 0.5, 0.0, 0.1], np.float32)
-    logits[[3, 4, BLOCK + 2]] = 4.0, 5.0, 5.0
+    logits[tokens[1:]] = 4.0, 5.0, 5.0
     with np.errstate(divide="ignore"):
         counts, out = counts_of(logits, 2.0, (tokens, np.log(keep)))
     plain = law_of(logits, 2.0)
@@ -132,8 +134,9 @@ def test_taken_mass_is_left_out_of_the_law():
     np.testing.assert_allclose(out.log_prob, np.log(plain)[out.token], atol=1e-5)
 
 
-def test_without_temperature_the_likeliest_that_is_left_is_taken():
-    logits = row((1, 2 * BLOCK))
+@pytest.mark.parametrize("size", [20, 2 * BLOCK, 9 * BLOCK + 5])
+def test_without_temperature_the_likeliest_that_is_left_is_taken(size):
+    logits = row((1, size))
     order = np.argsort(-logits[0])
     for num in range(4):
         tokens = np.where(np.arange(4) < num, order[:4], -1)[None].astype(np.int32)

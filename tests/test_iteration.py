@@ -208,6 +208,11 @@ def test_one_iteration_then_another_equals_two(run_in, task, folder, straight):
     assert_same_run(run_in(folder, task), folder, straight)
 
 
+def test_searches_side_by_side_grow_what_one_after_the_other_do(run_in, task, tmp_path, straight):
+    config = replace(CONFIG, loop=LoopConfig(num_iterations=2, overlap_searches=True))
+    assert_same_run(run_in(tmp_path, task, config), tmp_path, straight)
+
+
 @pytest.mark.parametrize("kind", labels.TARGETS)
 def test_two_iterations_learn_from_every_kind_of_label(run_in, task, folder, kind):
     state = run_in(folder, task, replace(CONFIG, labels=LabelsConfig(kind)))

@@ -1,5 +1,6 @@
 """What the host does while the device grows trees: in which order, and what it holds meanwhile."""
 
+import threading
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ class Bench:
 
     def __init__(self, stored: dict[int, str] | None = None, broken: int | None = None):
         self.events: list[str] = []
+        self.threads: list[int] = []
         self.alive: Any = weakref.WeakSet()
         self.most_alive = 0
         self.stored, self.broken = stored or {}, broken
@@ -36,6 +38,7 @@ class Bench:
             config=SimpleNamespace(
                 searches={"train": options, "greedy": options},
                 labels=SimpleNamespace(kind="kind"),
+                loop=SimpleNamespace(overlap_searches=True),
             ),
             fns=SimpleNamespace(
                 grow={"train": self.grow, "greedy": self.grow},
@@ -48,6 +51,7 @@ class Bench:
         if batch.k == self.broken:
             raise RuntimeError("RESOURCE_EXHAUSTED")
         self.events.append(f"begin {batch.k}")
+        self.threads.append(threading.get_ident())
         tree = OnDevice(batch.k, self.events)
         self.alive.add(tree)
         self.most_alive = max(self.most_alive, len(self.alive))
@@ -78,6 +82,16 @@ def test_the_next_batch_is_begun_before_this_one_is_waited_for():
         told += [f"begin {k + 1}"] if k + 1 < NUM_BATCHES else []
         told += [f"fetch {k}", f"store search {k}", f"use {k}"]
     assert bench.events == told
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_two_threads_take_turns_where_searches_overlap(is_asked):
+    bench = Bench()
+    bench.run.config.loop.overlap_searches = is_asked
+    list(bench.shards())
+    assert len(set(bench.threads)) == 1 + is_asked
+    assert bench.threads[::2] == bench.threads[:1] * len(bench.threads[::2])
+    assert bench.threads[1::2] == bench.threads[1:2] * len(bench.threads[1::2])
 
 
 def test_the_device_holds_two_batches_of_trees_at_most():

@@ -41,15 +41,16 @@ def draw(
     chex.assert_shape(keys, (b, 2))
     is_warm, rows = temperature > 0, jnp.arange(b)[:, None]
     scale = jnp.where(is_warm, 1 / jnp.maximum(temperature, 1e-30), 1e30)
-    padded = jnp.pad(logits, ((0, 0), (0, -size % BLOCK)), constant_values=-jnp.inf)
-    blocks = padded.reshape(b, -1, BLOCK)
+    width = min(BLOCK, size)
+    padded = jnp.pad(logits, ((0, 0), (0, -size % width)), constant_values=-jnp.inf)
+    blocks = padded.reshape(b, -1, width)
 
-    def left(block: Array) -> Array:  # [b n] -> logits [b n BLOCK], after exclusion
+    def left(block: Array) -> Array:  # [b n] -> logits [b n width], after exclusion
         found = jnp.take_along_axis(blocks, block[..., None], axis=1)
         if exclude is None:
             return found
         tokens, log_keep = (x[:, None, None] for x in exclude)
-        is_named = (block[..., None] * BLOCK + jnp.arange(BLOCK))[..., None] == tokens
+        is_named = (block[..., None] * width + jnp.arange(width))[..., None] == tokens
         added = jnp.sum(jnp.where(is_named, log_keep, 0.0), axis=-1)
         return found + added * jnp.where(is_warm, temperature, 1.0)
 
@@ -57,7 +58,10 @@ def draw(
     tops = tops_left = jnp.max(blocks, axis=2)
     if exclude is not None:
         chex.assert_shape(exclude, (b, None))
-        named = jnp.maximum(exclude[0], 0) // BLOCK
+        # All of them, where there are fewer than could be named: each is looked at once.
+        all_blocks = jnp.broadcast_to(jnp.arange(blocks.shape[1]), blocks.shape[:2])
+        is_few = blocks.shape[1] <= exclude[0].shape[1]
+        named = all_blocks if is_few else jnp.maximum(exclude[0], 0) // width
         tops_left = tops.at[rows, named].set(jnp.max(left(named), axis=2))
     top = jnp.max(jnp.where(is_warm, tops, tops_left), axis=1)
     top = jnp.where(top == -jnp.inf, 0.0, top)
@@ -76,7 +80,7 @@ def draw(
     uniform = jnp.where(is_warm, uniform, 0.0)
     block = invert(sums, uniform[:, 0])
     inside = invert(weights(left(block[:, None]))[:, 0], uniform[:, 1])
-    token = jnp.minimum(block * BLOCK + inside, size - 1)
+    token = jnp.minimum(block * width + inside, size - 1)
     logit = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     log_prob = jnp.where(total == 0, -jnp.inf, (logit - top) * scale - jnp.log(total))
     cold = jnp.where(jnp.isfinite(top), 0.0, jnp.nan)
