@@ -3,7 +3,7 @@ once.
 
     python -m jaxtrain.main --config configs/quickstart.py
 
-Hardware: 2 CPU cores, 3.5 GB, no network; 10 minutes, the first report after 4. Expect greedy
+Hardware: 2 CPU cores, 3.7 GB, no network; 11 minutes, the first report after 4. Expect greedy
 accuracy on 512 test problems to go from 8-14 % after the warm start to more than 35 % after three
 iterations (README, Results).
 
