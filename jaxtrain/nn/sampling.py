@@ -58,7 +58,7 @@ def draw(
     tops = tops_left = jnp.max(blocks, axis=2)
     if exclude is not None:
         chex.assert_shape(exclude, (b, None))
-        # All of them, where there are fewer than could be named: each is looked at once.
+        # All of them, where no more are there than could be named: each is looked at once.
         all_blocks = jnp.broadcast_to(jnp.arange(blocks.shape[1]), blocks.shape[:2])
         is_few = blocks.shape[1] <= exclude[0].shape[1]
         named = all_blocks if is_few else jnp.maximum(exclude[0], 0) // width
