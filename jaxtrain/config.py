@@ -68,8 +68,8 @@ class LoopConfig(Section, at="loop"):
     num_iterations: Natural = 3
     # what shows the metrics beside metrics.jsonl: tensorboard, wandb, trackio
     writers: Annotated[tuple[str, ...], some_of(WRITERS)] = ("tensorboard",)
-    # two batches are searched side by side, each in memory of its own. It pays on a CPU alone, whose
-    # cores the operations of small networks leave idle
+    # two batches are searched side by side, each in memory of its own. It pays on a CPU alone,
+    # whose cores the operations of small networks leave idle
     overlap_searches: bool = False
 
 
