@@ -120,9 +120,8 @@ def open_asked(options: Namespace, overrides: Sequence[str], progress: Progress)
 
     # What is asked, in the words of the task.
     texts = [*options.problem, *read_problems(options.file, config.tasks.jsonl.question_field)]
-    require(
-        texts != [], "nothing is asked", 'write the problem in quotes ("..."), or name a --file'
-    )
+    then = 'write the problem in quotes ("..."), or name a --file'
+    require(texts != [], "nothing is asked", then)
     asked = tuple(task.ask(number, text) for number, text in enumerate(texts))
     task = replace(task, train=(), dev=(), test=asked)
     progress.note(keep_compiled(config.compilation))

@@ -148,9 +148,7 @@ def demonstrations(
     pairs: ids of prompts and of responses, the end id included. Returns the examples and the number
     of demonstrations left out because they are longer than max_length.
     """
-    texts = [
-        Text(-1, np.array([*prompt, *shown], np.int32), len(prompt)) for prompt, shown in pairs
-    ]
+    texts = [Text(-1, np.array([*asked, *shown], np.int32), len(asked)) for asked, shown in pairs]
     fitting = [text for text in texts if len(text.tokens) <= max_length]
     examples = make_examples([(0, text, [response(text)]) for text in fitting], max_length)
     return examples, len(texts) - len(fitting)
@@ -256,11 +254,9 @@ def choose_paths(
         told[step.text].append((step.target, step.weight))
     teach(-1, fitting)
     adds_up = any(s.labels.weight is not None for s in chain.from_iterable(rounds.values()))
-
-    def mean_of(targets: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
-        return fmean(targets, weights), sum(weights) if adds_up else 1.0
-
-    return rows, {text: mean_of(*zip(*told[text], strict=True)) for text in learnt}, counts
+    heard = {text: tuple(zip(*told[text], strict=True)) for text in learnt}
+    label = {text: (fmean(*x), sum(x[1]) if adds_up else 1.0) for text, x in heard.items()}
+    return rows, label, counts
 
 
 def newest(rounds: Rounds, num: int) -> list[int]:
@@ -288,34 +284,28 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
         tokens, length, step_end = trees.sequences(tree, problem, rows, prompts)
 
         # plain lists, which are read faster one by one
+        weights = labels.is_labelled if labels.weight is None else labels.weight
         is_labelled, target = labels.is_labelled.tolist(), labels.target.tolist()
-        weight = (labels.is_labelled if labels.weight is None else labels.weight).tolist()
-        for k in np.flatnonzero(length <= max_length):
-            b, leaf = int(problem[k]), int(row[k])
-            problem_id, starts = int(tree.problem_id[b]), [prompts.length[b], *step_end[k] + 1]
-            steps = (
-                Step(
-                    row=(number, b, r),
-                    text=_hash(problem_id, tokens[k, : step_end[k, depth] + 1]),
-                    depth=depth,
-                    start=int(starts[depth]),
-                    end=int(step_end[k, depth]),
-                    target=target[b][r],
-                    weight=float(weight[b][r]),
-                )
-                for depth, r in enumerate(rows[k].tolist())
-                if r >= 0 and is_labelled[b][r]
-            )
-            found.append(
-                Text(
-                    problem_id=problem_id,
-                    tokens=tokens[k, : length[k]],
-                    prompt_length=int(prompts.length[b]),
-                    score=float(tree.score[b, leaf]),
-                    is_correct=bool(labels.verdict[b, leaf] == Verdict.CORRECT),
-                    steps=tuple(steps) if is_path else (),
-                )
-            )
+        weight, score = weights.astype(float).tolist(), tree.score.tolist()
+        is_correct = (labels.verdict == Verdict.CORRECT).tolist()
+        ids, prompt_length = tree.problem_id.tolist(), prompts.length.tolist()
+        paths, ends = rows.tolist(), step_end.tolist()
+
+        # a step is read on the first of its paths
+        known: dict[tuple[int, int], Step] = {}
+        for k in np.flatnonzero(length <= max_length).tolist():
+            b, leaf, steps = int(problem[k]), int(row[k]), []
+            start = prompt_length[b]
+            for depth, (r, end) in enumerate(zip(paths[k], ends[k], strict=True)):
+                if r < 0 or not is_path:
+                    break
+                if is_labelled[b][r] and (b, r) not in known:
+                    told = depth, start, end, target[b][r], weight[b][r]
+                    known[b, r] = Step((number, b, r), _hash(ids[b], tokens[k, : end + 1]), *told)
+                steps += [known[b, r]] if is_labelled[b][r] else []
+                start = end + 1
+            told = score[b][leaf], is_correct[b][leaf], tuple(steps)
+            found.append(Text(ids[b], tokens[k, : length[k]], prompt_length[b], *told))
     return found, num_leaves
 
 

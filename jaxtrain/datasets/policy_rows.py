@@ -153,12 +153,9 @@ def _texts(shards: Sequence[Shard], max_length: int, is_whole: bool) -> Iterator
         tokens, length, _ = trees.sequences(tree, problem, rows, prompts)
         start = prompts.length[problem] if is_whole else length - tree.length[problem, row]
         for k in np.flatnonzero(length <= max_length):
-            yield Text(
-                problem_id=int(tree.problem_id[problem[k]]),
-                tokens=tokens[k, : length[k]],
-                prompt_length=int(start[k]),
-                is_correct=bool(is_right[problem[k], row[k]]),
-            )
+            own, is_correct = tokens[k, : length[k]], bool(is_right[problem[k], row[k]])
+            problem_id = int(tree.problem_id[problem[k]])
+            yield Text(problem_id, own, int(start[k]), is_correct=is_correct)
 
 
 def _match(texts: Sequence[Text], rng: np.random.Generator) -> list[tuple[Text, Text]]:

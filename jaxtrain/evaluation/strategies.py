@@ -12,6 +12,7 @@ strategies are judged on the same problems.
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import chex
@@ -226,8 +227,9 @@ def _read(
     score[problem, lane] = tree.score[problem, row]
     log_prob[problem, lane] = steps.sum(axis=1)
     length[problem, lane] = num_tokens
-    # Only what is finished can be read as an answer.
+    # Only what is finished can be read as an answer; a text that comes again is read once.
+    read_answer = cache(lambda text: answer_fn(np.frombuffer(text, tokens.dtype)))
     answer: list[list[str | None]] = [[None] * last.shape[1] for _ in last]
     for i in np.flatnonzero(is_ok & tree.is_finished[problem, row]):
-        answer[problem[i]][lane[i]] = answer_fn(tokens[i, : num_tokens[i]])
+        answer[problem[i]][lane[i]] = read_answer(tokens[i, : num_tokens[i]].tobytes())
     return answer, is_correct, score, log_prob, length

@@ -110,10 +110,12 @@ class CountdownTask(Task):
         moves = _read_moves(text, self.num_numbers)
         if moves is None:
             return Verdict.UNPARSABLE
-        lines, (_, target) = text.split("\n"), read_prompt(problem.prompt)
-        is_legal = all(self.check_step(problem, lines[:i], line) for i, line in enumerate(lines))
-        is_right = is_legal and moves[-1].remaining == (target,)
-        return Verdict.CORRECT if is_right else Verdict.WRONG
+        numbers, target = read_prompt(problem.prompt)
+        for move in moves:
+            if 0 in numbers or not is_legal(move, numbers):
+                return Verdict.WRONG
+            numbers = move.remaining
+        return Verdict.CORRECT if numbers == (target,) else Verdict.WRONG
 
     def check_step(self, problem: Problem, before: Sequence[str], step: str) -> bool | None:
         """Say whether a line is a legal move with what the line before leaves; None where that is
@@ -121,7 +123,7 @@ class CountdownTask(Task):
         """
         last = read_move(before[-1]) if before else None
         numbers = last.remaining if last else () if before else read_prompt(problem.prompt)[0]
-        return read_move(step) in legal_moves(numbers) if numbers and 0 not in numbers else None
+        return is_legal(read_move(step), numbers) if numbers and 0 not in numbers else None
 
     def answer(self, text: str) -> str | None:
         """Return the canonical form of every line, so that commuted responses vote together."""
@@ -145,17 +147,13 @@ def countdown_task(config: "TasksConfig", tokenizer: Tokenizer | None = None) ->
         problems = _all_problems(c.num_numbers, c.max_number, c.min_target, c.max_target)
         seed, counts = config.seed, {"solvable": len(problems)}
     elif config.num_train is None:
-        raise UserError(
-            f"--config.tasks.num_train=none: countdown with {c.num_numbers} numbers up to "
-            f"{c.max_number} draws as many problems as asked for; set it"
-        )
+        told = f"countdown with {c.num_numbers} numbers up to {c.max_number} draws as many problems"
+        raise UserError(f"--config.tasks.num_train=none: {told} as asked for; set it")
     else:
         num_asked = num_test + num_dev + num_shown + config.num_train
         problems, seed, counts = _drawn_problems(c, config.seed, num_asked), None, {}
-    what = (
-        f"solvable, with numbers up to {c.max_number} and targets from {c.min_target} to "
-        f"{c.max_target}"
-    )
+    targets = f"targets from {c.min_target} to {c.max_target}"
+    what = f"solvable, with numbers up to {c.max_number} and {targets}"
     sets = draw_sets(problems, sizes, seed, what)
 
     rng = random.Random(f"demonstrations {config.seed}")
@@ -180,17 +178,34 @@ def legal_moves(numbers: tuple[int, ...]) -> list[Move]:
     """Return every legal move once, both orders of + and *, in a fixed order."""
     moves = set()
     for i, j in permutations(range(len(numbers)), 2):
-        a, b = numbers[i], numbers[j]
         rest = [number for k, number in enumerate(numbers) if k not in (i, j)]
-        results = {"+": a + b, "*": a * b}
-        if a > b:
-            results["-"] = a - b
-        if a % b == 0:
-            results["/"] = a // b
-        moves.update(
-            Move(a, op, b, result, tuple(sorted([*rest, result]))) for op, result in results.items()
-        )
+        for operator in "+-*/":
+            if result := result_of(numbers[i], operator, numbers[j]):
+                remaining = tuple(sorted([*rest, result]))
+                moves.add(Move(numbers[i], operator, numbers[j], result, remaining))
     return sorted(moves)
+
+
+def is_legal(move: Move | None, numbers: tuple[int, ...]) -> bool:
+    """Say whether a move, if it is one, is true of numbers above 0 and leaves what it says."""
+    if move is None:
+        return False
+    rest = list(numbers)
+    for used in (move.left, move.right):
+        if used not in rest:
+            return False
+        rest.remove(used)
+    result = result_of(move.left, move.operator, move.right)
+    return 0 < result == move.result and tuple(sorted([*rest, result])) == move.remaining
+
+
+def result_of(left: int, operator: str, right: int) -> int:
+    """Return what an operation on numbers above 0 makes; 0 where it is not legal."""
+    if operator == "-":
+        return max(left - right, 0)
+    if operator == "/":
+        return 0 if left % right else left // right
+    return left + right if operator == "+" else left * right
 
 
 def weak_trace(prompt: str, config: CountdownConfig, rng: random.Random) -> str:
@@ -261,16 +276,13 @@ def _drawn_problems(config: CountdownConfig, seed: int, num_problems: int) -> tu
     There are fewer where the last few thousand draws hold nothing new.
     """
     rng = random.Random(f"problems {seed}")
-    numbers = range(1, config.max_number + 1)
+    numbers, bounds = range(1, config.max_number + 1), (config.min_target, config.max_target)
     problems: dict[tuple, Problem] = {}
     num_before = -1
     while num_before < len(problems) < num_problems:
         num_before = len(problems)
         draws = [
-            (
-                *sorted(rng.choices(numbers, k=config.num_numbers)),
-                rng.randint(config.min_target, config.max_target),
-            )
+            (*sorted(rng.choices(numbers, k=config.num_numbers)), rng.randint(*bounds))
             for _ in range(DRAWS_AT_ONCE)
         ]
         *columns, targets = np.array(draws, float).T
