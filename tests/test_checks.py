@@ -78,6 +78,9 @@ def spellings(move):
         ([], "4*6=24|7 24", True),
         ([], "4*6=24|24 7", True),
         ([], "4*6=25|7 25", False),
+        # nothing is no result, nor what an illegal operation makes
+        ([], "4-6=0|0 7", False),
+        ([], "7/4=0|0 6", False),
         ([], "4*6=24|7", False),
         ([], "so 4*6", False),
         (["4*6=24|7 24"], "7+24=31|31", True),
