@@ -3,6 +3,7 @@ import json
 import random
 from collections import defaultdict
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from itertools import permutations, product
 
@@ -20,6 +21,7 @@ from jaxtrain.tasks.countdown import (
     legal_moves,
     read_move,
     read_prompt,
+    result_of,
     weak_trace,
 )
 
@@ -112,6 +114,13 @@ def reachable(numbers):
             for a, b in product(reachable(order[:cut]), reachable(order[cut:])):
                 results |= {a + b, a - b, a * b, a // b if a % b == 0 else 0}
     return {result for result in results if result > 0}
+
+
+def test_an_operation_is_legal_where_its_exact_result_is_a_whole_number_above_0():
+    for left, right, operator in product(range(1, 30), range(1, 30), "+-*/"):
+        exact = eval(f"Fraction({left}){operator}{right}", {"Fraction": Fraction})
+        is_met = exact > 0 and exact.denominator == 1
+        assert result_of(left, operator, right) == (exact if is_met else 0)
 
 
 @pytest.mark.parametrize(
