@@ -152,7 +152,7 @@ def compile_on(devices: list[Any], data: int, fsdp: int, problems: int) -> dict[
     mesh = make_mesh(ShardingConfig(data, fsdp, 1), devices[: data * fsdp])
     config = config_of(problems * data * fsdp)
     start = time.perf_counter()
-    fn, args = calls_of(config, build(config, TASK, SILENT, mesh=mesh))["search"]
+    fn, args = calls_of(config, build(config, TASK, SILENT, mesh=mesh), mesh)["search"]
     compiled = fn.jitted.lower(*args).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return {

@@ -34,6 +34,7 @@ from jaxtrain.search import SearchConfig
 from jaxtrain.structs import Array, CheckFn, GrowOverFn, Learner, Params, Reader, State, TokenRows
 from jaxtrain.tasks import Task
 from jaxtrain.tasks.base import make_check
+from jaxtrain.tokenizers import NOT_TEXT
 from jaxtrain.updates import fits
 from jaxtrain.updates.fits import UpdateFn
 
@@ -160,6 +161,7 @@ def make_readers(
     layers apart.
     """
     trace, texts = config.trace, task.tokenizer.token_bytes
+    texts += (NOT_TEXT,) * (model.vocab_size - len(texts))  # of ids that no text has
     writer = Transformer(unroll(config.model), model.vocab_size, model.scale)
     ends = task.tokenizer.end_ids, trace.boundary, trace.answer
     tables, form = make_tables(texts, *ends, trace.calculator), make_form(texts, task.commuting)

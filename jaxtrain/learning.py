@@ -86,7 +86,9 @@ def references(run: Run, rounds: datasets.Rounds) -> list[datasets.Text]:
                     continue
                 told = [*steps[:k], step], labels.of_reference(num_steps, c.labels, k)
                 made = datasets.reference(problem_id, prompt_of[problem_id], *told)
-                found.append(made._replace(is_correct=False, steps=made.steps[-1:]))
+                is_whole = k == num_steps - 1
+                wrong = dict(is_correct=False, is_whole=is_whole, steps=made.steps[-1:])
+                found.append(made._replace(**wrong))
     if failures:
         _log.warning("the verifier failed on %d solutions: %r", len(failures), failures[0])
     return found

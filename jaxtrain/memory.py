@@ -19,6 +19,8 @@ LEAST_ADDRESS_SPACE = 4
 SHRINK = {
     "search": "prompts.batch_size, search.num_trees, search.num_candidates, "
     "search.num_simulations, search.mcts_star.num_rollout_steps",
+    "answering": "prompts.batch_size, evaluation.search.num_trees, "
+    "evaluation.search.num_candidates, evaluation.search.num_simulations",
     "sampling": "prompts.batch_size, evaluation.samples.num_samples, trace.max_steps",
     "policy update": "updates.policy.batch_size",
     "PRM update": "updates.prm.batch_size",

@@ -245,9 +245,10 @@ def _read(path: Path) -> list[Row]:
     whole, rows = lines[:-1], []
     for number, line in enumerate(whole, start=1):
         try:
-            rows.append(_checked(json.loads(line, parse_constant=float)))
-            if rows[-1] in rows[:-1]:
+            row = _checked(json.loads(line, parse_constant=float))
+            if row in rows:
                 raise ValueError("it stands in an earlier line too")
+            rows.append(row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(whole):
                 break

@@ -293,8 +293,9 @@ def score(run: Run, i: int, networks: Networks, fit_log: MetricsLog | None = Non
             joined, c.strategies, baseline, answers, rank_fn, run.check, costs
         )
 
-    # What was left out or failed counts as wrong, and is told.
-    metrics |= named("evaluation", {"num_too_long": num_too_long, **counts})
+    # What was left out is told, and what failed, which counts as wrong.
+    told = {"split": c.split, "num_too_long": num_too_long, **counts}
+    metrics |= named("evaluation", told)
     metrics["time/evaluation"] = phase.seconds
     # of the whole iteration: its evaluation is its last event
     metrics["time/compile"] = run.progress.take_compile_seconds()

@@ -1,6 +1,6 @@
 """What a run will need, before it runs: `python -m jaxtrain.main --config ... --plan`.
 
-For a TPU topology the four heavy programs are compiled for it, without one, by libtpu's compiler,
+For a TPU topology the heavy programs are compiled for it, without one, by libtpu's compiler,
 whose memory figures are those of the real thing; for the devices here, as they would be. For a GPU
 that is not here, memory comes from shapes alone and is labelled so. FLOPs are formulas: a compiler
 counts the body of a loop once. Times are rooflines: real runs take several times as long.
@@ -87,7 +87,7 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
         yield row(name, *both, sum(both))
     if base:
         yield row(f"{'base, of both':34}", bytes_here(state.base))
-    kv, tree = search_bytes(config, fns, mesh)
+    kv, tree = search_bytes(config, fns, mesh, "train")
     caches = "keys and values of a search" + (", kept" if config.search.chunk else "")
     yield f"  {caches} {kv / GIB:.3f}, trees {tree / GIB:.3f}"
     yield ""
@@ -104,7 +104,7 @@ def plan(config: Config, progress: Progress) -> Iterator[str]:
         yield row(name, *program, total)
     yield ""
     yield from iteration_cost(config, fns, mesh, chip)
-    yield from disk(config, fns)
+    yield from disk(config, fns, mesh)
     if chip.memory:
         needed = f"{worst[1] / GIB:.2f} GiB needed ({worst[0]})"
         yield f"memory          {needed}, {chip.memory:.2f} GiB there per device"
@@ -124,8 +124,10 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
         return None, CHIPS["cpu"]._replace(memory=memory), True
     if not topology:
         name = jax.devices()[0].device_kind.lower().replace(" lite", "e")
-        known = (chip for kind, chip in CHIPS.items() if kind in name)
-        return None, next(known, CHIPS["cpu"]), True
+        known = (chip for kind, chip in CHIPS.items() if kind in name.split())
+        # one that is not listed is timed as a CPU, and tells its memory
+        there = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0) / GIB
+        return None, next(known, CHIPS["cpu"]._replace(memory=there)), True
     is_known = kind in CHIPS and kind != "cpu"
     require(is_known, flag, f"unknown; known are {', '.join(CHIPS)}, as in v4:2x2x1")
     if kind not in TPUS:
@@ -147,12 +149,13 @@ def devices_of(topology: str) -> tuple[list[Any] | None, Chip, bool]:
 
 
 def stand_in(config: Config) -> Task:
-    """Stand for a task: the programs do not depend on which text a token is."""
+    """Stand for a task: of which text a token is, a calculator alone needs to know the digits."""
     size = config.model.vocab_size
     if not size:
         why = "a plan needs the size of the vocabulary, or the pretrained model"
         raise UserError(f"--config.model.vocab_size=none: {why}")
-    tokenizer: Any = SimpleNamespace(vocab_size=size, token_bytes=(b"a",) * size, end_ids=(0,))
+    texts = tuple(b"%d" % (i % 10) for i in range(size))
+    tokenizer: Any = SimpleNamespace(vocab_size=size, token_bytes=texts, end_ids=(0,))
     return Task("", tokenizer)
 
 
@@ -175,15 +178,32 @@ def bytes_here(state: Any) -> int:
     )
 
 
-def trees_at_once(config: Config, mesh: Any, searching: SearchConfig | None = None) -> float:
-    """Count the trees that a device grows at once, of the search that learns or of another."""
+def trees_at_once(config: Config, mesh: Any, searching: SearchConfig) -> float:
+    """Count the trees that a device grows at once."""
     size = config.prompts.batch_size / sharding.num_shards(mesh)
-    return min((searching or config.search).num_trees or size, size)
+    return min(searching.num_trees or size, size)
 
 
-def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, float]:
+def heavy(config: Config, mesh: Any) -> dict[str, str]:
+    """Name the heavy programs that grow trees: the label of each, and its key of `GROWN`."""
+
+    def num_rows(key: str) -> float:
+        c = config.searches[key]
+        return trees_at_once(config, mesh, c) * work_of(c, config.trace.max_steps).num_rows
+
+    # The search that answers, where it holds more than the one that learns; the largest sampling.
+    named, there = {"search": "train"}, config.searches
+    if "search" in there and num_rows("search") > num_rows("train"):
+        named["answering"] = "search"
+    if sampling := [key for key in ("samples", "greedy", "hinted") if key in there]:
+        named["sampling"] = max(sampling, key=num_rows)
+    return named
+
+
+def search_bytes(config: Config, fns: Functions, mesh: Any, key: str) -> tuple[float, float]:
     """Count the keys and values of a search, and the trees of a batch, on one device."""
-    c, t, work = config.search, config.trace, work_of(config.search, config.trace.max_steps)
+    c, t = config.searches[key], config.trace
+    work = work_of(c, t.max_steps)
     prompt, size = config.prompts.max_prompt_tokens, t.max_step_tokens
     path, own = work.width * work.depth * size, work.num_lanes * work.num_steps * size
     if c.chunk is not None:
@@ -196,8 +216,8 @@ def search_bytes(config: Config, fns: Functions, mesh: Any) -> tuple[float, floa
         tokens = 2 * (prompt + work.num_rows * pages) + seen
     else:
         tokens = work.width * prompt + path + own
-    kv = trees_at_once(config, mesh) * kv_bytes(config, mesh) * tokens
-    return kv, tree_bytes(config, fns) / sharding.num_shards(mesh)
+    kv = trees_at_once(config, mesh, c) * kv_bytes(config, mesh) * tokens
+    return kv, tree_bytes(config, fns, mesh, key) / sharding.num_shards(mesh)
 
 
 def num_bytes(tree: Any) -> int:
@@ -212,8 +232,8 @@ def kv_bytes(config: Config, mesh: Any) -> float:
     return 2 * m.num_layers * num_heads * m.head * jnp.dtype(m.dtype).itemsize
 
 
-def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """List the four heavy programs, each with abstract arguments."""
+def calls_of(config: Config, fns: Functions, mesh: Any) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """List the heavy programs, each with abstract arguments."""
     state, u, size = fns.abstract_state, config.updates, config.prompts.batch_size
 
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
@@ -228,10 +248,8 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
     prompts = Prompts(array(size, config.prompts.max_prompt_tokens), array(size), array(size))
     keys, number = array(size, 2, dtype=jnp.uint32), array(dtype=jnp.float32)
     grown = (*state.networks, prompts, keys, number)
-    calls: dict[str, Any] = {"search": (fns.grow["train"], grown)}
-    # Of the programs that sample, the larger one.
-    if sampling := fns.grow.get("samples", fns.grow.get("greedy")):
-        calls["sampling"] = sampling, grown
+    named = heavy(config, mesh).items()
+    calls: dict[str, Any] = {name: (fns.grow[key], grown) for name, key in named}
     policy_rows = rows(u.policy.batch_size, policy.OBJECTIVES[u.policy.objective].has_reference)
     calls["policy update"] = fns.update_policy, (state.base, state.policy, policy_rows, number)
     prm_rows = rows(u.prm.batch_size)
@@ -239,20 +257,20 @@ def calls_of(config: Config, fns: Functions) -> dict[str, tuple[Any, tuple[Any, 
     return calls
 
 
-def tree_bytes(config: Config, fns: Functions) -> int:
+def tree_bytes(config: Config, fns: Functions, mesh: Any, key: str) -> int:
     """Count the bytes of the trees of one batch."""
-    fn, arguments = calls_of(config, fns)["search"]
-    return num_bytes(fn.jitted.eval_shape(*arguments))
+    _, arguments = calls_of(config, fns, mesh)["search"]
+    return num_bytes(fns.grow[key].jitted.eval_shape(*arguments))
 
 
 def programs(
     config: Config, fns: Functions, mesh: Any, is_compiled: bool
 ) -> Iterator[tuple[str, Program]]:
-    """Measure the four heavy programs, by compiling them or from shapes."""
+    """Measure the heavy programs, by compiling them or from shapes."""
     if not is_compiled:
         yield from estimate(config, fns, mesh)
         return
-    calls = calls_of(config, fns)
+    calls = calls_of(config, fns, mesh)
 
     def measure(name: str) -> Program:
         fn, arguments = calls[name]
@@ -275,21 +293,22 @@ def estimate(config: Config, fns: Functions, mesh: Any) -> Iterator[tuple[str, P
     m, shards, tp = config.model, sharding.num_shards(mesh), mesh.shape["tp"]
     item = jnp.dtype(m.dtype).itemsize
     base, trained, _ = map(num_parameters, fns.abstract_state.networks)
-    kv, tree = search_bytes(config, fns, mesh)
     # A base that is shared lies there as it is computed with, unless it is split.
     is_copied = item < 4 or m.is_scanned or mesh.shape["fsdp"] > 1
     copies = 2 * trained * item / tp if is_copied else 0
     copies += base * item / tp if mesh.shape["fsdp"] > 1 else 0
-    work = work_of(config.search, config.trace.max_steps)
-    lanes = trees_at_once(config, mesh) * work.num_lanes
-    yield "search", Program(copies + kv + 3 * lanes * m.num_ids * 4 + tree, tree)
-    lanes = config.prompts.batch_size / shards
-    samplers = [c for c in config.searches.values() if c.method == "sample"]
-    lanes *= max((c.num_samples for c in samplers), default=1)
-    # The cache of what was sampled is written anew with every token, and read by the PRM at once.
-    sampled = 2 * lanes * config.trace.max_steps * config.trace.max_step_tokens
-    sampled *= kv_bytes(config, mesh)
-    yield "sampling", Program(copies + sampled + 3 * lanes * m.num_ids * 4, 0)
+    for name, key in heavy(config, mesh).items():
+        c = config.searches[key]
+        if name != "sampling":
+            kv, tree = search_bytes(config, fns, mesh, key)
+            lanes = trees_at_once(config, mesh, c) * work_of(c, config.trace.max_steps).num_lanes
+            yield name, Program(copies + kv + 3 * lanes * m.num_ids * 4 + tree, tree)
+            continue
+        lanes = config.prompts.batch_size / shards * c.num_samples
+        # What was sampled is cached anew with every token, and read by the PRM at once.
+        sampled = 2 * lanes * config.trace.max_steps * config.trace.max_step_tokens
+        sampled *= kv_bytes(config, mesh)
+        yield name, Program(copies + sampled + 3 * lanes * m.num_ids * 4, 0)
     for name, fit, is_policy in (
         ("policy update", config.updates.policy, True),
         ("PRM update", config.updates.prm, False),
@@ -345,12 +364,16 @@ def iteration_cost(config: Config, fns: Functions, mesh: Any, chip: Chip) -> Ite
     yield ""
 
 
-def disk(config: Config, fns: Functions) -> Iterator[str]:
+def disk(config: Config, fns: Functions, mesh: Any) -> Iterator[str]:
     """Bound what a run writes."""
     both = fns.abstract_state.policy, fns.abstract_state.prm
     state, kept = num_bytes(both) / GIB, config.checkpoints.num_kept + 1
-    num_batches = (config.prompts.num_problems or 0) / config.prompts.batch_size or 1
-    trees = num_batches * tree_bytes(config, fns)
+    learnt, scored = config.prompts.num_problems or 1, config.evaluation.num_problems
+    trees = sum(
+        -(-(learnt if key in ("train", "hinted") else scored) // config.prompts.batch_size)
+        * tree_bytes(config, fns, mesh, key)
+        for key in config.searches
+    )
     fits = f"{state:.2f} GiB more while fits are saved; " if config.checkpoints.num_updates else ""
     yield (
         f"disk            {state:.2f} GiB a checkpoint, {kept} kept: {kept * state:.2f} GiB; {fits}"

@@ -73,7 +73,7 @@ class Tokenizer(Protocol):
     @property
     def end_ids(self) -> tuple[int, ...]: ...  # any of them ends a response
     @property
-    def token_bytes(self) -> tuple[bytes, ...]: ...  # of every id; empty for special ones
+    def token_bytes(self) -> tuple[bytes, ...]: ...  # of every id
     def encode(self, text: str) -> list[int]: ...
     def encode_start(self, text: str) -> list[int]: ...  # of a text that begins a row
     def encode_chat(self, text: str, system: str, date: str) -> list[int]: ...

@@ -12,7 +12,7 @@ from functools import cached_property
 from jaxtrain.errors import UserError, require
 
 NUM_SPECIALS = 2
-NOT_TEXT = 0xFF  # occurs in no UTF-8 text, so it always decodes to U+FFFD
+NOT_TEXT = b"\xff"  # occurs in no UTF-8 text, so it always decodes to U+FFFD
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class AlphabetTokenizer:
         else:
             while ids and ids[-1] == self.pad_id:
                 ids.pop()
-        table = bytes([NOT_TEXT] * NUM_SPECIALS) + self.alphabet
-        known = (table[i] if 0 <= i < len(table) else NOT_TEXT for i in ids)
-        return bytes(known).decode("utf-8", errors="replace")
+        table = NOT_TEXT * NUM_SPECIALS + self.alphabet
+        known = (table[i : i + 1] if i >= 0 else b"" for i in ids)
+        return b"".join(text or NOT_TEXT for text in known).decode("utf-8", errors="replace")
 
     @cached_property
     def _ids(self) -> dict[int, int]:

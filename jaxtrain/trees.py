@@ -59,7 +59,8 @@ class TreeFiles:
     def training(self) -> list[Place]:
         """List the shards of training trees that are there, in order."""
         paths = (self.run / "trees").glob(f"*/{TRAINING}-*.npz")
-        return sorted(Place(int(p.parent.name), int(p.stem.rpartition("-")[2])) for p in paths)
+        named = [(path.parent.name, path.stem.rpartition("-")[2]) for path in paths]
+        return sorted(Place(int(i), int(k)) for i, k in named if (i + k).isdecimal())
 
     def save(self, place: Place, tree: Tree) -> None:
         """Write one shard of finished trees."""

@@ -566,6 +566,20 @@ def test_steps_are_compared_at_their_depth_and_ends_with_ends():
     assert (rows.group[rows.weight == 0] == -1).all()
 
 
+def test_a_wrong_step_without_an_answer_is_compared_at_its_depth():
+    """By omega a path is labelled up to its first error: that is a step, and no answer."""
+    shard = relabelled(
+        shard_of([[Row(-1, (1,)), Row(0, (2,), C), Row(-1, (3,)), Row(2, (4,), W)]]), "omega"
+    )
+    _, paths, _ = collect([shard], config=LARGE)
+    rows = paths.rows
+    group = {
+        int(rows.tokens[k, at]): int(rows.group[k, at])
+        for k, at in zip(*np.nonzero(rows.weight), strict=True)
+    }
+    assert set(group) == {1, 2, 3} and group[1] == group[3] != group[2]
+
+
 def rows_of(kind, *rounds, config=LARGE, seed=0):
     """Rows of a kind that the policy learns from: ([(text, what is learnt), ...], counts)."""
     rounds = dict(enumerate(rounds, start=1))
@@ -659,10 +673,13 @@ def test_answers_carry_their_advantage():
         told = examples.rows.target[row][examples.rows.weight[row] > 0]
         np.testing.assert_allclose(told, (is_correct - 0.25) / deviation, rtol=1e-6)
         assert rows[row][1] == rows[row][0][1:]
-    assert counts == {"num_answers": 4, "num_problems_undecided": 1}
+    known = {"num_answers": 4, "num_problems_undecided": 1, "num_answers_over_cap": 0}
+    assert counts == known
     two = replace(LARGE, max_paths_per_problem=2)
     found = [len(rows_of("answers", [shard_of([given])], config=two, seed=s)[0]) for s in range(9)]
     assert set(found) == {0, 2}, "two of four, by chance both wrong"
+    counts = rows_of("answers", [shard_of([given])], config=two)[2]
+    assert counts["num_answers_over_cap"] == 2
 
 
 @pytest.mark.parametrize("objective", ["grpo", "weighted"])

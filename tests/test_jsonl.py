@@ -597,6 +597,14 @@ def test_a_gold_is_read_as_an_answer_is(config, tmp_path, answer):
     assert task.test[0].gold == "72"
 
 
+def test_rows_of_an_array_are_as_long_as_lines(config, tmp_path):
+    """In bytes of UTF-8, and not of the escapes that JSON may write them in."""
+    rows = [row(number, question=f"{number} " + "\u4e2d" * 3000) for number in range(40)]
+    (tmp_path / "array.json").write_text(json.dumps(rows))
+    how = dict(path=str(tmp_path / "array.json"), test_path="", num_test=5, max_row_bytes=10_000)
+    assert not make_task(change(config, **how)).skipped
+
+
 def test_a_gold_that_no_response_could_give_is_a_bad_row(config, tmp_path):
     path = write(tmp_path / "own.jsonl", [row(number, answer="x" * 5000) for number in range(40)])
     with pytest.raises(UserError, match="40 of 40 rows"):

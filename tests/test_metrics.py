@@ -202,6 +202,8 @@ def test_damaged_last_line_is_dropped_and_damage_elsewhere_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"iteration": 0, "a/b": 1}\n\0\0\0\0\n')
     assert MetricsLog(tmp_path).read() == [{"iteration": 0, "a/b": 1}]
+    path.write_bytes(b'{"iteration": 0, "a/b": 1}\n' * 2)
+    assert MetricsLog(tmp_path).read() == [{"iteration": 0, "a/b": 1}]
     path.write_bytes(b'{"iteration": 0, "a/b": 1}\n[1]\n{"iteration": 1, "a/b": 1}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no row of metrics"):
         MetricsLog(tmp_path)

@@ -44,6 +44,12 @@ shared = of(Problem(0, "1\\n", "1"), Problem(0, "2\\n", "2"))
 negative = of(Problem(-1, "1\\n", "1"))
 named = of(Problem("a", "1\\n", "1"))
 numbered = of(Problem(0, "1\\n", 1))
+
+def mute(config, tokenizer):
+    return Doubling("doubling", tokenizer)
+
+def signed(config, tokenizer):
+    return Doubling("doubling", byte_tokenizer(), commuting="+x")
 """
 
 
@@ -108,6 +114,8 @@ def test_the_loop_takes_its_word(own):
         ("my_task.py:shared", "an id must .* belong to one problem of all sets"),
         ("my_task.py:negative", "an id must be an int from 0 on"),
         ("my_task.py:named", "an id must be an int from 0 on"),
+        ("my_task.py:mute", "made a Task without a tokenizer; from scratch give it one"),
+        ("my_task.py:signed", "commuting='\\+x' must be ASCII signs"),
         ("my_task.py:numbered", "must hold Problems, with prompt and gold as texts"),
     ],
 )

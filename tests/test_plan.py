@@ -22,6 +22,9 @@ from jaxtrain.plan import plan, stand_in
 from jaxtrain.progress import Progress
 from jaxtrain.search import SearchConfig
 from jaxtrain.search.work import work_of
+from jaxtrain.sharding import make_mesh
+from jaxtrain.tasks import Task
+from jaxtrain.tokenizers import byte_tokenizer
 
 TINY = ["main", "--config", "configs/tpu_v4.py:tiny", "--config.hub.pretrained="]
 GPU = ["--config.sharding.topology=h100:1", "--config.sharding.fsdp=1"]
@@ -141,6 +144,47 @@ def test_a_gpu_is_planned_from_shapes():
     lines = told(config_of(TINY, *GPU))
     assert any("from shapes, not compiled" in line for line in lines)
     assert figures(lines, "memory")[1] == pytest.approx(74.51)
+
+
+def test_a_calculator_is_planned_like_any_other():
+    """Of the stand-in's tokens some are digits, which results are written by."""
+    flags = ["--config.model.vocab_size=258", "--config.trace.calculator=True", *GPU]
+    told(config_of(["main", "--config", "configs/gsm8k_scratch.py", *flags]))
+
+
+def test_a_vocabulary_may_be_larger_than_that_of_the_tokenizer():
+    """Ids that no text has are read as what occurs in none."""
+    flags = ["--config.model.vocab_size=512", "--config.trace.calculator=True"]
+    config = config_of(["main", "--config", "configs/gsm8k_scratch.py", *flags])
+    mesh = make_mesh(config.sharding)
+    with Progress(0) as progress:
+        fns = build(config, Task("", byte_tokenizer()), progress, mesh=mesh)
+    fn, arguments = plan_lib.calls_of(config, fns, mesh)["search"]
+    assert fn.jitted.eval_shape(*arguments).chosen.shape == (config.prompts.batch_size,)
+
+
+def test_a_search_that_answers_is_planned_where_it_is_the_larger_one():
+    def flags(num_simulations, num_candidates):
+        sizes = {"simulations": num_simulations, "candidates": num_candidates}
+        return [f"--config.evaluation.search.num_{key}={n}" for key, n in sizes.items()]
+
+    with pytest.raises(UserError, match="the answering: needs .*evaluation.search.num_simulations"):
+        told(config_of(TINY, *GPU, *flags(16384, 64)))
+    lines = told(config_of(TINY, *GPU, *flags(1, 1)))
+    assert not any(line.strip().startswith("answering") for line in lines)
+
+
+def test_trees_on_disk_are_whole_batches_of_all_that_grow():
+    """One problem fills a file of its batch, and trees of evaluations are kept as well."""
+
+    def gib_of_trees(*flags):
+        return figures(told(config_of(TINY, *GPU, *flags)), "disk")[-1]
+
+    batch, two = (f"--config.prompts.num_problems={n}" for n in (1, 257))
+    size = ("--config.prompts.batch_size=256", "--config.evaluation.num_problems=256")
+    alone = gib_of_trees(*size, batch, "--config.evaluation.strategies=greedy")
+    assert alone < gib_of_trees(*size, batch, "--config.evaluation.strategies=search")
+    assert alone < gib_of_trees(*size, two, "--config.evaluation.strategies=greedy")
 
 
 def test_what_does_not_fit_is_refused_with_what_would_shrink_it():

@@ -269,6 +269,7 @@ def test_a_checkpoint_scored_again_scores_the_same(root, tmp_path, capsys):
     )
     assert {key.split("/")[1] for key in scored} == {
         "greedy",
+        "split",
         "num_too_long",
         "num_errors",
         "num_set_aside",
@@ -401,3 +402,12 @@ def test_another_model_in_the_same_folder_is_refused(root, capsys):
     finally:
         config.write_text(text)
     assert "belongs to other config: model.rope_theta" in capsys.readouterr().err
+
+
+def test_a_folder_is_found_again_from_anywhere(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    config = HubConfig("model")
+    monkeypatch.chdir(tmp_path)
+    assert config.pretrained == str(root / "model") and open_pretrained(config).name == "model"
+    # what is no folder here is a hub id, or a package
+    assert HubConfig("model").pretrained == "model"

@@ -398,6 +398,9 @@ def test_every_count_of_a_run_is_explained(real_rows):
     counts = {key for row in real_rows for key in row if key.startswith(stages)}
     counts -= {"tasks/notice", "updates/policy/losses", "updates/prm/losses"}  # a sentence, curves
     assert len(counts) > 50
+    others = ("pairs", "pairs_new", "pairs_over_cap", "answers", "answers_over_cap")
+    others += ("problems_undecided", "weighted_paths", "worthless_paths")
+    counts |= {f"datasets/num_{name}" for name in others} | {"time/hints", "tasks/disagreed"}
     assert {key for key in counts if not explain(key)} == set()
 
 
@@ -500,6 +503,11 @@ def test_report_opens_with_how_far_the_run_came():
     )
     assert f"With search 30.0% \u2192 50.0% from the warm start to iteration 1: {told}" in text
     assert "Greedy accuracy 20.0% \u2192 60.0% from the warm start" in text
+    # of another split there are no same problems
+    split = [
+        row | {"evaluation/split": name} for row, name in zip(rows, ("dev", "test"), strict=True)
+    ]
+    assert "on the same" not in Page(render_report({}, split, [])).words
     assert "\u2192" not in Page(render_report({}, rows[:1], [])).words
 
 
@@ -525,6 +533,8 @@ def test_where_prompts_were_too_long_only_the_same_prompts_are_compared():
     sides = [side("a", [row], prompts={"style": style}) for style in ("plain", "plain", "chat")]
     assert compare.gain(sides[0], sides[1], "search") is not None
     assert compare.gain(sides[0], sides[2], "search") is None
+    sides[1].manifest["facts"]["hub/tokenizer.json.sha256"] = "another"
+    assert compare.gain(sides[0], sides[1], "search") is None
 
 
 def test_comparison_tells_both_runs_to_the_digit_and_what_differs():

@@ -165,7 +165,12 @@ def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, m
             "--budget: 9 tokens do not pay for one sample, which costs 72 of both networks at most",
         ),
         (["--budget", "90", *WIDE, ASKED], "do not pay for one turn of puct, which"),
-        (["--prm", "p", ASKED], "--prm: a run has a PRM of its own; leave it out"),
+        (["--prm", "p", ASKED], "--prm: a run has its own; leave it out"),
+        (["--config", "ask", ASKED], "--config: a run has its own; leave it out"),
+        (
+            ["--config.evaluation.search.checks=filter", "--config.trace.boundary=;", ASKED],
+            "needs a task with a check_step, and steps that end with a line",
+        ),
         (["--budget", "x", ASKED], "--budget=x: must be tokens a problem"),
         (["--budget", "1k,2k", ASKED], "--budget 1k,2k: must be one number below 2**31"),
         (["--budget", "9000m", ASKED], "--budget 9000m: must be one number below 2**31"),

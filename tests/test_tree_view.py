@@ -79,7 +79,7 @@ def test_best_path_leads_to_the_answer():
 
 
 @pytest.mark.parametrize("method", ["mcts_star", "puct", "sample", "beam", "best_first"])
-def test_every_row_is_born_in_a_simulation_or_turn(method):
+def test_every_row_is_born_in_an_expansion_or_turn(method):
     """In the order of the rows of its region: a parent is never younger than its child."""
     config, max_steps = SearchConfig(method=method, num_simulations=5, num_candidates=3), 4
     told = born(config, max_steps)
@@ -102,6 +102,8 @@ def test_that_tree_is_picked_that_tells_most():
     assert viewer.pick({"search": search, "greedy": greedy}) == 2
     assert viewer.pick({"search": search, "greedy": search}) == viewer.pick({"search": search}) == 1
     assert viewer.pick({"search": judged(wrong, wrong)}) == 0
+    # of a run that is under way, whose greedy traces are all there
+    assert viewer.pick({"search": judged(wrong, right), "greedy": greedy}) == 1
 
 
 def page_of(tree, labels, born=None):

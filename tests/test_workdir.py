@@ -430,6 +430,7 @@ def test_trees_are_adopted_with_their_labels(tmp_path):
             source.trees.save_labels(Place(i, 0), tree, make_labels(tree), "quality")
         with open_workdir(tmp_path / "other", change(CONFIG, "seed", 4), FACTS) as workdir:
             adopt_trees(source.trees, workdir.trees, 0, "quality")
+            shutil.copytree(workdir.path / "trees" / "0", workdir.path / "trees" / "0.bak")
             assert workdir.trees.training() == [Place(0, 0)]
             adopted = workdir.trees.load(Place(0, 0))
             assert adopted is not None and equal(adopted, tree)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtrain.commands import Parser, home_path
 from jaxtrain.commands.evaluate import change
 from jaxtrain.compilation import keep_compiled
-from jaxtrain.config import Config
+from jaxtrain.config import Config, check_checks
 from jaxtrain.errors import UserError, explained, require
 from jaxtrain.evaluation import STRATEGIES, Strategy, budgets, last_rows, read_choice, read_samples
 from jaxtrain.files import write_atomic
@@ -38,6 +38,7 @@ from jaxtrain.runs import Loaded, load_pretrained, open_run
 from jaxtrain.search.config import RULES, SearchConfig
 from jaxtrain.search.rows import rank
 from jaxtrain.search.work import born, sized, tokens_of_turn
+from jaxtrain.sharding import make_mesh
 from jaxtrain.structs import Prompts, Tree, Verdict
 from jaxtrain.tasks import make_task
 from jaxtrain.tasks.jsonl import JsonlTask
@@ -58,7 +59,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     parser.add_argument("--file", type=home_path, help="a problem a line, as text or .jsonl")
     parser.add_argument("--model", help="in place of a run: a folder, a hub id or a .gguf file")
     parser.add_argument("--prm", default="", help="the PRM of --model: a folder or a hub id")
-    parser.add_argument("--config", default="ask", help="how --model is asked: a config")
+    parser.add_argument("--config", help="how --model is asked: a config, by default ask")
     parser.add_argument("--method", choices=METHODS, help="by default what the config evaluates")
     parser.add_argument("--budget", help="tokens of both networks a problem, at most, such as 4k")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each problem")
@@ -103,11 +104,14 @@ def open_asked(options: Namespace, overrides: Sequence[str], progress: Progress)
     ran = options.workdir and open_run(options.workdir)
     is_one = bool(ran) != bool(options.model)
     require(is_one, "--workdir, --model", "name either a run or a model, and not both")
-    require(not (ran and options.prm), "--prm", "a run has a PRM of its own; leave it out")
+    for flag, given in (("--prm", options.prm), ("--config", options.config)):
+        require(not (ran and given), flag, "a run has its own; leave it out")
+    is_met = bool(ran) or options.iteration is None
+    require(is_met, "--iteration", "a model has none; leave it out")
     if ran:
         config, task, pretrained = change(ran.config, overrides), ran.task, None
     else:
-        values = load(options.config)
+        values = load(options.config or "ask")
         values["hub"] |= {"pretrained": options.model, "prm": options.prm}
         config = override(values, read_flags(overrides))
         config = replace(config, prompts=fix_date(config.prompts, ""))
@@ -124,6 +128,7 @@ def open_asked(options: Namespace, overrides: Sequence[str], progress: Progress)
     require(texts != [], "nothing is asked", then)
     asked = tuple(task.ask(number, text) for number, text in enumerate(texts))
     task = replace(task, train=(), dev=(), test=asked)
+    check_checks(config, task, make_mesh(config.sharding))
     progress.note(keep_compiled(config.compilation))
     if ran:
         return ran.load(options.iteration, config, task, progress)

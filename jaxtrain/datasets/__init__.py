@@ -7,8 +7,8 @@ are packed by path, and a step that paths share carries its weight on the first 
 Both have one form, `structs.TokenRows`; `pack` lays the texts of a problem into one row.
 
 Nothing is kept between iterations: `collect` makes the rows anew from the trees of the rounds in
-use, so another kind of label or another cap is another view of the same files. Everything dropped
-is counted. All of this is host numpy: texts are compared, and the results are small.
+use, so another kind of label or another cap is another view of the same files. What is
+dropped of them is counted. It is all host numpy: texts are compared, and the results are small.
 """
 
 from jaxtrain.datasets.batches import POOL, batches

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtrain import trees
 from jaxtrain.errors import Count, Section, one_of
 from jaxtrain.keys import Purpose, host_rng
-from jaxtrain.structs import Examples, Shard, TokenRows, Verdict
+from jaxtrain.structs import JUDGED, Examples, Shard, TokenRows, Verdict
 
 Rounds = Mapping[int, Sequence[Shard]]
 Counts = dict[str, Any]
@@ -73,6 +73,7 @@ class Text(NamedTuple):
     score: float = 0.0  # the PRM's of the leaf
     is_correct: bool = False  # verified to end with a correct answer
     steps: tuple[Step, ...] = ()
+    is_whole: bool = False  # it ends with a judged answer
 
     @property
     def key(self) -> tuple[int, bytes]:
@@ -119,7 +120,7 @@ def collect(
     `ROWS`; its traces by default. references: what the PRM learns besides.
 
     Returns the policy's examples, the PRM's, and counts of what was kept and dropped. The host
-    holds 20 L bytes a row, and at most rounds x problems x cap rows. In the counts, "new" is of the
+    holds 24 L bytes a row, and at most rounds x problems x cap rows. In the counts, "new" is of the
     newest iteration, and so is why something was dropped. `value_histogram` is its labelled targets
     in ten bins of 0.1; `targets_by_depth`, [mean, count] for steps 1, 2, ..., is of all values that
     the PRM learns.
@@ -187,7 +188,7 @@ def reference(
         Step((-1, problem_id, k), _hash(problem_id, tokens[:end]), k, start, end - 1, target, 1.0)
         for k, (start, end, target) in enumerate(told)
     )
-    return Text(problem_id, tokens, len(prompt), is_correct=True, steps=labelled)
+    return Text(problem_id, tokens, len(prompt), is_correct=True, steps=labelled, is_whole=True)
 
 
 def _collect_paths(
@@ -195,11 +196,12 @@ def _collect_paths(
 ) -> tuple[Examples, Counts]:
     """Take paths of every problem for the PRM, a label at the end of every step."""
     chosen, label, counts = choose_paths(rounds, config, max_length, seed, references)
-    # Steps of a problem are compared at their depth, and ends with all ends, or the number of steps
-    # would tell them apart.
+    # Steps of a problem are compared at their depth, and answers with all answers, or the number of
+    # steps would tell them apart.
     rows, group, depth = [], {}, {}
     for i, text, own in chosen:
-        ranks = [(text.problem_id, -1 if s == text.steps[-1] else s.depth) for s in own]
+        answer = text.steps[-1] if text.is_whole else None
+        ranks = [(text.problem_id, -1 if s == answer else s.depth) for s in own]
         numbers = [group.setdefault(rank, len(group)) for rank in ranks]
         told = zip(own, numbers, strict=True)
         rows.append((i, text, [Lesson(s.end, *label[s.text], number) for s, number in told]))
@@ -288,6 +290,7 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
         is_labelled, target = labels.is_labelled.tolist(), labels.target.tolist()
         weight, score = weights.astype(float).tolist(), tree.score.tolist()
         is_correct = (labels.verdict == Verdict.CORRECT).tolist()
+        is_whole = np.isin(labels.verdict, JUDGED).tolist()
         ids, prompt_length = tree.problem_id.tolist(), prompts.length.tolist()
         paths, ends = rows.tolist(), step_end.tolist()
 
@@ -304,7 +307,7 @@ def _read(shards: Sequence[Shard], is_path: bool, max_length: int) -> tuple[list
                     known[b, r] = Step((number, b, r), _hash(ids[b], tokens[k, : end + 1]), *told)
                 steps += [known[b, r]] if is_labelled[b][r] else []
                 start = end + 1
-            told = score[b][leaf], is_correct[b][leaf], tuple(steps)
+            told = score[b][leaf], is_correct[b][leaf], tuple(steps), is_whole[b][leaf]
             found.append(Text(ids[b], tokens[k, : length[k]], prompt_length[b], *told))
     return found, num_leaves
 

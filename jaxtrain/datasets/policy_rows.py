@@ -81,17 +81,18 @@ def pairs(
 def answers(
     rounds: Rounds, config: DatasetsConfig, max_length: int, seed: int
 ) -> tuple[Examples, Counts]:
-    """Take the answers of the newest round as often as they were given, with their advantage as
-    target: (reward - mean) / deviation of the answers to a problem, as GRPO has it. Where all are
-    right or all wrong there is no advantage, and no row.
+    """Take the answers of the newest round as often as they were given, up to a cap, with their
+    advantage as target: (reward - mean) / deviation of the answers to a problem, as GRPO has it.
+    Where all are right or all wrong there is no advantage, and no row.
     """
-    i, rows, num_undecided = max(rounds), [], 0
+    i, rows, num_undecided, num_over_cap = max(rounds), [], 0, 0
     found: dict[int, list[Text]] = defaultdict(list)
     for text in _texts(rounds[i], max_length, is_whole=True):
         found[text.problem_id].append(text)
     for problem_id, texts in found.items():
         rng = host_rng(seed, Purpose.PAIRS, i, problem_id)
         kept = rng.permutation(len(texts))[: config.max_paths_per_problem]
+        num_over_cap += len(texts) - len(kept)
         reward = np.array([texts[k].is_correct for k in kept], float)
         if reward.min() == reward.max():
             num_undecided += 1
@@ -99,7 +100,7 @@ def answers(
         gain = (reward - reward.mean()) / (reward.std(ddof=1) + NO_ZERO)
         rows += [(i, texts[k], [response(texts[k], a)]) for k, a in zip(kept, gain, strict=True)]
     counts = {"num_answers": len(rows), "num_problems_undecided": num_undecided}
-    return make_examples(rows, max_length), counts
+    return make_examples(rows, max_length), counts | {"num_answers_over_cap": num_over_cap}
 
 
 ROWS: dict[str, RowsFn] = {

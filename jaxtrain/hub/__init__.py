@@ -1,5 +1,6 @@
 """Pretrained weights and tokenizers, in and out. Stands above `nn`."""
 
+import os
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,9 @@ class HubConfig(Section, at="hub"):
     prm: str = ""  # a folder or hub id with a value head; empty: the PRM starts from the policy
 
     def check(self) -> None:
+        for name in ("pretrained", "prm"):  # a folder or file is found again from anywhere
+            if os.path.exists(path := getattr(self, name)):
+                object.__setattr__(self, name, os.path.abspath(path))
         why = "needs --config.hub.pretrained, its policy"
         self.require(not self.prm or self.pretrained != "", "prm", why)
 

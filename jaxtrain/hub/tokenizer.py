@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import explained, require
+from jaxtrain.tokenizers import NOT_TEXT
 
-NOT_TEXT = b"\xff"  # occurs in no UTF-8 text
 VOCABULARIES = ("tokenizer.model", "vocab.json")  # what else a tokenizer can be made of
 PROBE = "Ann had 12 pens.\n"
 USE_PLAIN = "choose plain or few_shot"

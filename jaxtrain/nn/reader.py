@@ -3,9 +3,10 @@
 A search knows a prefix by its path, the numbers of its rows. What the rows say, and what the
 networks keep of them, lies in a Memory that a search hands on and never opens.
 
-Two memories, with the same draws. *Cached*: both networks read every token once, in chunks, and
-keep its keys and values under its row; a path is a gather, and a prompt is shared by its tree.
-*Recompute*: text alone is kept, and prompt and path are read anew for every order.
+Two memories, with the same draws where siblings begin together or a chunk is a whole step.
+*Cached*: both networks read every token once, in chunks, and keep its keys and values under its
+row; a path is a gather, and a prompt is shared by its tree. *Recompute*: text alone is kept, and
+prompt and path are read anew for every order.
 """
 
 from functools import partial

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import Count, NotNegative, Section, at_least, one_of
+from jaxtrain.errors import Count, NotNegative, Positive, Section, at_least, one_of
 from jaxtrain.nn import lora
 from jaxtrain.structs import Array, Params
 
@@ -40,7 +40,7 @@ class ModelConfig(Section, at="model"):
     has_qk_norm: bool = False  # an RMSNorm on every head's query and key: Qwen3
     # tokens back that attention reaches, itself included; none: all (Mistral 7B v0.1: 4096)
     window: Count | None = None
-    rope_theta: NotNegative = 10_000.0  # base of the rotary position angles
+    rope_theta: Positive = 10_000.0  # base of the rotary position angles
     # Llama 3.1: low frequencies are divided by this; 1: none
     rope_factor: Annotated[float, at_least(1)] = 1.0
     rope_low: float = 1.0  # Llama 3.1: a frequency that turns less often within rope_length is low

@@ -27,8 +27,10 @@ def gain(first: Side, other: Side, method: str) -> Gain | None:
     key, found = f"evaluation/{method}/outcomes", []
     for _, config, manifest, history in (first, other):
         row = newest(history, key) or {}
-        # Where prompts were too long, only the same prompts leave out the same problems.
-        kept = (num := row.get("evaluation/num_too_long")), num and config.get("prompts")
+        num = row.get("evaluation/num_too_long")
+        # Where prompts were too long, only the same prompts and tokens leave out the same problems.
+        tokens = {key: x for key, x in manifest["facts"].items() if key.startswith("hub/")}
+        kept = num and (num, config.get("prompts"), tokens)
         split = config.get("evaluation", {}).get("split")
         asked = manifest["facts"].get("tasks.problems.sha256"), split, kept
         found.append((asked, row.get(key) or []))

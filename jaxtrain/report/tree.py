@@ -33,7 +33,7 @@ def read_tree(
 ) -> TreeData:
     """Turn tree `b` of a batch into plain data.
 
-    born `[R]` int: in which simulation every row was drawn (`search.work.born`), for the replay;
+    born `[R]` int: in which expansion every row was drawn (`search.work.born`), for the replay;
     facts: what else is told above the tree.
     """
     tree, labels = jax.tree.map(lambda x: x[b], (tree, labels))
@@ -100,8 +100,10 @@ def pick(judged: Mapping[str, Judged]) -> int:
     for name, (tree, labels) in judged.items():
         verdict = labels.verdict[np.arange(len(tree.chosen)), tree.chosen]
         is_right[name] = (tree.chosen >= 0) & (verdict == Verdict.CORRECT)
-    is_alone = is_right["search"] > is_right.get("greedy", np.False_)
-    return int(np.argmax(is_right["search"] + 1 * is_alone))
+    # a run under way has more greedy traces than trees
+    solved = is_right["search"]
+    is_alone = solved > is_right.get("greedy", np.zeros_like(solved))[: len(solved)]
+    return int(np.argmax(solved + 1 * is_alone))
 
 
 def _line(node: dict[str, Any]) -> Text:

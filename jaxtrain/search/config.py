@@ -49,15 +49,16 @@ class SearchConfig(Section, at="search"):
     num_simulations: Count = 16
     num_candidates: Count = 4  # A: steps sampled behind a prefix (b in the paper)
     num_samples: Count = 16  # traces a problem, for the method `sample`
-    # sampled tokens at which a search ends, whatever else it has left; None: no such budget
+    # sampled tokens that are kept, at which a search ends, whatever else it has left; None: no such
+    # budget, nor has `sample`, which is one turn
     num_tokens: Count | None = None
     temperature: NotNegative = 1.0  # of the policy while it searches
     # how steps behind a prefix are drawn: distinct: without replacement; independent: as in the
     # paper, where repeats are told apart and never searched
     candidates: Annotated[str, one_of("distinct", "independent")] = "distinct"
-    # share of the policy's probability at which the steps behind a prefix are enough and no more
-    # are drawn, by lanes that have not begun: what is unlikely misleads a PRM. At temperature 0 one
-    # step is enough; 1: all are drawn
+    # share of the policy's probability at which distinct steps behind a prefix are enough and no
+    # more are drawn, by lanes that have not begun: what is unlikely misleads a PRM. At temperature
+    # 0 one step is enough; 1: all are drawn, and always of independent ones
     top_p: Share = 1.0
     # leaves that have ended: closed: never selected again; revisited: as in the paper
     ended_leaves: Annotated[str, one_of("closed", "revisited")] = "closed"

@@ -53,8 +53,8 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
 
 
 def born(c: SearchConfig, max_steps: int) -> np.ndarray:
-    """Say in which simulation each row of a Tree was drawn, [R] int, and of a search without a tree
-    policy in which turn. Where a node widens, this is the simulation that made the node.
+    """Say in which expansion each row of a Tree was drawn, [R] int, and of a search without a tree
+    policy in which turn. Where a node widens, this is the expansion that made the node.
     """
     rule = RULES[c.method](c, max_steps)
     if isinstance(rule, FrontierRule):

@@ -81,6 +81,11 @@ def make_task(config: TasksConfig, tokenizer: Tokenizer | None = None) -> Task:
         require(callable(make), flag, f"unknown task; known are {known}")
         task = make(config, tokenizer)
         require(isinstance(task, Task), flag, f"made no Task but {task!r:.40}")
+    told = "made a Task without a tokenizer; from scratch give it one, such as byte_tokenizer()"
+    require(task.tokenizer is not None, flag, told)
+    signs = task.commuting
+    is_met = signs.isascii() and not any(sign.isalnum() for sign in signs)
+    require(is_met, flag, f"commuting={signs!r} must be ASCII signs, no letters or digits")
     problems = (*task.train, *task.dev, *task.test)
     is_met = all(isinstance(p, Problem) and type(p.prompt) is type(p.gold) is str for p in problems)
     require(is_met, flag, "train, dev and test must hold Problems, with prompt and gold as texts")

@@ -241,7 +241,7 @@ def _as_lines(rows: list[Any]) -> list[bytes]:
     # Some writers mark no column as text; what is none becomes a bad row.
     how = "utf-8", "surrogateescape"
     plain = partial(json.dumps, default=lambda x: x.decode(*how) if type(x) is bytes else str(x))
-    return [plain(row).encode() for row in rows]
+    return [plain(row, ensure_ascii=False).encode(errors="backslashreplace") for row in rows]
 
 
 def _read_tables(path: str) -> list[Any]:

@@ -9,7 +9,7 @@
   const slider = part("input[type=range]");
   const list = part(".tree");
   const tops = [];
-  const last = Math.max(0, ...nodes.map((node) => (node.born ?? -1) + 1)); // simulations there are
+  const last = Math.max(0, ...nodes.map((node) => (node.born ?? -1) + 1)); // expansions there are
   let chosen = null; // the node that keys move from
   let found = []; // nodes that are looked for
   let timer = null; // of a replay that goes on by itself
@@ -142,7 +142,7 @@
       tokens: node.tokens,
       "log-probability": node.log_prob,
       kind: `${node.kind}, ${node.end}`,
-      simulation: node.born === null ? "not told" : node.born + 1,
+      expansion: node.born === null ? "not told" : node.born + 1,
       row: node.row,
     };
     const told = make("dl", "");
@@ -236,7 +236,7 @@
     }
   });
 
-  // Replaying: a node is there from the simulation that drew it.
+  // Replaying: a node is there from the expansion that drew it.
 
   function show(number) {
     if (last < 2) return;
@@ -250,7 +250,7 @@
       if (isNew) reveal(node);
       count += isNew;
     }
-    part(".when").textContent = now ? `simulation ${now} of ${last}: ${count} new` : "the problem alone";
+    part(".when").textContent = now ? `expansion ${now} of ${last}: ${count} new` : "the problem alone";
     if (now === last) stop();
   }
 
