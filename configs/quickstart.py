@@ -3,7 +3,7 @@ once.
 
     python -m jaxtrain.main --config configs/quickstart.py
 
-Hardware: 2 CPU cores, 3.7 GB, no network; 8 to 12 minutes, the first report after 3 or 4. Expect
+Hardware: 2 CPU cores, 3.7 GB, no network; 7 to 12 minutes, the first report after 3 or 4. Expect
 greedy accuracy on 512 test problems to go from 8-15 % after the warm start to 30-45 % after three
 iterations (README, Results).
 
