@@ -184,19 +184,21 @@ def trees_at_once(config: Config, mesh: Any, searching: SearchConfig) -> float:
     return min(searching.num_trees or size, size)
 
 
+def rows_at_once(config: Config, mesh: Any, searching: SearchConfig) -> float:
+    """Count the rows of the trees that a device grows at once."""
+    num_rows = work_of(searching, config.trace.max_steps).num_rows
+    return trees_at_once(config, mesh, searching) * num_rows
+
+
 def heavy(config: Config, mesh: Any) -> dict[str, str]:
     """Name the heavy programs that grow trees: the label of each, and its key of `GROWN`."""
-
-    def num_rows(key: str) -> float:
-        c = config.searches[key]
-        return trees_at_once(config, mesh, c) * work_of(c, config.trace.max_steps).num_rows
-
+    held = {key: rows_at_once(config, mesh, c) for key, c in config.searches.items()}
     # The search that answers, where it holds more than the one that learns; the largest sampling.
-    named, there = {"search": "train"}, config.searches
-    if "search" in there and num_rows("search") > num_rows("train"):
+    named = {"search": "train"}
+    if held.get("search", 0) > held["train"]:
         named["answering"] = "search"
-    if sampling := [key for key in ("samples", "greedy", "hinted") if key in there]:
-        named["sampling"] = max(sampling, key=num_rows)
+    if sampling := [key for key in ("samples", "greedy", "hinted") if key in held]:
+        named["sampling"] = max(sampling, key=held.__getitem__)
     return named
 
 

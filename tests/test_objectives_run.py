@@ -149,9 +149,8 @@ def test_a_plan_knows_the_rows_of_every_objective(task, network):
         if network == "prm":
             config = replace(config, datasets=packed)
         name = {"policy": "policy update", "prm": "PRM update"}[network]
-        update, arguments = calls_of(config, functions(task, config), make_mesh(config.sharding))[
-            name
-        ]
+        calls = calls_of(config, functions(task, config), make_mesh(config.sharding))
+        update, arguments = calls[name]
         learner, told = update.jitted.eval_shape(*arguments)
         assert told["loss"].shape == () and jax.tree.structure(learner) == jax.tree.structure(
             arguments[1]

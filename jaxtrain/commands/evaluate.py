@@ -31,7 +31,7 @@ from jaxtrain.files import read_json, write_atomic, write_json
 from jaxtrain.flags import override, read_flags
 from jaxtrain.metrics import MetricsLog
 from jaxtrain.phases import Run, held_out, num_problems, score, solve
-from jaxtrain.plan import FORWARD, num_read, trees_at_once
+from jaxtrain.plan import FORWARD, num_read, rows_at_once
 from jaxtrain.progress import Progress
 from jaxtrain.report import methods as tables
 from jaxtrain.report import render_report
@@ -213,13 +213,10 @@ def grow_apart(
 
 def seated(run: Run, batches: list[Prompts], search: SearchConfig) -> SearchConfig:
     """Let as many trees grow at once as problems, or as rows of the run's own trees, allow."""
-    c, depth = run.config, run.config.trace.max_steps
-    mesh = sharding.make_mesh(c.sharding)
-    held = max(
-        trees_at_once(c, mesh, known) * work_of(known, depth).num_rows
-        for known in (c.search, c.evaluation.samples, c.evaluation.search)
-    )
-    most = max(1, int(held // work_of(search, depth).num_rows))
+    c, mesh = run.config, sharding.make_mesh(run.config.sharding)
+    own = c.search, c.evaluation.samples, c.evaluation.search
+    held = max(rows_at_once(c, mesh, known) for known in own)
+    most = max(1, int(held // work_of(search, c.trace.max_steps).num_rows))
     return replace(search, num_trees=min(most, num_problems(batches), search.num_trees or most))
 
 
