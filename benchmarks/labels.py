@@ -54,6 +54,7 @@ from jaxtrain.tasks import Problem, Task
 from jaxtrain.tasks.countdown import legal_moves, read_prompt, write_move
 from jaxtrain.trees import TreeFiles
 from jaxtrain.updates import fits
+from jaxtrain.updates.prm import PrmConfig
 
 WARM, NEWEST, PREVIOUS = "warm policy", "newest policy", "previous PRM"
 
@@ -70,6 +71,7 @@ class Fit:
     is_balanced: bool = True
     batch_size: int = 32
     rate: float = 2e-3
+    weight_decay: float = 0.01
     updates: int = 1  # times those that are asked for
     objective: str = "squared"
 
@@ -81,6 +83,7 @@ class Fit:
             "outcomes not balanced": not self.is_balanced,
             f"batches of {self.batch_size}": self.batch_size != 32,
             f"rate {self.rate}": self.rate != 2e-3,
+            f"weight decay {self.weight_decay}": self.weight_decay != 0.01,
             f"{self.updates} times the updates": self.updates > 1,
             self.objective: self.objective != "squared",
         }
@@ -100,6 +103,7 @@ FITS = (
     replace(BASE, max_paths=64),
     replace(BASE, shared_steps="every"),
     replace(BASE, is_balanced=False),
+    replace(BASE, weight_decay=0.3),
     replace(BASE, updates=3),
     replace(BASE, start=PREVIOUS),
     # the same from where it matters
@@ -220,18 +224,19 @@ class Bench:
         }
 
     @cached_property
-    def built(self) -> dict[str, Functions]:
-        """What was built so far, by the PRM's objective."""
-        return {self.config.updates.prm.objective: self.fns}
+    def built(self) -> dict[PrmConfig, Functions]:
+        """What was built so far, by how the PRM learns."""
+        return {self.config.updates.prm: self.fns}
 
-    def fns_of(self, objective: str) -> Functions:
-        """Build the functions of a PRM that learns by an objective, once."""
-        if objective not in self.built:
-            prm = replace(self.config.updates.prm, objective=objective)
+    def fns_of(self, fit: Fit) -> Functions:
+        """Build the functions of a PRM that learns as a fit asks, once."""
+        asked = {"objective": fit.objective, "weight_decay": fit.weight_decay}
+        prm = replace(self.config.updates.prm, **asked)
+        if prm not in self.built:
             config = replace(self.config, updates=replace(self.config.updates, prm=prm))
             progress = Progress(0, sys.stderr)
-            self.built[objective] = build(config, self.task, progress, self.pretrained)
-        return self.built[objective]
+            self.built[prm] = build(config, self.task, progress, self.pretrained)
+        return self.built[prm]
 
     def fit(
         self, fit: Fit, num_updates: int, seed: int, learnt: np.ndarray | None = None
@@ -239,7 +244,7 @@ class Bench:
         """Fit a PRM, and return its parameters; learnt: the ids of the problems, by default all."""
         # what it begins as, copied: an update takes its learner
         base, policy, prm = self.warm if fit.start == WARM else self.newest
-        fns = self.fns_of(fit.objective)
+        fns = self.fns_of(fit)
         learner = fns.init_prm(jax.tree.map(jnp.array, policy))
         if fit.start == PREVIOUS:
             learner = replace(learner, params=jax.tree.map(jnp.array, prm))
