@@ -73,6 +73,7 @@ def fit_of(bench: Bench) -> Fit:
         is_balanced=c.datasets.balance_outcomes,
         batch_size=c.updates.prm.batch_size,
         rate=c.updates.prm.fit.learning_rate,
+        weight_decay=c.updates.prm.weight_decay,
         objective=c.updates.prm.objective,
     )
 

@@ -230,8 +230,8 @@ class Bench:
 
     def fns_of(self, fit: Fit) -> Functions:
         """Build the functions of a PRM that learns as a fit asks, once."""
-        asked = {"objective": fit.objective, "weight_decay": fit.weight_decay}
-        prm = replace(self.config.updates.prm, **asked)
+        prm = self.config.updates.prm
+        prm = replace(prm, objective=fit.objective, weight_decay=fit.weight_decay)
         if prm not in self.built:
             config = replace(self.config, updates=replace(self.config.updates, prm=prm))
             progress = Progress(0, sys.stderr)

@@ -43,7 +43,7 @@ def get_config():
     config.search.num_lanes = config.evaluation.search.num_lanes = 1
 
     config.datasets.traces_rounds = 4
-    # a round gives some 20,000 paths, and a fit of the PRM shows 32,000
+    # a round gives some 40,000 paths, and a fit of the PRM shows 96,000
     config.datasets.paths_rounds = 1
 
     policy, prm = config.updates.policy, config.updates.prm
