@@ -23,6 +23,11 @@ def get_config():
     config.tasks.countdown.max_number = 15
     config.tasks.countdown.demonstration_skill = 0.5
 
+    # angles that turn within 44 tokens. With 4 heads and the usual angles, which suit far longer
+    # texts, one PRM of sixteen never compared the last digit of a result with the target
+    config.model.num_heads = config.model.num_kv_heads = 8
+    config.model.rope_theta = 100.0
+
     config.prompts.max_prompt_tokens = 12
     config.prompts.num_problems = 3072
     config.prompts.batch_size = 256
