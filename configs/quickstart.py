@@ -23,8 +23,8 @@ def get_config():
     config.tasks.countdown.max_number = 15
     config.tasks.countdown.demonstration_skill = 0.5
 
-    # angles that turn within 44 tokens; the usual ones suit far longer texts. With those and 4 heads
-    # one PRM of sixteen did not learn to compare the last digit of a result with the target
+    # angles that turn within 44 tokens; the usual ones suit far longer texts. With those and 4
+    # heads one PRM of sixteen did not learn to compare last digits of results with the target
     config.model.num_heads = config.model.num_kv_heads = 8
     config.model.rope_theta = 100.0
 
