@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtrain.commands.solve import open_asked
-from jaxtrain.errors import UserError, require
+from jaxtrain.errors import UserError, explained, require
 from jaxtrain.intervals import auroc, mean
 from jaxtrain.progress import Progress
 from jaxtrain.prompts import make_encode
@@ -45,15 +45,18 @@ class Solution(NamedTuple):
 
 def read_solutions(path: Path) -> list[Solution]:
     """Read a file of JSON lines. Raises UserError that names the first line of another form."""
+    with explained(f"--file {path}: cannot be read", "name a file of JSON lines"):
+        lines = path.read_text("utf-8").rstrip("\n").split("\n")  # JSON may hold other separators
     found = []
-    # not splitlines: a line of JSON may hold other line separators
-    for number, line in enumerate(path.read_text("utf-8").rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
-            steps, label = tuple(map(str, fields["steps"])), int(fields["label"])
-            if not steps or not RIGHT <= label < len(steps):
+            steps, label = fields["steps"], fields["label"]
+            if not (isinstance(steps, list) and steps and isinstance(label, int)):
+                raise ValueError("steps are a list that is not empty, and label is a whole number")
+            if not RIGHT <= label < len(steps):
                 raise ValueError(f"label {label} of {len(steps)} steps")
-            found.append(Solution(str(fields["problem"]), steps, label))
+            found.append(Solution(str(fields["problem"]), tuple(map(str, steps)), label))
         except (ValueError, KeyError, TypeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(
@@ -103,13 +106,15 @@ def score(model: Loaded, solutions: Sequence[Solution]) -> list[np.ndarray]:
     """
     task, boundary = model.task, model.config.trace.boundary
     encode_fn = make_encode(model.config.prompts, task.tokenizer, task.demonstrations)
-    # A step ends with its boundary, as those do that the PRM has learnt.
+    # As the PRM has learnt: a step ends with its boundary, and the last one with an end token.
     texts, ends = [], []
     for problem, solution in zip(task.test, solutions, strict=True):
         ids, at = list(encode_fn(problem)), []
-        for step in solution.steps:
+        for step in solution.steps[:-1]:
             ids += task.tokenizer.encode(step.strip("\n") + boundary)
             at.append(len(ids) - 1)
+        ids += [*task.tokenizer.encode(solution.steps[-1].strip("\n")), task.tokenizer.end_id]
+        at.append(len(ids) - 1)
         texts.append(ids)
         ends.append(np.array(at))
 
@@ -140,7 +145,7 @@ def main() -> None:
     parser.add_argument("--iteration", type=int, help="of the run; the newest by default")
     parser.add_argument("--model", help="in place of a run: a folder, a hub id or a .gguf file")
     parser.add_argument("--prm", default="", help="the PRM of --model: a folder or a hub id")
-    parser.add_argument("--config", default="ask", help="how --model is asked: a config")
+    parser.add_argument("--config", help="how --model is asked, a config; ask by default")
     options, overrides = parser.parse_known_args()
     try:
         is_one = bool(options.workdir) != bool(options.prm)

@@ -26,9 +26,13 @@ RESULT = "0123456789-."  # characters of a result
 MAX_OPEN = 2  # brackets inside each other
 MAX_BYTES = 8  # of a token that are read; no longer one holds a sum
 OPERATORS = {"+": PLUS, "-": MINUS, "*": TIMES, "x": TIMES, "/": OVER}
-# Words in front of a sum that make it a part of a longer one; an x may be a sign behind a word.
-COUNTING = ("x", "of", "times", "by", "over", "plus", "minus", "half", "twice", "double", "triple")
-LONG_WORD = re.compile(rb"([A-Za-z])[A-Za-z]{6,}")  # none of them
+# Words in front of a sum that make it a part of a longer one, or number what it is a part of; an x
+# may be a sign behind a word, and what follows `2 and` a fraction.
+WORDS = """x of times by over plus minus less half halving twice thrice double doubling triple
+    quadruple dozen thousand negative squared cubed power sqrt root log ln sin cos tan abs mod
+    choose point step line option case part day week #and"""
+COUNTING = frozenset(WORDS.split())
+LONG_WORD = re.compile(rb"[A-Za-z]{7,}")
 BENIGN = "'\".,:;?!"  # signs that words stand between
 
 # Tokens that begin a result, behind what may stand in front of it, and that go on with one.
@@ -65,7 +69,7 @@ def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
 
     # Of a word or of spaces the first says all; of what is still long the end is read, behind a
     # sign that ends every sum.
-    texts = [re.sub(rb" +", b" ", LONG_WORD.sub(rb"\1zz", text)) for text in token_bytes]
+    texts = [re.sub(rb" +", b" ", LONG_WORD.sub(shorter, text)) for text in token_bytes]
     texts = [t if len(t) <= MAX_BYTES else b"\0" + t[1 - MAX_BYTES :] for t in texts]
     texts = [text or b"\0" for text in texts]  # one without text is a sign of its own
     spelt = np.array([*zip_longest(*texts, fillvalue=-1)], np.int32).T
@@ -82,6 +86,11 @@ def make_calculator(token_bytes: Sequence[bytes]) -> Calculator:
         goes_on=np.array([bool(GOES_ON.match(text)) for text in token_bytes]),
         result=np.array([ids.get(char.encode(), -1) for char in RESULT], np.int32),
     )
+
+
+def shorter(word: re.Match[bytes]) -> bytes:
+    """Stand in for a long word: one that counts, or one that does not."""
+    return b"of" if word[0].decode().lower() in COUNTING else word[0][:1] + b"zz"
 
 
 def tabulate(states: Sequence[Any], following: Callable) -> tuple[list[Any], np.ndarray]:
@@ -128,6 +137,7 @@ def outside(where: str, word: str, char: str, is_first: bool = False) -> State:
     """Read what stands before a sum; a sentence that is lost may be found again at its end."""
     if where == "lost":
         return ("letters", 0, "") if char in BENIGN else LOST
+    word, is_first = ("", True) if word == "," else (word, is_first)
     if char == " ":
         return LOST if word in COUNTING else WORD
     if char in BENIGN:
@@ -146,7 +156,7 @@ def operand(state: State, char: str) -> tuple[State, int]:
     """Read the beginning of a number or a bracket."""
     _, level, more = state
     if char.isascii() and char.isdecimal():
-        return ("number", level, "1"), int(char)
+        return ("number", level, "1" if int(char) else "0"), int(char)
     if char == "(" and level < MAX_OPEN:
         return ("operand", level + 1, "open"), OPEN
     if char == "-" and more == "open":
@@ -159,21 +169,22 @@ def operand(state: State, char: str) -> tuple[State, int]:
 def operator(state: State, char: str) -> tuple[State, int]:
     """Read what may follow in or behind a number, or behind a bracket.
 
-    What was read of a number: `1` to `4`, that many digits or more; `,0` to `,3`, those behind a
-    comma; `.`; `f`, digits behind a point.
+    What was read of a number: `0`, one that begins so; `1` to `4`, that many digits or more; `,0`
+    to `,3`, those behind a comma; `.`; `f`, digits behind a point.
     """
     where, level, more = state
     # Digits, commas between three of them, and a point.
     if where == "number":
         if char.isascii() and char.isdecimal():
             return digit(level, more, int(char))
-        if char == "," and more in ("1", "2", "3", ",3"):
-            return ("number", level, ",0"), NOTHING
-        if char == "." and more in ("1", "2", "3", "4", ",3"):
+        if char == ",":
+            return ("number", level, ",0" if more in ("1", "2", "3", ",3") else ","), NOTHING
+        if char == "." and more in ("0", "1", "2", "3", "4", ",3"):
             return ("number", level, "."), NOTHING
-        # A comma or a point was a stop, or no number is written so.
+        # A comma or a point was a stop, or no number is written so. Another number makes a list.
         if not is_whole(more):
-            return (WORD if char == " " and more in (",0", ".") else LOST), NOTHING
+            after = {".": WORD, ",": ("letters", 0, ","), ",0": ("letters", 0, ",")}
+            return (after.get(more, LOST) if char == " " else LOST), NOTHING
         if char == "%":
             return ("done", level, ""), PERCENT
 
@@ -188,8 +199,9 @@ def operator(state: State, char: str) -> tuple[State, int]:
         return ("done", level, ""), NOTHING
 
     # It was no part of a sum.
-    if char.isalpha() or (char in BENIGN and not (where == "done" and char in ":!")):
-        return outside("letters", "", char, is_first=True), NOTHING
+    if char.isalpha() or (char in BENIGN and not (where == "done" and char in ":!,.")):
+        number = "#" if where == "done" and char == "a" else ""
+        return outside("letters", number, char, is_first=True), NOTHING
     return LOST, NOTHING
 
 
@@ -198,11 +210,11 @@ def digit(level: int, more: str, value: int) -> tuple[State, int]:
     if more in (".", "f"):
         return ("number", level, "f"), FRACTION + value
     if more[0] == ",":
-        is_group = more < ",3"
+        is_group = "," < more < ",3"
         return (("number", level, f",{int(more[1]) + 1}"), value) if is_group else (LOST, NOTHING)
-    return ("number", level, str(min(int(more) + 1, 4))), value
+    return ("number", level, more if more in ("0", "4") else str(int(more) + 1)), value
 
 
 def is_whole(more: str) -> bool:
     """Tell whether a number may end here."""
-    return more in ("1", "2", "3", "4", ",3", "f")
+    return more in ("0", "1", "2", "3", "4", ",3", "f")

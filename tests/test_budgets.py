@@ -151,6 +151,8 @@ def test_trees_that_ended_early_are_counted():
                      problem_id=np.array([1, 2, -1]))  # fmt: skip
     assert [share_early(tree, n) for n in (1, 2, 3, None)] == [0, 0.5, 1, None]
     row = compare("puct", make_choice(np.ones(40, bool), 5, 5), make_samples(), 1000, 1.0, 1.0)
+    named = tables.cells(row | {"has_calculator": 1})[1]
+    assert named == tables.cells(row)[1] + ", with a calculator"
     told = tables.cells(row | {"share_early": 0.62})
     assert (told[4], told[8]) == ("10 (1%)", "62%")
     # exhausted trees cannot spend more; others can

@@ -62,8 +62,13 @@ def test_a_file_of_another_form_is_refused_in_one_line(tmp_path):
     path = tmp_path / "solutions.jsonl"
     path.write_text(json.dumps(good))
     assert read_solutions(path) == [("1 + 1?", ("2", "so 2"), RIGHT)]
-    for bad in (good | {"label": 2}, good | {"steps": []}, {"problem": ""}, [1], "x"):
+    odd = [good | {"steps": "abc"}, good | {"label": 0.7}, good | {"label": float("inf")}]
+    for bad in (good | {"label": 2}, good | {"steps": []}, {"problem": ""}, [1], "x", *odd):
         path.write_text(json.dumps(good) + "\n" + json.dumps(bad))
         with pytest.raises(UserError, match="solutions.jsonl:2: is no solution") as caught:
             read_solutions(path)
         assert "\n" not in str(caught.value)
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for name in ("none", "binary", "."):
+        with pytest.raises(UserError, match="^--file .*: cannot be read"):
+            read_solutions(tmp_path / name)

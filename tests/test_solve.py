@@ -132,6 +132,27 @@ def test_a_pretrained_model_is_asked_with_a_prm_or_without(root, tmp_path, capsy
     assert all(0 < score < 1 and score != 0.5 for score in scores) and answer["prm_tokens"] > 0
 
 
+def test_first_errors_of_a_run_are_judged_by_the_scores_of_its_search(
+    root, tmp_path, monkeypatch, capsys
+):
+    """A trace that search has ended has, read anew, the values of its steps."""
+    solve(capsys, "--workdir", root / "run", *WIDE, "--to", tmp_path / "out", ASKED)
+    tree, path = load(tmp_path / "out" / "trees" / "0" / "solve-00000.npz"), []
+    row = int(np.flatnonzero(tree["is_finished"][0])[0])
+    while row >= 0:
+        path, row = [row, *path], int(tree["parent"][0, row])
+    decode = open_run(root / "run").task.tokenizer.decode
+    texts = [decode(tree["tokens"][0, k, : tree["length"][0, k]].tolist()) for k in path]
+    line = {"problem": ASKED, "steps": texts, "label": -1}
+    (tmp_path / "solutions.jsonl").write_text(json.dumps(line))
+    found, score = [], first_errors.score
+    monkeypatch.setattr(first_errors, "score", lambda *told: found.extend(score(*told)) or found)
+    how = ["--workdir", root / "run", "--file", tmp_path / "solutions.jsonl"]
+    monkeypatch.setattr("sys.argv", ["first_errors", *map(str, how)])
+    first_errors.main()
+    np.testing.assert_allclose(found[0], tree["score"][0, path], atol=1e-5)
+
+
 def test_an_exported_prm_is_told_where_it_sees_the_first_error(root, tmp_path, monkeypatch, capsys):
     """The same text as right and as wrong: its first step is right twice, its last one once."""
     lines = [{"problem": "how many?", "steps": ["a", "b"], "label": k} for k in (-1, 1)]

@@ -181,6 +181,9 @@ def test_what_does_not_fit_is_refused_and_never_wrong():
         ("The box 3 x 4 =", "12"),
         ("2000000000 - 1 =", "1999999999"),
         ("300000 * 400000 =", "120000000000"),
+        ("It is 5. 3 + 4 =", "7"),
+        ("so he has 10 - 4 =", "6"),
+        ("0.5 + 007 =", "7.5"),
         # where nothing is sure
         ("1/3 =", None),
         ("5/0 =", None),
@@ -213,6 +216,17 @@ def test_what_does_not_fit_is_refused_and_never_wrong():
         ("5 + 3 = 8", None),
         ("100 + 10% =", None),
         ("5 3 + 4 =", None),
+        ("0,500 + 0,250 =", None),
+        ("00,500 + 1 =", None),
+        ("1 and 1/2 + 3 =", None),
+        ("14, 400 / 80 =", None),
+        ("3 . 4 + 1 =", None),
+        ("Step 1 - 5 x 3 =", None),
+        ("negative 3 + 4 =", None),
+        ("Negative 3 + 4 =", None),
+        ("sqrt 16 + 3 =", None),
+        ("17 mod 5 + 2 =", None),
+        ("2 thousand 3 + 4 =", None),
     ],
 )
 def test_what_is_a_sum(text, result):
@@ -223,7 +237,14 @@ def test_tokens_are_read_by_their_bytes():
     """Words cut anywhere, and long ones: as if every byte were a token."""
     rng = np.random.default_rng(2)
     pieces = ["12", " 3", "+ 4", " x ", "(5", ")", "half", " of", " apples", "1,0", "00", ".5"]
-    tokens = [*BYTES, *(piece.encode() for piece in pieces), b" considerably", b"xylophones", b"="]
+    tokens = [
+        *BYTES,
+        *(piece.encode() for piece in pieces),
+        b" considerably",
+        b"xylophones",
+        b" Negative",
+    ]
+    tokens.append(b"=")
     many = make_calculator(tokens)
     rows = rng.integers(256, len(tokens) - 1, (6000, 6))
     rows[:, -1] = len(tokens) - 1

@@ -3,7 +3,7 @@ mix them with what the PRM said on the way (temporal differences).
 
 A leaf is a finished trace that was judged; one without a readable answer is wrong. What has no leaf
 at or below it (unfinished, or the verifier failed) has no label. In a tree without a correct answer
-every target is 0, so unsolved trees are learnt from too.
+every target is 0 but those of td_lambda, so unsolved trees are learnt from too.
 """
 
 from dataclasses import dataclass

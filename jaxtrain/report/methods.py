@@ -1,12 +1,14 @@
 """Every method at the same budgets, as a table of text for the terminal and the page.
 
-The rows are those of `evaluation.budgets.compare`, with `share_early` of a search.
+The rows are those of `evaluation.budgets.compare`, with `share_early` of a search and
+`has_calculator` of a row whose texts had one.
 """
 
 from collections.abc import Iterator, Sequence
 
 from jaxtrain.evaluation.strategies import STRATEGIES
 from jaxtrain.report.charts import short
+from jaxtrain.report.scores import WITH_CALCULATOR
 from jaxtrain.report.values import Row, format_number
 
 HEADS = ("budget", "method", "accuracy", "k", "tokens", "policy+PRM", "FLOPs", "seconds")
@@ -27,7 +29,8 @@ def cells(row: Row) -> list[str]:
     spent = f" ({row['tokens'] / row['budget']:.0%})" if row["budget"] else ""
     return [
         short(row["budget"]) if row["budget"] else "-",
-        known.label if known else row["method"],
+        (known.label if known else row["method"])
+        + (WITH_CALCULATOR if row.get("has_calculator") else ""),
         f"{row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]",
         "-" if row["k"] is None else str(row["k"]),
         f"{row['tokens']:,.0f}{spent}",

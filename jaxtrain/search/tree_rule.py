@@ -11,11 +11,6 @@ from jaxtrain.search.rows import MctxTree, Rows, clip
 from jaxtrain.structs import Array, Kind
 
 
-def open_by_score(rows: Rows, num_candidates: int) -> tuple[Array, Array]:
-    """Take the PRM's word for the value of every candidate, none of which is visited yet."""
-    return jnp.zeros(num_candidates, jnp.int32), clip(rows.score[:num_candidates])
-
-
 class TreeRule(NamedTuple):
     """A method: how it selects, what it draws behind the candidates, how it values.
 
@@ -30,8 +25,11 @@ class TreeRule(NamedTuple):
     num_steps: int = 0
     # (rows [C], rounds done) -> the one from which the next round goes on, -1: there is none
     follow: Callable[[Rows, Array], Array] = lambda rows, num_rounds: jnp.int32(-1)
-    # (rows [C], A) -> the first visits and values of the candidates, [A] each
-    open: Callable[[Rows, int], tuple[Array, Array]] = open_by_score
+    # (rows [C], A) -> the first visits and values of the candidates, [A] each: the PRM's word alone
+    open: Callable[[Rows, int], tuple[Array, Array]] = lambda rows, num_candidates: (
+        jnp.zeros(num_candidates, jnp.int32),
+        clip(rows.score[:num_candidates]),
+    )
 
     def num_writers(self, num_lanes: int, max_candidates: int) -> int:
         """How many lanes write behind a node, of those that it is given."""

@@ -2,9 +2,9 @@
 
 What is a sum is what the calculator takes for one (`calculator`), computed here without a limit. A
 result is judged where it surely is one: a number that no operator, digit, percent sign or colon
-follows, of a sum that no number precedes (`14, 400 / 80`). A rounded result is never false: one
-that is less than a unit of its own last digit away says nothing, or is right where it is as near as
-that digit allows. Nor is one that may be in another unit (`25 * 4 = $1`).
+follows. A rounded result is never false: one that is less than a unit of its own last digit away
+says nothing, or is right where it is as near as that digit allows. Nor is one that may be in
+another unit (`25 * 4 = $1`).
 """
 
 import ast
@@ -17,18 +17,19 @@ from jaxtrain.calculator import EQUALS, OUTSIDE, START, following
 
 MAX_BYTES = 1024  # of a step that are read
 RESULT = re.compile(
-    rb" *(?P<unit>\$?) ?(?P<number>-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.[0-9]{1,18})?)"
-    rb"(?P<word> ?(?!x\b)[A-Za-z]+)?(?![0-9A-Za-z]|[.,:][0-9]| *[-+*/x%^:(=0-9\x80-\xff])"
+    rb" *(?P<unit>\$?) ?"
+    rb"(?P<number>-?(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.[0-9]{1,18})?)"
+    rb"(?P<word> ?(?!x\b)[A-Za-z]+)?+(?![0-9A-Za-z]|[.,:][0-9]| *[-+*/x%^:(=0-9\x80-\xff])"
 )
-# What stands before a sum that is more than it looks.
-GOES_ON = re.compile(rb"[0-9],? *$")
-# Times of day, and numbers that are not decimal or go round: such a line is not judged.
+# Times of day, carries, and numbers that are not decimal or go round: such a line is not judged.
 OTHER = re.compile(
-    rb"(?<![0-9.,])0[0-9]|\b(?:base|binary|hex\w*|octal|mod\w*)\b|[0-9] ?(?:[ap]\.?m|o'clock)\b",
+    rb"(?<![0-9.,])0[0-9]|\b(?:base|binary|hex\w*|octal|mod\w*|carry|morning|afternoon|evening)\b"
+    rb"|[0-9] ?(?:[ap]\.?m|o'clock)\b",
     re.I,
 )
 # A result in another unit (hours, feet, dollars, dozens, thousands) is such a number of times off.
-UNITS = {3, 4, 7, 12, 16, 24, 30, 52, 60, 100, 365, 1000, 3600, 10**6}
+UNITS = {3, 4, 7, 8, 12, 16, 24, 28, 30, 31, 36, 52, 60, 100, 144, 168, 365, 1000, 1440, 3600, 5280}
+UNITS |= {25, 1760, 2000, 86400, 10**6, 10**9}
 
 SIGNS = str.maketrans({"x": "*", "×": "*", "÷": "/", "$": "", ",": "", " ": ""})
 OPERATIONS = {
@@ -59,7 +60,7 @@ def judge_sums(text: str) -> Iterator[bool | None]:
         begin = at if state[0] in OUTSIDE else begin
         state, action = following(state, chr(byte))
         if action == EQUALS and (match := RESULT.match(data, at + 1)):
-            right = None if GOES_ON.search(data[:begin]) else value_of(data[begin:at].decode())
+            right = value_of(data[begin:at].decode())
             yield None if right is None else judge_result(right, match)
 
 
@@ -70,7 +71,8 @@ def judge_result(right: Fraction, match: re.Match[bytes]) -> bool | None:
     gap = abs(right - stated) * 10**num_digits  # in units of its last digit
     if gap < 1:
         return True if gap <= Fraction(1, 2) else None
-    is_converted = (match["unit"] or match["word"]) and right and stated
+    # Three digits behind a point may be thousands.
+    is_converted = (match["unit"] or match["word"] or num_digits == 3) and right and stated
     if is_converted and not UNITS.isdisjoint((right / stated, stated / right)):
         return None
     return False
