@@ -251,6 +251,12 @@ def test_a_tiny_run_is_compared_and_resumed(root, capsys):
     assert json.loads((to / "methods.json").read_text()) == found
     assert capsys.readouterr().out == told
 
+    # Other budgets find the trees of both, and set none aside.
+    assert main(["jaxtrain", "evaluate", *how[:-1], "100"]) == 0
+    assert main(["jaxtrain", "evaluate", *how]) == 0
+    assert [path.stat().st_mtime_ns for path in trees] == written
+    assert not list(to.glob("**/damaged"))
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),

@@ -129,7 +129,7 @@ def compare(
     num_samples = lengths.num_samples(asked[-1], 1 if is_free else 2)
     run.progress.note(f"{num_samples} samples a problem pay for {asked[-1]:,} tokens")
     drawing = replace(c.samples, num_samples=num_samples)
-    _, samples, sampling = grown("samples", "samples", drawing)
+    _, samples, sampling = grown(f"samples-{num_samples}", "samples", drawing)
 
     def searched(method: str, budget: int) -> dict[str, Any]:
         row, before = {}, None
