@@ -42,6 +42,7 @@ GOES_ON = re.compile(rb"[.,]*[\d%]")
 
 State = tuple  # (where, brackets that are open, more)
 START, WORD, LOST = ("start", 0, ""), ("word", 0, ""), ("lost", 0, "")
+LISTED = ("letters", 0, ",")
 OUTSIDE = ("start", "word", "letters", "lost")  # of a sum
 
 
@@ -134,7 +135,10 @@ def begin(where: str, char: str) -> tuple[State, int]:
 
 
 def outside(where: str, word: str, char: str, is_first: bool = False) -> State:
-    """Read what stands before a sum; a sentence that is lost may be found again at its end."""
+    """Read what stands before a sum; a sentence that is lost may be found again at its end.
+
+    `word` is the beginning of one of COUNTING, or `,` where another number would make a list.
+    """
     if where == "lost":
         return ("letters", 0, "") if char in BENIGN else LOST
     word, is_first = ("", True) if word == "," else (word, is_first)
@@ -170,7 +174,7 @@ def operator(state: State, char: str) -> tuple[State, int]:
     """Read what may follow in or behind a number, or behind a bracket.
 
     What was read of a number: `0`, one that begins so; `1` to `4`, that many digits or more; `,0`
-    to `,3`, those behind a comma; `.`; `f`, digits behind a point.
+    to `,3`, those behind a comma; `,`, which parts no thousands; `.`; `f`, digits behind a point.
     """
     where, level, more = state
     # Digits, commas between three of them, and a point.
@@ -181,10 +185,10 @@ def operator(state: State, char: str) -> tuple[State, int]:
             return ("number", level, ",0" if more in ("1", "2", "3", ",3") else ","), NOTHING
         if char == "." and more in ("0", "1", "2", "3", "4", ",3"):
             return ("number", level, "."), NOTHING
-        # A comma or a point was a stop, or no number is written so. Another number makes a list.
+        # A comma or a point was a stop, or no number is written so.
         if not is_whole(more):
-            after = {".": WORD, ",": ("letters", 0, ","), ",0": ("letters", 0, ",")}
-            return (after.get(more, LOST) if char == " " else LOST), NOTHING
+            is_stop = char == " " and more in (".", ",", ",0")
+            return (LOST if not is_stop else WORD if more == "." else LISTED), NOTHING
         if char == "%":
             return ("done", level, ""), PERCENT
 
@@ -200,8 +204,8 @@ def operator(state: State, char: str) -> tuple[State, int]:
 
     # It was no part of a sum.
     if char.isalpha() or (char in BENIGN and not (where == "done" and char in ":!,.")):
-        number = "#" if where == "done" and char == "a" else ""
-        return outside("letters", number, char, is_first=True), NOTHING
+        word = "#" if where == "done" and char == "a" else ""
+        return outside("letters", word, char, is_first=True), NOTHING
     return LOST, NOTHING
 
 

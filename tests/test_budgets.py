@@ -257,6 +257,15 @@ def test_a_tiny_run_is_compared_and_resumed(root, capsys):
     assert [path.stat().st_mtime_ns for path in trees] == written
     assert not list(to.glob("**/damaged"))
 
+    # With a calculator, every line says so.
+    capsys.readouterr()
+    how = [*how[:3], str(root / "other"), *how[4:-1], "100", "--config.trace.calculator=True"]
+    assert main(["jaxtrain", "evaluate", *how]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("100 ")]
+    assert len(lines) == 2 and all("with a calculator" in line for line in lines)
+    rows = json.loads((root / "other" / "methods.json").read_text())["rows"]
+    assert [row["has_calculator"] for row in rows] == [1, 1]
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),

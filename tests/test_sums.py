@@ -237,14 +237,8 @@ def test_tokens_are_read_by_their_bytes():
     """Words cut anywhere, and long ones: as if every byte were a token."""
     rng = np.random.default_rng(2)
     pieces = ["12", " 3", "+ 4", " x ", "(5", ")", "half", " of", " apples", "1,0", "00", ".5"]
-    tokens = [
-        *BYTES,
-        *(piece.encode() for piece in pieces),
-        b" considerably",
-        b"xylophones",
-        b" Negative",
-    ]
-    tokens.append(b"=")
+    pieces += [" considerably", "xylophones", " Negative", "="]
+    tokens = [*BYTES, *(piece.encode() for piece in pieces)]
     many = make_calculator(tokens)
     rows = rng.integers(256, len(tokens) - 1, (6000, 6))
     rows[:, -1] = len(tokens) - 1

@@ -160,10 +160,9 @@ def compare(
                 rows.append(searched(method, budget))
 
     # The report, and all figures beside it.
-    if run.config.trace.calculator:
-        rows = [row | {"has_calculator": 1} for row in rows]
-        trouble["has_calculator"] = 1
-    run.log.append(i, named("evaluation", trouble))
+    how = {"has_calculator": 1} if run.config.trace.calculator else {}
+    rows = [row | how for row in rows]
+    run.log.append(i, named("evaluation", {**trouble, **how}))
     page = render_report(asdict(run.config), run.log.read(), [], run.workdir.manifest, rows)
     write_atomic(run.workdir.report, page.encode())
     told = {"iteration": i, "split": c.split, "num_samples": num_samples, "rows": rows}

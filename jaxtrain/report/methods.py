@@ -24,13 +24,13 @@ MEANING = (
 def cells(row: Row) -> list[str]:
     """Tell a row as text, below HEADS."""
     known, early = STRATEGIES.get(row["method"]), row.get("share_early")
+    how = WITH_CALCULATOR if row.get("has_calculator") else ""
     gain = ["minus_best_of_k", "minus_best_of_k_low", "minus_best_of_k_high"]
     told = ["?" if row.get(x) is None else format_number(row[x], "points") for x in gain]
     spent = f" ({row['tokens'] / row['budget']:.0%})" if row["budget"] else ""
     return [
         short(row["budget"]) if row["budget"] else "-",
-        (known.label if known else row["method"])
-        + (WITH_CALCULATOR if row.get("has_calculator") else ""),
+        (known.label if known else row["method"]) + how,
         f"{row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]",
         "-" if row["k"] is None else str(row["k"]),
         f"{row['tokens']:,.0f}{spent}",

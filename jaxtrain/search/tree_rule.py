@@ -26,9 +26,9 @@ class TreeRule(NamedTuple):
     # (rows [C], rounds done) -> the one from which the next round goes on, -1: there is none
     follow: Callable[[Rows, Array], Array] = lambda rows, num_rounds: jnp.int32(-1)
     # (rows [C], A) -> the first visits and values of the candidates, [A] each: the PRM's word alone
-    open: Callable[[Rows, int], tuple[Array, Array]] = lambda rows, num_candidates: (
-        jnp.zeros(num_candidates, jnp.int32),
-        clip(rows.score[:num_candidates]),
+    open: Callable[[Rows, int], tuple[Array, Array]] = lambda rows, num: (
+        jnp.zeros(num, jnp.int32),
+        clip(rows.score[:num]),
     )
 
     def num_writers(self, num_lanes: int, max_candidates: int) -> int:

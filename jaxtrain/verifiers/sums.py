@@ -27,9 +27,9 @@ OTHER = re.compile(
     rb"|[0-9] ?(?:[ap]\.?m|o'clock)\b",
     re.I,
 )
-# A result in another unit (hours, feet, dollars, dozens, thousands) is such a number of times off.
-UNITS = {3, 4, 7, 8, 12, 16, 24, 28, 30, 31, 36, 52, 60, 100, 144, 168, 365, 1000, 1440, 3600, 5280}
-UNITS |= {25, 1760, 2000, 86400, 10**6, 10**9}
+# A result in another unit (hours, feet, dollars, dozens, thousands, 1.500) is so many times off.
+UNITS = {3, 4, 7, 8, 12, 16, 24, 25, 28, 30, 31, 36, 52, 60, 100, 144, 168, 365, 1440, 1760, 2000}
+UNITS |= {1000, 3600, 5280, 86400, 10**6, 10**9}
 
 SIGNS = str.maketrans({"x": "*", "×": "*", "÷": "/", "$": "", ",": "", " ": ""})
 OPERATIONS = {
@@ -71,7 +71,6 @@ def judge_result(right: Fraction, match: re.Match[bytes]) -> bool | None:
     gap = abs(right - stated) * 10**num_digits  # in units of its last digit
     if gap < 1:
         return True if gap <= Fraction(1, 2) else None
-    # Three digits behind a point may be thousands.
     is_converted = (match["unit"] or match["word"] or num_digits == 3) and right and stated
     if is_converted and not UNITS.isdisjoint((right / stated, stated / right)):
         return None
