@@ -23,6 +23,7 @@ from jaxtrain.metrics import WRITERS, package
 from jaxtrain.nn.transformer import ModelConfig
 from jaxtrain.prompts import PromptsConfig, hinted, make_encode
 from jaxtrain.search import SearchConfig
+from jaxtrain.search.work import work_of
 from jaxtrain.sharding import ShardingConfig
 from jaxtrain.tasks import Task, TasksConfig
 from jaxtrain.tasks.base import make_check
@@ -116,6 +117,21 @@ class Config(Section):
         why = f"a text has up to {self.max_length} tokens; choose no less"
         self.require(self.row_length >= self.max_length, "datasets.packed_tokens", why)
 
+        # What is compared stands beside something of its problem.
+        num_drawn = work_of(self.search, self.trace.max_steps).num_first
+        is_met = num_drawn > 1 or not table[objective].has_reference
+        why = "compares texts of a problem, and a search draws one; raise --config.search."
+        why += "num_samples" if self.search.method == "sample" else "num_candidates"
+        updates.require(is_met, "policy.objective", why)
+        is_met = self.datasets.max_paths_per_problem > 1 or table[objective].rows != "answers"
+        why = f"leaves {objective} nothing to compare; choose 2 or more"
+        self.require(is_met, "datasets.max_paths_per_problem", why)
+        c = updates.prm
+        has_room = c.num_together <= c.batch_size or self.datasets.packed_tokens is not None
+        is_met = has_room or OBJECTIVES["prm"][c.objective].order == "rows"
+        why = f"--config.updates.prm.batch_size={c.batch_size} has no room for them; raise it"
+        c.require(is_met, "num_together", why)
+
         # What weighs a step by its traces does not show it on each of them as well.
         is_met = self.labels.kind != "outcome" or self.datasets.shared_steps == "once"
         why = "weighs a step by its traces; it goes with --config.datasets.shared_steps=once"
@@ -174,7 +190,11 @@ def check(config: Config, task: Task) -> None:
     scored = getattr(task, split)[: config.evaluation.num_problems]
     asked = {"train": task.train, split: scored}
     if config.prompts.num_hinted:
-        asked["hinted train"] = [hinted(problem, config.prompts.hint) for problem in task.train]
+        hints = [hinted(problem, config.prompts.hint) for problem in task.train]
+        try:
+            asked["hinted train"] = [problem for problem in hints if encode(problem)]
+        except UserError as error:
+            raise UserError(f"--config.prompts.hint={config.prompts.hint}: {error}") from error
     for name, problems in asked.items():
         told = f"holds no {name} problems; set --config.tasks.num_{name} above 0"
         require(len(problems) > 0, "the task", told)

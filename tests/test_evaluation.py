@@ -677,6 +677,19 @@ def test_samples_are_ranked_by_pairs_of_answers():
     assert report["evaluation/prm/samples/num_mixed"] == len(within) > 1
 
 
+def test_the_best_sample_is_set_beside_the_mean_one():
+    answered, gains = random_answered(np.random.default_rng(5), num_problems=40), []
+    for b, texts in enumerate(answered.answer):
+        told = [k for k, text in enumerate(texts) if text is not None]
+        best = max(told, key=lambda k: answered.rank[b, k], default=None)
+        right = answered.is_correct[b].tolist()
+        gains.append((best is not None and right[best]) - sum(right) / len(right))
+    report = samples_report(answered)
+    key = "evaluation/prm/samples/gain"
+    assert report[key] == pytest.approx(np.mean(gains))
+    assert report[f"{key}_low"] < report[key] < report[f"{key}_high"]
+
+
 def test_an_error_of_a_tenth_in_float32_is_within_a_tenth():
     tree = make_tree([[(-1, [1], s, False) for s in (0.9, 0.4, 0.51)]])
     target = np.zeros((1, 8), np.float32)

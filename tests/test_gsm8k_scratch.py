@@ -329,6 +329,13 @@ def test_stored_trees_are_labelled_anew_and_nothing_is_judged(trained, capsys, n
         assert made.is_labelled.sum() > 0 and made.is_labelled.shape == tree.parent.shape
 
 
+def test_a_round_without_trees_names_those_that_are_there(trained, capsys):
+    where = ["--workdir", str(trained.workdir), "--iteration", "99"]
+    assert main(["main", "relabel", *where, "--kind", "hard"]) == 2
+    told = "--iteration 99: has no trees; rounds with trees: 0, 1\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
 def test_trees_without_verdicts_are_left_out_and_said_to_be(trained, capsys, tmp_path):
     folder = shutil.copytree(trained.workdir, tmp_path / "run")
     next((folder / "labels" / "0").glob("search-*.quality.npz")).unlink()

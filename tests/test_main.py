@@ -232,6 +232,42 @@ MISTAKES = {
     "labels": (["--config.labels.kind=quantity"], ["--config.labels.kind=quantity", "quality"]),
     "no checkpoints": (["--config.checkpoints.num_kept=0"], ["--config.checkpoints.num_kept=0"]),
     "iterations": (["--config.loop.num_iterations=-1"], ["--config.loop.num_iterations=-1"]),
+    "one answer to compare": (
+        [
+            "--config.updates.policy.objective=grpo",
+            "--config.search.method=sample",
+            "--config.search.num_samples=1",
+        ],
+        ["policy.objective=grpo: compares texts", "raise --config.search.num_samples"],
+    ),
+    "one candidate to compare": (
+        [
+            "--config.updates.policy.objective=step_dpo",
+            "--config.search.method=puct",
+            "--config.search.num_candidates=1",
+        ],
+        ["policy.objective=step_dpo: compares texts", "raise --config.search.num_candidates"],
+    ),
+    "one path to compare": (
+        ["--config.updates.policy.objective=grpo", "--config.datasets.max_paths_per_problem=1"],
+        ["max_paths_per_problem=1: leaves grpo nothing to compare; choose 2 or more"],
+    ),
+    "no room for a pair": (
+        ["--config.updates.prm.objective=pairwise", "--config.updates.prm.batch_size=1"],
+        ["prm.num_together=2: --config.updates.prm.batch_size=1 has no room for them; raise it"],
+    ),
+    "nothing preferred": (
+        ["--config.updates.policy.objective=dpo", "--config.updates.policy.beta=0"],
+        ["policy.beta=0.0: tells nothing apart by dpo; choose a number above 0"],
+    ),
+    "a penalty of nothing": (
+        ["--config.evaluation.search.checks=penalty", "--config.evaluation.search.check_weight=0"],
+        ["--config.evaluation.search.check_weight=0.0: costs nothing; raise it, or take checks"],
+    ),
+    "a hint that cannot be written": (
+        ["--config.prompts.num_hinted=2"],
+        ["--config.prompts.hint=The answer is {gold}.: tokenizer: character 'T'"],
+    ),
     "workdir in a bucket": (
         ["--workdir=gs://bucket/x"],
         ["gs://bucket/x", "choose another folder"],

@@ -30,6 +30,7 @@ from jaxtrain.structs import Verdict
 from jaxtrain.tasks import Demonstration, make_task
 from jaxtrain.tasks.countdown import CountdownTask
 from jaxtrain.updates import OBJECTIVES, FitConfig
+from jaxtrain.verifiers.sums import check_sums
 from jaxtrain.workdir import open_workdir
 
 SEARCH = SearchConfig(num_simulations=5, num_candidates=4)
@@ -167,6 +168,23 @@ def test_a_prm_learns_by_every_objective(task, tmp_path, objective):
     for row in rows_of(tmp_path).values():
         assert row["updates/prm/num_updates"] > 0 and row["updates/prm/num_skipped"] == 0
         assert np.isfinite(row["updates/prm/loss"])
+
+
+def test_no_sum_of_a_run_with_a_calculator_is_false(task, warm, tmp_path):
+    """In the trees that it learns from and in those that answer; its rows tell that it had one. A
+    line that was cut has no result yet, and this task's tokens cannot write one with a point.
+    """
+    config = replace(CONFIG, trace=replace(CONFIG.trace, calculator=True))
+    run(tmp_path, task, config, 2)
+    said = {warm: Counter(), tmp_path: Counter()}
+    for folder, counter in said.items():
+        for tree in map(np.load, folder.glob("trees/*/*.npz")):
+            texts = map(task.tokenizer.decode, tree["tokens"][tree["length"] > 0].tolist())
+            lines = (line for text in texts for line, end, _ in [text.partition("\n")] if end)
+            counter.update(check_sums(line) for line in lines if "/" not in line)
+    assert said[warm][False] > 20 and said[tmp_path][True] > 100
+    assert said[tmp_path][False] == 0
+    assert [row["evaluation/has_calculator"] for row in rows_of(tmp_path).values()] == [1, 1, 1]
 
 
 @dataclass(frozen=True)

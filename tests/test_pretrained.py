@@ -156,6 +156,32 @@ def test_both_networks_leave_as_folders_that_open_again(root, tmp_path, network,
         )
 
 
+def test_exported_networks_get_the_whole_report_card(root, tmp_path):
+    """By a run that learns nothing: greedy decoding answers as it did, the PRM scores as it did."""
+    out = {network: tmp_path / network for network in ("policy", "prm")}
+    for network, folder in out.items():
+        where = ["--workdir", str(root / "run"), "--to", str(folder)]
+        assert main(["jaxtrain", "export", *where, "--network", network]) == 0
+    (tmp_path / "train.jsonl").symlink_to(root / "train.jsonl")
+    nothing = {f"updates.{name}.warm_start.num_updates": 0 for name in out}
+    asked = {"hub.pretrained": out["policy"], "hub.prm": out["prm"], "loop.num_iterations": 0}
+    assert main(run_flags(tmp_path, **{"prompts.style": "chat"}, **nothing, **asked)) == 0
+
+    (metrics,), before = metrics_of(tmp_path).values(), metrics_of(root)[1]
+    for key in ("greedy/outcomes", "greedy/tokens"):
+        assert metrics[f"evaluation/{key}"] == before[f"evaluation/{key}"]
+    key = "evaluation/prm/"
+    names = {name for name in before if name.startswith(key)}
+    assert names == {name for name in metrics if name.startswith(key)}
+    card = "auroc_within", "auroc_within_first", "skill_depth", "calibration", "samples/gain"
+    assert {f"{key}{name}" for name in card} <= names
+    ours, theirs = (
+        np.load(folder / "run" / "trees" / f"{i}" / "greedy-00000.npz")
+        for i, folder in ((0, tmp_path), (1, root))
+    )
+    np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-6)
+
+
 def test_a_live_run_can_be_exported(root, tmp_path):
     """While it writes its next checkpoint and a line of its metrics, on another number of devices
     than are here.

@@ -26,12 +26,14 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     ran = open_run(path)
     leaving.enter_context(acquire(path))
     config, files = ran.config, ran.trees
+    places = files.training()
+    rounds = {place.iteration: None for place in places}
+    told = f"has no trees; rounds with trees: {', '.join(map(str, rounds)) or 'none'}"
+    require(options.iteration in (None, *rounds), f"--iteration {options.iteration}", told)
 
     # each shard by itself: a run may have been stopped in the midst of a round
     num_done, left_out = 0, []
-    for place in files.training():
-        if options.iteration not in (None, place.iteration):
-            continue
+    for place in (x for x in places if options.iteration in (None, x.iteration)):
         try:
             tree = files.load(place)
             known = tree and files.load_labels(place, tree, config.labels.kind)

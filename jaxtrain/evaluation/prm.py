@@ -12,7 +12,7 @@ import chex
 import numpy as np
 
 from jaxtrain import trees
-from jaxtrain.evaluation.strategies import Answered, keep
+from jaxtrain.evaluation.strategies import STRATEGIES, Answered, is_solved, keep
 from jaxtrain.evaluation.table import Metrics, named, with_interval
 from jaxtrain.intervals import auroc, auroc_interval, mean
 from jaxtrain.structs import JUDGED, Array, CheckFn, Labels, Tree, Verdict
@@ -128,12 +128,15 @@ def samples_report(sampled: Answered) -> Metrics:
     """Measure the PRM's scores of independent traces with an answer, which best-of-k goes by.
 
     Keys `evaluation/prm/samples/<name>` with auroc (x), auroc_within (x), num_mixed and num_leaves
-    of `prm_report`.
+    of `prm_report`; gain (x), the accuracy of best-of-k less that of the mean sample.
     """
     has_answer = np.array([[text is not None for text in texts] for texts in sampled.answer], bool)
     at = np.nonzero(has_answer.reshape(sampled.score.shape))
     told = sampled.score[at], sampled.is_correct[at], sampled.problem_id[at[0]]
-    return named("evaluation/prm/samples", _leaf_metrics(*told))
+    # What is chosen by rank, beside what chance would choose of the same.
+    solved = is_solved(STRATEGIES["best_of_k"], sampled, sampled.is_correct.shape[1])
+    gain = with_interval("gain", solved - sampled.is_correct.mean(axis=1), sampled.problem_id)
+    return named("evaluation/prm/samples", _leaf_metrics(*told) | gain)
 
 
 def _leaf_metrics(score: np.ndarray, is_correct: np.ndarray, problem: np.ndarray) -> Metrics:

@@ -91,6 +91,8 @@ class SearchConfig(Section, at="search"):
     def check(self) -> None:
         is_met, why = self.max_candidates >= self.num_candidates, "is below search.num_candidates"
         self.require(is_met, "widening.max_candidates", why)
+        is_met = self.checks != "penalty" or self.check_weight > 0
+        self.require(is_met, "check_weight", "costs nothing; raise it, or take checks=off")
 
     @property
     def chunk(self) -> int | None:

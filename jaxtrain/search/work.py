@@ -15,6 +15,7 @@ class Work(NamedTuple):
 
     num_prefixes: int  # that are opened
     num_rows: int  # steps that are sampled
+    num_first: int  # of them, in the first turn
     num_turns: int  # steps that are sampled one after another
     width: int  # prefixes that are open at once
     num_lanes: int  # lanes that write behind them at once
@@ -33,6 +34,7 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
             num_prefixes=num_prefixes,
             # the prompt is every prefix of the first turn
             num_rows=rule.width * rule.num_turns * rule.num_lanes * rule.num_steps,
+            num_first=rule.width * rule.num_lanes,
             num_turns=rule.num_turns * rule.num_steps * waves,
             width=rule.width,
             num_lanes=rule.width * num_lanes,
@@ -44,6 +46,7 @@ def work_of(c: SearchConfig, max_steps: int) -> Work:
     return Work(
         num_prefixes=c.num_simulations * (1 + rule.num_rounds),
         num_rows=c.num_simulations * (c.max_candidates + rule.num_extra_rows),
+        num_first=c.max_candidates + rule.num_extra_rows,
         num_turns=c.num_simulations * (waves + rule.num_rounds * rule.num_steps),
         width=1,
         num_lanes=num_lanes,

@@ -42,6 +42,8 @@ class PolicyConfig(LearnerConfig, at="updates.policy"):
         self.require(self.init_from == "previous" or not known.has_reference, "init_from", why)
         why = f"{self.objective} takes pairs of rows; choose an even number"
         self.require(known.order != "pairs" or self.batch_size % 2 == 0, "batch_size", why)
+        why = f"tells nothing apart by {self.objective}; choose a number above 0, such as 0.1"
+        self.require(known.order != "pairs" or self.beta > 0, "beta", why)
 
 
 # (log-probability of every token given those before it, [M L] float32, 0 at the first; rows;
