@@ -159,6 +159,9 @@ def test_a_rounded_result_is_never_false():
     [
         ("48/2 = 23", False),
         ("<<48/2=23>>23", False),
+        ("So she has 48/2 = <<48/2=24>>23 left.", False),
+        ("48/2 = $<<48/2=24>>$24.00", True),
+        ("4/1000 = $<<4/1000=0.004>>0.4 cents", None),
         ("So she has 48/2 = <<48/2=24>>24 left.", True),
         ("2 + 2 = 4, so 3 + 3 = 7 apples", False),
         ("She has 10 - 4 = 7 apples left", False),

@@ -75,6 +75,10 @@ def test_an_answer_is_what_its_tree_says(root, tmp_path, capsys):
     assert (to / "answers.jsonl").read_text() == json.dumps(answer) + "\n"
     assert "2 3 4=10" in (to / "tree-0.html").read_text()
 
+    how = ["--workdir", root / "run", "--to", tmp_path / "mended", "--config.trace.calculator=True"]
+    (mended,) = solve(capsys, *how, ASKED)
+    assert mended.keys() - answer.keys() == {"has_calculator"} and mended["has_calculator"]
+
 
 def test_the_draws_are_those_of_the_seed_whoever_asks_besides(root, tmp_path, capsys):
     (tmp_path / "asked.jsonl").write_text(

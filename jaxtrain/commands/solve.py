@@ -73,6 +73,8 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     strategy, searching = choose_method(model.config, options, model.has_prm)
     if not model.has_prm:
         progress.note(f"there is no PRM, so steps have no values; {strategy.label} answers")
+    if model.config.trace.calculator:
+        progress.note("a calculator writes the results of sums")
     problems = model.task.test
     size = min(len(problems), model.config.prompts.batch_size)
     parts = [problems[start : start + size] for start in range(0, len(problems), size)]
@@ -231,7 +233,7 @@ def read_answers(
     tree = replace(tree, chosen=chosen.astype(np.int32))
 
     # What is told: a strategy that does not ask the PRM does not pay for it.
-    told = []
+    told, how = [], {"has_calculator": True} if model.config.trace.calculator else {}
     for b, problem_id in enumerate(tree.problem_id.tolist()):
         _, path = read_path(tree, b, chosen[b])
         steps = [read_step(task, tree, b, row) for row in path]
@@ -241,7 +243,7 @@ def read_answers(
         if not model.has_prm:
             steps = [{**step, "score": None, "value": None} for step in steps]
         question = task.problems[problem_id].question
-        told.append({"problem": question, "answer": answer, "steps": steps, **costs})
+        told.append({"problem": question, "answer": answer, "steps": steps, **costs, **how})
     return tree, told
 
 

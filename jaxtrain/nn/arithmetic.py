@@ -23,7 +23,7 @@ LARGEST = 2**31 - 1
 POWERS = [10**i for i in range(10)]
 NUM_DIGITS = 10  # of a quotient, behind the digits that its dividend has
 MAX_LENGTH = 16  # characters of a result
-FREE, DUE, BEGUN, ENDED = range(4)  # where the writing of a result is
+FREE, DUE, BEGUN, ENDED, SHUT = range(5)  # where the writing of a result is; SHUT: `>` behind it
 
 
 class Decimal(NamedTuple):
@@ -47,7 +47,7 @@ class Sums(NamedTuple):
     is_added: Array  # [b] bool, there is a plus or a minus
     is_percent: Array  # [b] bool
     result: Decimal  # [b]
-    stage: Array  # [b] int32, FREE to ENDED
+    stage: Array  # [b] int32, FREE to SHUT
     at: Array  # [b] int32, characters of the result that are written
 
 
@@ -155,6 +155,9 @@ def read_byte(tables: Calculator, sums: Sums, byte: Array) -> Sums:
     is_sure &= (has_minus | (total.mantissa >= 0)) & (has_point | (total.exponent >= 0))
     is_lead, is_point = (jnp.any(byte[:, None] == jnp.array([*x]), 1) for x in (LEAD, b".,"))
     stays = ((sums.stage == DUE) & is_lead) | ((sums.stage == ENDED) & is_point)
+    # Behind `>>` the result is due again.
+    ended = jnp.select([sums.stage == ENDED, sums.stage == SHUT], [SHUT, DUE], FREE)
+    stage = jnp.where(byte == ord(">"), ended, jnp.where(stays, sums.stage, FREE))
     new = Sums(
         state=jnp.asarray(tables.state)[sums.state, byte],
         number=choose(is_close, total, number),
@@ -167,7 +170,7 @@ def read_byte(tables: Calculator, sums: Sums, byte: Array) -> Sums:
         is_added=sums.is_added | is_plus,
         is_percent=sums.is_percent | (action == calculator.PERCENT),
         result=choose(is_equal, total, sums.result),
-        stage=jnp.where(is_sure, DUE, jnp.where(stays, sums.stage, FREE)),
+        stage=jnp.where(is_sure, DUE, stage),
         at=sums.at,
     )
     return choose(is_there, new, old)

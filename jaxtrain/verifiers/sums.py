@@ -51,7 +51,7 @@ def check_sums(text: str) -> bool | None:
 
 
 def judge_sums(text: str) -> Iterator[bool | None]:
-    """Judge every sum in a text that has a result; None where it cannot be told."""
+    """Judge all results of the sums in a text, behind `>>` too; None where it cannot be told."""
     data = text.encode(errors="replace")[:MAX_BYTES]
     if b"=" not in data or OTHER.search(data):
         return
@@ -61,7 +61,9 @@ def judge_sums(text: str) -> Iterator[bool | None]:
         state, action = following(state, chr(byte))
         if action == EQUALS and (match := RESULT.match(data, at + 1)):
             right = value_of(data[begin:at].decode())
-            yield None if right is None else judge_result(right, match)
+            again = data.startswith(b">>", match.end()) and RESULT.match(data, match.end() + 2)
+            for stated in filter(None, (match, again)):
+                yield None if right is None else judge_result(right, stated)
 
 
 def judge_result(right: Fraction, match: re.Match[bytes]) -> bool | None:
