@@ -61,7 +61,8 @@ def judge_sums(text: str) -> Iterator[bool | None]:
         state, action = following(state, chr(byte))
         if action == EQUALS and (match := RESULT.match(data, at + 1)):
             right = value_of(data[begin:at].decode())
-            again = data.startswith(b">>", match.end()) and RESULT.match(data, match.end() + 2)
+            is_annotated = data.startswith(b">>", match.end())
+            again = RESULT.match(data, match.end() + 2) if is_annotated else None
             for stated in filter(None, (match, again)):
                 yield None if right is None else judge_result(right, stated)
 
