@@ -1,8 +1,10 @@
 """What would a policy solve if its sums were right? Greedy answers, with and without a calculator
 at its side.
 
-    python -m jaxtrain.export --workdir W --iteration 2 --to policy python -m benchmarks.calculator
-    --workdir W --model policy [--split dev]        # needs the extra `parity`
+    python -m jaxtrain.export --workdir W --iteration 2 --to policy
+    python -m benchmarks.calculator --workdir W --model policy [--split dev]
+
+The second one needs the extra `parity`.
 
 An answer is cut at its first false sum, that result is replaced by the right one, and the policy
 writes on from there; again, until no sum is false. The calculator sees neither the question nor its
@@ -14,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.errors import UserError
 from jaxtrain.prompts import make_encode
 from jaxtrain.runs import open_run
 from jaxtrain.structs import Verdict
@@ -44,8 +48,11 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()
-    run = open_run(options.workdir)
-    config, task = run.config, run.task
+    try:
+        run = open_run(options.workdir)
+        config, task = run.config, run.task
+    except UserError as error:
+        sys.exit(str(error))
     tokenizer, encode = (
         task.tokenizer,
         make_encode(config.prompts, task.tokenizer, task.demonstrations),

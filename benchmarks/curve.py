@@ -26,6 +26,7 @@ from benchmarks.labels import (
     Bench,
     Fit,
     Texts,
+    count,
     drawn_texts,
     is_first,
     open_bench,
@@ -78,14 +79,26 @@ def fit_of(bench: Bench) -> Fit:
     )
 
 
+def share_of_all(text: str) -> float:
+    """Read a flag's share."""
+    told = argparse.ArgumentTypeError(f"{text}: must be above 0, and 1 at most")
+    try:
+        share = float(text)
+    except ValueError:
+        raise told from None
+    if not 0 < share <= 1:
+        raise told
+    return share
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0])
-    parser.add_argument("--updates", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--shares", type=share_of_all, nargs="+", default=[0.125, 0.25, 0.5, 1.0])
+    parser.add_argument("--updates", type=count, default=2000)
+    parser.add_argument("--seeds", type=count, default=1)
     options = parser.parse_args()
     rows = []
     with Progress(0, sys.stderr) as progress:

@@ -407,8 +407,8 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     known = {str(fit): fit for fit in FITS}
     parser.add_argument("--fits", nargs="*", choices=known, default=list(known), metavar="NAME")
-    parser.add_argument("--updates", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--updates", type=count, default=2000)
+    parser.add_argument("--seeds", type=count, default=1)
     options = parser.parse_args()
     with Progress(0, sys.stderr) as progress:
         try:
@@ -425,6 +425,13 @@ def main() -> None:
         for name in options.fits:
             seeds = range(options.seeds)
             tell(name, [bench.rank(bench.fit(known[name], options.updates, k)) for k in seeds])
+
+
+def count(text: str) -> int:
+    """Read a flag's whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
 
 
 def tell(name: str, found: Sequence[Sequence[float]]) -> None:

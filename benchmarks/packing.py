@@ -12,6 +12,7 @@ run's shape. Apart and packed are measured in alternation; the best round and th
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -79,7 +80,10 @@ def main() -> None:
     options = parser.parse_args()
 
     # The same rows as in the run, a text each.
-    config, task, rounds = read_rounds(options.workdir)
+    try:
+        config, task, rounds = read_rounds(options.workdir)
+    except UserError as error:
+        sys.exit(str(error))
     dtype = options.dtype or config.model.dtype
     config = replace(config, model=replace(config.model, dtype=dtype))
     rows_fn = datasets.ROWS[OBJECTIVES["policy"][options.objective].rows]
