@@ -53,7 +53,7 @@ def read_methods(text: str, searches: Collection[str]) -> list[str]:
     """Read `--methods`: names of strategies but search, and of searches. Raises UserError."""
     known = [name for name, strategy in STRATEGIES.items() if strategy.trees != "search"]
     known += [name for name in searches if name != "sample"]
-    methods = list(dict.fromkeys(text.split(",")))
+    methods = list(dict.fromkeys(map(str.strip, text.split(","))))
     for name in methods:
         told = f"{name or 'nothing'} is none; there are {','.join(known)}"
         require(name in known, "--methods", told)
@@ -66,7 +66,7 @@ def read_budgets(text: str, flag: str = "--budgets") -> list[int]:
     >>> read_budgets("4k,512")
     [512, 4000]
     """
-    found = [re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", part) for part in text.lower().split(",")]
+    found = [re.fullmatch(r" *(\d+(?:\.\d+)?)([km]?) *", x) for x in text.lower().split(",")]
     budgets = {round(float(at[1]) * UNITS[at[2]]) if at else 0 for at in found}
     told = "must be tokens a problem, such as 1k,4k,16k"
     require(min(budgets) >= 1, f"{flag}={text}", told)
