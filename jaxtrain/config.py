@@ -119,18 +119,19 @@ class Config(Section):
 
         # What is compared stands beside something of its problem.
         num_drawn = work_of(self.search, self.trace.max_steps).num_first
-        is_met = num_drawn > 1 or not table[objective].has_reference
+        is_met = num_drawn > 1 and self.search.temperature > 0
         why = "compares texts of a problem, and a search draws one; raise --config.search."
-        why += "num_samples" if self.search.method == "sample" else "num_candidates"
-        updates.require(is_met, "policy.objective", why)
+        why += "temperature, num_samples or num_candidates"
+        updates.require(is_met or not table[objective].has_reference, "policy.objective", why)
         is_met = self.datasets.max_paths_per_problem > 1 or table[objective].rows != "answers"
         why = f"leaves {objective} nothing to compare; choose 2 or more"
         self.require(is_met, "datasets.max_paths_per_problem", why)
         c = updates.prm
-        has_room = c.num_together <= c.batch_size or self.datasets.packed_tokens is not None
-        is_met = has_room or OBJECTIVES["prm"][c.objective].order == "rows"
-        why = f"--config.updates.prm.batch_size={c.batch_size} has no room for them; raise it"
-        c.require(is_met, "num_together", why)
+        is_met = c.batch_size > 1 or self.datasets.packed_tokens is not None
+        is_met |= OBJECTIVES["prm"][c.objective].order == "rows"
+        c.require(
+            is_met, "batch_size", f"leaves {c.objective} nothing to compare; choose 2 or more"
+        )
 
         # What weighs a step by its traces does not show it on each of them as well.
         is_met = self.labels.kind != "outcome" or self.datasets.shared_steps == "once"
@@ -190,15 +191,18 @@ def check(config: Config, task: Task) -> None:
     scored = getattr(task, split)[: config.evaluation.num_problems]
     asked = {"train": task.train, split: scored}
     if config.prompts.num_hinted:
-        hints = [hinted(problem, config.prompts.hint) for problem in task.train]
-        try:
-            asked["hinted train"] = [problem for problem in hints if encode(problem)]
-        except UserError as error:
-            raise UserError(f"--config.prompts.hint={config.prompts.hint}: {error}") from error
+        asked["hinted train"] = [hinted(problem, config.prompts.hint) for problem in task.train]
     for name, problems in asked.items():
         told = f"holds no {name} problems; set --config.tasks.num_{name} above 0"
         require(len(problems) > 0, "the task", told)
-        if all(len(encode(problem)) > limit for problem in problems):
+        try:
+            is_met = any(len(encode(problem)) <= limit for problem in problems)
+        except UserError as error:  # the train problems themselves were encoded before
+            hint = (
+                f"--config.prompts.hint={config.prompts.hint}: " if name == "hinted train" else ""
+            )
+            raise UserError(f"{hint}{error}") from error
+        if not is_met:
             longest = max(len(encode(problem)) for problem in problems)
             why = f"no prompt of the {name} problems is that short; {longest} takes them all"
             raise UserError(f"--config.prompts.max_prompt_tokens={limit}: {why}")

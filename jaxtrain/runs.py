@@ -180,7 +180,7 @@ def open_run(path: str | Path) -> OpenRun:
     try:
         config = read_config(values)
     except (UserError, ValueError, TypeError) as error:
-        told = f"{path / 'config.json'}: is of another layout ({error})"
+        told = f"{path / 'config.json'}: is no config of this version ({error})"
         raise UserError(f"{told}; take the jaxtrain that wrote it") from error
     return OpenRun(path, replace(config, sharding=ShardingConfig()), manifest)
 

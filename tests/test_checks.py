@@ -160,6 +160,8 @@ def test_a_rounded_result_is_never_false():
         ("48/2 = 23", False),
         ("<<48/2=23>>23", False),
         ("So she has 48/2 = <<48/2=24>>23 left.", False),
+        ("48/2=24>>1", True),
+        (1014 * "a" + ". 48/2 = 24 left", None),
         ("48/2 = $<<48/2=24>>$24.00", True),
         ("4/1000 = $<<4/1000=0.004>>0.4 cents", None),
         ("So she has 48/2 = <<48/2=24>>24 left.", True),

@@ -238,7 +238,7 @@ MISTAKES = {
             "--config.search.method=sample",
             "--config.search.num_samples=1",
         ],
-        ["policy.objective=grpo: compares texts", "raise --config.search.num_samples"],
+        ["policy.objective=grpo: compares texts", "raise --config.search.temperature, "],
     ),
     "one candidate to compare": (
         [
@@ -246,7 +246,11 @@ MISTAKES = {
             "--config.search.method=puct",
             "--config.search.num_candidates=1",
         ],
-        ["policy.objective=step_dpo: compares texts", "raise --config.search.num_candidates"],
+        ["policy.objective=step_dpo: compares texts", "raise --config.search.temperature, "],
+    ),
+    "equal answers to compare": (
+        ["--config.updates.policy.objective=dpo", "--config.search.temperature=0"],
+        ["policy.objective=dpo: compares texts", "raise --config.search.temperature, "],
     ),
     "one path to compare": (
         ["--config.updates.policy.objective=grpo", "--config.datasets.max_paths_per_problem=1"],
@@ -254,7 +258,7 @@ MISTAKES = {
     ),
     "no room for a pair": (
         ["--config.updates.prm.objective=pairwise", "--config.updates.prm.batch_size=1"],
-        ["prm.num_together=2: --config.updates.prm.batch_size=1 has no room for them; raise it"],
+        ["prm.batch_size=1: leaves pairwise nothing to compare; choose 2 or more"],
     ),
     "nothing preferred": (
         ["--config.updates.policy.objective=dpo", "--config.updates.policy.beta=0"],

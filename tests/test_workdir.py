@@ -485,6 +485,6 @@ def test_a_run_folder_of_an_earlier_layout_is_refused_in_one_line(tmp_path):
     del config["trace"]
     with open_workdir(tmp_path, config, FACTS):
         pass
-    with pytest.raises(UserError, match="is of another layout .*config.trace") as caught:
+    with pytest.raises(UserError, match="is no config of this version .*config.trace") as caught:
         open_run(tmp_path)
     assert "take the jaxtrain that wrote it" in str(caught.value) and "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from jaxtrain.calculator import EQUALS, OUTSIDE, START, following
 
-MAX_BYTES = 1024  # of a step that are read
+MAX_BYTES = 1024  # of a step; a longer one is not judged
 RESULT = re.compile(
     rb" *(?P<unit>\$?) ?"
     rb"(?P<number>-?(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.[0-9]{1,18})?)"
@@ -52,8 +52,8 @@ def check_sums(text: str) -> bool | None:
 
 def judge_sums(text: str) -> Iterator[bool | None]:
     """Judge all results of the sums in a text, behind `>>` too; None where it cannot be told."""
-    data = text.encode(errors="replace")[:MAX_BYTES]
-    if b"=" not in data or OTHER.search(data):
+    data = text.encode(errors="replace")
+    if b"=" not in data or len(data) > MAX_BYTES or OTHER.search(data):
         return
     state, begin = START, 0
     for at, byte in enumerate(data):
@@ -61,7 +61,7 @@ def judge_sums(text: str) -> Iterator[bool | None]:
         state, action = following(state, chr(byte))
         if action == EQUALS and (match := RESULT.match(data, at + 1)):
             right = value_of(data[begin:at].decode())
-            is_annotated = data.startswith(b">>", match.end())
+            is_annotated = data[begin - 2 : begin] == b"<<" and data.startswith(b">>", match.end())
             again = RESULT.match(data, match.end() + 2) if is_annotated else None
             for stated in filter(None, (match, again)):
                 yield None if right is None else judge_result(right, stated)
