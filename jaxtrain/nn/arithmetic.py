@@ -1,9 +1,9 @@
 """A calculator inside the policy: the results of sums are not the policy's to choose.
 
-The calculator changes the policy's law and nothing else. Behind a sum's `=` all tokens that begin a
-number give their mass to the first character of the right one; space and `$` in front of it, or no
-number at all, stay the policy's choice. The other characters are certain, and behind the last one
-no digit may follow. So a draw and its log-probability stay what they were, of another law.
+The calculator changes the policy's law and nothing else. Behind a sum's `=`, and behind its `>>`,
+all tokens that begin a number give their mass to the first character of the right one; space and
+`$` in front of it, or no number at all, stay the policy's choice. The other characters are certain,
+and no digit follows the last. A draw and its log-probability stay what they were, of another law.
 
 Numbers are decimals, `mantissa * 10^exponent`, of integers that no float touches. What does not fit
 (a mantissa above 2^31 - 1, a quotient that does not end) is left to the policy, never rounded.
