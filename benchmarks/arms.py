@@ -39,6 +39,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from benchmarks.labels import count
 from jaxtrain import files, prompts
 from jaxtrain.build import build
 from jaxtrain.checkpoints import Checkpoints, about_checkpoint, fingerprint
@@ -272,7 +273,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=count, default=1)
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=ARMS[:2], help="search always runs, and first"
     )

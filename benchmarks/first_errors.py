@@ -46,18 +46,22 @@ class Solution(NamedTuple):
 def read_solutions(path: Path) -> list[Solution]:
     """Read a file of JSON lines. Raises UserError that names the first line of another form."""
     with explained(f"--file {path}: cannot be read", "name a file of JSON lines"):
-        lines = path.read_text("utf-8").rstrip("\n").split("\n")  # JSON may hold other separators
+        lines = (
+            path.read_text("utf-8-sig").rstrip("\n").split("\n")
+        )  # JSON may hold other separators
     found = []
     for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
-            steps, label = fields["steps"], fields["label"]
-            if not (isinstance(steps, list) and steps and isinstance(label, int)):
+            problem, steps, label = (fields[key] for key in ("problem", "steps", "label"))
+            if not (isinstance(steps, list) and steps and type(label) is int):
                 raise ValueError("steps are a list that is not empty, and label is a whole number")
+            if not all(isinstance(text, str) for text in (problem, *steps)):
+                raise ValueError("the problem and every step are texts")
             if not RIGHT <= label < len(steps):
                 raise ValueError(f"label {label} of {len(steps)} steps")
-            found.append(Solution(str(fields["problem"]), tuple(map(str, steps)), label))
-        except (ValueError, KeyError, TypeError) as error:
+            found.append(Solution(problem, tuple(steps), label))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(
                 f"--file {path}:{number}: is no solution ({what}); a line is a JSON object with "
@@ -147,6 +151,9 @@ def main() -> None:
     parser.add_argument("--prm", default="", help="the PRM of --model: a folder or a hub id")
     parser.add_argument("--config", help="how --model is asked, a config; ask by default")
     options, overrides = parser.parse_known_args()
+    for flag in overrides:
+        if not flag.startswith("--config."):
+            parser.error(f"{flag} is unknown")
     try:
         is_one = bool(options.workdir) != bool(options.prm)
         require(is_one, "--prm", "name the PRM of --model, and none with --workdir")

@@ -118,20 +118,21 @@ class Config(Section):
         self.require(self.row_length >= self.max_length, "datasets.packed_tokens", why)
 
         # What is compared stands beside something of its problem.
-        num_drawn = work_of(self.search, self.trace.max_steps).num_first
-        is_met = num_drawn > 1 and self.search.temperature > 0
-        why = "compares texts of a problem, and a search draws one; raise --config.search."
-        why += "temperature, num_samples or num_candidates"
-        updates.require(is_met or not table[objective].has_reference, "policy.objective", why)
-        is_met = self.datasets.max_paths_per_problem > 1 or table[objective].rows != "answers"
-        why = f"leaves {objective} nothing to compare; choose 2 or more"
-        self.require(is_met, "datasets.max_paths_per_problem", why)
-        c = updates.prm
-        is_met = c.batch_size > 1 or self.datasets.packed_tokens is not None
-        is_met |= OBJECTIVES["prm"][c.objective].order == "rows"
-        c.require(
-            is_met, "batch_size", f"leaves {c.objective} nothing to compare; choose 2 or more"
-        )
+        c, policy, prm = self.datasets, table[objective], OBJECTIVES["prm"][updates.prm.objective]
+        drawn = work_of(self.search, self.trace.max_steps).num_first
+        drawn = drawn if self.search.temperature > 0 else 1
+        kept = min(drawn, c.max_paths_per_problem)
+        num_policy = kept if policy.rows == "answers" else drawn
+        num_prm = kept * c.paths_rounds + c.learn_references
+        is_alone = {"policy": policy.has_reference and num_policy == 1}
+        is_alone["prm"] = prm.order == "problems" and num_prm == 1
+        why = "compares texts of a problem, and one is drawn or kept; raise --config.search."
+        why += "temperature, num_samples or num_candidates, or datasets.max_paths_per_problem"
+        for network in is_alone:
+            updates.require(not is_alone[network], f"{network}.objective", why)
+        is_met = updates.prm.batch_size > 1 or c.packed_tokens is not None or prm.order == "rows"
+        why = f"leaves {updates.prm.objective} nothing to compare; choose 2 or more"
+        updates.require(is_met, "prm.batch_size", why)
 
         # What weighs a step by its traces does not show it on each of them as well.
         is_met = self.labels.kind != "outcome" or self.datasets.shared_steps == "once"

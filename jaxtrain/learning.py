@@ -219,8 +219,9 @@ def tell(
 def hold_out(run: Run, i: int, name: str, examples: Examples) -> tuple[Examples, Examples | None]:
     """Part what the PRM is not to learn, the newest paths of some problems: (learnt, held out)."""
     newest = np.unique(examples.problem_id[examples.iteration == i])
-    size = round(run.config.updates.prm.held_out * len(newest)) if name == "prm" else 0
-    size = min(size, len(newest) - 1)  # something is left to learn
+    share = run.config.updates.prm.held_out if name == "prm" else 0.0
+    # one at least, and something is left to learn
+    size = min(max(round(share * len(newest)), share > 0), len(newest) - 1)
     if size <= 0:
         return examples, None
     chosen = host_rng(run.config.seed, Purpose.HELD_OUT, i).permutation(newest)[:size]

@@ -238,7 +238,7 @@ MISTAKES = {
             "--config.search.method=sample",
             "--config.search.num_samples=1",
         ],
-        ["policy.objective=grpo: compares texts", "raise --config.search.temperature, "],
+        ["policy.objective=grpo: compares texts", "raise --config.search.temperature, num_samp"],
     ),
     "one candidate to compare": (
         [
@@ -246,15 +246,23 @@ MISTAKES = {
             "--config.search.method=puct",
             "--config.search.num_candidates=1",
         ],
-        ["policy.objective=step_dpo: compares texts", "raise --config.search.temperature, "],
+        ["policy.objective=step_dpo: compares texts of a problem, and one is drawn or kept"],
     ),
     "equal answers to compare": (
         ["--config.updates.policy.objective=dpo", "--config.search.temperature=0"],
-        ["policy.objective=dpo: compares texts", "raise --config.search.temperature, "],
+        ["policy.objective=dpo: compares texts"],
     ),
     "one path to compare": (
         ["--config.updates.policy.objective=grpo", "--config.datasets.max_paths_per_problem=1"],
-        ["max_paths_per_problem=1: leaves grpo nothing to compare; choose 2 or more"],
+        ["policy.objective=grpo: compares texts", "or datasets.max_paths_per_problem"],
+    ),
+    "one path of a problem in all": (
+        [
+            "--config.updates.prm.objective=pairwise",
+            "--config.datasets.max_paths_per_problem=1",
+            "--config.datasets.paths_rounds=1",
+        ],
+        ["updates.prm.objective=pairwise: compares texts", "or datasets.max_paths_per_problem"],
     ),
     "no room for a pair": (
         ["--config.updates.prm.objective=pairwise", "--config.updates.prm.batch_size=1"],

@@ -220,8 +220,8 @@ def test_held_out_ends_are_ranked_within_their_problems():
 
 
 def test_of_one_problem_nothing_is_held_out():
-    """However large the share: something must be left to learn. A small one is rounded."""
-    for share, num_problems, num_held in ((0.9, 1, 0), (0.9, 3, 2), (0.2, 3, 1)):
+    """However large the share: something must be left to learn. A small one is one problem."""
+    for share, num_problems, num_held in ((0.9, 1, 0), (0.9, 3, 2), (0.2, 3, 1), (0.01, 3, 1)):
         config = Config(updates=UpdatesConfig(prm=PrmConfig(held_out=share)))
         run: Any = SimpleNamespace(config=config)
         at = np.isin(EXAMPLES.problem_id, np.unique(EXAMPLES.problem_id)[:num_problems])
