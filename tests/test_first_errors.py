@@ -60,11 +60,13 @@ def test_auroc_is_that_of_scikit_learn():
 def test_a_file_of_another_form_is_refused_in_one_line(tmp_path):
     good = {"id": "a", "problem": "1 + 1?", "steps": ["2", "so 2"], "label": -1}
     path = tmp_path / "solutions.jsonl"
-    path.write_text(json.dumps(good))
+    path.write_text(json.dumps(good), "utf-8-sig")
     assert read_solutions(path) == [("1 + 1?", ("2", "so 2"), RIGHT)]
     odd = [good | {"steps": "abc"}, good | {"label": 0.7}, good | {"label": float("inf")}]
-    for bad in (good | {"label": 2}, good | {"steps": []}, {"problem": ""}, [1], "x", *odd):
-        path.write_text(json.dumps(good) + "\n" + json.dumps(bad))
+    odd += [good | {"steps": ["2", 3]}, good | {"problem": None}, good | {"label": False}]
+    bad = [good | {"label": 2}, good | {"steps": []}, {"problem": ""}, [1], "x", *odd]
+    for line in (*map(json.dumps, bad), 100_000 * "["):
+        path.write_text(json.dumps(good) + "\n" + line)
         with pytest.raises(UserError, match="solutions.jsonl:2: is no solution") as caught:
             read_solutions(path)
         assert "\n" not in str(caught.value)
