@@ -46,9 +46,8 @@ class Solution(NamedTuple):
 def read_solutions(path: Path) -> list[Solution]:
     """Read a file of JSON lines. Raises UserError that names the first line of another form."""
     with explained(f"--file {path}: cannot be read", "name a file of JSON lines"):
-        lines = (
-            path.read_text("utf-8-sig").rstrip("\n").split("\n")
-        )  # JSON may hold other separators
+        # JSON may hold other separators of lines
+        lines = path.read_text("utf-8-sig").rstrip("\n").split("\n")
     found = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -152,7 +151,7 @@ def main() -> None:
     parser.add_argument("--config", help="how --model is asked, a config; ask by default")
     options, overrides = parser.parse_known_args()
     for flag in overrides:
-        if not flag.startswith("--config."):
+        if flag.startswith("-") and not flag.startswith("--config."):
             parser.error(f"{flag} is unknown")
     try:
         is_one = bool(options.workdir) != bool(options.prm)

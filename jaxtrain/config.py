@@ -117,23 +117,6 @@ class Config(Section):
         why = f"a text has up to {self.max_length} tokens; choose no less"
         self.require(self.row_length >= self.max_length, "datasets.packed_tokens", why)
 
-        # What is compared stands beside something of its problem.
-        c, policy, prm = self.datasets, table[objective], OBJECTIVES["prm"][updates.prm.objective]
-        drawn = work_of(self.search, self.trace.max_steps).num_first
-        drawn = drawn if self.search.temperature > 0 else 1
-        kept = min(drawn, c.max_paths_per_problem)
-        num_policy = kept if policy.rows == "answers" else drawn
-        num_prm = kept * c.paths_rounds + c.learn_references
-        is_alone = {"policy": policy.has_reference and num_policy == 1}
-        is_alone["prm"] = prm.order == "problems" and num_prm == 1
-        why = "compares texts of a problem, and one is drawn or kept; raise --config.search."
-        why += "temperature, num_samples or num_candidates, or datasets.max_paths_per_problem"
-        for network in is_alone:
-            updates.require(not is_alone[network], f"{network}.objective", why)
-        is_met = updates.prm.batch_size > 1 or c.packed_tokens is not None or prm.order == "rows"
-        why = f"leaves {updates.prm.objective} nothing to compare; choose 2 or more"
-        updates.require(is_met, "prm.batch_size", why)
-
         # What weighs a step by its traces does not show it on each of them as well.
         is_met = self.labels.kind != "outcome" or self.datasets.shared_steps == "once"
         why = "weighs a step by its traces; it goes with --config.datasets.shared_steps=once"
@@ -180,6 +163,7 @@ def check(config: Config, task: Task) -> None:
     for name in config.loop.writers:
         package(name)
     mesh = sharding.make_mesh(config.sharding)
+    check_compared(config)
     check_batches(config, mesh)
     check_checks(config, task, mesh)
     size, num_ids = config.model.vocab_size, task.tokenizer.vocab_size
@@ -199,10 +183,8 @@ def check(config: Config, task: Task) -> None:
         try:
             is_met = any(len(encode(problem)) <= limit for problem in problems)
         except UserError as error:  # the train problems themselves were encoded before
-            hint = (
-                f"--config.prompts.hint={config.prompts.hint}: " if name == "hinted train" else ""
-            )
-            raise UserError(f"{hint}{error}") from error
+            where = f"--config.prompts.hint={config.prompts.hint}: "
+            raise UserError(f"{where * (name == 'hinted train')}{error}") from error
         if not is_met:
             longest = max(len(encode(problem)) for problem in problems)
             why = f"no prompt of the {name} problems is that short; {longest} takes them all"
@@ -228,6 +210,25 @@ def check_checks(config: Config, task: Task, mesh: Any) -> None:
     told = "a search asks the host, which takes one process and no tensor parallelism; set"
     then = "--config.sharding.tp=1, or leave it off"
     require(is_met, f"--config.{''.join(searching[:1])}", f"{told} {then}")
+
+
+def check_compared(config: Config) -> None:
+    """Refuse an objective that compares texts of a problem where there is one. Raises UserError."""
+    c, updates = config.datasets, config.updates
+    policy = OBJECTIVES["policy"][updates.policy.objective]
+    is_by_problem = OBJECTIVES["prm"][updates.prm.objective].order == "problems"
+    drawn = work_of(config.search, config.trace.max_steps).num_first
+    drawn = drawn if config.search.temperature > 0 else 1
+    kept = min(drawn, c.max_paths_per_problem)
+    num_policy = kept if policy.rows == "answers" else drawn
+    num_prm = kept * c.paths_rounds + c.learn_references
+    why = "compares texts of a problem, and one is drawn or kept; raise --config.search."
+    why += "temperature, num_samples or num_candidates, or datasets.max_paths_per_problem"
+    updates.require(num_policy > 1 or not policy.has_reference, "policy.objective", why)
+    updates.require(num_prm > 1 or not is_by_problem, "prm.objective", why)
+    is_met = updates.prm.batch_size > 1 or c.packed_tokens is not None or not is_by_problem
+    why = f"leaves {updates.prm.objective} nothing to compare; choose 2 or more"
+    updates.require(is_met, "prm.batch_size", why)
 
 
 def check_batches(config: Config, mesh: Any) -> None:

@@ -46,7 +46,7 @@ LAYERS = (
     ("__main__", "export", "evaluate", "relabel", "solve", "view"),
 )
 TOOLS_OF_STAGES = {"structs", "errors", "files", "keys", "intervals", "trees", "boundaries"}
-MAX_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 15_997, 400, 80
+MAX_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 15_998, 400, 80
 
 
 def room_of(path: Path) -> str:

@@ -27,7 +27,7 @@ def run(arguments: Sequence[str], leaving: ExitStack) -> None:
     leaving.enter_context(acquire(path))
     config, files = ran.config, ran.trees
     places = files.training()
-    rounds = {place.iteration: None for place in places}
+    rounds = dict.fromkeys(place.iteration for place in places)
     told = f"has no trees; rounds with trees: {', '.join(map(str, rounds)) or 'none'}"
     require(options.iteration in (None, *rounds), f"--iteration {options.iteration}", told)
 
